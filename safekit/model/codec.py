@@ -1,0 +1,119 @@
+"""Configuration trees to JSON and back, with the standard library alone.
+
+Processes read `active.json` and `cluster.json` through this module at start, so it must
+import fast and must not trust the file: a value of the wrong type raises CodecError with
+the path of the value (`rfs.replicated[0].dir`). Unknown keys are refused, missing keys
+take the default of the dataclass, so that a newer release reads an older file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class CodecError(ValueError):
+    """The JSON text does not describe the wanted tree."""
+
+
+def to_data(value: Any) -> Any:
+    """The tree as dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_data(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise CodecError(f"a {type(value).__name__} cannot be written as configuration")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text of a dataclass tree, keys in the order of the fields."""
+    return json.dumps(to_data(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """The tree of type `kind` that `text` describes. Raises CodecError."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"not valid JSON: {error}") from error
+    return from_data(kind, data)
+
+
+def from_data(kind: type[T], data: Any) -> T:
+    """The tree of type `kind` from dicts, lists and scalars. Raises CodecError."""
+    return typing.cast(T, _decode(kind, data, ""))
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _decode(kind: Any, data: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), data, path)
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        for choice in typing.get_args(kind):
+            if data == choice and type(data) is type(choice):
+                return choice
+        raise _wrong(path, data, " or ".join(map(repr, typing.get_args(kind))))
+    if origin is tuple:
+        return _decode_tuple(typing.get_args(kind), data, path)
+    if origin in (types.UnionType, typing.Union):
+        if data is None:
+            if type(None) in typing.get_args(kind):
+                return None
+            raise _wrong(path, data, str(kind))
+        (inner,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
+        return _decode(inner, data, path)
+    if kind is float and type(data) is int:
+        return float(data)
+    if type(data) is kind:
+        return data
+    raise _wrong(path, data, getattr(kind, "__name__", str(kind)))
+
+
+def _decode_dataclass(kind: type, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise _wrong(path, data, f"an object ({kind.__name__})")
+    hints = _hints(kind)
+    unknown = [key for key in data if key not in hints]
+    if unknown:
+        raise CodecError(f"{path or kind.__name__}: unknown key {unknown[0]!r}")
+    values = {
+        key: _decode(hints[key], item, f"{path}.{key}" if path else key)
+        for key, item in data.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise CodecError(f"{path or kind.__name__}: {error}") from error
+
+
+def _decode_tuple(kinds: tuple[Any, ...], data: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise _wrong(path, data, "a list")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_decode(kinds[0], item, f"{path}[{n}]") for n, item in enumerate(data))
+    if len(kinds) != len(data):
+        raise _wrong(path, data, f"a list of {len(kinds)}")
+    return tuple(
+        _decode(kind, item, f"{path}[{n}]")
+        for n, (kind, item) in enumerate(zip(kinds, data, strict=True))
+    )
+
+
+def _wrong(path: str, data: Any, expected: str) -> CodecError:
+    shown = repr(data)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    return CodecError(f"{path or 'document'}: {shown} where {expected} was expected")
