@@ -1,0 +1,345 @@
+"""The local bus: sealed UDP datagrams on the loopback between the processes of one server (DESIGN 3).
+
+Every process has an endpoint with a name ("safeadmin", "AM/heart"). safeadmin's mapper, on a fixed port,
+knows the port of each name; endpoints tell it theirs again every second, so that a restarted safeadmin
+knows all of them soon. Requests have ids and time-outs; a request that is repeated because its reply was
+lost is answered again from memory, not executed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from safekit.paths import bus_key_file, mapper_port
+from safekit.seal import SealError, load_key, mac_open, mac_seal
+
+LOOPBACK = "127.0.0.1"
+MAX_MESSAGE = 60_000
+REGISTER_INTERVAL = 1.0
+RESEND_INTERVAL = 0.25
+_REMEMBERED_REPLIES = 256
+ADMIN = "safeadmin"
+
+Fields = dict[str, Any]
+
+
+class BusError(Exception):
+    """A refusal by the process that was asked: a stable code, and a text for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class BusTimeout(BusError):
+    """No answer in time: the process is dead, stopped or overloaded."""
+
+    def __init__(self, target: str, op: str, timeout: float) -> None:
+        super().__init__("timeout", f"{target} did not answer {op!r} within {timeout:g} s")
+
+
+class UnknownTarget(BusError):
+    """No process of that name has registered."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__("unknown_target", f"{target} is not running")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler gets: the operation, the name of the sender, the fields."""
+
+    op: str
+    sender: str
+    fields: Fields = field(default_factory=dict)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string field. Raises BusError('bad_request') when it is missing or not a string."""
+        value = self.fields.get(name, default)
+        if not isinstance(value, str):
+            raise BusError("bad_request", f"{self.op}: field {name!r} must be a string")
+        return value
+
+
+Handler = Callable[[Request], Awaitable[Fields | None]]
+
+
+def bus_key() -> bytes:
+    """The key of the local bus. Raises BusError with the reason: usually a user outside group safekit."""
+    path = bus_key_file()
+    try:
+        return load_key(path)
+    except PermissionError:
+        raise BusError(
+            "permission", "only root and members of group safekit may command SafeKit (adduser USER safekit)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BusError("no_key", f"{path}: {error}; run safekitinstall again to create it") from None
+
+
+def encode(message: Fields, key: bytes) -> bytes:
+    """A datagram. Raises BusError('too_long')."""
+    payload = msgpack.packb(message, use_bin_type=True)
+    if len(payload) > MAX_MESSAGE:
+        raise BusError("too_long", f"message of {len(payload)} bytes, at most {MAX_MESSAGE}")
+    return mac_seal(key, payload)
+
+
+def decode(datagram: bytes, key: bytes) -> Fields:
+    """The message of a datagram. Raises SealError for anything that is not an authentic map."""
+    payload = mac_open(key, datagram)
+    try:
+        message = msgpack.unpackb(payload, raw=False, max_buffer_size=MAX_MESSAGE, strict_map_key=True)
+    except Exception as error:  # msgpack raises several unrelated types
+        raise SealError("malformed", f"not a message: {error}") from None
+    if not isinstance(message, dict):
+        raise SealError("malformed", "not a map")
+    return message
+
+
+class Endpoint(asyncio.DatagramProtocol):
+    """One process on the bus."""
+
+    def __init__(self, name: str, handler: Handler, key: bytes, admin_port: int) -> None:
+        self.name = name
+        self._handler = handler
+        self._key = key
+        self._admin_port = admin_port
+        self._transport: asyncio.DatagramTransport | None = None
+        self._waiting: dict[int, asyncio.Future[Fields]] = {}
+        self._ids = itertools.count(int.from_bytes(os.urandom(5), "big") << 20)
+        self._ports: dict[str, int] = {}
+        self._replies: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._registration: asyncio.Task[None] | None = None
+        self.rejected = 0
+
+    @classmethod
+    async def open(cls, name: str, handler: Handler, *, admin_port: int | None = None, port: int = 0) -> Endpoint:
+        """Bind to the loopback (a free port unless given) and register with the mapper.
+
+        Raises BusError when the key cannot be read, OSError when the port is taken.
+        """
+        endpoint = cls(name, handler, bus_key(), admin_port or mapper_port())
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.bind((LOOPBACK, port))
+        await loop.create_datagram_endpoint(lambda: endpoint, sock=sock)
+        if name != ADMIN:
+            endpoint._registration = loop.create_task(endpoint._keep_registered())
+        return endpoint
+
+    @property
+    def port(self) -> int:
+        """Our UDP port."""
+        assert self._transport is not None
+        return int(self._transport.get_extra_info("sockname")[1])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def error_received(self, exc: Exception) -> None:
+        # ICMP port unreachable: the target's process is gone; the request's own time-out tells its caller.
+        pass
+
+    async def close(self) -> None:
+        """Leave the bus."""
+        if self._registration is not None:
+            self._registration.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _send(self, message: Fields, port: int) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(encode(message, self._key), (LOOPBACK, port))
+
+    async def _keep_registered(self) -> None:
+        message = {"id": 0, "op": "map_register", "from": self.name, "name": self.name, "pid": os.getpid()}
+        while True:
+            self._send(message, self._admin_port)
+            await asyncio.sleep(REGISTER_INTERVAL)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        try:
+            message = decode(data, self._key)
+        except SealError:
+            self.rejected += 1
+            return
+        identity = message.get("id")
+        if "re" in message:
+            future = self._waiting.get(message["re"]) if isinstance(message["re"], int) else None
+            if future is not None and not future.done():
+                future.set_result(message)
+            return
+        op, sender = message.get("op"), message.get("from")
+        if not isinstance(op, str) or not isinstance(sender, str) or not isinstance(identity, int):
+            self.rejected += 1
+            return
+        port = int(addr[1])
+        if identity:
+            known = (port, identity)
+            if known in self._replies:
+                reply = self._replies[known]
+                if reply is not None and self._transport is not None:
+                    self._transport.sendto(reply, (LOOPBACK, port))
+                return
+            self._replies[known] = None
+            while len(self._replies) > _REMEMBERED_REPLIES:
+                self._replies.popitem(last=False)
+        fields = {k: v for k, v in message.items() if k not in ("id", "op", "from")}
+        fields["_port"] = port
+        task = asyncio.get_running_loop().create_task(self._serve(Request(op, sender, fields), identity, port))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, request: Request, identity: int, port: int) -> None:
+        try:
+            answer: Fields = {"re": identity, "ok": True, **(await self._handler(request) or {})}
+        except BusError as error:
+            answer = {"re": identity, "ok": False, "code": error.code, "text": error.text}
+        except Exception as error:
+            # The asker must not wait for its time-out; the defect itself goes to this process's error log.
+            answer = {"re": identity, "ok": False, "code": "internal", "text": f"{type(error).__name__}: {error}"}
+            if identity:
+                self._reply(answer, identity, port)
+            raise
+        if identity:
+            self._reply(answer, identity, port)
+
+    def _reply(self, answer: Fields, identity: int, port: int) -> None:
+        try:
+            data = encode(answer, self._key)
+        except BusError as error:
+            data = encode({"re": identity, "ok": False, "code": error.code, "text": error.text}, self._key)
+        if (port, identity) in self._replies:
+            self._replies[port, identity] = data
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(data, (LOOPBACK, port))
+
+    async def lookup(self, target: str, timeout: float = 2.0) -> int:
+        """Port of a process. Raises UnknownTarget, BusTimeout when safeadmin is down."""
+        if target == ADMIN:
+            return self._admin_port
+        reply = await self._exchange(ADMIN, self._admin_port, "map_lookup", {"name": target}, timeout)
+        port = int(reply.get("port", 0))
+        if not port:
+            raise UnknownTarget(target)
+        self._ports[target] = port
+        return port
+
+    async def _exchange(self, target: str, port: int, op: str, fields: Fields, timeout: float) -> Fields:
+        identity = next(self._ids)
+        future: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
+        self._waiting[identity] = future
+        message = {**fields, "id": identity, "op": op, "from": self.name}
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                self._send(message, port)
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise BusTimeout(target, op, timeout)
+                with contextlib.suppress(TimeoutError):
+                    reply = await asyncio.wait_for(asyncio.shield(future), min(RESEND_INTERVAL, remaining))
+                    break
+        finally:
+            self._waiting.pop(identity, None)
+            future.cancel()
+        if not reply.get("ok"):
+            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
+        return reply
+
+    async def request(self, target: str, op: str, timeout: float = 2.0, **fields: Any) -> Fields:
+        """Ask and wait for the answer.
+
+        A target that was restarted on another port is found again. Raises BusError (a refusal), BusTimeout,
+        UnknownTarget.
+        """
+        deadline = time.monotonic() + timeout
+        cached = self._ports.get(target)
+        if cached is None:
+            port = await self.lookup(target, timeout)
+        else:
+            port = cached
+            refresh = asyncio.get_running_loop().create_task(self._refresh(target))
+            self._tasks.add(refresh)
+            refresh.add_done_callback(self._tasks.discard)
+        try:
+            return await self._exchange(target, port, op, fields, max(deadline - time.monotonic(), 0.05))
+        except BusTimeout:
+            if self._ports.get(target) in (None, port):
+                self._ports.pop(target, None)
+            raise
+
+    async def _refresh(self, target: str) -> None:
+        with contextlib.suppress(BusError):
+            await self.lookup(target, 1.0)
+
+    def notify(self, target: str, op: str, **fields: Any) -> None:
+        """Tell without waiting; a message to a process that is not there is lost."""
+        task = asyncio.get_running_loop().create_task(self._notify(target, op, fields))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _notify(self, target: str, op: str, fields: Fields) -> None:
+        with contextlib.suppress(BusError):
+            port = self._ports.get(target) or await self.lookup(target)
+            self._send({**fields, "id": 0, "op": op, "from": self.name}, port)
+
+
+def request_sync(target: str, op: str, timeout: float = 2.0, sender: str = "cli", **fields: Any) -> Fields:
+    """One request without an event loop, for commands. Raises as `Endpoint.request`."""
+    key = bus_key()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((LOOPBACK, 0))
+        port = mapper_port()
+        if target != ADMIN:
+            reply = _exchange_sync(sock, key, ADMIN, port, "map_lookup", {"name": target}, timeout, sender)
+            port = int(reply.get("port", 0))
+            if not port:
+                raise UnknownTarget(target)
+        return _exchange_sync(sock, key, target, port, op, fields, timeout, sender)
+
+
+def _exchange_sync(
+    sock: socket.socket, key: bytes, target: str, port: int, op: str, fields: Fields, timeout: float, sender: str
+) -> Fields:
+    identity = int.from_bytes(os.urandom(7), "big") + 1
+    data = encode({**fields, "id": identity, "op": op, "from": sender}, key)
+    deadline = time.monotonic() + timeout
+    sock.connect((LOOPBACK, port))
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise BusTimeout(target, op, timeout)
+        try:
+            sock.send(data)
+            sock.settimeout(min(RESEND_INTERVAL, remaining))
+            reply = decode(sock.recv(65536), key)
+        except (TimeoutError, SealError):
+            continue
+        except ConnectionRefusedError:
+            # Nobody listens (yet): a command started while safeadmin restarts waits for it.
+            time.sleep(min(0.05, remaining))
+            continue
+        if reply.get("re") != identity:
+            continue
+        if not reply.get("ok"):
+            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
+        return reply
