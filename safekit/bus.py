@@ -101,8 +101,8 @@ def decode(datagram: bytes, key: bytes) -> Fields:
     """The message of a datagram. Raises SealError for anything that is not an authentic map."""
     payload = mac_open(key, datagram)
     try:
-        message = msgpack.unpackb(payload, raw=False, max_buffer_size=MAX_MESSAGE, strict_map_key=True)
-    except Exception as error:  # msgpack raises several unrelated types
+        message = msgpack.unpackb(payload, raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
         raise SealError("malformed", f"not a message: {error}") from None
     if not isinstance(message, dict):
         raise SealError("malformed", "not a map")
