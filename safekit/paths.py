@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +60,8 @@ def mapper_port() -> int:
     override = os.environ.get("SAFEMAPPER")
     if override:
         return int(override)
+    import xml.etree.ElementTree as ElementTree  # late: half of what importing this module would cost
+
     try:
         with open(SAFEINI, "rb") as handle:
             value = ElementTree.fromstring(handle.read(65536)).get("mapper")

@@ -6,7 +6,6 @@ There is exactly one writer at a time: heart while the module lives, otherwise t
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -154,6 +153,8 @@ class Follower:
 
 async def wait_for(path: Path, name: str, value: str, timeout: float) -> bool:
     """Wait until a resource has a value; False after `timeout` seconds."""
+    import asyncio
+
     try:
         async with asyncio.timeout(timeout):
             async for resources in Follower(path).changes():
