@@ -1,0 +1,136 @@
+"""Every user-visible message of the module log, once: code, level, English, French.
+
+English texts of the guide's index are facts and are kept to the letter; French texts are ours. A message is
+a value with a stable code and fields; the log keeps both, so that any language can be shown afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Level = Literal["E", "I", "D"]
+Language = Literal["en", "fr"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message: `level` E(vent), I(nformation) or D(ebug); texts with {field} places."""
+
+    code: str
+    level: Level
+    en: str
+    fr: str
+
+
+_TABLE = (
+    # Actions and transitions (guide 4, 5, 7, index)
+    Message("action_called", "E", "Action {action} called by {who}", "Action {action} demandée par {who}"),
+    Message("action_boot", "E", "Action start called at boot time", "Action start demandée au démarrage du serveur"),
+    Message("action_auto", "E", "Action start called automatically", "Action start demandée automatiquement"),
+    Message(
+        "action_rule",
+        "E",
+        "Action {action} from failover rule {rule}",
+        "Action {action} de la règle de reprise {rule}",
+    ),
+    Message("transition_rule", "E", "Transition {name} from failover rule {rule}",
+            "Transition {name} de la règle de reprise {rule}"),
+    Message("transition_from", "E", "Transition {name} from {who}", "Transition {name} de {who}"),
+    Message("transition_info", "I", "Transition {name} from {who}", "Transition {name} de {who}"),
+    Message("begin_of_swap", "E", "Begin of Swap", "Début de la permutation"),
+    Message("end_of_stop", "E", "End of stop", "Fin de l'arrêt"),
+    Message("stopping_loop", "E", "Stopping loop", "Arrêt de la boucle"),
+    Message("previous_halt", "E", "Previous halt unexpected", "Arrêt précédent inattendu"),
+    Message("failover_off", "E", "Failover-off configured", "Reprise automatique désactivée (failover off)"),
+    Message("failover_remote_stop", "E", "Reason of failover: remote stop",
+            "Raison de la reprise : arrêt du serveur distant"),
+    Message("failover_no_heartbeat", "E", "Reason of failover: no heartbeat",
+            "Raison de la reprise : plus de heartbeat"),
+    Message("splitbrain_staying", "E", "Split brain recovery: staying alone",
+            "Fin de double maître : ce serveur reste ALONE"),
+    Message("splitbrain_exiting", "E", "Split brain recovery: exiting alone",
+            "Fin de double maître : ce serveur quitte ALONE"),
+    Message("prim_aborted", "E", "Requested prim start aborted ", "Démarrage prim demandé abandonné "),
+    # States and resources
+    Message("local_state", "E", "Local state {state} {color}", "État local {state} {color}"),
+    Message("remote_state", "E", "Remote state {state} {color}", "État distant {state} {color}"),
+    Message("resource_set", "E", "Resource {name} set to {value} by {who}",
+            "Ressource {name} positionnée à {value} par {who}"),
+    Message("resource_info", "I", "Resource {name} set to {value} by {who}",
+            "Ressource {name} positionnée à {value} par {who}"),
+    # User scripts
+    Message("script", "E", "Script {name}", "Script {name}"),
+    Message("script_end", "I", "Script {name} ended: exit status {status} after {seconds} s",
+            "Script {name} terminé : statut {status} après {seconds} s"),
+    Message("script_failed", "I", "Script {name} could not be run: {reason}",
+            "Le script {name} n'a pas pu être exécuté : {reason}"),
+    Message("script_timeout", "E", "Script {name} killed: still running after {seconds} s",
+            "Script {name} tué : toujours en cours après {seconds} s"),
+    # File replication and reintegration
+    Message("not_uptodate", "E",
+            "Data may be not uptodate for replicated directories (wait for the start of the remote server)",
+            "Les répertoires répliqués ne sont peut-être pas à jour (attente du démarrage du serveur distant)"),
+    Message("inconsistent", "E",
+            "Data may be inconsistent for replicated directories (stopped during reintegration)",
+            "Les répertoires répliqués sont peut-être incohérents (arrêt pendant la réintégration)"),
+    Message("advice_prim", "E",
+            "If you are sure that this server has valid data, run safekit prim to force start as primary",
+            "Si vous êtes sûr que ce serveur a des données valides, lancez safekit prim pour forcer le démarrage"
+            " en primaire"),
+    Message("advice_primforce", "E",
+            "If you are sure that this server has valid data, run safekit primforce to force start as primary",
+            "Si vous êtes sûr que ce serveur a des données valides, lancez safekit primforce pour forcer le"
+            " démarrage en primaire"),
+    Message("updating_tree", "E", "Updating directory tree from {dir}", "Mise à jour de l'arborescence depuis {dir}"),
+    Message("copied", "E", "Copied {files} files, {size}, {seconds} s, {rate} KB/sec",
+            "Copie de {files} fichiers, {size}, {seconds} s, {rate} Ko/s"),
+    Message("reintegration_ended", "E", "Reintegration ended (synchronize)",
+            "Réintégration terminée (synchronisation)"),
+    # Virtual IP
+    Message("vip_set", "E", "Virtual IP {addr} set", "IP virtuelle {addr} positionnée"),
+    Message("vip_unset", "I", "Virtual IP {addr} unset", "IP virtuelle {addr} retirée"),
+    # Messages of administrators and scripts
+    Message("printi", "I", "{text}", "{text}"),
+    Message("printe", "E", "{text}", "{text}"),
+    Message("debug", "D", "{text}", "{text}"),
+    Message("internal", "E", "{text}", "{text}"),
+    # Our own processes
+    Message("process_died", "E", "Process {name} (pid {pid}) died: {status}; {reaction}",
+            "Le processus {name} (pid {pid}) est mort : {status} ; {reaction}"),
+    Message("late", "I", "Process {name} was late by {ms} ms: the server is overloaded; timeouts of the peer"
+            " start again",
+            "Le processus {name} a eu {ms} ms de retard : serveur surchargé ; les délais du pair repartent"),
+    Message("no_memlock", "I", "Process {name} cannot lock its memory ({reason}): it may be late under memory pressure",
+            "Le processus {name} ne peut pas verrouiller sa mémoire ({reason}) : retards possibles"),
+    Message("no_realtime", "I", "Process {name} cannot run with real-time priority ({reason})",
+            "Le processus {name} ne peut pas avoir une priorité temps réel ({reason})"),
+    Message("peer_rejected", "E", "Datagrams of {peer} are rejected on {wire}: {reason}",
+            "Les datagrammes de {peer} sont rejetés sur {wire} : {reason}"),
+)  # fmt: skip
+
+MESSAGES: dict[str, Message] = {}
+
+
+def register(messages: tuple[Message, ...]) -> None:
+    """Add messages. Raises ValueError for a code that is there already."""
+    for message in messages:
+        if message.code in MESSAGES:
+            raise ValueError(f"message code {message.code!r} is used twice")
+        MESSAGES[message.code] = message
+
+
+register(_TABLE)
+
+
+def render(code: str, fields: Mapping[str, Any], language: Language = "en") -> str:
+    """Text of a message. An unknown code (a log of a newer version) or a missing field is shown as it is."""
+    message = MESSAGES.get(code)
+    if message is None:
+        return f"{code} " + " ".join(f"{key}={value}" for key, value in fields.items())
+    template = message.fr if language == "fr" else message.en
+    try:
+        return template.format_map(fields)
+    except (KeyError, IndexError, ValueError):
+        return f"{template} {dict(fields)}"
