@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
-from safekit.bus import Endpoint, Handler, Request
+from safekit.bus import BusError, Endpoint, Handler, Request
 from safekit.log import ModuleLog
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig, ModuleConfig
@@ -219,7 +219,7 @@ async def _run(
         if request.op == "ping":
             return {"pid": os.getpid(), "late": round(lateness.worst(60), 3)}
         if not served:
-            return None
+            raise BusError("unknown_op", f"{name} does not serve {request.op!r}")
         return await served[0](request)
 
     lateness = Lateness(
