@@ -52,6 +52,19 @@ def cluster_dir() -> Path:
     return safevar() / "cluster"
 
 
+def node_name() -> str:
+    """Name of this server in the cluster: SAFENODE, else SAFEVAR/nodename (written when the cluster is
+    configured), else the host name."""
+    override = os.environ.get("SAFENODE")
+    if override:
+        return override
+    try:
+        name = (safevar() / "nodename").read_text().strip()
+    except OSError:
+        name = ""
+    return name or os.uname().nodename
+
+
 def mapper_port() -> int:
     """Local UDP port of safeadmin: attribute `mapper` of /etc/safeini.xml (guide 10.2.3.2), 6259 by default.
 

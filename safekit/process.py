@@ -13,7 +13,6 @@ import ctypes
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from safekit.bus import BusError, Endpoint, Handler, Request
 from safekit.log import ModuleLog
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig, ModuleConfig
-from safekit.paths import ModulePaths, cluster_dir, safevar
+from safekit.paths import ModulePaths, cluster_dir, node_name
 
 LATE_SECONDS = 0.5
 MAX_OWN_LOG = 1 << 20
@@ -101,19 +100,6 @@ def load_cluster() -> ClusterConfig:
         raise Unconfigured("the cluster is not configured: run safekit cluster config FILE") from None
     except (OSError, CodecError) as error:
         raise Unconfigured(f"{path}: {error}; run safekit cluster config again") from None
-
-
-def node_name() -> str:
-    """Name of this server in the cluster: SAFENODE, else SAFEVAR/nodename (written when the cluster is
-    configured), else the host name."""
-    override = os.environ.get("SAFENODE")
-    if override:
-        return override
-    try:
-        name = (safevar() / "nodename").read_text().strip()
-    except OSError:
-        name = ""
-    return name or socket.gethostname()
 
 
 def set_process_name(name: str) -> None:
