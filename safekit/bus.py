@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 REGISTER_INTERVAL = 1.0
+LOOKUP_INTERVAL = 0.02
 _REMEMBERED_REPLIES = 256
 
 
@@ -170,9 +171,7 @@ class Endpoint(asyncio.DatagramProtocol):
                 self._replies.popitem(last=False)
         fields = {k: v for k, v in message.items() if k not in ("id", "op", "from")}
         fields["_port"] = port
-        task = asyncio.get_running_loop().create_task(self._serve(Request(op, sender, fields), identity, port))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._serve(Request(op, sender, fields), identity, port))
 
     async def _serve(self, request: Request, identity: int, port: int) -> None:
         try:
@@ -217,13 +216,16 @@ class Endpoint(asyncio.DatagramProtocol):
         deadline = time.monotonic() + timeout
         try:
             while True:
-                self._send(message, port)
+                self._send(message, self._ports.get(target, port))
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise BusTimeout(target, op, timeout)
                 with contextlib.suppress(TimeoutError):
                     reply = await asyncio.wait_for(asyncio.shield(future), min(RESEND_INTERVAL, remaining))
                     break
+                if target != ADMIN:
+                    # It may have been restarted on another port: the next attempt goes there.
+                    self._spawn(self._refresh(target))
         finally:
             self._waiting.pop(identity, None)
             future.cancel()
@@ -234,34 +236,36 @@ class Endpoint(asyncio.DatagramProtocol):
     async def request(self, target: str, op: str, timeout: float = 2.0, **fields: Any) -> Fields:
         """Ask and wait for the answer.
 
-        A target that was restarted on another port is found again. Raises BusError (a refusal), BusTimeout,
-        UnknownTarget.
+        A target that has just been started is waited for, one that was restarted on another port is found
+        again, within `timeout` seconds. Raises BusError (a refusal), BusTimeout, UnknownTarget.
         """
         deadline = time.monotonic() + timeout
-        cached = self._ports.get(target)
-        if cached is None:
-            port = await self.lookup(target, timeout)
-        else:
-            port = cached
-            refresh = asyncio.get_running_loop().create_task(self._refresh(target))
-            self._tasks.add(refresh)
-            refresh.add_done_callback(self._tasks.discard)
+        while target not in self._ports and target != ADMIN:
+            try:
+                await self.lookup(target, max(deadline - time.monotonic(), 0.05))
+            except UnknownTarget:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(LOOKUP_INTERVAL)
+        port = self._ports.get(target, self._admin_port)
         try:
             return await self._exchange(target, port, op, fields, max(deadline - time.monotonic(), 0.05))
         except BusTimeout:
-            if self._ports.get(target) in (None, port):
-                self._ports.pop(target, None)
+            self._ports.pop(target, None)
             raise
 
     async def _refresh(self, target: str) -> None:
         with contextlib.suppress(BusError):
             await self.lookup(target, 1.0)
 
-    def notify(self, target: str, op: str, **fields: Any) -> None:
-        """Tell without waiting; a message to a process that is not there is lost."""
-        task = asyncio.get_running_loop().create_task(self._notify(target, op, fields))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def notify(self, target: str, op: str, **fields: Any) -> None:
+        """Tell without waiting; a message to a process that is not there is lost."""
+        self._spawn(self._notify(target, op, fields))
 
     async def _notify(self, target: str, op: str, fields: Fields) -> None:
         with contextlib.suppress(BusError):

@@ -1,0 +1,75 @@
+"""Log lines survive rotation and damage; messages exist in both languages with the same fields."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safekit import log, messages
+from safekit.paths import ModulePaths
+
+
+@pytest.fixture(autouse=True)
+def safevar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEVAR", str(tmp_path))
+
+
+def lines() -> list[log.Line]:
+    found = [log.parse_line(text) for text in ModulePaths("AM").log.read_text().splitlines()]
+    return [line for line in found if line is not None]
+
+
+@pytest.mark.parametrize("message", messages.MESSAGES.values(), ids=lambda m: m.code)
+def test_both_languages_use_the_same_fields(message: messages.Message) -> None:
+    def fields(text: str) -> set[str | None]:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+    assert fields(message.en) == fields(message.fr)
+    assert message.level in ("E", "I", "D")
+
+
+def test_an_event_is_one_line_in_any_language() -> None:
+    log.ModuleLog("AM", "heart", "n1").event("action_called", action="start", who="root")
+    (line,) = lines()
+    assert (line.level, line.node, line.process, line.text()) == ("E", "n1", "heart", "Action start called by root")
+    assert line.text("fr") == "Action start demandée par root"
+
+
+def test_a_rotated_log_is_followed() -> None:
+    writer = log.ModuleLog("AM", "heart", "n1")
+    writer.info("one")
+    path = ModulePaths("AM").log
+    path.rename(path.with_suffix(".1"))
+    writer.info("two")
+    assert [line.text() for line in lines()] == ["two"]
+
+
+def test_a_full_disk_stops_nothing(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    writer = log.ModuleLog("AM", "heart", "n1")
+    writer.info("one")
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log.os, "write", full)
+    writer.info("two")
+    writer.info("three")
+    monkeypatch.undo()
+    err = capfdbinary.readouterr().err
+    assert err.count(b"No space left") == 1 and b"two" in err and b"three" in err
+
+
+@given(st.dictionaries(st.text(max_size=10), st.text(max_size=50), max_size=4), st.text(max_size=80))
+def test_any_text_stays_one_line(fields: dict[str, str], text: str) -> None:
+    data = log.format_line(log.Line(log.now(), "n1", "I", "p", "printi", fields, text))
+    assert data.count(b"\n") == 1 and data.endswith(b"\n")
+    parsed = log.parse_line(data.decode("utf-8"))
+    assert parsed is not None and parsed.code == "printi"
+
+
+def test_long_lines_are_cut() -> None:
+    assert len(log.format_line(log.Line(log.now(), "n1", "I", "p", "printi", {"t": "x" * 9000}, "y" * 9000))) < 4096

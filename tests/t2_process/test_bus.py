@@ -1,0 +1,163 @@
+"""The local bus over real sockets: answers, refusals, restarts, lost datagrams, strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from safekit import bus, seal
+from safekit.buswire import encode
+
+
+@pytest.fixture(autouse=True)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of our own: key and mapper port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    monkeypatch.setenv("SAFEVAR", str(tmp_path))
+    monkeypatch.setenv("SAFEMAPPER", str(port))
+    (tmp_path / "bus.key").write_text(seal.new_key().hex())
+
+
+async def mapper() -> bus.Endpoint:
+    ports: dict[str, int] = {}
+
+    async def handle(request: bus.Request) -> dict[str, object] | None:
+        if request.op == "map_register":
+            ports[request.text("name")] = request.fields["_port"]
+            return None
+        return {"port": ports.get(request.text("name"), 0)}
+
+    return await bus.Endpoint.open("safeadmin", handle, port=int(os.environ["SAFEMAPPER"]))
+
+
+async def echo(request: bus.Request) -> dict[str, object] | None:
+    if request.op == "refuse":
+        raise bus.BusError("no", "not today")
+    if request.op == "broken":
+        raise RuntimeError("defect")
+    if request.op == "big":
+        return {"data": "x" * 70_000}
+    return {"op": request.op, "from": request.sender, "value": request.fields.get("value")}
+
+
+def run(scenario: Callable[[bus.Endpoint], Awaitable[None]]) -> None:
+    async def everything() -> None:
+        admin = await mapper()
+        client = await bus.Endpoint.open("AM/heart", echo)
+        try:
+            await scenario(client)
+        finally:
+            await client.close()
+            await admin.close()
+
+    asyncio.run(asyncio.wait_for(everything(), 20))
+
+
+def test_request_and_reply() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        server = await bus.Endpoint.open("AM/vipd", echo)
+        await asyncio.sleep(0.05)
+        reply = await client.request("AM/vipd", "hello", value=[1, "é", None])
+        assert reply["value"] == [1, "é", None] and reply["from"] == "AM/heart"
+        await server.close()
+
+    run(scenario)
+
+
+def test_refusals_and_defects_reach_the_asker() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        for op, code in (("refuse", "no"), ("broken", "internal"), ("big", "too_long")):
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+            with pytest.raises(bus.BusError) as caught:
+                await client.request("AM/heart", op)
+            assert caught.value.code == code
+
+    run(scenario)
+
+
+def test_unknown_and_dead_targets() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        with pytest.raises(bus.UnknownTarget):
+            await client.request("AM/nobody", "hello", timeout=0.3)
+        server = await bus.Endpoint.open("AM/vipd", echo)
+        await client.request("AM/vipd", "hello")
+        await server.close()
+        with pytest.raises(bus.BusTimeout):
+            await client.request("AM/vipd", "hello", timeout=0.3)
+
+    run(scenario)
+
+
+def test_a_restarted_target_is_found_again() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        first = await bus.Endpoint.open("AM/vipd", echo)
+        await client.request("AM/vipd", "hello")
+        await first.close()
+        second = await bus.Endpoint.open("AM/vipd", echo)
+        for _ in range(5):
+            try:
+                await client.request("AM/vipd", "hello", timeout=0.5)
+                break
+            except bus.BusTimeout:
+                continue
+        else:
+            pytest.fail("the new port was never used")
+        await second.close()
+
+    run(scenario)
+
+
+def test_a_repeated_request_is_executed_once() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        calls: list[int] = []
+
+        async def count(request: bus.Request) -> dict[str, object] | None:
+            calls.append(1)
+            await asyncio.sleep(0.6)
+            return {"calls": len(calls)}
+
+        server = await bus.Endpoint.open("AM/slow", count)
+        await asyncio.sleep(0.05)
+        assert (await client.request("AM/slow", "hello", timeout=5))["calls"] == 1
+        await server.close()
+
+    run(scenario)
+
+
+def test_strangers_are_ignored() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for data in (b"", b"x" * 16, os.urandom(500), b"x" * 60_000):
+                sock.sendto(data, ("127.0.0.1", client.port))
+            sock.sendto(encode({"id": 1, "op": "set", "from": "me"}, bytes(32)), ("127.0.0.1", client.port))
+            key = bus.bus_key()
+            for message in ({}, {"id": "x", "op": 1}, {"re": [], "ok": True}, {"id": 1, "op": "hello"}):
+                sock.sendto(encode(message, key), ("127.0.0.1", client.port))
+        await asyncio.sleep(0.1)
+        assert client.rejected >= 6
+        assert (await client.request("AM/heart", "hello"))["op"] == "hello"
+
+    run(scenario)
+
+
+def test_commands_without_an_event_loop() -> None:
+    async def scenario(client: bus.Endpoint) -> None:
+        reply = await asyncio.to_thread(bus.request_sync, "AM/heart", "hello", value=3)
+        assert reply["value"] == 3
+        with pytest.raises(bus.BusError, match="not today"):
+            await asyncio.to_thread(bus.request_sync, "AM/heart", "refuse")
+
+    run(scenario)
+
+
+def test_a_missing_key_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "bus.key").unlink()
+    with pytest.raises(bus.BusError, match="safekitinstall"):
+        bus.request_sync("safeadmin", "state")
