@@ -69,6 +69,7 @@ class Context:
     log: ModuleLog
     bus: Endpoint
     lateness: Lateness
+    arguments: argparse.Namespace = field(default_factory=argparse.Namespace)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def reload(self) -> None:
@@ -151,18 +152,24 @@ def run(
     *,
     handler: Callable[[Context], Handler] | None = None,
     realtime: bool = False,
-    bus_name: str | None = None,
+    instance: str | None = None,
     lateness_interval: float = 1.0,
     foreground: Literal["auto", "yes", "no"] = "auto",
 ) -> NoReturn:
     """Run a process of a module (`-m AM` or SAFEMODULE) until `main` returns or SIGTERM arrives.
 
     `main` gets the context and must end when `context.stopping` is set. `handler(context)` serves the bus.
+    A program that runs several times in a module (a checker) says with `instance` what its extra argument
+    is: `--IDENT value` in `context.arguments`, which also ends its name on the bus and its log's name.
     Exits with the status that `main` returns, 2 when the module or the cluster is not configured.
     """
     parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("-m", dest="module", default=os.environ.get("SAFEMODULE"), help="module name")
-    module = parser.parse_args().module
+    if instance is not None:
+        parser.add_argument(f"--{instance}", required=True)
+    arguments = parser.parse_args()
+    module = arguments.module
+    full_name = name if instance is None else f"{name}.{getattr(arguments, instance)}"
     if not module:
         parser.error("the module is missing: -m AM or SAFEMODULE")
     set_process_name(name)
@@ -170,8 +177,8 @@ def run(
     os.environ["SAFEMODULE"] = module
     paths = ModulePaths(module)
     if foreground == "no" or (foreground == "auto" and not sys.stderr.isatty()):
-        _own_log(paths, name)
-    status = asyncio.run(_run(name, module, paths, main, handler, realtime, bus_name, lateness_interval))
+        _own_log(paths, full_name.replace("/", "_"))
+    status = asyncio.run(_run(name, full_name, arguments, paths, main, handler, realtime, lateness_interval))
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of libraries (a file system loop) must not hold up the end of a process that has cleaned up.
@@ -180,15 +187,16 @@ def run(
 
 async def _run(
     name: str,
-    module: str,
+    full_name: str,
+    arguments: argparse.Namespace,
     paths: ModulePaths,
     main: Callable[[Context], Awaitable[int | None]],
     handler: Callable[[Context], Handler] | None,
     realtime: bool,
-    bus_name: str | None,
     lateness_interval: float,
 ) -> int:
     node = node_name()
+    module = paths.module
     log = ModuleLog(module, name, node)
     try:
         config, cluster = load_module(paths), load_cluster()
@@ -211,8 +219,8 @@ async def _run(
     lateness = Lateness(
         lateness_interval, lambda late: log.event("late", name=name, ms=round(late * 1000)) if realtime else None
     )
-    bus = await Endpoint.open(f"{module}/{bus_name or name}", serve)
-    context = Context(name, module, node, paths, config, cluster, log, bus, lateness)
+    bus = await Endpoint.open(f"{module}/{full_name}", serve)
+    context = Context(name, module, node, paths, config, cluster, log, bus, lateness, arguments)
     if handler is not None:
         served.append(handler(context))
     loop = asyncio.get_running_loop()
