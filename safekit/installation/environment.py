@@ -1,0 +1,145 @@
+"""The product's own Python environment, SAFE/private/env.
+
+Third-party packages are unpacked once into a cache in the checkout, from the wheels that `bin/setup` collected,
+and copied from there: no network, and an upgrade that changes only our code takes a second. Our own packages are
+copied beside them. Names such as `heart` thereby never reach the site-packages of anybody else.
+"""
+
+from __future__ import annotations
+
+import compileall
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from safekit.installation.source import Source
+from safekit.installation.target import SAFE, InstallError, Target, replace_tree, write_file
+
+ENVIRONMENT = f"{SAFE}/private/env"
+# Programs of third-party packages that the product starts; what else they bring stays out of the way.
+KEPT_PROGRAMS = ("supervisord", "supervisorctl")
+
+
+def interpreter() -> Path:
+    """The Python under the product's environment: the distribution's, of the version that runs this code, so
+    that members of group safekit can execute it wherever this checkout lies."""
+    system = Path(f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}")
+    if system.exists():
+        return system
+    return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+
+
+def site_packages(environment: Path) -> Path:
+    return environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+
+def cached_packages(source: Source) -> Path:
+    """Directory with the third-party packages unpacked; made when it is not there yet.
+
+    Raises InstallError when a wheel is missing and cannot be fetched.
+    """
+    wheels = source.path / ".cache" / "wheels"
+    names = sorted(entry.name for entry in wheels.glob("*.whl"))
+    recipe = "\n".join([sys.version, sys.platform, *source.requirements, *names])
+    cache = source.path / ".cache" / f"packages-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    if cache.is_dir():
+        return cache
+    building = cache.with_name(f"{cache.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-warn-script-location",
+    ]
+    command += ["--root-user-action=ignore", "--find-links", str(wheels), "--target", str(building)]
+    command += source.requirements
+    offline = subprocess.run([*command, "--no-index"], capture_output=True, text=True, check=False)
+    if offline.returncode != 0:
+        shutil.rmtree(building, ignore_errors=True)
+        online = subprocess.run(command, capture_output=True, text=True, check=False)
+        if online.returncode != 0:
+            shutil.rmtree(building, ignore_errors=True)
+            raise InstallError(
+                f"Python packages are missing in {wheels} and cannot be fetched: {online.stderr.strip()[-500:]}",
+                f"run {source.path}/bin/setup once with access to a Python package index",
+            )
+    try:
+        building.rename(cache)
+    except OSError:  # another installation was faster; its directory has the same content
+        shutil.rmtree(building, ignore_errors=True)
+        if not cache.is_dir():
+            raise
+    for stale in source.path.joinpath(".cache").glob("packages-*"):
+        if stale != cache and "." not in stale.name:
+            shutil.rmtree(stale, ignore_errors=True)
+    return cache
+
+
+def fill_environment(source: Source, target: Target) -> bool:
+    """Python and the third-party packages. True when something changed."""
+    packages = cached_packages(source)
+    environment = target.environment
+    stamp = environment / "packages"
+    wanted = f"{packages.name} {interpreter()}\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return False
+    python = interpreter()
+    new = environment.with_name(".env.new")
+    shutil.rmtree(new, ignore_errors=True)
+    site = site_packages(new)
+    site.parent.mkdir(parents=True)
+    shutil.copytree(packages, site, symlinks=True, ignore=shutil.ignore_patterns("bin"))
+    programs = new / "bin"
+    programs.mkdir()
+    for name in ("python", "python3", python.name):
+        (programs / name).symlink_to(python)
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    (new / "pyvenv.cfg").write_text(
+        f"home = {python.parent}\ninclude-system-site-packages = false\nversion = {version}\nexecutable = {python}\n"
+    )
+    for name in KEPT_PROGRAMS:
+        lines = (packages / "bin" / name).read_text().splitlines(keepends=True)
+        write_file(programs / name, f"#!{ENVIRONMENT}/bin/python -I\n" + "".join(lines[1:]), mode=0o755)
+    (new / "packages").write_text(wanted)
+    replace_tree(new, environment)
+    return True
+
+
+def install_packages(source: Source, target: Target) -> None:
+    """Our own packages, replaced one by one; a package that is no longer part of the product goes away."""
+    site = site_packages(target.environment)
+    staging = site / ".product.new"
+    shutil.rmtree(staging, ignore_errors=True)
+    for relative in source.package_files():
+        copy = staging / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source.path / relative, copy)
+    compileall.compile_dir(staging, quiet=2, stripdir=str(staging), prependdir=f"{ENVIRONMENT}/{site.name}", workers=0)
+    listing = site / "product-packages"
+    former = set(listing.read_text().split()) if listing.is_file() else set()
+    for package in source.packages:
+        replace_tree(staging / package, site / package)
+    for package in former - set(source.packages):
+        shutil.rmtree(site / package, ignore_errors=True)
+    listing.write_text("\n".join(source.packages) + "\n")
+    shutil.rmtree(staging)
+
+
+def script(module: str, function: str) -> str:
+    """Starts one process or command. The kernel names a process after the script's file, and `-I` keeps the
+    caller's PYTHON* variables and directory out of daemons that run as root."""
+    return f"#!{ENVIRONMENT}/bin/python -I\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+
+
+def install_scripts(source: Source, target: Target) -> None:
+    """One script per process in SAFE/private/env/bin, and the command SAFE/safekit."""
+    for name, (module, function) in source.scripts.items():
+        write_file(target.environment / "bin" / name, script(module, function), mode=0o755)
+    write_file(target.safe / "safekit", script(*source.scripts["safekit"]), mode=0o755)

@@ -1,0 +1,115 @@
+"""The command `safekitinstall`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from safekit.installation.environment import fill_environment, install_packages, install_scripts
+from safekit.installation.product import install_files
+from safekit.installation.remove import refuse_running_modules, uninstall
+from safekit.installation.source import Source, this_checkout
+from safekit.installation.system import install_service, install_settings, make_account, prepare_safevar
+from safekit.installation.target import SAFE, SAFEVAR, InstallError, Target
+
+MINIMUM_FREE = 150 * 1024 * 1024
+
+
+def check_target(target: Target) -> None:
+    """Raises InstallError before anything is changed when the installation cannot succeed."""
+    if os.geteuid() != 0:
+        raise InstallError("safekitinstall must be run as root", "sudo bin/safekitinstall")
+    if not target.root.is_dir():
+        raise InstallError(
+            f"--root {target.root}: no such directory",
+            "give the root directory of a system",
+        )
+    if not target.at("/etc/passwd").exists():
+        raise InstallError(
+            f"{target.root} has no etc/passwd, so no user can be created",
+            "give the root directory of a system",
+        )
+    place = target.at("/opt")
+    free = shutil.disk_usage(place if place.exists() else target.root).free
+    if free < MINIMUM_FREE:
+        raise InstallError(
+            f"{free >> 20} MB are free for {SAFE}; {MINIMUM_FREE >> 20} MB are needed", "free some space"
+        )
+    refuse_running_modules(target, "an upgrade")
+
+
+def install(source: Source, target: Target) -> list[str]:
+    """Install or upgrade; modules, states and keys that are there stay. Returns what was done, one line each."""
+    check_target(target)
+    upgrade = (target.safe / "safekit").exists()
+    gid = make_account(target)
+    target.safe.mkdir(parents=True, exist_ok=True)
+    target.safe.chmod(0o755)
+    fill_environment(source, target)
+    install_packages(source, target)
+    install_scripts(source, target)
+    templates = install_files(source, target, gid)
+    made_key = prepare_safevar(target, gid, os.urandom(32))
+    install_settings(target)
+    service = install_service(target)
+    return [
+        f"SafeKit {source.version} is {'upgraded' if upgrade else 'installed'}: "
+        f"SAFE={target.safe}, SAFEVAR={target.safevar}",
+        f"user and group safekit (group {gid}): root and members of the group may run the commands",
+        f"module templates in {SAFE}/Application_Modules: {', '.join(templates) or 'none'}",
+        f"key of the local bus: {SAFEVAR}/bus.key {'made' if made_key else 'kept'}",
+        service,
+    ]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-q", "quiet", is_flag=True, help="Silent: ask nothing, print errors only.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("/"),
+    show_default=True,
+    help="Root of the system to install into.",
+)
+@click.option("--uninstall", "removing", is_flag=True, help="Take the product away; modules are saved and states kept.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="With --uninstall: remove modules, states, keys, account too.",
+)
+def main(quiet: bool, root: Path, removing: bool, everything: bool) -> None:
+    """Install SafeKit on this server: SAFE=/opt/safekit, SAFEVAR=/var/safekit, the service safeadmin.
+
+    Running it again upgrades or repairs; modules, states and keys are kept.
+    """
+    target = Target(root.resolve())
+    try:
+        if everything and not removing:
+            raise InstallError("--all is only for --uninstall", "safekitinstall --uninstall --all")
+        if removing and everything and not quiet:
+            click.confirm(f"Delete {target.safe} and {target.safevar} with all modules, states and keys?", abort=True)
+        lines = uninstall(target, everything=everything) if removing else install(this_checkout(), target)
+    except (InstallError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        if isinstance(error, InstallError):
+            click.echo(f"Next step: {error.next_step}", err=True)
+        sys.exit(1)
+    if quiet:
+        return
+    for line in lines:
+        click.echo(line)
+    if not removing:
+        click.echo(
+            "Next step: install SafeKit on every server, then describe the servers: "
+            f"{SAFE}/safekit cluster config cluster.xml\n"
+            f"(the commands are in the PATH of new shells; in this one: export PATH=$PATH:{SAFE})"
+        )
+
+
+if __name__ == "__main__":
+    main(prog_name="safekitinstall")
