@@ -1,0 +1,155 @@
+"""customcheck: runs the program of a <custom> checker and keeps it within bounds (guide 13.15).
+
+The program sets its resource itself (`safekit set -r custom.ident -v up|down -i name`). Whatever it does, the
+module stays controllable: its output goes to a bounded file, it is started again when it ends, and it ends
+with everything that it started when the checker is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+from pathlib import Path
+
+from checkers.frame import configured
+from safekit.messages import Message, register
+from safekit.process import Context, run
+
+OUTPUT_LIMIT = 1 << 20
+GRACE = 3.0
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+register(
+    (
+        Message("custom_ended", "I", "Custom checker {ident} ended: {status}; it is started again in {seconds} s",
+                "Le checker {ident} s'est terminé : {status} ; redémarrage dans {seconds} s"),
+        Message("custom_missing", "E", "Custom checker {ident} cannot be started: {reason}; put it into the bin directory"
+                " of the module, make it executable and apply the configuration",
+                "Le checker {ident} ne peut pas être démarré : {reason} ; placez-le dans le répertoire bin du module,"
+                " rendez-le exécutable et appliquez la configuration"),
+    )
+)  # fmt: skip
+
+
+def command(userbin: Path, program: str, arguments: str) -> list[str]:
+    """What to execute: a relative program is under SAFEUSERBIN. Raises ValueError for an unclosed quote."""
+    return [str(userbin / program), *shlex.split(arguments)]
+
+
+def descendants(root: int) -> set[int]:
+    """Processes below `root`. Orphans are ours as well: we are their reaper."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                stat = Path(f"/proc/{entry}/stat").read_bytes()
+                parents[int(entry)] = int(stat.rpartition(b")")[2].split()[1])
+    found: set[int] = set()
+    level = {root}
+    while level:
+        level = {pid for pid, parent in parents.items() if parent in level} - found
+        found |= level
+    return found
+
+
+def _signal_all(number: signal.Signals) -> bool:
+    """Signal everything below us; False when there is nothing left."""
+    pids = descendants(os.getpid())
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return bool(pids)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+
+
+async def end_everything() -> None:
+    """SIGTERM, and SIGKILL to what is left after a grace time, also to what forks meanwhile."""
+    loop = asyncio.get_running_loop()
+    kill_at, give_up_at = loop.time() + GRACE, loop.time() + 2 * GRACE
+    _signal_all(signal.SIGTERM)
+    while loop.time() < give_up_at:
+        _reap()
+        if loop.time() >= kill_at:
+            if not _signal_all(signal.SIGKILL):
+                return
+        elif not descendants(os.getpid()):
+            return
+        await asyncio.sleep(0.05)
+
+
+async def _bounded_copy(reader: asyncio.StreamReader, path: Path) -> None:
+    """Append the program's output to a file that starts again when it is too large."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        while data := await reader.read(65536):
+            if os.fstat(descriptor).st_size + len(data) > OUTPUT_LIMIT:
+                os.ftruncate(descriptor, 0)
+            # Output that cannot be kept (a full disk) must not stop the checker.
+            with contextlib.suppress(OSError):
+                os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+async def check(context: Context) -> None:
+    """Run one <custom> checker."""
+    import ctypes
+
+    custom = configured(context, context.config.check.custom, context.arguments.ident)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    output = context.paths.log_dir / f"custom.{custom.ident}.out"
+    environment = {**os.environ, **context.paths.environment()}
+    if context.config.user is not None:
+        environment.update(context.config.user.vars)
+    delay = FIRST_DELAY
+    stopping = asyncio.ensure_future(context.stopping.wait())
+    while not stopping.done():
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command(context.paths.userbin, custom.exec, custom.arg),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environment,
+                cwd=str(context.paths.userbin),
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            context.log.event("custom_missing", ident=custom.ident, reason=str(error))
+            await asyncio.wait([stopping], timeout=LONGEST_DELAY)
+            continue
+        assert process.stdout is not None
+        copying = asyncio.ensure_future(_bounded_copy(process.stdout, output))
+        begin = asyncio.get_running_loop().time()
+        ended = asyncio.ensure_future(process.wait())
+        await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            copying.cancel()
+            break
+        # A program that daemonises has left its work to a child; what is left of a dead one must go.
+        await end_everything()
+        copying.cancel()
+        delay = FIRST_DELAY if asyncio.get_running_loop().time() - begin > 60 else min(delay * 2, LONGEST_DELAY)
+        status = process.returncode
+        said = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        context.log.event("custom_ended", ident=custom.ident, status=said, seconds=delay)
+        await asyncio.wait([stopping], timeout=delay)
+    await end_everything()
+
+
+def main() -> None:
+    """Entry point."""
+    run("customcheck", check, instance="ident")
+
+
+if __name__ == "__main__":
+    main()
