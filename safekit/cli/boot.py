@@ -1,0 +1,115 @@
+"""Boot and shutdown (guide 9.2)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from safekit.cli.base import (
+    Failure,
+    bus,
+    command,
+    identity_options,
+    installed_modules,
+    module_option,
+    module_paths,
+    require_admin,
+    session,
+    who,
+)
+from safekit.cli.control import CONTROL_TIMEOUT
+from safekit.files import write_atomic
+from safekit.paths import ModulePaths, safevar
+
+_SERVICES = {"web": ("on", "safewebserver"), "snmp": ("off", "safeagent")}
+_WORDS = ("on", "off", "status", *(f"{service}{verb}" for service in _SERVICES for verb in ("on", "off", "status")))
+
+
+def _setting(path: Path, default: str) -> str:
+    """A file that says on or off; anything else means the default."""
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        return default
+    return text if text in ("on", "off") else default
+
+
+def _service(word: str) -> int:
+    service = "web" if word.startswith("web") else "snmp"
+    default, daemon = _SERVICES[service]
+    path = safevar() / f"boot.{service}"
+    verb = word.removeprefix(service)
+    if verb == "status":
+        click.echo(_setting(path, default))
+        return 0
+    write_atomic(path, f"{verb}\n".encode())
+    click.echo(f"{daemon} is not in this version: the setting is kept for it.")
+    return 0
+
+
+@command(
+    "boot",
+    example="safekit boot -m mirror on\nsafekit boot status\nsafekit boot webstatus",
+    modifies="by hand",
+)
+@click.argument("word", metavar="[on|off|status|webon|weboff|webstatus|snmpon|snmpoff|snmpstatus]", required=False)
+@module_option
+def boot_command(module: str | None, word: str | None) -> int:
+    """Choose whether a module (off by default) or a service starts when the server boots.
+
+    Without -m, `status` lists all modules.
+    """
+    chosen = word or "status"
+    if chosen not in _WORDS:
+        raise Failure(f"safekit boot {chosen}: no such word", "use one of: " + ", ".join(_WORDS))
+    if chosen.startswith(("web", "snmp")):
+        return _service(chosen)
+    named = module or session().module or os.environ.get("SAFEMODULE")
+    if chosen == "status":
+        names = [module_paths(named).module] if named else installed_modules()
+        width = max((len(name) for name in names), default=0)
+        for name in names:
+            click.echo(f"{name.ljust(width)}  {_setting(ModulePaths(name).boot_file, 'off')}")
+        return 0
+    paths = module_paths(named)
+    paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+    write_atomic(paths.boot_file, f"{chosen}\n".encode())
+    return 0
+
+
+@command("shutdown", example="safekit shutdown", modifies=True)
+@identity_options
+@click.option("--timeout", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="Give up after that.")
+def shutdown_command(timeout: float, **_: object) -> int:
+    """Stop all running modules, and wait until they are stopped."""
+    from safekit.cli.wait import wait_until
+
+    modules = require_admin().get("modules", {})
+    running = sorted(name for name, known in modules.items() if known.get("running"))
+    for name in running:
+        bus("safeadmin", "control", CONTROL_TIMEOUT, module=name, action="shutdown", who=who())
+    for name in running:
+        wait_until(name, lambda view: not view.running, timeout, "stop", "")
+        click.echo(f"{name}: stopped")
+    return 0
+
+
+def _later(daemon: str, what: str) -> Failure:
+    return Failure(f"{daemon} ({what}) is not in this version", "use the command line on each server")
+
+
+@command("webserver", example="safekit webserver start")
+@click.argument("verb", type=click.Choice(["start", "stop", "restart"]))
+@click.argument("sync", required=False)
+def webserver_command(verb: str, sync: str | None) -> int:
+    """Start, stop or restart the web service (console, distributed commands, module checkers)."""
+    raise _later("safewebserver", "the web service")
+
+
+@command("safeagent", example="safekit safeagent check")
+@click.argument("verb", type=click.Choice(["start", "stop", "restart", "check"]))
+def safeagent_command(verb: str) -> int:
+    """Start, stop, restart or check the SNMP agent."""
+    raise _later("safeagent", "the SNMP agent")

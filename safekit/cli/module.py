@@ -1,0 +1,241 @@
+"""Installed modules and their ports (guide 9.6, 10.2.3.2)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from safekit.cli.archive import ArchiveError, pack, unpack
+from safekit.cli.base import Failure, command, installed_modules, module_option, module_paths, require_admin, session
+from safekit.files import locked, write_atomic
+from safekit.paths import ModulePaths, cluster_dir, safe
+
+MODES = ("mirror", "farm", "light")
+
+
+@click.group("module")
+def module_command() -> None:
+    """Install, list, pack and remove modules."""
+
+
+def module_id(paths: ModulePaths) -> int | None:
+    """Id of an installed module, None when it has none."""
+    try:
+        return int(paths.id_file.read_text().strip())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def ids_in_use() -> dict[int, str]:
+    """Ids of the installed modules."""
+    found = {name: module_id(ModulePaths(name)) for name in installed_modules()}
+    return {number: name for name, number in found.items() if number is not None}
+
+
+def free_id(used: dict[int, str]) -> int:
+    """The smallest free id. Raises Failure when there is none."""
+    from safekit.model.ports import MAX_MODULE_ID
+
+    for number in range(1, MAX_MODULE_ID + 1):
+        if number not in used:
+            return number
+    raise Failure("every module id is in use", "uninstall a module: safekit module uninstall -m AM")
+
+
+def _running(name: str) -> bool:
+    return bool(require_admin().get("modules", {}).get(name, {}).get("running"))
+
+
+def _archive(given: str) -> Path:
+    """A path, or the name of a template under SAFE/Application_Modules."""
+    path = Path(given)
+    if path.exists() or path.is_absolute():
+        return path
+    templates = safe() / "Application_Modules"
+    for candidate in (templates / given, *(templates / kind / given for kind in ("generic", "demo", "other"))):
+        for named in (candidate, candidate.with_name(candidate.name + ".safe")):
+            if named.is_file():
+                return named
+    return path
+
+
+def _install(name: str, archive: Path, number: int | None, *, again: bool) -> int:
+    """Install under a lock, so that two installations never take one id. The id."""
+    try:
+        paths = ModulePaths(name)
+    except ValueError as error:
+        raise Failure(str(error), "choose another name") from None
+    if name == "lastconfig":
+        raise Failure("lastconfig is the directory of saved configurations", "choose another name")
+    paths.root.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+    with locked(paths.root.parent / ".lock"):
+        exists = paths.root.exists()
+        if exists and not again:
+            raise Failure(f"module {name} is already installed", f"safekit module install -r -m {name} {archive}")
+        if exists and _running(name):
+            raise Failure(f"module {name} is running", f"safekit stop -m {name}")
+        used = ids_in_use()
+        chosen = number or module_id(paths) or free_id(used)
+        if used.get(chosen, name) != name:
+            raise Failure(f"id {chosen} belongs to module {used[chosen]}", "choose another id with -M")
+        fresh = paths.root.with_name(f".{name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            unpack(archive, fresh)
+        except ArchiveError as error:
+            templates = safe() / "Application_Modules"
+            raise Failure(str(error), f"the templates are in {templates}") from None
+        if exists:
+            shutil.rmtree(paths.root)
+        fresh.rename(paths.root)
+        paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+        write_atomic(paths.id_file, f"{chosen}\n".encode())
+    return chosen
+
+
+@command(
+    "install",
+    example="safekit module install -m mirror /opt/safekit/Application_Modules/generic/mirror.safe\n"
+    "safekit module install -m mydb mirror.safe",
+    modifies=True,
+)
+@module_option
+@click.option("-r", "again", is_flag=True, help="Install again over an installed module.")
+@click.option("-M", "number", type=click.IntRange(min=1), metavar="ID", help="Id, the same on all servers.")
+@click.argument("archive", metavar="AM.safe")
+def install_command(module: str | None, again: bool, number: int | None, archive: str) -> int:
+    """Install a .safe file, or a template of SAFE/Application_Modules, under the name AM."""
+    if not (cluster_dir() / "cluster.xml").exists():
+        raise Failure("the cluster is not configured", "safekit cluster config cluster.xml")
+    path = _archive(archive)
+    name = module or session().module or os.environ.get("SAFEMODULE") or path.stem
+    chosen = _install(name, path, number, again=again)
+    click.echo(f"module {name} is installed with id {chosen} in {ModulePaths(name).root}")
+    click.echo(f"Next step: edit {ModulePaths(name).userconfig} and the scripts, then: safekit config -m {name}")
+    return 0
+
+
+@command("list", example="safekit module list")
+def list_command() -> int:
+    """List the names of the installed modules."""
+    for name in installed_modules():
+        click.echo(name)
+    return 0
+
+
+@command("listid", example="safekit module listid")
+def listid_command() -> int:
+    """List the names and ids of the installed modules. An id must be the same on all servers."""
+    names = installed_modules()
+    width = max((len(name) for name in names), default=0)
+    for name in names:
+        click.echo(f"{name.ljust(width)}  {module_id(ModulePaths(name)) or '-'}")
+    return 0
+
+
+def port_lines(number: int, safeadmin: int, *, mirror: bool, rfs: bool, farm: bool) -> list[str]:
+    """The list of the guide (10.2.3.2). Raises ValueError for an id that has no ports."""
+    from safekit.model import ports
+
+    lines = ["List of the ports used by SafeKit", "Process         Ports"]
+    lines += ["safeadmin", f"        port    UDP {safeadmin}"]
+    lines += ["webconsole", f"        port    TCP {ports.WEB_HTTP}"]
+    if mirror:
+        lines += ["heart", f"        port    UDP {ports.heart_port(number)}"]
+    if rfs:
+        lines += ["rfs", f"        safenfs_port    TCP {ports.rfs_port(number)}"]
+    if farm:
+        lines += ["farm", f"        port    UDP {ports.farm_port(number)}"]
+    return lines
+
+
+def _cluster_port() -> int:
+    import json
+
+    from safekit.model.ports import SAFEADMIN
+
+    try:
+        return int(json.loads((cluster_dir() / "cluster.json").read_text()).get("port", SAFEADMIN))
+    except (FileNotFoundError, ValueError):
+        return SAFEADMIN
+
+
+@command("getports", example="safekit module getports -m mirror\nsafekit module getports -i 2")
+@module_option
+@click.option("-i", "number", type=click.IntRange(min=1), metavar="ID", help="Id of a module, installed or not.")
+def getports_command(module: str | None, number: int | None) -> int:
+    """List the ports between the servers that a module uses: open them in the firewalls."""
+    port = _cluster_port()
+    if number is None:
+        paths = module_paths(module)
+        found = module_id(paths)
+        if found is None:
+            raise Failure(f"module {paths.module} has no id", f"safekit module install -r -m {paths.module} AM.safe")
+        number = found
+        mode, rfs = _shape(paths)
+        lines = port_lines(number, port, mirror=mode == "mirror", rfs=rfs, farm=mode == "farm")
+    else:
+        try:
+            lines = port_lines(number, port, mirror=True, rfs=True, farm=True)
+        except ValueError as error:
+            raise Failure(str(error), "safekit module listid shows the ids in use") from None
+    for line in lines:
+        click.echo(line)
+    return 0
+
+
+def _shape(paths: ModulePaths) -> tuple[str, bool]:
+    """Mode and `has rfs` of a configured module; everything for one that is not configured."""
+    import json
+
+    try:
+        active = json.loads(paths.active_json.read_text())
+    except FileNotFoundError:
+        raise Failure(f"module {paths.module} is not configured", f"safekit config -m {paths.module}") from None
+    return str(active["service"]["mode"]), active.get("rfs") is not None
+
+
+@command("package", example="safekit module package -m mirror /tmp/mirror.safe", modifies=True)
+@module_option
+@click.argument("archive", metavar="FILE.safe")
+def package_command(module: str | None, archive: str) -> int:
+    """Pack the module under SAFE/modules/AM in a .safe file (absolute path)."""
+    paths = module_paths(module)
+    if not os.path.isabs(archive):
+        raise Failure(
+            f"{archive} is not an absolute path",
+            f"safekit module package -m {paths.module} {os.path.abspath(archive)}",
+        )
+    count = pack(paths.root, Path(archive))
+    click.echo(f"{count} files of module {paths.module} are in {archive}")
+    return 0
+
+
+@command("uninstall", example="safekit module uninstall -m mirror", modifies=True)
+@module_option
+def uninstall_command(module: str | None) -> int:
+    """Remove a stopped module: undo its configuration and delete SAFE/modules/AM.
+
+    A copy stays in SAFE/Application_Modules/backup/AM.safe; the replicated directories are untouched.
+    """
+    paths = module_paths(module)
+    if _running(paths.module):
+        raise Failure(f"module {paths.module} is running", f"safekit stop -m {paths.module}")
+    if paths.active_json.exists():
+        from safekit.cli.configure import undo
+
+        undo(paths.module)
+    backup = safe() / "Application_Modules" / "backup"
+    backup.mkdir(mode=0o770, parents=True, exist_ok=True)
+    pack(paths.root, backup / f"{paths.module}.safe")
+    shutil.rmtree(paths.root)
+    shutil.rmtree(paths.var, ignore_errors=True)
+    click.echo(f"module {paths.module} is removed; a copy is in {backup / (paths.module + '.safe')}")
+    return 0
+
+
+for _each in (install_command, list_command, listid_command, getports_command, package_command, uninstall_command):
+    module_command.add_command(_each)

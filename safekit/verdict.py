@@ -1,0 +1,219 @@
+"""One sentence per module about what matters: is the service protected, and what should be done next.
+
+Pure: everything that the verdict depends on is in `Situation`. Words:
+
+- protected: the application runs, and another server can take it over with the same data;
+- degraded: the application runs, but no other server could take it over now;
+- data at risk: an ordinary next step (or the loss of this server) could destroy the newest data;
+- stopped: the application does not run under the control of this server, and its data are in no danger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Kind(Enum):
+    """The four verdicts."""
+
+    PROTECTED = "protected"
+    DEGRADED = "degraded"
+    AT_RISK = "data at risk"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What one server knows about a module. Times are Unix seconds; `resources` maps names to values."""
+
+    module: str
+    mode: str
+    state: str
+    color: str
+    remote_state: str
+    remote_color: str
+    since: float
+    remote_since: float
+    resources: Mapping[str, str] = field(default_factory=dict)
+    heart: bool = True
+
+    def is_(self, name: str, value: str) -> bool:
+        """True when the resource has that value."""
+        return self.resources.get(name) == value
+
+    @property
+    def replicates(self) -> bool:
+        """True when the module has replicated directories."""
+        return "rfs.uptodate" in self.resources
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Kind, since when (Unix seconds), why in a few words, and what to do ('' when there is nothing to do)."""
+
+    kind: Kind
+    since: float
+    reason: str
+    next_step: str
+
+    def text(self, since: str) -> str:
+        """One line for people; `since` is the time already formatted."""
+        line = f"{self.kind.value}: {self.reason}"
+        if since:
+            line += f", since {since}"
+        return f"{line}. Next step: {self.next_step}" if self.next_step else f"{line}."
+
+
+def judge(s: Situation) -> Verdict:
+    """The verdict on a situation. Never raises: a state that is not known is reported as it is."""
+    if s.state == "STOP":
+        return _stopped(s)
+    if s.state == "WAIT":
+        return _waiting(s)
+    if s.mode != "mirror":
+        return _farm(s)
+    if s.state == "ALONE":
+        return _alone(s)
+    if s.state in ("PRIM", "SECOND"):
+        return _pair(s)
+    return Verdict(
+        Kind.STOPPED, s.since, f"the state of the module is {s.state}", f"safekit log -m {s.module} tells what happened"
+    )
+
+
+def _start_here(s: Situation) -> str:
+    return f"safekit start -m {s.module}"
+
+
+def _start_there(s: Situation) -> str:
+    return f"safekit start -m {s.module} on the other server"
+
+
+def _stopped(s: Situation) -> Verdict:
+    if s.is_("rfs.inconsistent", "up"):
+        return Verdict(
+            Kind.AT_RISK,
+            s.since,
+            "the module is stopped here, and a reintegration of its data was interrupted",
+            f"start the server that has the up-to-date data, then {_start_here(s)}",
+        )
+    if s.is_("rfs.uptodate", "down"):
+        return Verdict(
+            Kind.STOPPED,
+            s.since,
+            "the module is stopped here, and the data of this server are not up to date",
+            f"{_start_here(s)}; the server that has the up-to-date data must be started too",
+        )
+    return Verdict(Kind.STOPPED, s.since, "the module is stopped on this server", _start_here(s))
+
+
+def _waiting(s: Situation) -> Verdict:
+    if s.color == "magenta":
+        return Verdict(Kind.STOPPED, s.since, "the module is starting or stopping", "")
+    if s.is_("rfs.inconsistent", "up") and s.remote_state not in ("ALONE", "PRIM"):
+        return Verdict(
+            Kind.AT_RISK,
+            s.since,
+            "this server waits, and a reintegration of its data was interrupted",
+            _start_there(s),
+        )
+    if s.is_("rfs.uptodate", "down") and s.remote_state not in ("ALONE", "PRIM"):
+        return Verdict(
+            Kind.AT_RISK,
+            s.since,
+            "this server waits for the server that has the up-to-date data",
+            f"{_start_there(s)}; only if its data are lost: safekit stop -m {s.module}, "
+            f"then safekit prim -m {s.module} here",
+        )
+    down = sorted(name for name, value in s.resources.items() if value == "down" and not name.startswith(_INTERNAL))
+    if s.remote_state in ("ALONE", "PRIM"):
+        if s.is_("rfs.remote_degraded", "up") or s.is_("remote.rfs.degraded", "up"):
+            return Verdict(
+                Kind.AT_RISK,
+                s.since,
+                "the replication of the other server has failed; this server waits",
+                f"safekit stop -m {s.module}, then safekit start -m {s.module} on the other server",
+            )
+        what = f"because {down[0]} is down" if down else "for a resource"
+        return Verdict(
+            Kind.DEGRADED, s.since, f"the application runs on the other server; this one waits {what}", _why(s)
+        )
+    what = f"because {down[0]} is down" if down else "for a resource"
+    return Verdict(Kind.STOPPED, s.since, f"the module waits {what}", _why(s))
+
+
+_INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.")
+
+
+def _why(s: Situation) -> str:
+    return f"safekit why -m {s.module} names the rule and its inputs"
+
+
+def _alone(s: Situation) -> Verdict:
+    if s.remote_state == "ALONE":
+        return Verdict(
+            Kind.AT_RISK,
+            max(s.since, s.remote_since),
+            "both servers run the application (split brain)",
+            "wait for the recovery; the former secondary gives up its changes",
+        )
+    if s.is_("rfs.degraded", "up"):
+        return Verdict(
+            Kind.AT_RISK,
+            s.since,
+            "the replication has failed on this server; the newest data are only here",
+            f"safekit stop -m {s.module}, then {_start_here(s)}",
+        )
+    if s.color != "green":
+        return Verdict(Kind.DEGRADED, s.since, "the application is starting or stopping here, without a secondary", "")
+    only = "; the newest data are only here" if s.replicates else ""
+    if s.remote_state == "SECOND":
+        return Verdict(Kind.DEGRADED, s.since, f"the other server is reintegrating{only}", "wait for its end")
+    if s.remote_state == "WAIT":
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"the application runs here; the other server waits{only}",
+            f"safekit why -m {s.module} on the other server",
+        )
+    if s.remote_state == "UNKNOWN":
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"the application runs here; the other server does not answer{only}",
+            f"repair the other server or its networks, then {_start_there(s)}",
+        )
+    return Verdict(Kind.DEGRADED, s.since, f"the application runs here without a secondary{only}", _start_there(s))
+
+
+def _pair(s: Situation) -> Verdict:
+    partner = "SECOND" if s.state == "PRIM" else "PRIM"
+    if not s.heart:
+        return Verdict(
+            Kind.DEGRADED, s.since, "process heart of this server does not answer", f"safekit log -m {s.module}"
+        )
+    if s.state == "SECOND" and s.color == "magenta":
+        only = "; the newest data are only on the other server" if s.replicates else ""
+        return Verdict(Kind.DEGRADED, s.since, f"this server is reintegrating{only}", "wait for its end")
+    if s.remote_state != partner:
+        known = "does not answer" if s.remote_state == "UNKNOWN" else f"is {s.remote_state}"
+        return Verdict(Kind.DEGRADED, s.since, f"the other server {known}", _why(s))
+    if s.color == "green" and s.remote_color == "green":
+        where = "here" if s.state == "PRIM" else "on the other server"
+        return Verdict(
+            Kind.PROTECTED, max(s.since, s.remote_since), f"the application runs {where}, its secondary is ready", ""
+        )
+    if s.state == "PRIM" and s.remote_color == "magenta" and s.color == "green":
+        only = "; the newest data are only here" if s.replicates else ""
+        return Verdict(Kind.DEGRADED, s.since, f"the other server is reintegrating{only}", "wait for its end")
+    return Verdict(Kind.DEGRADED, max(s.since, s.remote_since), "the application is starting or stopping", "")
+
+
+def _farm(s: Situation) -> Verdict:
+    if s.state == "UP" and s.color == "green":
+        return Verdict(Kind.PROTECTED, s.since, "the application runs here", "")
+    if s.state == "UP":
+        return Verdict(Kind.DEGRADED, s.since, "the application is starting or stopping here", "")
+    return Verdict(Kind.STOPPED, s.since, f"the state of the module is {s.state}", _why(s))

@@ -1,0 +1,96 @@
+"""One verdict for every situation: kind, since when, next step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+
+from safekit.verdict import Kind, Situation, judge
+
+RFS = {"rfs.uptodate": "up"}
+STATES = ("STOP", "WAIT", "ALONE", "PRIM", "SECOND", "UP", "UNKNOWN")
+COLORS = ("red", "magenta", "green", "grey")
+
+
+def situation(
+    local: str,
+    remote: str = "UNKNOWN grey",
+    resources: Mapping[str, str] = RFS,
+    *,
+    mode: str = "mirror",
+    heart: bool = True,
+) -> Situation:
+    state, color = local.split()
+    far, far_color = remote.split()
+    return Situation("AM", mode, state, color, far, far_color, 100.0, 200.0, resources, heart)
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "resources", "kind", "step"),
+    [
+        ("PRIM green", "SECOND green", RFS, Kind.PROTECTED, ""),
+        ("SECOND green", "PRIM green", RFS, Kind.PROTECTED, ""),
+        ("PRIM green", "SECOND magenta", RFS, Kind.DEGRADED, "wait"),
+        ("ALONE green", "SECOND magenta", RFS, Kind.DEGRADED, "wait"),
+        ("SECOND magenta", "ALONE green", RFS, Kind.DEGRADED, "wait"),
+        ("ALONE green", "UNKNOWN grey", RFS, Kind.DEGRADED, "repair the other server"),
+        ("ALONE green", "STOP red", RFS, Kind.DEGRADED, "safekit start -m AM on the other server"),
+        ("ALONE green", "WAIT red", RFS, Kind.DEGRADED, "safekit why -m AM on the other server"),
+        ("ALONE green", "ALONE green", RFS, Kind.AT_RISK, "wait for the recovery"),
+        ("ALONE green", "WAIT red", {**RFS, "rfs.degraded": "up"}, Kind.AT_RISK, "safekit stop -m AM, then"),
+        ("WAIT red", "UNKNOWN grey", {"rfs.uptodate": "down"}, Kind.AT_RISK, "safekit start -m AM on the other"),
+        ("WAIT red", "WAIT red", {"rfs.uptodate": "down"}, Kind.AT_RISK, "only if its data are lost"),
+        ("WAIT red", "ALONE green", {"rfs.uptodate": "down", "ping.r": "down"}, Kind.DEGRADED, "safekit why"),
+        ("WAIT red", "UNKNOWN grey", {**RFS, "intf.net": "down"}, Kind.STOPPED, "safekit why"),
+        ("WAIT magenta", "UNKNOWN grey", RFS, Kind.STOPPED, ""),
+        ("STOP red", "UNKNOWN grey", RFS, Kind.STOPPED, "safekit start -m AM"),
+        ("STOP red", "UNKNOWN grey", {"rfs.uptodate": "down"}, Kind.STOPPED, "must be started too"),
+        ("STOP red", "UNKNOWN grey", {"rfs.inconsistent": "up"}, Kind.AT_RISK, "start the server that has"),
+    ],
+)
+def test_mirror(local: str, remote: str, resources: Mapping[str, str], kind: Kind, step: str) -> None:
+    verdict = judge(situation(local, remote, resources))
+    assert verdict.kind is kind
+    assert step in verdict.next_step
+    assert bool(step) == bool(verdict.next_step)
+
+
+def test_the_waiting_resource_is_named() -> None:
+    assert "ping.router" in judge(situation("WAIT red", "UNKNOWN grey", {"ping.router": "down"})).reason
+
+
+def test_protected_since_the_later_of_both_servers() -> None:
+    assert judge(situation("PRIM green", "SECOND green")).since == 200.0
+    assert judge(situation("ALONE green", "UNKNOWN grey")).since == 100.0
+
+
+def test_a_silent_heart_is_never_protected() -> None:
+    assert judge(situation("PRIM green", "SECOND green", heart=False)).kind is Kind.DEGRADED
+
+
+def test_protected_only_when_both_servers_are_green_and_complementary() -> None:
+    """The verdict never lies in the good direction, whatever is combined."""
+    for local, color, remote, remote_color in itertools.product(STATES, COLORS, STATES, COLORS):
+        verdict = judge(situation(f"{local} {color}", f"{remote} {remote_color}"))
+        if verdict.kind is Kind.PROTECTED:
+            assert {local, remote} == {"PRIM", "SECOND"}
+            assert (color, remote_color) == ("green", "green")
+
+
+def test_every_verdict_that_is_not_passing_has_a_next_step() -> None:
+    for local, remote in itertools.product(("STOP red", "WAIT red", "ALONE green"), ("UNKNOWN grey", "WAIT red")):
+        assert judge(situation(local, remote)).next_step
+
+
+@pytest.mark.parametrize(("local", "kind"), [("UP green", Kind.PROTECTED), ("UP magenta", Kind.DEGRADED)])
+def test_farm(local: str, kind: Kind) -> None:
+    assert judge(situation(local, mode="farm", resources={})).kind is kind
+
+
+def test_text_is_one_sentence_with_the_next_step() -> None:
+    text = judge(situation("ALONE green", "STOP red")).text("10:00:00")
+    assert text.startswith("degraded: ")
+    assert "since 10:00:00. Next step: " in text
+    assert "\n" not in text
