@@ -1,0 +1,1 @@
+"""errd: process and service death detection (guide 13.9)."""

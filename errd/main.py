@@ -1,0 +1,254 @@
+"""The errd process: watches the processes and services of a module's <errd>, and asks heart to act.
+
+A death is seen through a pidfd at once; the poll of the guide stays as the safety net, and sees what no pidfd
+can: too many processes (atmax), processes that appear, services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from errd.core import Criterion, Watch, disable, enable, judge, resource_value
+from errd.processes import Matcher, Running, scan
+from errd.services import service_processes
+from safekit import resources
+from safekit.bus import BusError, Handler, Request
+from safekit.files import write_atomic
+from safekit.model.types import Errd, Proc
+from safekit.process import Context, run
+
+SETTLE = 1.0
+AUTOMATIC_ACTIONS = ("restart", "stopstart", "stop")
+HANDLER_LIMIT = 300.0
+MAX_LISTED = 400
+
+
+class Watcher:
+    """State of the process: one watch per <proc>, one pidfd per process that counts."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.configuration = context.config.errd or Errd()
+        self.watches = [Watch(proc) for proc in self.configuration.procs]
+        self.matchers = [Matcher.of(proc) for proc in self.configuration.procs]
+        self.suspended = False
+        self.wake = asyncio.Event()
+        self._pidfds: dict[int, int] = {}
+        self._published: dict[str, str] = {}
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------ commands
+
+    async def handle(self, request: Request) -> dict[str, object] | None:
+        """enable(class), disable(class), list(), kill(...), reload()."""
+        if request.op in ("enable", "disable"):
+            wanted = request.text("proc_class")
+            known = [watch for watch in self.watches if watch.proc.proc_class == wanted]
+            now = asyncio.get_running_loop().time()
+            self.watches = [
+                watch
+                if watch.proc.proc_class != wanted
+                else enable(watch, now, self.configuration.polltimer)
+                if request.op == "enable"
+                else disable(watch)
+                for watch in self.watches
+            ]
+            await self.look()
+            return {"procs": len(known)}
+        if request.op == "list":
+            return {"lines": self.listing()[:MAX_LISTED]}
+        if request.op == "reload":
+            self.reload()
+            return None
+        raise BusError("unknown_op", f"errd does not serve {request.op!r}")
+
+    def reload(self) -> None:
+        """Take a new configuration over: a <proc> that did not change keeps what was seen of it."""
+        self.context.reload()
+        known = {watch.proc: watch for watch in self.watches}
+        classes = {watch.proc.proc_class for watch in self.watches if watch.enabled}
+        self.configuration = self.context.config.errd or Errd()
+        now = asyncio.get_running_loop().time()
+        self.watches = []
+        for proc in self.configuration.procs:
+            fresh = Watch(proc)
+            if proc.proc_class in classes:
+                fresh = enable(fresh, now, self.configuration.polltimer)
+            self.watches.append(known.get(proc, fresh))
+        self.matchers = [Matcher.of(proc) for proc in self.configuration.procs]
+        self.wake.set()
+
+    def listing(self) -> list[str]:
+        """What is watched, and the processes that count, one a line; also written to SAFEVAR/modules/AM/errdlist."""
+        everything = scan()
+        lines = []
+        for watch, matcher in zip(self.watches, self.matchers, strict=True):
+            proc = watch.proc
+            state = "suspended" if self.suspended else resource_value(watch)
+            lines.append(
+                f"{proc.name} class={proc.proc_class} atleast={proc.atleast} atmax={proc.atmax}"
+                f" action={proc.action} {'enabled' if watch.enabled else 'disabled'} {state}"
+            )
+            lines += [f"  {p.pid} {p.command_line}" for p in self._counted(proc, matcher, everything)]
+        supervisor = os.getppid()
+        # SafeKit's own processes of this module are its supervisor and our brothers below it.
+        ours = (p for p in everything if supervisor in (p.parent, p.pid))
+        lines += [f"{process.command} class=safekit pid={process.pid}" for process in ours]
+        write_atomic(self.context.paths.var / "errdlist", ("\n".join(lines) + "\n").encode(), durable=False)
+        return lines
+
+    # ------------------------------------------------------------------ watching
+
+    def _counted(self, proc: Proc, matcher: Matcher, everything: Sequence[Running]) -> tuple[Running, ...]:
+        if proc.service:
+            alive = {process.pid: process for process in everything}
+            return tuple(alive[pid] for pid in service_processes(proc.name) if pid in alive)
+        own = os.getpid()
+        return tuple(process for process in matcher.select(everything) if process.pid != own)
+
+    async def look(self) -> None:
+        """Count, judge and act."""
+        self._follow_setting()
+        everything = scan()
+        now = asyncio.get_running_loop().time()
+        following: set[int] = set()
+        for index, (watch, matcher) in enumerate(zip(self.watches, self.matchers, strict=True)):
+            if not watch.enabled:
+                await self._publish(watch)
+                continue
+            counted = self._counted(watch.proc, matcher, everything)
+            following |= {process.pid for process in counted}
+            if self.suspended:
+                continue
+            judged, event = judge(watch, len(counted), now)
+            self.watches[index] = judged
+            await self._publish(judged)
+            if event is not None:
+                self._react(judged.proc, event, len(counted))
+        self._follow(following)
+
+    def _follow_setting(self) -> None:
+        """`safekit errd suspend|resume` is a resource, so that it is visible and survives our restart."""
+        setting = resources.load(self.context.paths.resources).get("usersetting.errd")
+        self.suspended = setting is not None and setting.value == "off"
+
+    def _follow(self, pids: set[int]) -> None:
+        loop = asyncio.get_running_loop()
+        for pid in set(self._pidfds) - pids:
+            descriptor = self._pidfds.pop(pid)
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        for pid in pids - set(self._pidfds):
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                self.wake.set()
+                continue
+            self._pidfds[pid] = descriptor
+            loop.add_reader(descriptor, self._died, pid, descriptor)
+
+    def _died(self, pid: int, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        self._pidfds.pop(pid, None)
+        self.wake.set()
+
+    async def _publish(self, watch: Watch) -> None:
+        name, value = f"proc.{watch.proc.name}", resource_value(watch)
+        if self._published.get(name) == value:
+            return
+        with contextlib.suppress(BusError):
+            await self.context.bus.request(
+                f"{self.context.module}/heart", "set", 1.0, resource=name, value=value, who="errd"
+            )
+            self._published[name] = value
+
+    # ------------------------------------------------------------------ reacting
+
+    def _react(self, proc: Proc, event: Criterion, count: int) -> None:
+        log = self.context.log
+        log.event("errd_event", criterion=event.value, name=proc.name)
+        log.event("errd_counted", name=proc.name, count=count, atleast=proc.atleast, atmax=proc.atmax, died="")
+        if proc.action == "noaction":
+            return
+        work = self._ask(proc.action) if proc.action in AUTOMATIC_ACTIONS else self._run_handler(proc)
+        task = asyncio.ensure_future(work)
+        self._handlers.add(task)
+        task.add_done_callback(self._handlers.discard)
+
+    async def _ask(self, action: str) -> None:
+        for _ in range(10):
+            try:
+                await self.context.bus.request(
+                    f"{self.context.module}/heart", "control", 2.0, action=action, who="errd", identity="errd", args=[]
+                )
+                return
+            except BusError as error:
+                self.context.log.info(f"errd: {action} not accepted yet: {error}")
+                await asyncio.sleep(1.0)
+
+    async def _run_handler(self, proc: Proc) -> None:
+        """A special handler: exit status 0 is success, anything else means stopstart (13.9.3)."""
+        paths = self.context.paths
+        program = Path(proc.action) if os.path.isabs(proc.action) else paths.userbin / proc.action
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(program),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **paths.environment()},
+                cwd=str(paths.userbin),
+                start_new_session=True,
+            )
+            try:
+                status: object = await asyncio.wait_for(process.wait(), HANDLER_LIMIT)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 9)
+                status = f"killed after {HANDLER_LIMIT:g} s"
+        except OSError as error:
+            status = str(error)
+        self.context.log.event("errd_handler", handler=str(program), name=proc.name, status=str(status))
+        if status != 0:
+            await self._ask("stopstart")
+
+    async def run(self) -> int:
+        """Watch until told to stop."""
+        loop = asyncio.get_running_loop()
+        next_poll = loop.time()
+        while not self.context.stopping.is_set():
+            await self.look()
+            if loop.time() >= next_poll:
+                next_poll = loop.time() + self.configuration.polltimer
+            # While an application starts its processes appear one by one: look often, to watch them from
+            # their first second on.
+            unseen = any(watch.enabled and not watch.seen for watch in self.watches)
+            delay = SETTLE if unseen else max(next_poll - loop.time(), 0.0)
+            stopping = asyncio.ensure_future(self.context.stopping.wait())
+            waking = asyncio.ensure_future(self.wake.wait())
+            await asyncio.wait([stopping, waking], timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            waking.cancel()
+            self.wake.clear()
+        return 0
+
+
+def main() -> None:
+    """Entry point."""
+    processes: list[Watcher] = []
+
+    def handler(context: Context) -> Handler:
+        processes.append(Watcher(context))
+        return processes[0].handle
+
+    async def watch(context: Context) -> int:
+        return await processes[0].run()
+
+    run("errd", watch, handler=handler)
+
+
+if __name__ == "__main__":
+    main()
