@@ -15,25 +15,12 @@ import signal
 from pathlib import Path
 
 from checkers.frame import configured
-from safekit.messages import Message, register
 from safekit.process import Context, run
 
 OUTPUT_LIMIT = 1 << 20
 GRACE = 3.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
 _PR_SET_CHILD_SUBREAPER = 36
-
-register(
-    (
-        Message("custom_ended", "I", "Custom checker {ident} ended: {status}; it is started again in {seconds} s",
-                "Le checker {ident} s'est terminé : {status} ; redémarrage dans {seconds} s"),
-        Message("custom_missing", "E", "Custom checker {ident} cannot be started: {reason}; put it into the bin directory"
-                " of the module, make it executable and apply the configuration",
-                "Le checker {ident} ne peut pas être démarré : {reason} ; placez-le dans le répertoire bin du module,"
-                " rendez-le exécutable et appliquez la configuration"),
-    )
-)  # fmt: skip
-
 
 def command(userbin: Path, program: str, arguments: str) -> list[str]:
     """What to execute: a relative program is under SAFEUSERBIN. Raises ValueError for an unclosed quote."""
@@ -56,33 +43,30 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def _signal_all(number: signal.Signals) -> bool:
-    """Signal everything below us; False when there is nothing left."""
-    pids = descendants(os.getpid())
-    for pid in pids:
+def _signal_all(number: signal.Signals) -> None:
+    for pid in descendants(os.getpid()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-    return bool(pids)
 
 
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            continue
+def _reap(except_pid: int) -> None:
+    """Bury orphans; the program itself is waited for by the event loop."""
+    for pid in descendants(os.getpid()) - {except_pid}:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
-async def end_everything() -> None:
+async def end_everything(program: int) -> None:
     """SIGTERM, and SIGKILL to what is left after a grace time, also to what forks meanwhile."""
     loop = asyncio.get_running_loop()
     kill_at, give_up_at = loop.time() + GRACE, loop.time() + 2 * GRACE
     _signal_all(signal.SIGTERM)
     while loop.time() < give_up_at:
-        _reap()
-        if loop.time() >= kill_at:
-            if not _signal_all(signal.SIGKILL):
-                return
-        elif not descendants(os.getpid()):
+        _reap(program)
+        if not descendants(os.getpid()):
             return
+        if loop.time() >= kill_at:
+            _signal_all(signal.SIGKILL)
         await asyncio.sleep(0.05)
 
 
@@ -133,17 +117,17 @@ async def check(context: Context) -> None:
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
+            await end_everything(process.pid)
             copying.cancel()
-            break
+            return
         # A program that daemonises has left its work to a child; what is left of a dead one must go.
-        await end_everything()
+        await end_everything(process.pid)
         copying.cancel()
         delay = FIRST_DELAY if asyncio.get_running_loop().time() - begin > 60 else min(delay * 2, LONGEST_DELAY)
         status = process.returncode
         said = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         context.log.event("custom_ended", ident=custom.ident, status=said, seconds=delay)
         await asyncio.wait([stopping], timeout=delay)
-    await end_everything()
 
 
 def main() -> None:

@@ -121,6 +121,18 @@ _TABLE = (
     Message("printe", "E", "{text}", "{text}"),
     Message("debug", "D", "{text}", "{text}"),
     Message("internal", "E", "{text}", "{text}"),
+    # Checkers and process death detection
+    Message("custom_ended", "I", "Custom checker {ident} ended: {status}; it is started again in {seconds} s",
+            "Le checker {ident} s'est terminé : {status} ; redémarrage dans {seconds} s"),
+    Message("custom_missing", "E", "Custom checker {ident} cannot be started: {reason}; put it into the bin directory"
+            " of the module, make it executable and apply the configuration",
+            "Le checker {ident} ne peut pas être démarré : {reason} ; placez-le dans le répertoire bin du module,"
+            " rendez-le exécutable et appliquez la configuration"),
+    Message("errd_event", "E", "event {criterion} on proc {name}", "événement {criterion} sur le processus {name}"),
+    Message("errd_counted", "I", "Process {name}: {count} running, at least {atleast} and at most {atmax} wanted{died}",
+            "Processus {name} : {count} en cours, au moins {atleast} et au plus {atmax} attendus{died}"),
+    Message("errd_handler", "I", "Handler {handler} of proc {name} ended: {status}",
+            "Le traitement {handler} du processus {name} s'est terminé : {status}"),
     # Our own processes
     Message("process_died", "E", "Process {name} (pid {pid}) died: {status}; {reaction}",
             "Le processus {name} (pid {pid}) est mort : {status} ; {reaction}"),
