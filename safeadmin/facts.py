@@ -78,6 +78,10 @@ class FactsTable:
         """The last facts of a node, None if it never told any."""
         return self._facts[node]
 
+    def version(self, node: int) -> int:
+        """The version of the facts that get() returns."""
+        return self._versions[node]
+
     def set_own(self, facts: NodeFacts) -> int:
         """Replaces this server's facts; returns their version."""
         data = pack(facts)

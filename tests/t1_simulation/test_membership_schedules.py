@@ -130,8 +130,7 @@ class World:
             if server is None:
                 continue
             assert server.view.members == self.expected(node), (
-                f"seed {self.seed}: node {node} sees {server.view.nodes()}, "
-                f"expected {tuple(bits(self.expected(node)))}"
+                f"seed {self.seed}: node {node} sees {server.view.nodes()}, expected {tuple(bits(self.expected(node)))}"
             )
             for other in server.view.nodes():
                 peer = self.servers[other]
