@@ -7,7 +7,7 @@ import ipaddress
 from checkers.frame import Reporter, configured, probe_periodically, until_stopped
 from checkers.kernel import NetworkChanges
 from safekit import net
-from safekit.model.checks import interface_checks
+from safekit.model.checkers import interface_checks
 from safekit.process import Context, run
 
 SAFETY_NET = 10.0

@@ -8,7 +8,7 @@ import socket
 from checkers.frame import Reporter, configured, probe_periodically, resolve, until_stopped
 from checkers.kernel import NetworkChanges
 from safekit import net
-from safekit.model.checks import address_checks
+from safekit.model.checkers import address_checks
 from safekit.process import Context, run
 
 
