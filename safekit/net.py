@@ -217,6 +217,15 @@ def local_addresses() -> frozenset[IP]:
     return frozenset(address.ip for address in addresses())
 
 
+def local_interfaces() -> tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, ...]:
+    """The addresses of this server with their networks, without loopback and link-local ones. Raises OSError."""
+    return tuple(
+        ipaddress.ip_interface((address.ip, address.prefix))
+        for address in addresses()
+        if not address.ip.is_loopback and not address.ip.is_link_local
+    )
+
+
 def link_named(name: str, netlink: Netlink | None = None) -> Link | None:
     """The interface of that name."""
     return next((link for link in links(netlink) if link.name == name), None)

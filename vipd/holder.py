@@ -1,0 +1,279 @@
+"""Sets, keeps and removes the virtual addresses of a mirror module (13.5, 4.2.6).
+
+heart owns the role: it orders `vip_set` when this server becomes PRIM or ALONE, `vip_unset` before it stops
+being so. Both may be repeated. vipd on its own neither takes nor gives up an address: killed, it finds what
+is there when it is back; stopped, it leaves everything as it is.
+
+Order of a take-over: probe, write down, set, announce, tell. Order of a release: forget (the watcher must
+not see a loss), stop announcing, reset the connections, remove, write down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safekit import net
+from safekit.bus import BusError
+from safekit.log import ModuleLog
+from safekit.net import IP, Address, Link, Place
+from safekit.netlink import Netlink
+from safekit.packets import Heard, mac_text
+from vipd import ledger, tcpreset
+from vipd.announce import REPEAT_AFTER, Announcement
+from vipd.names import Resolver
+from vipd.plan import Finding, Request, Verdict, Wanted, judge
+from vipd.probe import probe
+from vipd.wires import Wires
+
+RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A virtual address that this server holds."""
+
+    wanted: Wanted
+    link: Link
+    prefix: int
+    since: float
+
+    @property
+    def entry(self) -> ledger.Entry:
+        return ledger.Entry(self.wanted.ip, self.link.name, self.prefix, self.since)
+
+
+class Holder:
+    """The addresses of one module. `changed` is called whenever what is held has changed."""
+
+    def __init__(
+        self,
+        log: ModuleLog,
+        requests: Iterable[Request],
+        resolver: Resolver,
+        wires: Wires,
+        ledger_path: Path,
+        *,
+        reset: bool,
+        changed: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._requests = tuple(requests)
+        self._resolver = resolver
+        self._wires = wires
+        self._path = ledger_path
+        self._reset = reset
+        self._changed = changed
+        self._kernel = Netlink()
+        self._lock = asyncio.Lock()
+        self._retrying: asyncio.Task[None] | None = None
+        self._told: set[tuple[str, str]] = set()
+        self.held: dict[IP, Held] = {}
+        self.refused: dict[IP, Finding] = {}
+
+    # ------------------------------------------------------------------------- orders
+
+    async def acquire(self) -> list[str]:
+        """Take every address that is free or the peer's; all addresses held, as text.
+
+        Raises BusError, after the other addresses have been taken: 'vip_duplicate' when another machine uses
+        one (it is tried again every RETRY_SECONDS until `release`), 'vip_place' when no interface can carry one,
+        'vip_name' for a name that cannot be resolved, 'vip_kernel' when the system refuses.
+        """
+        async with self._lock:
+            self._told.clear()
+            problems = await self._take_missing()
+            if problems and self._retrying is None:
+                self._retrying = asyncio.get_running_loop().create_task(self._retry())
+            if problems:
+                raise problems[0]
+            return [str(ip) for ip in self.held]
+
+    async def release(self, code: str = "vip_unset") -> list[str]:
+        """Remove the module's addresses, also those which an earlier configuration left; what was removed.
+
+        Raises BusError('vip_kernel') when the system refuses; the other addresses are then removed.
+        """
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
+        async with self._lock:
+            mine = {wanted.ip: wanted.request.text for wanted in await self._resolver.known(self._requests)}
+            for ip in (*ledger.load(self._path), *self.held):
+                mine.setdefault(ip, str(ip))
+            self.held.clear()
+            self.refused.clear()
+            self._wires.watch({})
+            self._changed()
+            removed: list[str] = []
+            failures: list[str] = []
+            names = {link.index: link.name for link in net.links(self._kernel)}
+            for address in [a for a in net.addresses(self._kernel) if a.ip in mine]:
+                try:
+                    await self._remove(address, mine[address.ip], names.get(address.index, "?"), code)
+                    removed.append(str(address.ip))
+                except OSError as error:
+                    failures.append(f"{address.ip} cannot be removed: {error.strerror or error}")
+            if failures:
+                raise BusError("vip_kernel", "; ".join(failures))
+            ledger.save(self._path, ())
+            return removed
+
+    async def adopt(self) -> list[str]:
+        """After a restart in the primary role: the addresses which are there are held; nothing is touched."""
+        async with self._lock:
+            entries = ledger.load(self._path)
+            links = {link.index: link for link in net.links(self._kernel)}
+            present = {a.ip: a for a in net.addresses(self._kernel)}
+            for wanted in await self._resolver.known(self._requests):
+                address = present.get(wanted.ip)
+                if address is None or address.index not in links:
+                    continue
+                known = entries.get(wanted.ip)
+                since = known.since if known else time.monotonic()
+                link = links[address.index]
+                self.held[wanted.ip] = Held(wanted, link, address.prefix, since)
+                self._log.event("vip_adopted", addr=wanted.request.text, interface=link.name)
+            self._watch()
+            self._changed()
+            return [str(ip) for ip in self.held]
+
+    def announcements(self) -> list[Announcement]:
+        """What arpreroute has to repeat now."""
+        now = time.monotonic()
+        return [
+            Announcement(str(ip), h.link.name, r.arpinterval, r.arpelapse, max(0.0, now - h.since))
+            for ip, h in self.held.items()
+            if (r := h.wanted.request).arpreroute
+        ]
+
+    def announce(self, link: Link) -> None:
+        """Tell the network of an interface again (it was plugged in again)."""
+        for held in self.held.values():
+            if held.link.index == link.index:
+                self._wires.take_over(link, held.wanted.ip, held.wanted.request.arpreroute)
+
+    def close(self) -> None:
+        """Let go of everything but the addresses."""
+        if self._retrying is not None:
+            self._retrying.cancel()
+        self._wires.close()
+        self._kernel.close()
+
+    # -------------------------------------------------------------------------- steps
+
+    async def _take_missing(self) -> list[BusError]:
+        problems: list[BusError] = []
+        candidates: list[tuple[Wanted, Place]] = []
+        links, addresses = net.links(self._kernel), net.addresses(self._kernel)
+        present = {a.ip: a for a in addresses}
+        known, unknown = await self._resolver.resolve(self._requests)
+        problems += [self._problem("vip_name", text, reason) for text, reason in unknown]
+        ours = {wanted.ip for wanted in known}
+        for wanted in known:
+            if wanted.ip in present and wanted.ip in self.held:
+                continue
+            try:
+                where = self._place(wanted, links, addresses, present.get(wanted.ip), ours)
+            except ValueError as error:
+                problems.append(self._problem("vip_place", wanted.request.text, str(error)))
+                continue
+            candidates.append((wanted, where))
+        absent = [(wanted.ip, where.link) for wanted, where in candidates if wanted.ip not in present]
+        heard: list[Heard] = []
+        try:
+            heard = await probe(absent)
+        except OSError as error:
+            problems.append(self._problem("vip_kernel", "probe", f"the network cannot be asked: {error.strerror}"))
+        own = {link.mac for link in links}
+        peers = self._wires.peer_macs()
+        self.refused.clear()
+        for wanted, where in candidates:
+            finding = judge(wanted.ip, heard, own, peers)
+            if finding.verdict is Verdict.FOREIGN:
+                self.refused[wanted.ip] = finding
+                problems.append(self._duplicate(wanted, where, finding))
+                continue
+            try:
+                self._take(wanted, where, finding)
+            except OSError as error:
+                reason = f"{where.link.name}: {error.strerror or error}"
+                problems.append(self._problem("vip_kernel", wanted.request.text, reason))
+        self._watch()
+        self._changed()
+        return problems
+
+    @staticmethod
+    def _place(
+        wanted: Wanted, links: Iterable[Link], addresses: Iterable[Address], present: Address | None, ours: set[IP]
+    ) -> Place:
+        """Where the address is, if it is there already, else where it belongs."""
+        if present is not None:
+            link = next(link for link in links if link.index == present.index)
+            return Place(link, present.prefix, False)
+        request = wanted.request
+        return net.place(wanted.ip, links, addresses, name=request.name, netmask=request.netmask, ignore=ours)
+
+    def _take(self, wanted: Wanted, where: Place, finding: Finding) -> None:
+        held = Held(wanted, where.link, where.prefix, time.monotonic())
+        ledger.save(self._path, [*(h.entry for h in self.held.values()), held.entry])
+        net.add_address(self._kernel, where, wanted.ip)
+        self._wires.take_over(where.link, wanted.ip, wanted.request.arpreroute)
+        self.held[wanted.ip] = held
+        text = wanted.request.text
+        if finding.verdict is Verdict.PEER:
+            self._log.event("vip_taken_over", addr=text, node=finding.who, mac=mac_text(finding.mac))
+        self._log.event("vip_set", addr=text, ip=str(wanted.ip), interface=where.link.name, prefix=where.prefix)
+        if not where.link.carrier:
+            self._log.event("vip_link", interface=where.link.name, state="down")
+        elif where.link.resolves:
+            asyncio.get_running_loop().call_later(REPEAT_AFTER, self._repeat, held)
+
+    def _repeat(self, held: Held) -> None:
+        """Once more, for neighbours that refused or lost the first announcement."""
+        if self.held.get(held.wanted.ip) is held:
+            self._wires.take_over(held.link, held.wanted.ip, held.wanted.request.arpreroute)
+
+    async def _remove(self, address: Address, text: str, interface: str, code: str) -> None:
+        released = await tcpreset.release(self._kernel, address, self._reset)
+        if released.no_reset is not None:
+            self._log.event("vip_no_reset", addr=text, reason=released.no_reset)
+        if released.reset:
+            self._log.event("vip_reset", addr=text, count=released.reset)
+        for other in released.restored:
+            self._log.event("vip_restored", addr=str(other.ip), interface=interface)
+        self._log.event(code, addr=text, interface=interface)
+
+    async def _retry(self) -> None:
+        """Until every address is held; `release` cancels it."""
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            async with self._lock:
+                if not await self._take_missing():
+                    self._retrying = None
+                    return
+
+    def _watch(self) -> None:
+        by_link: dict[Link, set[IP]] = {}
+        for ip, held in self.held.items():
+            by_link.setdefault(held.link, set()).add(ip)
+        self._wires.watch(by_link)
+
+    def _problem(self, code: str, text: str, reason: str) -> BusError:
+        if (code, text) not in self._told:
+            self._told.add((code, text))
+            self._log.event("vip_not_set", addr=text, reason=reason)
+        return BusError(code, f"virtual IP {text}: {reason}")
+
+    def _duplicate(self, wanted: Wanted, where: Place, finding: Finding) -> BusError:
+        text, mac = wanted.request.text, mac_text(finding.mac)
+        if ("vip_duplicate", f"{text} {mac}") not in self._told:
+            self._told.add(("vip_duplicate", f"{text} {mac}"))
+            self._log.event("vip_duplicate", addr=text, mac=mac, interface=where.link.name)
+        return BusError(
+            "vip_duplicate",
+            f"virtual IP {text} is in use by {mac} on {where.link.name}; remove it from that machine",
+        )

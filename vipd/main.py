@@ -1,0 +1,163 @@
+"""vipd: the virtual addresses of a module.
+
+In a mirror module it holds them while heart says so; see vipd.holder. Bus operations, each answered when it
+is done: vip_init (at start, in WAIT: remove what a crash left), vip_set, vip_unset, status, announcements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, NoReturn
+
+from safekit import resources
+from safekit.bus import BusError, Handler, Request
+from safekit.model.types import Vip
+from safekit.packets import mac_text
+from safekit.process import Context, run
+from vipd.announce import Announcement
+from vipd.holder import Holder
+from vipd.kernel_events import KernelEvents
+from vipd.names import Resolver
+from vipd.plan import Verdict, peer_addresses, requests
+from vipd.watcher import Watcher
+from vipd.wires import Wires
+
+PRIMARY_STATES = frozenset({"PRIM", "ALONE"})
+PEER_REFRESH_SECONDS = 30.0
+TELL_TRIES = 5
+
+
+class Vipd:
+    """The process: wires the parts together and serves the bus."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._ready = asyncio.Event()
+        self._tell = asyncio.Event()
+        vip = context.config.vip or Vip()
+        self._wires = Wires(peer_addresses(context.cluster, context.node), self._conflict)
+        self.holder = Holder(
+            context.log,
+            requests(vip),
+            Resolver(),
+            self._wires,
+            context.paths.var / "vip.json",
+            reset=vip.tcpreset,
+            changed=self._changed,
+        )
+        self.watcher = Watcher(context.log, self.holder, self._notify_heart)
+
+    async def handle(self, request: Request) -> dict[str, Any] | None:
+        """One bus request; it waits until the addresses at start have been looked at."""
+        await self._ready.wait()
+        match request.op:
+            case "vip_set":
+                return {"set": await self.holder.acquire()}
+            case "vip_unset":
+                return {"unset": await self.holder.release()}
+            case "vip_init":
+                return {"removed": await self.holder.release("vip_leftover")}
+            case "announcements":
+                return {"announcements": [a.to_fields() for a in self.holder.announcements()]}
+            case "status":
+                return self._status()
+        raise BusError("unknown_op", f"vipd does not serve {request.op!r}")
+
+    async def main(self) -> None:
+        """Run until SIGTERM. The addresses stay: the role is heart's, and so is their removal."""
+        events = KernelEvents(self.watcher.address, self.watcher.link, self.watcher.lost)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            role = resources.load(self._context.paths.resources).get("state.local")
+            if role is not None and role.value in PRIMARY_STATES:
+                await self.holder.adopt()
+            else:
+                await self._sweep()
+            self._ready.set()
+            tasks = [asyncio.create_task(self._refresh_peers()), asyncio.create_task(self._tell_arpreroute())]
+            await self._context.stopping.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            events.close()
+            self.holder.close()
+
+    async def _sweep(self) -> None:
+        """Remove what a crash of everything left; heart orders it again with vip_init."""
+        try:
+            await self.holder.release("vip_leftover")
+        except BusError as error:
+            self._context.log.event("internal", text=f"vipd: {error.text}")
+
+    async def _refresh_peers(self) -> NoReturn:
+        while True:
+            self._wires.refresh_peers()
+            await asyncio.sleep(PEER_REFRESH_SECONDS)
+
+    async def _tell_arpreroute(self) -> NoReturn:
+        """arpreroute is told of each change. It also asks when it starts, so that telling may fail."""
+        while True:
+            await self._tell.wait()
+            self._tell.clear()
+            for _ in range(TELL_TRIES):
+                told: list[Announcement] = self.holder.announcements()
+                try:
+                    await self._context.bus.request(
+                        f"{self._context.module}/arpreroute",
+                        "announce",
+                        timeout=1.0,
+                        announcements=[a.to_fields() for a in told],
+                    )
+                    break
+                except BusError:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._tell.wait(), 1.0)
+
+    def _changed(self) -> None:
+        self.watcher.changed()
+        self._tell.set()
+
+    def _conflict(self, ip: Any, mac: bytes, who: str, interface: str) -> None:
+        self.watcher.conflict(ip, mac, who, interface)
+
+    def _notify_heart(self, kind: str, **fields: Any) -> None:
+        self._context.bus.notify(f"{self._context.module}/heart", "event", kind=kind, **fields)
+
+    def _status(self) -> dict[str, Any]:
+        missing = self.watcher.missing()
+        held = [
+            {
+                "addr": h.wanted.request.text,
+                "ip": str(ip),
+                "interface": h.link.name,
+                "prefix": h.prefix,
+                "mac": mac_text(h.link.mac),
+                "present": ip not in missing,
+            }
+            for ip, h in self.holder.held.items()
+        ]
+        refused = [
+            {"ip": str(ip), "mac": mac_text(f.mac)}
+            for ip, f in self.holder.refused.items()
+            if f.verdict is Verdict.FOREIGN
+        ]
+        return {"addresses": held, "refused": refused}
+
+
+def main() -> NoReturn:
+    """Entry point of the process."""
+    made: list[Vipd] = []
+
+    def handler(context: Context) -> Handler:
+        made.append(Vipd(context))
+        return made[0].handle
+
+    async def body(_: Context) -> None:
+        await made[0].main()
+
+    run("vipd", body, handler=handler, realtime=True)
+
+
+if __name__ == "__main__":
+    main()
