@@ -1,86 +1,421 @@
-"""The checkers of a module: those that the file names, and the automatic ones of <interface check> and
-<virtual_addr check> (guide 13.5.5, 13.10)."""
+"""What must hold between the values of a configuration, and between it and the cluster.
+
+Everything here is pure: no file, no socket, no clock. What needs the machine is in
+safekit.model.machine. `defaultprim` may be a node or a host name (13.2.3); a host name cannot be
+judged here, so an unknown one is a warning.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-from safekit.model.types import IntfCheck, IpCheck, ModuleConfig, When
+from safekit.model.findings import Finding, Places
+from safekit.model.types import ClusterConfig, Errd, Heart, ModuleConfig, Replicated, Rfs, Vip, VirtualAddr
 
-LocalAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-
-@dataclass(frozen=True, slots=True)
-class Checker:
-    """One checker process: program, identity, phase in which it runs, the resource that it sets."""
-
-    program: str
-    ident: str
-    when: When
-    resource: str
-
-    @property
-    def process(self) -> str:
-        """Its name for the supervisor, where `:` separates groups."""
-        return f"{self.program}.{self.ident}".replace(":", "_").replace("/", "_")
+_PATH_PART_MAX = 255
+_POSIX_CLASSES = {
+    "alnum": "a-zA-Z0-9",
+    "alpha": "a-zA-Z",
+    "blank": r" \t",
+    "digit": "0-9",
+    "lower": "a-z",
+    "upper": "A-Z",
+    "space": r"\s",
+    "xdigit": "0-9A-Fa-f",
+    "punct": r"!-/:-@\[-`{-~",
+}
 
 
-def _literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def posix_regex(expression: str) -> str:
+    """An expression of `man regex` in Python's notation: the [:class:] names are all that differs."""
+    return re.sub(r"\[:([a-z]+):\]", lambda m: _POSIX_CLASSES.get(m.group(1), m.group(0)), expression)
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `text` is; None for a host name."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
 
 
-def interface_checks(config: ModuleConfig, local: Sequence[LocalAddress]) -> tuple[IntfCheck, ...]:
-    """Interface checkers: explicit ones, and one for the network of each <interface check="on">.
-
-    `local` are the addresses of this server with their prefix lengths. The automatic one watches the
-    interface that holds our own address in the network of the virtual addresses; an interface without such
-    an address has nothing to watch.
-    """
-    found = {check.ident: check for check in config.check.intf}
-    for interface in config.vip.interfaces if config.vip is not None else ():
-        if not interface.check:
-            continue
-        virtual = [ip for address in interface.addresses if (ip := _literal(address.addr)) is not None]
-        for own in local:
-            if own.ip not in virtual and any(ip in own.network for ip in virtual):
-                ident = str(own.network.network_address)
-                found.setdefault(ident, IntfCheck(ident, str(own.ip)))
-    return tuple(found.values())
+def check_module(config: ModuleConfig, cluster: ClusterConfig, places: Places) -> list[Finding]:
+    """Every finding about the tree itself and about its references to the cluster."""
+    checker = _Checker(config, cluster, places)
+    checker.run()
+    return checker.findings
 
 
-def address_checks(config: ModuleConfig) -> tuple[IpCheck, ...]:
-    """IP checkers: explicit ones, and one for each <virtual_addr check="on">."""
-    found = {check.ident: check for check in config.check.ip}
-    when: When = "prim" if config.service.mode == "mirror" else "both"
-    for interface in config.vip.interfaces if config.vip is not None else ():
-        for address in interface.addresses:
-            if address.check:
-                found.setdefault(address.addr, IpCheck(address.addr, address.addr, when))
-    return tuple(found.values())
+class _Checker:
+    def __init__(self, config: ModuleConfig, cluster: ClusterConfig, places: Places) -> None:
+        self.config = config
+        self.cluster = cluster
+        self.places = places
+        self.findings: list[Finding] = []
+
+    def error(self, path: str, message: str) -> None:
+        self.findings.append(self.places.finding(path, message))
+
+    def warn(self, path: str, message: str) -> None:
+        self.findings.append(self.places.finding(path, message, "warning"))
+
+    def run(self) -> None:
+        config = self.config
+        self._mode()
+        self._service()
+        if config.heart is not None:
+            self._heart(config.heart)
+        if config.farm is not None:
+            for index, lan in enumerate(config.farm.lans):
+                self._lan(lan.name, f"farm.lans[{index}].name")
+        if config.rfs is not None:
+            self._rfs(config.rfs)
+        if config.vip is not None:
+            self._vip(config.vip)
+            self._balancing(config.vip)
+        if config.errd is not None:
+            self._errd(config.errd)
+        self._checkers()
+        self._user_and_vhost()
+        self._failover()
+
+    # ------------------------------------------------------------------- parts
+
+    def _mode(self) -> None:
+        mode = self.config.service.mode
+        sections: tuple[tuple[str, object, str], ...] = (
+            ("heart", self.config.heart, "mirror"),
+            ("rfs", self.config.rfs, "mirror"),
+            ("farm", self.config.farm, "farm"),
+        )
+        for name, value, wanted in sections:
+            if value is not None and mode != wanted:
+                self.error(name, f'not allowed with mode="{mode}"; expected only with mode="{wanted}"')
+        if mode == "mirror" and self.config.heart is None:
+            self.error("service", "a mirror has no <heart>; expected <heart> with at least one <heartbeat>")
+        if mode == "farm" and self.config.farm is None:
+            self.error("service", "a farm has no <farm>; expected <farm> with at least one <lan>")
+
+    def _service(self) -> None:
+        service = self.config.service
+        if service.mode != "mirror":
+            for attribute in ("failover", "defaultprim"):
+                if self.places.written(f"service.{attribute}"):
+                    self.warn(f"service.{attribute}", "only a mirror module uses it; the attribute is ignored")
+        known = {"alone", "lastprim", *(name.lower() for name in self.cluster.node_names)}
+        if service.defaultprim.lower() not in known:
+            self.warn(
+                "service.defaultprim",
+                f'"{service.defaultprim}" is not a node of the cluster and is taken as a host name; '
+                f"expected alone, lastprim or one of {', '.join(self.cluster.node_names)}",
+            )
+
+    def _lan(self, name: str, path: str) -> None:
+        if not name:
+            return
+        lan = self.cluster.lan(name)
+        framework = ", ".join(known.name for known in self.cluster.framework_lans) or "none"
+        if lan is None:
+            self.error(path, f'"{name}" is not a lan of the cluster; expected one of {framework}')
+        elif not lan.framework:
+            self.error(path, f'the lan "{name}" has framework="off" in cluster.xml; expected one of {framework}')
+
+    def _heart(self, heart: Heart) -> None:
+        path = "heart.heartbeats[{}]".format
+        for index, beat in enumerate(heart.heartbeats):
+            self._lan(beat.name, f"{path(index)}.name")
+            if beat.timeout_ms <= beat.pulse_ms:
+                self.error(
+                    f"{path(index)}.timeout_ms",
+                    f"the timeout of {beat.timeout_ms} ms is not longer than the pulse of {beat.pulse_ms} ms; "
+                    "expected several pulses",
+                )
+            elif beat.timeout_ms < 3 * beat.pulse_ms:
+                self.warn(
+                    f"{path(index)}.timeout_ms",
+                    f"the timeout of {beat.timeout_ms} ms is less than three pulses of {beat.pulse_ms} ms; "
+                    "one lost packet may look like the death of the peer",
+                )
+        idents = [(beat.ident, f"{path(i)}.ident") for i, beat in enumerate(heart.heartbeats) if beat.ident]
+        self._unique(idents, "the ident {!r} is used by two heartbeats; give each its own")
+        flows = [(f"{b.name} {b.port}", f"{path(i)}.name") for i, b in enumerate(heart.heartbeats) if b.name]
+        self._unique(flows, "two heartbeats use the same lan and port ({}); remove one")
+        flow = next((i for i, beat in enumerate(heart.heartbeats) if beat.ident == "flow"), None)
+        if flow is not None and self.config.rfs is None:
+            self.warn(
+                f"{path(flow)}.ident",
+                'ident="flow" without <rfs> blocks the start in the WAIT state; expected another ident or an <rfs>',
+            )
+
+    def _unique(self, items: Iterable[tuple[str, str]], message: str) -> None:
+        seen: set[str] = set()
+        for value, path in items:
+            if value in seen:
+                self.error(path, message.format(value))
+            seen.add(value)
+
+    def _rfs(self, rfs: Rfs) -> None:
+        if rfs.packetsize is not None and rfs.reipacketsize > rfs.packetsize:
+            self.error(
+                "rfs.reipacketsize", f"{rfs.reipacketsize} is more than packetsize; expected at most {rfs.packetsize}"
+            )
+        if rfs.ruzone_blocksize % rfs.reipacketsize:
+            self.error(
+                "rfs.ruzone_blocksize",
+                f"{rfs.ruzone_blocksize} is not a multiple of reipacketsize; "
+                f"expected a multiple of {rfs.reipacketsize}",
+            )
+        if not rfs.replicated and not rfs.scripts and not self.places.written("rfs.replicated[0]"):
+            self.error("rfs", "there is no usable <replicated>; expected at least one directory")
+        if self.places.written("rfs.flow.name"):
+            self._lan(rfs.flow, "rfs.flow.name")
+            beats = self.config.heart.heartbeats if self.config.heart else ()
+            marked = next((beat for beat in beats if beat.ident == "flow"), None)
+            if marked is not None and marked.name != rfs.flow:
+                self.warn(
+                    "rfs.flow.name",
+                    f'the heartbeat with ident="flow" is on "{marked.name}"; expected the same lan as <flow>',
+                )
+        for index, replicated in enumerate(rfs.replicated):
+            self._replicated(replicated, f"rfs.replicated[{index}]", rfs.suffix)
+        self._overlaps(rfs)
+
+    def _replicated(self, replicated: Replicated, path: str, suffix: str) -> None:
+        directory = replicated.dir
+        if not directory.startswith("/"):
+            self.error(f"{path}.dir", f'"{directory}" is not an absolute path; expected a path from /')
+        elif directory == "/":
+            self.error(f"{path}.dir", "the root of the system cannot be replicated; expected a directory below it")
+        elif posixpath.normpath(directory) != directory:
+            self.error(f"{path}.dir", f"not a plain path; expected {posixpath.normpath(directory)}")
+        elif len((posixpath.basename(directory) + suffix).encode()) > _PATH_PART_MAX:
+            self.error(f"{path}.dir", "the name with its suffix is too long for a file name")
+        elif "\0" in directory or "\n" in directory:
+            self.error(f"{path}.dir", "the path holds a control character")
+        for field in ("tocheck", "notreplicated_paths"):
+            for index, relative in enumerate(getattr(replicated, field)):
+                normal = posixpath.normpath(relative)
+                if relative.startswith("/") or normal in (".", "..") or normal.startswith("../"):
+                    message = f'"{relative}" is not below {directory}; expected a relative path'
+                    self.error(f"{path}.{field}[{index}]", message)
+        for index, expression in enumerate(replicated.notreplicated_regex):
+            at = f"{path}.notreplicated_regex[{index}]"
+            self._regex(expression, at)
+            if expression.startswith("/"):
+                self.warn(at, "paths are matched relative to the replicated directory and never begin with /")
+
+    def _overlaps(self, rfs: Rfs) -> None:
+        seen: list[str] = []
+        for index, replicated in enumerate(rfs.replicated):
+            for other in seen:
+                if overlap(replicated.dir, other, rfs.suffix, rfs.suffix):
+                    self.error(
+                        f"rfs.replicated[{index}].dir",
+                        f"{replicated.dir} overlaps with the replicated directory {other}; "
+                        "expected directories outside each other",
+                    )
+            seen.append(replicated.dir)
+
+    def _vip(self, vip: Vip) -> None:
+        mode = self.config.service.mode
+        addresses: list[tuple[str, str]] = []
+        for number, interface in enumerate(vip.interfaces):
+            path = f"vip.interfaces[{number}]"
+            if interface.kind == "real" and mode == "farm":
+                self.error(path, "a farm uses <virtual_interface>; <real_interface> belongs to a mirror")
+            for index, address in enumerate(interface.addresses):
+                at = f"{path}.addresses[{index}]"
+                self._virtual_addr(address, at)
+                wanted = "alias" if mode == "farm" else "one_side_alias"
+                if address.where != wanted and mode != "light":
+                    self.error(f"{at}.where", f'"{address.where}" does not fit a {mode} module; expected "{wanted}"')
+                parsed = ip_address(address.addr)
+                addresses.append((str(parsed or address.addr.lower()), f"{at}.addr"))
+        self._unique(addresses, "the virtual address {} is configured twice; keep one")
+
+    def _virtual_addr(self, address: VirtualAddr, path: str) -> None:
+        parsed = ip_address(address.addr)
+        if parsed is not None and (parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified):
+            self.error(f"{path}.addr", f"{address.addr} cannot be a virtual address; expected a unicast address")
+        for lan in self.cluster.lans:
+            for node in lan.nodes:
+                if parsed is not None and parsed in (ip_address(node.addr), ip_address(node.bind_address)):
+                    self.error(
+                        f"{path}.addr",
+                        f'{address.addr} is the address of {node.name} on the lan "{lan.name}"; '
+                        "expected an address of its own",
+                    )
+        if address.netmask is None:
+            return
+        if isinstance(parsed, ipaddress.IPv6Address):
+            self.error(f"{path}.netmask", "a netmask is for IPv4 only; remove the attribute")
+        elif not valid_netmask(address.netmask):
+            self.error(f"{path}.netmask", f'"{address.netmask}" is not a netmask; expected one such as 255.255.255.0')
+
+    def _balancing(self, vip: Vip) -> None:
+        if vip.groups and self.config.service.mode != "farm":
+            self.warn("vip.groups[0]", "load balancing is for farm modules; the groups are ignored")
+        self._unique(
+            [(group.name, f"vip.groups[{i}].name") for i, group in enumerate(vip.groups)],
+            "the group name {!r} is used twice; give each its own",
+        )
+        configured = {str(ip_address(a.addr) or a.addr) for i in vip.interfaces for a in i.addresses}
+        for number, group in enumerate(vip.groups):
+            path = f"vip.groups[{number}]"
+            for index, host in enumerate(group.hosts):
+                if host.name not in self.cluster.node_names:
+                    self.error(
+                        f"{path}.hosts[{index}].name",
+                        f'"{host.name}" is not a node of the cluster; '
+                        f"expected one of {', '.join(self.cluster.node_names)}",
+                    )
+            self._unique(
+                [(host.name, f"{path}.hosts[{i}].name") for i, host in enumerate(group.hosts)],
+                "the host {!r} appears twice; keep one",
+            )
+            if group.hosts and not any(host.power for host in group.hosts):
+                self.error(path, "every host has power 0; expected at least one above 0")
+            if not group.rules:
+                self.error(path, "there is no <rule>; expected at least one")
+            for index, rule in enumerate(group.rules):
+                at = f"{path}.rules[{index}]"
+                if rule.port is not None and not 1 <= rule.port <= 65535:
+                    self.error(f"{at}.port", f"{rule.port} is not a port; expected 1 to 65535, or *")
+                if rule.filter == "on_ipid" and rule.proto != "udp":
+                    self.error(f"{at}.filter", f'on_ipid does not fit proto="{rule.proto}"; expected proto="udp"')
+                if rule.filter == "on_port" and rule.proto == "arp":
+                    self.error(f"{at}.filter", 'on_port does not fit proto="arp"; expected "on_addr"')
+                if rule.virtual_addr is not None:
+                    wanted = str(ip_address(rule.virtual_addr) or rule.virtual_addr)
+                    if wanted not in configured:
+                        self.error(
+                            f"{at}.virtual_addr",
+                            f"{rule.virtual_addr} is not a <virtual_addr> of this module; expected one, or *",
+                        )
+
+    def _errd(self, errd: Errd) -> None:
+        if self.config.user is None:
+            self.error("errd", "it needs the user scripts; expected a <user/> section")
+        self._unique(
+            [(proc.name, f"errd.procs[{i}].name") for i, proc in enumerate(errd.procs)],
+            "the name {!r} is used by two <proc>; give each its own (use nameregex for the command)",
+        )
+        for index, proc in enumerate(errd.procs):
+            path = f"errd.procs[{index}]"
+            for field in ("nameregex", "argregex"):
+                expression = getattr(proc, field)
+                if expression is not None:
+                    self._regex(expression, f"{path}.{field}")
+            if proc.service and (proc.nameregex or proc.argregex):
+                self.error(path, 'service="yes" and an expression exclude each other; expected one of them')
+            if proc.action not in ("restart", "stopstart", "stop", "noaction") and proc.proc_class in (
+                "prim",
+                "both",
+                "pre",
+                "second",
+                "sec",
+            ):
+                self.error(
+                    f"{path}.proc_class",
+                    f'the handler "{proc.action}" needs a class of its own; '
+                    f"expected another name than {proc.proc_class}",
+                )
+
+    def _regex(self, expression: str, path: str) -> None:
+        try:
+            re.compile(posix_regex(expression))
+        except (re.error, OverflowError, RecursionError) as error:
+            self.error(path, f"not a regular expression: {error}; expected one as in man regex")
+
+    def _checkers(self) -> None:
+        check = self.config.check
+        for kind in ("tcp", "ping", "intf", "ip", "custom", "module"):
+            items = [(c.ident, f"check.{kind}[{i}].ident") for i, c in enumerate(getattr(check, kind))]
+            self._unique(items, f"the ident {{!r}} is used by two <{kind}> checkers; give each its own")
+        if check.splitbrain is not None and self.config.service.mode != "mirror":
+            self.error("check.splitbrain", "the split-brain checker is for mirror modules only")
+        for index, module in enumerate(check.module):
+            if module.name == self.config.name and module.addr in ("127.0.0.1", "::1"):
+                self.error(f"check.module[{index}].name", "a module cannot wait for itself; expected another module")
+
+    def _user_and_vhost(self) -> None:
+        if self.config.user is not None:
+            names = Counter(name for name, _ in self.config.user.vars)
+            for index, (name, _) in enumerate(self.config.user.vars):
+                if names[name] > 1:
+                    self.error(f"user.vars[{index}].name", f"the variable {name} is set more than once; keep one")
+                if name in RESERVED_VARIABLES:
+                    self.error(f"user.vars[{index}].name", f"{name} is set by the product; expected another name")
+        self._unique(
+            [(host.envfile, f"vhost[{i}].envfile") for i, host in enumerate(self.config.vhost)],
+            "the file {!r} is used twice; give each virtual host name its own",
+        )
+
+    def _failover(self) -> None:
+        failover = self.config.failover
+        if failover.handle_time_ms % failover.period_ms:
+            self.error(
+                "failover.handle_time_ms",
+                f"{failover.handle_time_ms} ms is not a multiple of the period; "
+                f"expected a multiple of {failover.period_ms}",
+            )
+        if not failover.extends and not failover.rules:
+            self.warn("failover.extends", "the default rules are switched off and no rule takes their place")
 
 
-def checkers(config: ModuleConfig, local: Sequence[LocalAddress]) -> tuple[Checker, ...]:
-    """Every checker process of a module."""
-    check = config.check
-    found = [
-        *(Checker("tcpcheck", c.ident, c.when, f"tcp.{c.ident}") for c in check.tcp),
-        *(Checker("pingcheck", c.ident, c.when, f"ping.{c.ident}") for c in check.ping),
-        *(Checker("intfcheck", c.ident, c.when, f"intf.{c.ident}") for c in interface_checks(config, local)),
-        *(Checker("ipcheck", c.ident, c.when, f"ip.{c.ident}") for c in address_checks(config)),
-        *(Checker("customcheck", c.ident, c.when, f"custom.{c.ident}") for c in check.custom),
-        *(Checker("modulecheck", c.ident, "pre", f"module.{c.ident}") for c in check.module),
+RESERVED_VARIABLES = frozenset({"SAFE", "SAFEVAR", "SAFEBIN", "SAFEMODULE", "SAFEUSERBIN", "SAFEUSERVAR", "PATH"})
+
+
+def valid_netmask(netmask: str) -> bool:
+    """A contiguous dotted quad other than 0.0.0.0."""
+    if netmask.count(".") != 3 or netmask == "0.0.0.0":
+        return False
+    try:
+        return str(ipaddress.IPv4Network(f"0.0.0.0/{netmask}").netmask) == netmask
+    except ValueError:
+        return False
+
+
+def overlap(one: str, other: str, suffix: str, other_suffix: str) -> bool:
+    """Whether two replicated directories, or where their data is, are the same or inside each other."""
+    mine = {one, one + suffix}
+    theirs = {other, other + other_suffix}
+    return any(a == b or _inside(a, b) or _inside(b, a) for a in mine for b in theirs)
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path.startswith(parent.rstrip("/") + "/")
+
+
+#: What the product does not do yet: a test of the tree, the place to show, and what to call it.
+UNSUPPORTED: tuple[tuple[Callable[[ModuleConfig], bool], str, str], ...] = (
+    (lambda c: c.service.mode == "farm", "service.mode", "farm modules"),
+    (lambda c: c.service.mode == "light", "service.mode", "light modules"),
+    (lambda c: c.errd is not None, "errd", "process death detection"),
+    (lambda c: c.check != type(c.check)(), "check", "checkers"),
+    (lambda c: bool(c.vhost), "vhost", "virtual host names"),
+    (lambda c: bool(c.failover.rules), "failover.rules", "failover rules of a module"),
+    (lambda c: not c.failover.extends, "failover.extends", "switching the default failover rules off"),
+    (
+        lambda c: c.vip is not None and any(i.kind != "real" for i in c.vip.interfaces),
+        "vip",
+        "virtual MAC addresses",
+    ),
+    (lambda c: c.rfs is not None and c.rfs.syncdelta > 1, "rfs.syncdelta", "syncdelta"),
+    (lambda c: c.rfs is not None and c.rfs.syncat is not None, "rfs.syncat", "scheduled synchronisation"),
+    (lambda c: c.rfs is not None and c.rfs.scripts, "rfs.scripts", "external replication by scripts"),
+)
+
+
+def unsupported(config: ModuleConfig, places: Places) -> list[Finding]:
+    """What the file asks for and this release does not do. Each is an error: a checker that never runs or
+    a rule that never fires would be found out on the day it is needed."""
+    return [
+        places.finding(path, f"{what} are not supported by this release yet; remove it to configure the module")
+        for test, path, what in UNSUPPORTED
+        if test(config)
     ]
-    if check.splitbrain is not None:
-        ident = check.splitbrain.ident
-        found.append(Checker("splitbraincheck", ident, "pre", f"splitbrain.{ident}"))
-    return tuple(found)
-
-
-def in_phase(found: Iterable[Checker], when: When) -> tuple[Checker, ...]:
-    """The checkers that run in a phase."""
-    return tuple(checker for checker in found if checker.when == when)

@@ -1,0 +1,307 @@
+"""cluster.xml: loading, checking, this node's place in it, the compiled form and the key (chapter 12)."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from safekit.files import write_atomic
+from safekit.model import schema
+from safekit.model.codec import from_json, to_json
+from safekit.model.findings import ConfigError, Finding, Places, errors, ordered
+from safekit.model.read import Reader
+from safekit.model.types import ClusterConfig, Lan, LanNode
+from safekit.model.xmlload import Node, parse, read_bytes
+from safekit.paths import cluster_dir, safevar
+
+KEY_BYTES = 32
+CLUSTER_XML = "cluster.xml"
+CLUSTER_JSON = "cluster.json"
+CLUSTER_KEY = "cluster.key"
+
+
+class ClusterError(Exception):
+    """The cluster is not configured, or this server is not in it. The text holds the next step."""
+
+
+def load_cluster_xml(path: Path) -> tuple[ClusterConfig, tuple[Finding, ...]]:
+    """The configuration that a cluster.xml describes, and the warnings. Raises ConfigError."""
+    data = read_bytes(path)
+    file = str(path)
+    root = parse(data, file)
+    findings = schema.check(root, schema.load("cluster"), file)
+    if not root.usable:
+        raise ConfigError(ordered(findings))
+    places = Places(file)
+    config = _build(root, places, findings)
+    findings += _check(config, places)
+    if errors(findings):
+        raise ConfigError(ordered(findings))
+    return config, ordered(findings)
+
+
+def signature(config: ClusterConfig) -> str:
+    """sha256 (hex) of what the file means: layout, comments and spelled-out defaults do not change it."""
+    return hashlib.sha256(to_json(_unsigned(config)).encode()).hexdigest()
+
+
+def _unsigned(config: ClusterConfig) -> ClusterConfig:
+    return ClusterConfig(config.lans, config.port, config.pulse_ms, config.mlost_count, config.slost_count)
+
+
+def _build(root: Node, places: Places, findings: list[Finding]) -> ClusterConfig:
+    places.note("", root.line, root.tag)
+    written = [child for child in root.children if child.tag == "lans"]
+    for extra in written[1:]:
+        findings.append(Finding(places.file, extra.line, "lans", "a second <lans>; expected exactly one"))
+    lans = root.named("lans")[:1]
+    if not lans:
+        if not written:
+            findings.append(places.finding("", "there is no <lans>; expected exactly one"))
+        return ClusterConfig()
+    top = lans[0]
+    places.note("lans", top.line, top.tag)
+    r = Reader(top, "lans", places)
+    if not any(child.tag == "lan" for child in top.children):
+        findings.append(places.finding("lans", "there is no <lan>; expected at least one"))
+    config = ClusterConfig(
+        lans=tuple(_lan(node, f"lans[{i}]", places) for i, node in enumerate(top.named("lan"))),
+        port=r.number("port", "port", 4800),
+        pulse_ms=r.number("pulse", "pulse_ms", 1000),
+        mlost_count=r.number("mlost_count", "mlost_count", 5),
+        slost_count=r.number("slost_count", "slost_count", 5),
+    )
+    return ClusterConfig(
+        config.lans, config.port, config.pulse_ms, config.mlost_count, config.slost_count, signature(config)
+    )
+
+
+def _lan(node: Node, path: str, places: Places) -> Lan:
+    places.note(path, node.line, node.tag)
+    r = Reader(node, path, places)
+    nodes = []
+    for index, child in enumerate(node.named("node")):
+        at = f"{path}.nodes[{index}]"
+        places.note(at, child.line, child.tag)
+        n = Reader(child, at, places)
+        nodes.append(LanNode(n.text("name", "name", ""), n.text("addr", "addr", ""), n.optional("laddr", "laddr")))
+    return Lan(
+        name=r.text("name", "name", ""),
+        framework=r.onoff("framework", "framework", True),
+        console=r.onoff("console", "console", True),
+        command=r.onoff("command", "command", False),
+        nodes=tuple(nodes),
+    )
+
+
+def _check(config: ClusterConfig, places: Places) -> list[Finding]:
+    found: list[Finding] = []
+    every = set(config.node_names)
+
+    def error(path: str, message: str) -> None:
+        found.append(places.finding(path, message))
+
+    names: set[str] = set()
+    commands = 0
+    for index, lan in enumerate(config.lans):
+        path = f"lans[{index}]"
+        if lan.name in names:
+            error(f"{path}.name", f'the name "{lan.name}" is used by two lans; give each its own')
+        names.add(lan.name)
+        here = {node.name for node in lan.nodes}
+        missing = ", ".join(name for name in config.node_names if name not in here)
+        if len(here) < 2:
+            error(path, f'the lan "{lan.name}" has {len(here)} node; expected at least two')
+        if lan.console and missing:
+            error(
+                f"{path}.console", f'the console cannot reach {missing} on "{lan.name}"; add them or set console="off"'
+            )
+        if lan.command:
+            commands += 1
+            if commands > 1:
+                error(f"{path}.command", 'a second lan has command="on"; expected at most one')
+            if not lan.framework or missing:
+                error(f"{path}.command", 'expected framework="on" and every node on a lan with command="on"')
+        _check_nodes(lan, path, error)
+    if config.lans and not any(lan.framework and {n.name for n in lan.nodes} == every for lan in config.lans):
+        error("lans", 'no lan with framework="on" includes every node; expected at least one')
+    return found
+
+
+def _check_nodes(lan: Lan, path: str, error: object) -> None:
+    assert callable(error)
+    names: set[str] = set()
+    addresses: dict[str, str] = {}
+    for number, node in enumerate(lan.nodes):
+        at = f"{path}.nodes[{number}]"
+        if node.name in names:
+            error(f"{at}.name", f'the node "{node.name}" appears twice on the lan "{lan.name}"; keep one')
+        names.add(node.name)
+        other = addresses.setdefault(node.addr.lower(), node.name)
+        if other != node.name:
+            error(f"{at}.addr", f"{node.addr} is also the address of {other}; give each node its own")
+        if node.laddr is not None and _parsed(node.laddr) is None:
+            error(f"{at}.laddr", f'"{node.laddr}" is not an IP address; expected a local IPv4 or IPv6 address')
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def resolve(address: str) -> tuple[str, ...]:
+    """The IP addresses of an address or host name, in normal form; empty when the name is unknown.
+
+    A name is looked up with the system's resolver, which may take seconds.
+    """
+    parsed = _parsed(address)
+    if parsed is not None:
+        return (str(parsed),)
+    try:
+        answers = socket.getaddrinfo(address, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(_parsed(str(answer[4][0]))) for answer in answers))
+
+
+def local_node(cluster: ClusterConfig, local_addresses: Iterable[str]) -> str:
+    """The name of this server in the cluster, by the addresses of its interfaces.
+
+    SAFENODE in the environment or the file SAFEVAR/nodename win. Literal addresses are matched before
+    any name is looked up. Raises ClusterError when no node, or more than one, fits.
+    """
+    override = os.environ.get("SAFENODE")
+    if not override:
+        try:
+            override = (safevar() / "nodename").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            override = None
+    if override:
+        if override not in cluster.node_names:
+            raise ClusterError(
+                f"this server is named {override!r} (SAFENODE or {safevar() / 'nodename'}), which is not a node of "
+                f"cluster.xml; expected one of {', '.join(cluster.node_names)}"
+            )
+        return override
+    mine = {str(_parsed(address) or address) for address in local_addresses}
+    for look_up in (False, True):
+        matches: dict[str, None] = {}
+        for lan in cluster.lans:
+            for node in lan.nodes:
+                literal = _parsed(node.bind_address)
+                if literal is not None:
+                    candidates: tuple[str, ...] = (str(literal),)
+                else:
+                    candidates = resolve(node.bind_address) if look_up else ()
+                if mine.intersection(candidates):
+                    matches.setdefault(node.name)
+        if len(matches) == 1:
+            return next(iter(matches))
+        if len(matches) > 1:
+            raise ClusterError(
+                f"this server has the addresses of several nodes of cluster.xml ({', '.join(matches)}); "
+                "correct cluster.xml, or name the node in SAFEVAR/nodename"
+            )
+    raise ClusterError(
+        f"no node of cluster.xml has an address of this server ({', '.join(sorted(mine)) or 'none'}); "
+        "correct cluster.xml, or name the node in SAFEVAR/nodename"
+    )
+
+
+def system_addresses() -> tuple[str, ...]:
+    """The addresses on this server's interfaces, without loopback; read from the kernel's tables."""
+    found: dict[str, None] = {}
+    try:
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            fields = line.split()
+            address = ipaddress.IPv6Address(bytes.fromhex(fields[0]))
+            if not address.is_loopback:
+                found.setdefault(str(address))
+    except FileNotFoundError:
+        pass  # IPv6 is switched off
+    # The local table of the IPv4 trie lists every address of the server once as "/32 host LOCAL".
+    previous = ""
+    for line in Path("/proc/net/fib_trie").read_text().splitlines():
+        if "/32 host LOCAL" in line and not previous.startswith("127."):
+            found.setdefault(previous)
+        elif "|--" in line:
+            previous = line.split("|--")[1].strip()
+    return tuple(found)
+
+
+def load_cluster() -> ClusterConfig:
+    """The compiled cluster configuration that every process reads. Raises ClusterError."""
+    path = cluster_dir() / CLUSTER_JSON
+    try:
+        return from_json(ClusterConfig, path.read_bytes())
+    except FileNotFoundError as error:
+        raise ClusterError("the cluster is not configured; run safekit cluster config <cluster.xml>") from error
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{path} cannot be read ({error}); run safekit cluster config again") from error
+
+
+def compile_cluster() -> ClusterConfig:
+    """Compile SAFEVAR/cluster/cluster.xml to cluster.json. Raises ConfigError, OSError; then nothing changed."""
+    config, _ = load_cluster_xml(cluster_dir() / CLUSTER_XML)
+    write_atomic(cluster_dir() / CLUSTER_JSON, to_json(config).encode(), mode=0o644)
+    return config
+
+
+def apply_cluster(source: Path, *, key: str | None = None) -> tuple[ClusterConfig, tuple[Finding, ...]]:
+    """Install a new cluster.xml with `key` (hex), a fresh one by default. The file is checked first.
+
+    cluster.json is written last: processes that follow it find the other two in place. Raises
+    ConfigError (nothing changed) and OSError.
+    """
+    config, warnings = load_cluster_xml(source)
+    data = read_bytes(source)
+    if key is not None and not valid_key(key):
+        raise ClusterError(f"the cluster key is not {KEY_BYTES * 2} hexadecimal digits; make one with genkey")
+    directory = cluster_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    write_key(key or new_key())
+    write_atomic(directory / CLUSTER_XML, data, mode=0o644)
+    write_atomic(directory / CLUSTER_JSON, to_json(config).encode(), mode=0o644)
+    return config, warnings
+
+
+def deconfigure_cluster() -> None:
+    """Remove the cluster's configuration and key, compiled form first."""
+    for name in (CLUSTER_JSON, CLUSTER_XML, CLUSTER_KEY):
+        (cluster_dir() / name).unlink(missing_ok=True)
+
+
+def new_key() -> str:
+    """A random cluster key: 64 hexadecimal digits."""
+    return secrets.token_hex(KEY_BYTES)
+
+
+def valid_key(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text.strip())) == KEY_BYTES
+    except ValueError:
+        return False
+
+
+def write_key(key: str) -> None:
+    """Put the key in place, readable by root and group safekit only."""
+    path = cluster_dir() / CLUSTER_KEY
+    write_atomic(path, key.strip().encode() + b"\n", mode=0o640)
+    give_to_group(path)
+
+
+def give_to_group(path: Path) -> None:
+    """Let group safekit read the file, where that group exists and we may."""
+    if os.geteuid() == 0:
+        try:
+            shutil.chown(path, group="safekit")
+        except LookupError:
+            return  # no such group: a lab or a test; the file stays root's alone
