@@ -47,12 +47,16 @@ def verbose_lines(paths: ModulePaths) -> Iterator[Line]:
 
 def event_lines(paths: ModulePaths) -> Iterator[Line]:
     """E lines, oldest first: those that the verbose log has already dropped come from the short log."""
-    oldest = next(verbose_lines(paths), None)
+    verbose = [line for line in verbose_lines(paths) if line.level == "E"]
+    first = next(verbose_lines(paths), None)
+    # Lines of the same millisecond are told apart by what they say.
+    same = {(line.code, line.english) for line in verbose if first is not None and line.date == first.date}
     for path in (paths.elog.with_name(paths.elog.name + ".1"), paths.elog):
         for line in lines_of(path):
-            if oldest is None or line.date < oldest.date:
+            known = (line.code, line.english) in same if first is not None and line.date == first.date else False
+            if first is None or (line.date <= first.date and not known):
                 yield line
-    yield from (line for line in verbose_lines(paths) if line.level == "E")
+    yield from verbose
 
 
 def select(paths: ModulePaths, levels: str, count: int | None) -> Iterable[Line]:
