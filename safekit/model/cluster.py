@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safekit.files import write_atomic
@@ -134,8 +134,7 @@ def _check(config: ClusterConfig, places: Places) -> list[Finding]:
     return found
 
 
-def _check_nodes(lan: Lan, path: str, error: object) -> None:
-    assert callable(error)
+def _check_nodes(lan: Lan, path: str, error: Callable[[str, str], None]) -> None:
     names: set[str] = set()
     addresses: dict[str, str] = {}
     for number, node in enumerate(lan.nodes):
@@ -175,66 +174,61 @@ def resolve(address: str) -> tuple[str, ...]:
 def local_node(cluster: ClusterConfig, local_addresses: Iterable[str]) -> str:
     """The name of this server in the cluster, by the addresses of its interfaces.
 
-    SAFENODE in the environment or the file SAFEVAR/nodename win. Literal addresses are matched before
-    any name is looked up. Raises ClusterError when no node, or more than one, fits.
+    SAFENODE in the environment wins. Literal addresses are matched before any name is looked up. The
+    name in SAFEVAR/nodename settles what the addresses leave open. Raises ClusterError when no node,
+    or more than one, fits.
     """
-    override = os.environ.get("SAFENODE")
-    if not override:
-        try:
-            override = (safevar() / "nodename").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            override = None
-    if override:
-        if override not in cluster.node_names:
-            raise ClusterError(
-                f"this server is named {override!r} (SAFENODE or {safevar() / 'nodename'}), which is not a node of "
-                f"cluster.xml; expected one of {', '.join(cluster.node_names)}"
-            )
-        return override
+    forced = os.environ.get("SAFENODE")
+    if forced:
+        if forced in cluster.node_names:
+            return forced
+        raise ClusterError(
+            f"SAFENODE={forced} is not a node of cluster.xml; expected one of {', '.join(cluster.node_names)}"
+        )
     mine = {str(_parsed(address) or address) for address in local_addresses}
-    for look_up in (False, True):
-        matches: dict[str, None] = {}
-        for lan in cluster.lans:
-            for node in lan.nodes:
-                literal = _parsed(node.bind_address)
-                if literal is not None:
-                    candidates: tuple[str, ...] = (str(literal),)
-                else:
-                    candidates = resolve(node.bind_address) if look_up else ()
-                if mine.intersection(candidates):
-                    matches.setdefault(node.name)
-        if len(matches) == 1:
-            return next(iter(matches))
-        if len(matches) > 1:
-            raise ClusterError(
-                f"this server has the addresses of several nodes of cluster.xml ({', '.join(matches)}); "
-                "correct cluster.xml, or name the node in SAFEVAR/nodename"
-            )
+    matches = _matching(cluster, mine, look_up=False) or _matching(cluster, mine, look_up=True)
+    if len(matches) == 1:
+        return matches[0]
+    named = _written_name()
+    if named in (matches or cluster.node_names):
+        return named
+    if matches:
+        raise ClusterError(
+            f"this server has the addresses of several nodes of cluster.xml ({', '.join(matches)}); "
+            f"correct cluster.xml, or write the name of this node to {safevar() / 'nodename'}"
+        )
     raise ClusterError(
         f"no node of cluster.xml has an address of this server ({', '.join(sorted(mine)) or 'none'}); "
-        "correct cluster.xml, or name the node in SAFEVAR/nodename"
+        f"correct cluster.xml, or write the name of this node to {safevar() / 'nodename'}"
     )
 
 
-def system_addresses() -> tuple[str, ...]:
-    """The addresses on this server's interfaces, without loopback; read from the kernel's tables."""
-    found: dict[str, None] = {}
+def _matching(cluster: ClusterConfig, mine: set[str], *, look_up: bool) -> tuple[str, ...]:
+    matches: dict[str, None] = {}
+    for lan in cluster.lans:
+        for node in lan.nodes:
+            literal = _parsed(node.bind_address)
+            if literal is not None:
+                candidates: tuple[str, ...] = (str(literal),)
+            else:
+                candidates = resolve(node.bind_address) if look_up else ()
+            if mine.intersection(candidates):
+                matches.setdefault(node.name)
+    return tuple(matches)
+
+
+def _written_name() -> str:
     try:
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
-            fields = line.split()
-            address = ipaddress.IPv6Address(bytes.fromhex(fields[0]))
-            if not address.is_loopback:
-                found.setdefault(str(address))
+        return (safevar() / "nodename").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        pass  # IPv6 is switched off
-    # The local table of the IPv4 trie lists every address of the server once as "/32 host LOCAL".
-    previous = ""
-    for line in Path("/proc/net/fib_trie").read_text().splitlines():
-        if "/32 host LOCAL" in line and not previous.startswith("127."):
-            found.setdefault(previous)
-        elif "|--" in line:
-            previous = line.split("|--")[1].strip()
-    return tuple(found)
+        return ""
+
+
+def system_addresses() -> tuple[str, ...]:
+    """The addresses on this server's interfaces, without loopback."""
+    from safekit.net import local_addresses
+
+    return tuple(sorted(str(address) for address in local_addresses() if not address.is_loopback))
 
 
 def load_cluster() -> ClusterConfig:
@@ -249,28 +243,36 @@ def load_cluster() -> ClusterConfig:
 
 
 def compile_cluster() -> ClusterConfig:
-    """Compile SAFEVAR/cluster/cluster.xml to cluster.json. Raises ConfigError, OSError; then nothing changed."""
+    """Compile SAFEVAR/cluster/cluster.xml again, after its files were copied from another server.
+
+    Writes the name of this node first, cluster.json last. Raises ConfigError, ClusterError, OSError.
+    """
     config, _ = load_cluster_xml(cluster_dir() / CLUSTER_XML)
-    write_atomic(cluster_dir() / CLUSTER_JSON, to_json(config).encode(), mode=0o644)
+    _publish(config, local_node(config, system_addresses()))
     return config
 
 
 def apply_cluster(source: Path, *, key: str | None = None) -> tuple[ClusterConfig, tuple[Finding, ...]]:
-    """Install a new cluster.xml with `key` (hex), a fresh one by default. The file is checked first.
+    """Install a new cluster.xml with `key` (hex), a fresh one by default; the warnings come back.
 
-    cluster.json is written last: processes that follow it find the other two in place. Raises
-    ConfigError (nothing changed) and OSError.
+    Everything is checked first: ConfigError and ClusterError mean that nothing changed. cluster.json is
+    written last, so that a process which follows it finds the rest in place. Raises OSError too.
     """
     config, warnings = load_cluster_xml(source)
     data = read_bytes(source)
     if key is not None and not valid_key(key):
         raise ClusterError(f"the cluster key is not {KEY_BYTES * 2} hexadecimal digits; make one with genkey")
-    directory = cluster_dir()
-    directory.mkdir(parents=True, exist_ok=True)
+    node = local_node(config, system_addresses())
+    cluster_dir().mkdir(parents=True, exist_ok=True)
     write_key(key or new_key())
-    write_atomic(directory / CLUSTER_XML, data, mode=0o644)
-    write_atomic(directory / CLUSTER_JSON, to_json(config).encode(), mode=0o644)
+    write_atomic(cluster_dir() / CLUSTER_XML, data, mode=0o644)
+    _publish(config, node)
     return config, warnings
+
+
+def _publish(config: ClusterConfig, node: str) -> None:
+    write_atomic(safevar() / "nodename", f"{node}\n".encode(), mode=0o644)
+    write_atomic(cluster_dir() / CLUSTER_JSON, to_json(config).encode(), mode=0o644)
 
 
 def deconfigure_cluster() -> None:
