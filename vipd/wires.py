@@ -132,6 +132,8 @@ class Wires:
             if said.mac in {known.mac for known in net.links()}:
                 return
             finding = judge(said.address, (said,), own, self.peer_macs())
+            if finding.verdict is Verdict.FREE:
+                return
         now = time.monotonic()
         claim = self._claims.setdefault(said.address, _Claim())
         if now - claim.told >= CONFLICT_SECONDS:
