@@ -67,7 +67,7 @@ class Pinger:
         """True when the target answers one of three requests within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                targets = await resolve(self.addr, 0, socket.SOCK_RAW)
+                targets = await resolve(self.addr, 0, socket.SOCK_DGRAM)
                 for attempt in range(TRIES):
                     share = timeout / TRIES / max(len(targets), 1)
                     for family, address in targets:

@@ -57,7 +57,7 @@ class Watcher:
                 else disable(watch)
                 for watch in self.watches
             ]
-            await self.look()
+            self.wake.set()
             return {"procs": len(known)}
         if request.op == "list":
             return {"lines": self.listing()[:MAX_LISTED]}
@@ -110,25 +110,22 @@ class Watcher:
         own = os.getpid()
         return tuple(process for process in matcher.select(everything) if process.pid != own)
 
-    async def look(self) -> None:
-        """Count, judge and act."""
+    def look(self) -> None:
+        """Count, judge and act. One pass without a pause, so that a command never meets half of it."""
         self._follow_setting()
         everything = scan()
         now = asyncio.get_running_loop().time()
         following: set[int] = set()
         for index, (watch, matcher) in enumerate(zip(self.watches, self.matchers, strict=True)):
             if not watch.enabled:
-                await self._publish(watch)
                 continue
             counted = self._counted(watch.proc, matcher, everything)
             following |= {process.pid for process in counted}
             if self.suspended:
                 continue
-            judged, event = judge(watch, len(counted), now)
-            self.watches[index] = judged
-            await self._publish(judged)
+            self.watches[index], event = judge(watch, len(counted), now)
             if event is not None:
-                self._react(judged.proc, event, len(counted))
+                self._react(watch.proc, event, len(counted))
         self._follow(following)
 
     def _follow_setting(self) -> None:
@@ -157,15 +154,17 @@ class Watcher:
         self._pidfds.pop(pid, None)
         self.wake.set()
 
-    async def _publish(self, watch: Watch) -> None:
-        name, value = f"proc.{watch.proc.name}", resource_value(watch)
-        if self._published.get(name) == value:
-            return
-        with contextlib.suppress(BusError):
-            await self.context.bus.request(
-                f"{self.context.module}/heart", "set", 1.0, resource=name, value=value, who="errd"
-            )
-            self._published[name] = value
+    async def _publish(self) -> None:
+        """Tell heart the resources that changed; what it does not take is told again after the next look."""
+        for watch in list(self.watches):
+            name, value = f"proc.{watch.proc.name}", resource_value(watch)
+            if self._published.get(name) == value:
+                continue
+            with contextlib.suppress(BusError):
+                await self.context.bus.request(
+                    f"{self.context.module}/heart", "set", 1.0, resource=name, value=value, who="errd"
+                )
+                self._published[name] = value
 
     # ------------------------------------------------------------------ reacting
 
@@ -220,7 +219,8 @@ class Watcher:
         loop = asyncio.get_running_loop()
         next_poll = loop.time()
         while not self.context.stopping.is_set():
-            await self.look()
+            self.look()
+            await self._publish()
             if loop.time() >= next_poll:
                 next_poll = loop.time() + self.configuration.polltimer
             # While an application starts its processes appear one by one: look often, to watch them from

@@ -1,0 +1,138 @@
+"""Checkers as processes, against a heart that records what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, TcpCheck
+from tests.fakes import FakeServer
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    saved = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+def module(check: Check) -> ModuleConfig:
+    return ModuleConfig("AM", 1, check=check)
+
+
+def listener(port: int = 0) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    sock.listen()
+    return sock
+
+
+def test_tcpcheck_follows_a_service(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        service = listener()
+        port = service.getsockname()[1]
+        config = module(Check(tcp=(TcpCheck("web", "prim", "127.0.0.1", port, interval=1, timeout=1),)))
+        async with FakeServer(tmp_path, config) as server:
+            process = server.spawn("checkers.tcpcheck", "--ident", "web")
+            await server.until(lambda: server.values("tcp.web") == ["up"], "the service is seen")
+            service.close()
+            await server.until(lambda: server.values("tcp.web") == ["up", "down"], "its end is seen")
+            again = listener(port)
+            await server.until(lambda: server.values("tcp.web")[-1] == "up", "its return is seen")
+            assert {fields["who"] for _, op, fields in server.told if op == "set"} == {"tcpcheck"}
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 5) == 0
+            again.close()
+
+    asyncio.run(scenario())
+
+
+def test_pingcheck_of_the_loopback_and_of_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        check = Check(
+            ping=(
+                PingCheck("four", "127.0.0.1", interval=1, timeout=1),
+                PingCheck("six", "::1", interval=1, timeout=1),
+                PingCheck("name", "no-such-host.invalid", interval=1, timeout=1),
+            )
+        )
+        async with FakeServer(tmp_path, module(check)) as server:
+            for ident in ("four", "six", "name"):
+                server.spawn("checkers.pingcheck", "--ident", ident)
+            await server.until(lambda: server.values("ping.four") == ["up"], "IPv4 answers")
+            await server.until(lambda: server.values("ping.six") == ["up"], "IPv6 answers")
+            await server.until(lambda: server.values("ping.name") == ["down"], "an unknown name is down")
+
+    asyncio.run(scenario())
+
+
+def test_a_value_is_delivered_to_a_heart_that_comes_later(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = module(Check(ip=(IpCheck("lo", "127.0.0.1", interval=60),)))
+        async with FakeServer(tmp_path, config) as server:
+            heart = server.endpoints.pop()
+            server.ports.clear()
+            await heart.close()
+            server.spawn("checkers.ipcheck", "--ident", "lo")
+            await server.until(lambda: "AM/ipcheck.lo" in server.ports, "the checker runs")
+            from safekit.bus import Endpoint
+
+            server.endpoints.append(await Endpoint.open("AM/heart", server._heart))
+            await server.until(lambda: server.values("ip.lo") == ["up"], "the value arrives")
+
+    asyncio.run(scenario())
+
+
+WILD = """#!/bin/sh
+trap '' TERM
+(trap '' TERM; while :; do sleep 0.2; done) &
+setsid sh -c 'trap "" TERM; echo $$ > "$SAFEUSERVAR/detached"; while :; do sleep 0.2; done' &
+head -c 5000000 /dev/zero | tr '\\0' x
+echo ready > "$SAFEUSERVAR/ready"
+while :; do sleep 0.2; done
+"""
+
+
+def test_a_wild_custom_checker_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = module(Check(custom=(CustomCheck("wild", "prim", "wild"),)))
+        async with FakeServer(tmp_path, config) as server:
+            script = server.paths.userbin / "wild"
+            script.write_text(WILD)
+            script.chmod(0o755)
+            process = server.spawn("checkers.customcheck", "--ident", "wild")
+            await server.until((server.paths.var / "ready").exists, "the checker runs")
+            detached = int((server.paths.var / "detached").read_text())
+            assert (server.paths.log_dir / "custom.wild.out").stat().st_size <= 1 << 20
+            process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(process.wait, 10)
+            assert not Path(f"/proc/{detached}").exists(), "a detached child survived"
+
+    asyncio.run(scenario())
+
+
+def test_a_custom_checker_that_dies_is_started_again_and_logged(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        short = CustomCheck("short", "prim", "short", "one 'two three'")
+        config = module(Check(custom=(short, CustomCheck("none", "prim", "none"))))
+        async with FakeServer(tmp_path, config) as server:
+            script = server.paths.userbin / "short"
+            script.write_text('#!/bin/sh\necho "$#" >> "$SAFEUSERVAR/runs"\nexit 3\n')
+            script.chmod(0o755)
+            server.spawn("checkers.customcheck", "--ident", "short")
+            server.spawn("checkers.customcheck", "--ident", "none")
+            runs = server.paths.var / "runs"
+            await server.until(lambda: runs.exists() and runs.read_text() == "2\n2\n", "it is started again")
+            codes = {line.code for line in server.log()}
+            assert {"custom_ended", "custom_missing"} <= codes
+            assert any("exit status 3" in line.text() for line in server.log())
+
+    asyncio.run(scenario())
