@@ -1,0 +1,528 @@
+"""Labs as Python objects, for the command, the tests and the demonstration."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lab import image, kernel
+from lab.errors import LabError
+from lab.keeper import SOCKET
+from lab.plan import CLIENT, Plan
+from lab.state import (
+    Process,
+    State,
+    changing_labs,
+    choose,
+    lab_directory,
+    lab_names,
+    labs_directory,
+    load,
+    remove_directory,
+)
+
+DEFAULT_LANS = ("default", "repli")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/safekit"
+_SHUTDOWN_TIMEOUT = 300.0
+_REQUEST_TIMEOUT = 120.0
+_T = TypeVar("_T")
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def wait_until(predicate: Callable[[], _T], timeout: float, what: str, interval: float = 0.05) -> _T:
+    """The first true result of `predicate`. Raises TimeoutError that names `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = predicate()
+        if result:
+            return result
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"not within {timeout:g} s: {what} (last seen: {result!r})")
+        time.sleep(interval)
+
+
+def inside(process: Process, command: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> list[str]:
+    """The command line that runs `command` in all namespaces of a node, with an environment of the node's own."""
+    clean = {"PATH": PATH, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb")}
+    words = ["nsenter", "-t", str(process.pid), "-m", "-u", "-i", "-n", "-p", "--", "env", "-i", "-C", cwd or "/root"]
+    return [*words, *(f"{name}={value}" for name, value in {**clean, **env}.items()), *command]
+
+
+class Node:
+    """One machine of a lab."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab = lab
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.lab.name}/{self.name}>"
+
+    @property
+    def process(self) -> Process:
+        """Process 1 of the node, as the host sees it. Raises LabError when the node is off."""
+        process = self.lab.state.machines.get(self.name)
+        if process is None or not process.alive:
+            raise LabError(f"{self.name} of lab {self.lab.name} is off", f"safelab poweron {self.name}")
+        return process
+
+    @property
+    def is_on(self) -> bool:
+        process = self.lab.state.machines.get(self.name)
+        return process is not None and process.alive
+
+    def address(self, lan: str | None = None) -> str:
+        """IPv4 address on `lan`, the first one by default."""
+        return self.lab.plan.cable(self.name, lan or self.lab.plan.lans[0]).ipv4
+
+    def address6(self, lan: str | None = None) -> str:
+        return self.lab.plan.cable(self.name, lan or self.lab.plan.lans[0]).ipv6
+
+    # --- commands
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 60.0,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Completed:
+        """Run a command in the node; a string is given to sh. Output is captured as text.
+
+        The command is killed after `timeout` seconds. Raises TimeoutExpired, and with `check` CalledProcessError
+        whose text shows what the command said.
+        """
+        words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        limited = ["timeout", "-k", "2", f"{timeout:g}", *words]
+        done = subprocess.run(
+            inside(self.process, limited, env or {}, cwd),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout + 15,
+        )
+        if done.returncode == 124:
+            raise subprocess.TimeoutExpired(words, timeout, done.stdout, done.stderr)
+        if check and done.returncode != 0:
+            raise CommandFailed(self, words, done)
+        return done
+
+    def popen(
+        self, command: str | Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a command in the node; killing the returned process kills the command too."""
+        words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        return subprocess.Popen(inside(self.process, ["setpriv", "--pdeathsig", "KILL", *words], env or {}), **options)
+
+    def safekit(self, *arguments: str, check: bool = True, timeout: float = 60.0) -> Completed:
+        """`safekit ARGUMENTS` in the node."""
+        return self.run(["/opt/safekit/safekit", *arguments], check=check, timeout=timeout)
+
+    def read(self, path: str) -> str:
+        """Content of a file of the node. Raises FileNotFoundError."""
+        done = self.run(["cat", "--", path], check=False)
+        if done.returncode != 0:
+            raise FileNotFoundError(f"{self.name}:{path}: {done.stderr.strip()}")
+        return done.stdout
+
+    def write(self, path: str, text: str, *, mode: int | None = None) -> None:
+        """Make a file of the node hold `text`; its directory is made when missing."""
+        quoted = shlex.quote(path)
+        change = f" && chmod {mode:o} {quoted}" if mode is not None else ""
+        self.run(f'mkdir -p -- "$(dirname -- {quoted})" && cat > {quoted}{change}', input=text)
+
+    # --- processes
+
+    def processes(self) -> dict[int, str]:
+        """Host pid -> name of every process of the node."""
+        return dict(kernel.processes_of(self.process.pid))
+
+    def pids(self, name: str) -> list[int]:
+        """Host pids of the node's processes called `name`."""
+        return sorted(pid for pid, comm in self.processes().items() if comm == name[:15])
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to the node's processes called `name`. Raises LabError when there is none."""
+        pids = self.pids(name)
+        if not pids:
+            names = ", ".join(sorted(set(self.processes().values())))
+            raise LabError(f"no process called {name!r} runs on {self.name}", f"its processes: {names}")
+        for pid in pids:
+            kernel.send_signal(pid, number)
+        return pids
+
+    def freeze(self, process: str | None = None) -> None:
+        """SIGSTOP the processes called `process`, or all of the node."""
+        if process is not None:
+            self.kill(process, signal.SIGSTOP)
+            return
+        stopped: set[int] = set()
+        for _ in range(100):  # until a look finds no new one: a process may fork while we stop the others
+            fresh = set(self.processes()) - stopped
+            if not fresh:
+                return
+            for pid in fresh:
+                kernel.send_signal(pid, signal.SIGSTOP)
+            stopped |= fresh
+        raise LabError(f"{self.name} makes processes faster than they can be stopped", "try again")
+
+    def thaw(self, process: str | None = None) -> None:
+        for pid in self.pids(process) if process is not None else self.processes():
+            kernel.send_signal(pid, signal.SIGCONT)
+
+    # --- power and cables
+
+    def poweroff(self) -> None:
+        """Pull the cables and kill everything, as when the power fails."""
+        self.lab.poweroff(self)
+
+    def poweron(self) -> None:
+        self.lab.request("boot", node=self.name)
+
+    def shutdown(self, timeout: float = _SHUTDOWN_TIMEOUT) -> None:
+        """Orderly: services are stopped as by the system's shutdown, then the power goes off."""
+        self.lab.request("shutdown", node=self.name)
+        try:
+            wait_until(lambda: self.name not in self.lab.state.machines, timeout, f"orderly shutdown of {self.name}")
+        except TimeoutError as error:
+            log = lab_directory(self.lab.name) / "nodes" / self.name / "console.log"
+            raise LabError(str(error), f"see {log}, or safelab poweroff {self.name}") from None
+
+    def cut(self, lan: str | None = None) -> None:
+        """Unplug the cable of `lan`, or all."""
+        self.lab.request("cut", node=self.name, lan=lan)
+
+    def join(self, lan: str | None = None) -> None:
+        self.lab.request("join", node=self.name, lan=lan)
+
+
+class CommandFailed(subprocess.CalledProcessError):
+    """A command in a node ended with an error; the text shows what it said."""
+
+    def __init__(self, node: Node, command: Sequence[str], done: Completed) -> None:
+        super().__init__(done.returncode, command, done.stdout, done.stderr)
+        self.node = node
+
+    def __str__(self) -> str:
+        said = "\n".join(part.strip() for part in (self.stdout, self.stderr) if part and part.strip())
+        return f"{self.node.name}: {shlex.join(self.cmd)} -> {self.returncode}\n{said[-4000:]}"
+
+
+class Lab:
+    """A lab that is up. Use `Lab.up()` or `Lab.attach()`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.name = plan.name
+        self.nodes = {name: Node(self, name) for name in plan.nodes}
+        self.client = Node(self, CLIENT)
+
+    @classmethod
+    def up(
+        cls,
+        name: str | None = None,
+        *,
+        nodes: int = 2,
+        lans: Sequence[str] = DEFAULT_LANS,
+        binds: Sequence[str] = (),
+        bare: bool = False,
+    ) -> Lab:
+        """Make a lab: nodes with the product installed, the cluster configured (not when `bare`), safeadmin running.
+
+        Raises LabError; nothing is left behind then, nor when the calling process is killed.
+        """
+        _check_host()
+        with changing_labs() as labs:
+            _check_place(labs)
+            plan = Plan(name or _free_name(), nodes, tuple(lans), tuple(binds))
+            _remove_dead(plan.name)
+            directory = lab_directory(plan.name)
+            directory.mkdir(mode=0o755)
+            try:
+                _start_keeper(plan, image.provide(labs), directory)
+                lab = cls(plan)
+                guard = lab._connect()
+                guard.sendall(b'{"op": "guard"}\n')
+                guard.makefile().readline()
+            except BaseException:
+                _remove_dead(plan.name, kill=True)
+                raise
+        try:
+            for machine in plan.machines:
+                lab.request("boot", node=machine)
+            if not bare:
+                lab._configure_cluster()
+            guard.sendall(b"complete\n")
+        except BaseException:
+            lab.down()
+            raise
+        finally:
+            guard.close()
+        wait_until(lambda: lab.state.complete, 10, "the keeper's note that the lab is complete")
+        return lab
+
+    @classmethod
+    def attach(cls, name: str | None = None) -> Lab:
+        """The lab of that name, or the only one that is up. Raises LabError."""
+        return cls(choose(name).plan)
+
+    @property
+    def state(self) -> State:
+        state = load(lab_directory(self.name))
+        if state is None or not state.alive:
+            raise LabError(f"lab {self.name} is gone", f"safelab up --name {self.name}")
+        return state
+
+    def node(self, name: str) -> Node:
+        """A node, or the client. Raises LabError."""
+        self.plan.require_machine(name)
+        return self.client if name == CLIENT else self.nodes[name]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    @property
+    def vip(self) -> str:
+        """A free IPv4 address of the first lan."""
+        return self.plan.virtual_ipv4
+
+    @property
+    def vip6(self) -> str:
+        return self.plan.virtual_ipv6
+
+    # --- faults
+
+    def poweroff(self, *nodes: Node) -> None:
+        """Power off several nodes at the same moment."""
+        self.request("poweroff", nodes=[node.name for node in nodes])
+
+    def block(self, source: Node | str, destination: Node | str, lan: str | None = None) -> None:
+        """Drop what `source` sends to `destination`; the other direction works."""
+        self.request("block", source=_name(source), destination=_name(destination), lan=lan)
+
+    def unblock(self, source: Node | str, destination: Node | str, lan: str | None = None) -> None:
+        self.request("unblock", source=_name(source), destination=_name(destination), lan=lan)
+
+    def delay(self, node: Node | str, milliseconds: float, lan: str | None = None) -> None:
+        """Every frame from and to the node takes that much longer; 0 takes the delay away."""
+        self.request("delay", node=_name(node), lan=lan, value=milliseconds or None)
+
+    def loss(self, node: Node | str, percent: float, lan: str | None = None) -> None:
+        """That share of the frames from and to the node is lost; 0 takes the loss away."""
+        self.request("loss", node=_name(node), lan=lan, value=percent or None)
+
+    def limit(self, node: Node | str, rate: str | None, lan: str | None = None) -> None:
+        """Limit the node's link in both directions (`10mbit`); None takes the limit away."""
+        self.request("limit", node=_name(node), lan=lan, value=rate)
+
+    # --- life
+
+    def down(self) -> None:
+        """Remove the lab and all that belongs to it."""
+        with changing_labs():
+            try:
+                self.request("down")
+            except LabError:
+                _remove_dead(self.name, kill=True)
+                return
+            state = load(lab_directory(self.name))
+            assert state is None, "the keeper removes the lab's directory"
+
+    def summary(self) -> dict[str, Any]:
+        """What `up` and `status --json` print."""
+        state = self.state
+        return {
+            "name": self.name,
+            "keeper": state.keeper.pid,
+            "lans": list(self.plan.lans),
+            "nodes": {name: self._describe(state, name) for name in self.plan.nodes},
+            "client": self._describe(state, CLIENT),
+            "vip": {"ipv4": self.vip, "ipv6": self.vip6},
+            "faults": state.faults,
+        }
+
+    def _describe(self, state: State, name: str) -> dict[str, Any]:
+        process = state.machines.get(name)
+        addresses = {cable.lan: [cable.ipv4, cable.ipv6] for cable in self.plan.cables(name)}
+        power = process is not None and process.alive
+        return {"power": "on" if power else "off", "pid": process.pid if process else None, "addresses": addresses}
+
+    # --- the keeper
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_REQUEST_TIMEOUT)
+        try:
+            connection.connect(str(lab_directory(self.name) / SOCKET))
+        except OSError as error:
+            connection.close()
+            raise LabError(
+                f"lab {self.name} does not answer: {error}",
+                f"remove what is left with: safelab down --name {self.name}",
+            ) from error
+        return connection
+
+    def request(self, op: str, **fields: object) -> None:
+        """Ask the keeper. Raises LabError with its refusal."""
+        with contextlib.closing(self._connect()) as connection:
+            connection.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
+            try:
+                with connection.makefile() as stream:
+                    line = stream.readline()
+            except TimeoutError:
+                line = ""
+        if not line:
+            raise LabError(f"lab {self.name}: no answer to {op}", f"see {lab_directory(self.name)}/keeper.log")
+        answer = json.loads(line)
+        if not answer["ok"]:
+            raise LabError(answer["cause"], answer["next_step"])
+
+    def _configure_cluster(self) -> None:
+        """As an administrator does it: one cluster.zip with the configuration and the key, applied on every node."""
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as bundle:
+            bundle.writestr("cluster.xml", self.plan.cluster_xml())
+            bundle.writestr("cluster.key", secrets.token_hex(32) + "\n")
+        for node in self:
+            place = Path(f"/proc/{node.process.pid}/root/root/cluster.zip")
+            place.write_bytes(archive.getvalue())
+            place.chmod(0o600)
+            try:
+                node.safekit("cluster", "config", "/root/cluster.zip", timeout=90)
+            except (subprocess.SubprocessError, OSError) as error:
+                raise LabError(
+                    f"the cluster could not be configured: {error}", "see the message of the node"
+                ) from error
+            finally:
+                place.unlink()
+
+
+def _name(node: Node | str) -> str:
+    return node.name if isinstance(node, Node) else node
+
+
+def _check_host() -> None:
+    """Raises LabError when this host cannot hold a lab."""
+    if os.geteuid() != 0:
+        raise LabError("safelab must be run as root: it makes namespaces and mounts", "sudo bin/safelab ...")
+    for tool in ("unshare", "nsenter", "setpriv", "ip", "tc", "nft", "pivot_root", "timeout"):
+        if not any(Path(folder, tool).exists() for folder in PATH.split(":")):
+            raise LabError(f"the command {tool} is missing", "bin/setup lab")
+    for namespace in ("net", "mnt", "pid", "uts", "ipc"):
+        if not Path("/proc/self/ns", namespace).exists():
+            raise LabError(f"this kernel has no {namespace} namespaces", "use a kernel with CONFIG_NAMESPACES")
+    if not Path("/dev/fuse").exists():
+        raise LabError("/dev/fuse is missing: no FUSE in this kernel", "modprobe fuse")
+
+
+def _check_place(labs: Path) -> None:
+    if kernel.on_overlay(labs):
+        raise LabError(
+            f"{labs} lies on an overlay, which cannot carry the nodes' file systems",
+            "export SAFELAB_DIR=DIRECTORY on a disk (ext4, xfs, btrfs) or a tmpfs",
+        )
+
+
+def _free_name() -> str:
+    taken = set(lab_names())
+    return next(name for number in range(1, 10_000) if (name := f"lab{number}") not in taken)
+
+
+def _remove_dead(name: str, *, kill: bool = False) -> None:
+    """Remove what is left of a lab of that name. Raises LabError when it lives, unless `kill`."""
+    directory = lab_directory(name)
+    state = load(directory)
+    if state is not None and state.alive:
+        if not kill:
+            raise LabError(
+                f"lab {name!r} is up already",
+                f"use it, choose another --name, or remove it: safelab down --name {name}",
+            )
+        kernel.send_signal(state.keeper.pid, signal.SIGKILL)
+        kernel.wait_gone(state.keeper.pid, state.keeper.start, 10)
+    for process in state.machines.values() if state is not None else ():
+        # They die with the keeper; the kernel may still be busy with it.
+        if process.alive:
+            kernel.send_signal(process.pid, signal.SIGKILL)
+        kernel.wait_gone(process.pid, process.start, 20)
+    remove_directory(directory)
+
+
+def _start_keeper(plan: Plan, image_path: str, directory: Path) -> None:
+    with (directory / "keeper.log").open("a") as log:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "lab.keeper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=Path(__file__).resolve().parents[1],
+            start_new_session=True,
+        )
+    assert keeper.stdin is not None and keeper.stdout is not None
+    description = {"name": plan.name, "size": plan.size, "lans": plan.lans, "binds": plan.binds, "image": image_path}
+    try:
+        keeper.stdin.write(json.dumps(description) + "\n")
+        keeper.stdin.close()
+    except BrokenPipeError:
+        pass  # it died; the next lines say why
+    ready, _, _ = select.select([keeper.stdout], [], [], 20)
+    line = keeper.stdout.readline() if ready else ""
+    keeper.stdout.close()
+    if line != "ready\n":
+        keeper.kill()
+        keeper.wait(10)
+        said = (directory / "keeper.log").read_text(errors="replace").strip()[-1500:]
+        raise LabError(f"the lab's keeper did not start: {said}", "see the message")
+
+
+def remove(name: str | None) -> str:
+    """`safelab down`: remove the lab that is meant, dead or alive. Returns its name. Raises LabError."""
+    if name is None:
+        name = os.environ.get("SAFELAB_NAME") or choose(None).plan.name
+    if name not in lab_names():
+        raise LabError(f"there is no lab {name!r}", f"labs: {', '.join(lab_names()) or 'none'}")
+    state = load(lab_directory(name))
+    if state is not None and state.alive:
+        Lab(state.plan).down()
+    else:
+        with changing_labs():
+            _remove_dead(name)
+    return name
+
+
+def collect_garbage() -> list[str]:
+    """`safelab gc`: remove what dead labs and old images left. Returns what was removed."""
+    removed = []
+    with changing_labs() as labs:
+        for name in lab_names():
+            state = load(lab_directory(name))
+            if state is None or not state.alive:
+                _remove_dead(name)
+                removed.append(f"lab {name}")
+        for grave in labs.glob(".removed-*"):
+            remove_directory(grave)
+            removed.append(f"{grave.name}")
+        removed += [f"image {entry}" for entry in image.prune(labs_directory())]
+    return removed
