@@ -109,15 +109,15 @@ def explain(directory: str, suffix: str, found: State) -> str | None:
     return f"both {directory} and {backing} hold data; keep the good one as {directory} and move the other away"
 
 
-def convert(directory: str, suffix: str, table: Iterable[Mount]) -> bool:
-    """Bring a directory to State.CONVERTED; True when something changed.
+def convert(directory: str, suffix: str, table: Iterable[Mount]) -> State | None:
+    """Bring a directory to State.CONVERTED; the state in which it was, None when nothing was to do.
 
     The caller has checked `explain`. A crash between the two steps leaves State.INTERRUPTED, which the
     next conversion completes. Raises OSError; what was done in this call is then undone.
     """
     found = state(directory, suffix, table)
     if found in (State.CONVERTED, State.MOUNTED):
-        return False
+        return None
     problem = explain(directory, suffix, found)
     if problem is not None:
         raise OSError(errno.EBUSY if found is State.MOUNT_POINT else errno.EINVAL, problem)
@@ -135,7 +135,7 @@ def convert(directory: str, suffix: str, table: Iterable[Mount]) -> bool:
                 os.unlink(directory)
             os.rename(backing, directory)
         raise
-    return True
+    return found
 
 
 def restore(directory: str, suffix: str, table: Iterable[Mount]) -> bool:

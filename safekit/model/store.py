@@ -64,7 +64,7 @@ def signature(root: Path) -> str:
             content = b"file " + hashlib.sha256(path.read_bytes()).digest()
         else:
             raise TreeError(f"{path} is neither a file nor a link; remove it from the module")
-        total.update(f"{len(name.encode())} {len(content)} ".encode() + os.fsencode(name) + content)
+        total.update(b"%d %d " % (len(os.fsencode(name)), len(content)) + os.fsencode(name) + content)
     return total.hexdigest()
 
 
@@ -158,3 +158,11 @@ def sweep(store: Path, active: int | None) -> None:
     for entry in list(os.scandir(store)):
         if entry.is_dir(follow_symlinks=False) and not (entry.name.isdecimal() and int(entry.name) in keep):
             shutil.rmtree(entry.path)
+
+
+def free_bytes(path: Path) -> int:
+    """What an unprivileged process may still write on the file system of `path`, which need not exist yet."""
+    while not path.exists():
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
