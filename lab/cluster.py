@@ -14,16 +14,15 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import image, kernel
+from lab import kernel
 from lab.errors import LabError
-from lab.keeper import SOCKET
 from lab.plan import CLIENT, Plan
 from lab.state import (
+    SOCKET,
     Process,
     State,
     changing_labs,
@@ -252,6 +251,8 @@ class Lab:
 
         Raises LabError; nothing is left behind then, nor when the calling process is killed.
         """
+        from lab import image  # late: a command in a node shall not wait for the installer's code
+
         _check_host()
         with changing_labs() as labs:
             _check_place(labs)
@@ -400,6 +401,8 @@ class Lab:
 
     def _configure_cluster(self) -> None:
         """As an administrator does it: one cluster.zip with the configuration and the key, applied on every node."""
+        import zipfile
+
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as bundle:
             bundle.writestr("cluster.xml", self.plan.cluster_xml())
@@ -514,6 +517,8 @@ def remove(name: str | None) -> str:
 
 def collect_garbage() -> list[str]:
     """`safelab gc`: remove what dead labs and old images left. Returns what was removed."""
+    from lab import image
+
     removed = []
     with changing_labs() as labs:
         for name in lab_names():

@@ -21,10 +21,9 @@ from lab import init, kernel, rootfs
 from lab.errors import LabError
 from lab.faults import Faults
 from lab.plan import CLIENT, Plan
-from lab.state import Process, State, labs_directory, remove_directory
+from lab.state import SOCKET, Process, State, labs_directory, remove_directory
 from lab.switch import Switch
 
-SOCKET = "keeper.sock"
 DATA = "/data"
 BOOT_TIMEOUT = 30.0
 OFF_TIMEOUT = 20.0

@@ -6,10 +6,10 @@ Addresses exist inside namespaces only, so every lab uses the same ones and labs
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from xml.sax.saxutils import quoteattr
 
 from lab.errors import LabError
 
@@ -144,10 +144,10 @@ class Plan:
         """The cluster configuration of this lab (guide 12)."""
         lines = ['<?xml version="1.0"?>', "<cluster>", "  <lans>"]
         for lan in self.lans:
-            lines.append(f"    <lan name={quoteattr(lan)}>")
+            lines.append(f'    <lan name="{html.escape(lan)}">')
             for node in self.nodes:
                 address = self.cable(node, lan).ipv4
-                lines.append(f"      <node name={quoteattr(node)} addr={quoteattr(address)}/>")
+                lines.append(f'      <node name="{node}" addr="{address}"/>')
             lines.append("    </lan>")
         return "\n".join([*lines, "  </lans>", "</cluster>", ""])
 

@@ -16,6 +16,7 @@ from lab import kernel
 from lab.errors import LabError
 from lab.plan import Plan
 
+SOCKET = "keeper.sock"
 NAME_VARIABLE = "SAFELAB_NAME"
 
 
