@@ -88,9 +88,7 @@ class FrameSocket:
 
     def _open(self, protocol: int, program: list[Instruction] | None) -> socket.socket:
         # Protocol 0 hears nothing: the filter is attached before the socket is bound to a protocol.
-        opened = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0
-        )
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         self._sockets.append(opened)
         if program is not None:
             _attach(opened, program)
@@ -136,6 +134,4 @@ class FrameSocket:
 def _attach(target: socket.socket, program: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     memory = ctypes.create_string_buffer(code, len(code))
-    target.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(memory))
-    )
+    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(memory)))

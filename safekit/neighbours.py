@@ -85,7 +85,7 @@ class PermanentNeighbours:
             if isinstance(answer, BaseException) and not isinstance(answer, OSError):
                 raise answer
             mac = answer if isinstance(answer, bytes) else self._known(ip, link)
-            if mac is None or self.held.get(ip) == (link.name, mac) and self._in_kernel(ip, mac):
+            if mac is None or (self.held.get(ip) == (link.name, mac) and self._in_kernel(ip, mac)):
                 continue
             old = self.held.get(ip)
             net.set_permanent_neighbour(link.name, ip, mac)

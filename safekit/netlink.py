@@ -131,9 +131,7 @@ def monitor(groups: int, protocol: int = NETLINK_ROUTE, receive_buffer: int = 1 
 
     recv raises OSError(ENOBUFS) when events were lost: read the state again.
     """
-    events = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
-    )
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     events.bind((0, groups))
     return events

@@ -44,8 +44,6 @@ def load(path: Path) -> dict[IP, Entry]:
 
 def save(path: Path, entries: Iterable[Entry]) -> None:
     """Replace the ledger. Raises OSError."""
-    held = [
-        {"ip": str(e.ip), "interface": e.interface, "prefix": e.prefix, "since": e.since} for e in entries
-    ]
+    held = [{"ip": str(e.ip), "interface": e.interface, "prefix": e.prefix, "since": e.since} for e in entries]
     # Not fsynced: the addresses do not survive a power failure either, and a slow disk must not delay a take-over.
     write_atomic(path, json.dumps({"boot": boot_identity(), "held": held}).encode(), durable=False)

@@ -50,9 +50,7 @@ def requests(vip: Vip) -> tuple[Request, ...]:
 
 
 def _request(interface: Interface, text: str, netmask: str | None) -> Request:
-    return Request(
-        text, netmask, interface.name, interface.arpreroute, interface.arpinterval, interface.arpelapse
-    )
+    return Request(text, netmask, interface.name, interface.arpreroute, interface.arpinterval, interface.arpelapse)
 
 
 def literal(text: str) -> IP | None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -343,8 +344,10 @@ def test_a_deleted_address_and_an_unplugged_cable_are_noticed(net: Network, tmp_
     assert net.n1.order("vip_set")["set"] == [VIP4]
     assert VIP4 in net.n1.addresses()
     for state in ("down", "up"):
+        text = f"Interface eth0 of the virtual IP is {state}"
         subprocess.run(["ip", "-n", net.bridge, "link", "set", "p-n1", state], check=True)
-        wait_until(
-            lambda state=state: f"Interface eth0 of the virtual IP is {state}" in net.n1.log("vip_link"),
-            f"the link is {state}",
-        )
+        wait_until(partial(has_line, net.n1, "vip_link", text), text)
+
+
+def has_line(server: Server, code: str, text: str) -> bool:
+    return text in server.log(code)
