@@ -1,0 +1,150 @@
+"""The content of one file: which zones are compared, which are sent.
+
+Why a zone whose digests match needs nothing, although the application writes meanwhile.  Every change of the
+primary since the session began reaches this server through one ordered stream.  Take one byte, read here at
+position k of the stream and on the primary at position n.  If no operation between the two touches it, the two
+reads show what both servers hold at the later position: equal now, and every later operation changes both alike.
+If one does, the last such operation set the byte on the server that was read later, and sets it on the other when
+that one gets there: equal again.  The argument needs no atomic read and no lock, but that both reads were of one
+file.  So a pair (inode there, inode here) is noted as equal, not a name, and every name that a rename gave away
+meanwhile is looked at again (`revisit`): if its two inodes are no noted pair, its content is compared.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from reintegre.local import LocalTree
+from reintegre.pace import Meter, Pace
+from reintegre.plan import Content, every_zone, ranges
+from reintegre.primary import Primary
+
+#: Bytes compared by one request: long enough to hide the round trip, short enough for `reitimeout`.
+BATCH = 64 << 20
+
+
+class Stopped(Exception):
+    """The reintegration is being ended from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileWork:
+    """A regular file and what is to be done with its content. size: the larger of both sides."""
+
+    root: int
+    path: bytes
+    ino: int
+    size: int
+    content: Content
+    zones: frozenset[int] | None = None
+    attributes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """copied: bytes sent. again: the file became another one meanwhile."""
+
+    copied: int
+    again: bool = False
+
+
+class Pairs:
+    """Files known equal: (root, inode there) -> inode here. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[tuple[int, int], int] = {}
+        self._lock = threading.Lock()
+
+    def note(self, root: int, there: int, here: int) -> None:
+        """The contents of the two are equal from now on."""
+        with self._lock:
+            self._pairs[root, there] = here
+
+    def equal(self, root: int, there: int, here: int) -> bool:
+        """Whether the two were noted."""
+        return self._pairs.get((root, there)) == here
+
+
+class Copier:
+    """Makes files equal. One per thread, with its own connection."""
+
+    def __init__(self, primary: Primary, trees: Sequence[LocalTree], zone_size: int, packet: int, commit: int,
+                 pace: Pace, meter: Meter, pairs: Pairs, executor: Executor, wait: Callable[[float], None]) -> None:
+        self._primary = primary
+        self._trees = trees
+        self._zone = zone_size
+        self._packet = packet
+        self._commit = commit * packet
+        self._pace = pace
+        self._meter = meter
+        self._pairs = pairs
+        self._executor = executor
+        self._wait = wait
+
+    def file(self, work: FileWork) -> Outcome:
+        """Make one file equal. Raises OSError when the primary is lost, Stopped."""
+        ino = work.ino
+        if work.attributes or work.content is Content.COPY:
+            kind, now = self._primary.push_entry(work.root, work.path)
+            if kind != "file" or now not in (0, ino):
+                self._meter.compared(work.size)
+                return Outcome(0, again=kind != "gone")
+        if work.content is Content.SKIP:
+            return Outcome(0)
+        zones = every_zone(self._zone, work.size) if work.zones is None or work.content is not Content.ZONES \
+            else sorted(z for z in work.zones if z * self._zone < work.size)
+        self._uncommitted = 0
+        if work.content is Content.COPY:
+            here = self._trees[work.root].entry(work.path)
+            outcome = self._push(work, zones)
+            number = here.ino if here else None
+        else:
+            outcome, number = self._compare(work, list(zones))
+        if outcome.copied:
+            self._primary.finish(work.root, work.path)
+        if not outcome.again and number is not None and work.content is not Content.ZONES:
+            self._pairs.note(work.root, ino, number)
+        return outcome
+
+    def _compare(self, work: FileWork, zones: list[int]) -> tuple[Outcome, int | None]:
+        tree = self._trees[work.root]
+        number: int | None = None
+        copied = 0
+        per_batch = max(1, BATCH // self._zone)
+        for begin in range(0, len(zones), per_batch):
+            batch = zones[begin:begin + per_batch]
+            pieces = [(zone * self._zone, self._zone) for zone in batch]
+            here = self._executor.submit(tree.hash, work.path, pieces)
+            ino, _, theirs = self._primary.hash(work.root, work.path, pieces)
+            mine = here.result()
+            if ino != work.ino or mine is None or number not in (None, mine.ino):
+                return Outcome(copied, again=True), None
+            number = mine.ino
+            different = [zone for zone, a, b in zip(batch, theirs, mine.digests, strict=True) if a != b]
+            self._meter.compared(self._bytes(work, [z for z in batch if z not in set(different)]))
+            sent = self._push(work, different)
+            copied += sent.copied
+            if sent.again:
+                return Outcome(copied, again=True), None
+        return Outcome(copied), number
+
+    def _push(self, work: FileWork, zones: Iterable[int]) -> Outcome:
+        copied = 0
+        for offset, length in ranges(zones, self._zone, work.size, self._packet):
+            self._wait(self._pace.reserve(length))
+            sent, ino = self._primary.push_zone(work.root, work.path, offset, length)
+            if ino is not None and ino != work.ino:
+                return Outcome(copied, again=True)
+            copied += sent
+            self._meter.compared(length)
+            self._meter.copied(sent)
+            self._uncommitted += length
+            if self._commit and self._uncommitted >= self._commit:
+                self._uncommitted = 0
+                self._primary.flush()
+        return Outcome(copied)
+
+    def _bytes(self, work: FileWork, zones: Iterable[int]) -> int:
+        return sum(min(self._zone, work.size - zone * self._zone) for zone in zones)

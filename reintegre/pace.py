@@ -1,0 +1,112 @@
+"""How fast a reintegration may go (`reiallowedbw`), how far it is, and how long it will take."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+WINDOW_S = 3.0
+
+
+class Pace:
+    """Shares an allowance of bytes between threads. kb_per_s None: no limit. The mean over a second or more
+    stays within the allowance; a single packet is never split."""
+
+    def __init__(self, kb_per_s: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = kb_per_s * 1024 if kb_per_s else 0
+        self._clock = clock
+        self._free = clock()
+        self._lock = threading.Lock()
+
+    def reserve(self, size: int) -> float:
+        """Takes `size` bytes from the allowance; seconds to wait before they may be sent."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            begin = max(self._free, now - 0.1)
+            self._free = begin + size / self._rate
+            return max(0.0, begin - now)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """files, bytes: done; files_total, bytes_total: found so far, final when `counted`; rate in KB/s over the last
+    seconds; left: seconds, None when it cannot be told yet."""
+
+    files: int
+    files_total: int
+    bytes: int
+    bytes_total: int
+    copied_bytes: int
+    counted: bool
+    rate: float
+    left: float | None
+    seconds: float
+
+    def fields(self) -> dict[str, object]:
+        """For the bus and the wire."""
+        return asdict(self)
+
+
+class Meter:
+    """Counts what is compared and copied. Safe from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begin = clock()
+        self._lock = threading.Lock()
+        self._files = self._files_total = self._bytes = self._bytes_total = self._copied = 0
+        self._counted = False
+        self._recent: deque[tuple[float, int, int]] = deque()
+
+    def found(self, size: int) -> None:
+        """A file whose content has to be looked at, with `size` bytes to compare or copy."""
+        with self._lock:
+            self._files_total += 1
+            self._bytes_total += size
+
+    def counted(self) -> None:
+        """The whole tree was seen: the totals are final."""
+        with self._lock:
+            self._counted = True
+
+    def compared(self, size: int) -> None:
+        """`size` bytes are equal now."""
+        with self._lock:
+            self._bytes += size
+            self._note()
+
+    def copied(self, size: int) -> None:
+        """`size` bytes were sent."""
+        with self._lock:
+            self._copied += size
+            self._note()
+
+    def finished(self) -> None:
+        """A file is equal now."""
+        with self._lock:
+            self._files += 1
+
+    def _note(self) -> None:
+        now = self._clock()
+        self._recent.append((now, self._bytes, self._copied))
+        while self._recent[0][0] < now - WINDOW_S and len(self._recent) > 2:
+            self._recent.popleft()
+
+    def progress(self) -> Progress:
+        """A consistent picture."""
+        with self._lock:
+            now = self._clock()
+            done = copied = 0.0
+            if self._recent:
+                span = max(now - self._recent[0][0], 0.25)
+                done = (self._bytes - self._recent[0][1]) / span
+                copied = (self._copied - self._recent[0][2]) / span
+            rest = self._bytes_total - self._bytes
+            left = rest / done if self._counted and done > 0 else 0.0 if self._counted and rest <= 0 else None
+            return Progress(self._files, self._files_total, self._bytes, self._bytes_total, self._copied,
+                            self._counted, round(copied / 1024, 1), None if left is None else round(left, 1),
+                            round(now - self._begin, 1))

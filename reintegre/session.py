@@ -1,0 +1,321 @@
+"""One reintegration: two walkers and `nbrei` copiers over connections of their own, until the primary agrees that
+nothing is left."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from reintegre.copier import Copier, FileWork, Pairs, Stopped
+from reintegre.local import LocalTree
+from reintegre.pace import Meter, Pace
+from reintegre.plan import Trust
+from reintegre.primary import Primary, ProtocolFault, Service
+from reintegre.walk import Found, Key, Walker
+
+WALKERS = 2
+QUEUED_FILES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Attributes of <rfs> that steer a reintegration: nbrei files at once, packet and zone in bytes, commit in
+    packets (0: only at the end), allowance in KB/s or None."""
+
+    nbrei: int = 3
+    zone: int = 8 << 20
+    packet: int = 8 << 20
+    commit: int = 0
+    allowed_kb: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What one replicated directory cost."""
+
+    files: int
+    bytes: int
+    seconds: float
+
+    @property
+    def rate(self) -> int:
+        """KB/s, KB of 1024 bytes."""
+        return round(self.bytes / 1024 / max(self.seconds, 0.001))
+
+
+@dataclass
+class _Root:
+    begin: float
+    open: int = 1
+    files: int = 0
+    bytes: int = 0
+    end: float = 0.0
+
+
+@dataclass
+class Hooks:
+    """How the session tells: a directory begins, a directory is done, a detail (only when wanted)."""
+
+    begin: Callable[[int], None] = lambda root: None
+    done: Callable[[int, Copied], None] = lambda root, copied: None
+    detail: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class _Jobs:
+    directories: deque[tuple[int, bytes, bool]] = field(default_factory=deque)
+    files: deque[FileWork] = field(default_factory=deque)
+    outstanding: int = 0
+    walking: int = 0
+
+
+class Session:
+    """Runs once. `connect` opens one more connection to the primary's service."""
+
+    def __init__(self, connect: Callable[[], Service], trees: Sequence[LocalTree], trust: Trust,
+                 recorded: Mapping[Key, frozenset[int] | None], limits: Limits, hooks: Hooks) -> None:
+        self._connect = connect
+        self._trees = trees
+        self._limits = limits
+        self._hooks = hooks
+        self.meter = Meter()
+        self._pace = Pace(limits.allowed_kb)
+        self._pairs = Pairs()
+        self._found = Found()
+        self._trust = trust
+        self._recorded = recorded
+        self._jobs = _Jobs()
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._services: list[Service] = []
+        self._roots: dict[int, _Root] = {}
+        self._revisit: set[tuple[int, bytes, bool]] = set()
+
+    # --- from outside -------------------------------------------------------------------------------------
+
+    def stop(self, reason: BaseException | None = None) -> None:
+        """End from any thread; `run` then raises `reason`, or Stopped."""
+        with self._changed:
+            self._error = self._error or reason or Stopped("asked to stop")
+            self._stop.set()
+            self._changed.notify_all()
+            services = list(self._services)
+        for service in services:
+            service.close()
+
+    def run(self) -> dict[str, object] | None:
+        """Do everything; the primary's state at the end. Raises OSError when the primary is lost or refuses,
+        ProtocolFault, Stopped."""
+        control = self._open()
+        threads: list[threading.Thread] = []
+        with ThreadPoolExecutor(self._limits.nbrei, "hash") as executor:
+            try:
+                for number in range(WALKERS):
+                    threads.append(threading.Thread(target=self._walk, name=f"walk{number}", daemon=True))
+                for number in range(self._limits.nbrei):
+                    threads.append(threading.Thread(target=self._copy, args=(executor,), name=f"copy{number}",
+                                                    daemon=True))
+                for root in range(len(self._trees)):
+                    self._roots[root] = _Root(time.monotonic())
+                    self._hooks.begin(root)
+                    self._give_directory(root, b"", False)
+                for thread in threads:
+                    thread.start()
+                self._settle()
+                self.meter.counted()
+                return self._rounds(control)
+            except BaseException as error:
+                self.stop(error)
+                raise
+            finally:
+                self.stop()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
+
+    # --- queues -------------------------------------------------------------------------------------------
+
+    def _open(self) -> Primary:
+        service = self._connect()
+        with self._changed:
+            self._services.append(service)
+            stopped = self._stop.is_set()
+        if stopped:
+            service.close()
+        return Primary(service)
+
+    def _give_directory(self, root: int, path: bytes, again: bool) -> None:
+        with self._changed:
+            self._jobs.directories.append((root, path, again))
+            self._jobs.outstanding += 1
+            self._changed.notify()
+
+    def _give_file(self, work: FileWork) -> None:
+        with self._changed:
+            while len(self._jobs.files) >= QUEUED_FILES and not self._stop.is_set():
+                self._changed.wait(1.0)
+            self._jobs.files.append(work)
+            self._jobs.outstanding += 1
+            self._changed.notify_all()
+
+    def _finished(self) -> None:
+        with self._changed:
+            self._jobs.outstanding -= 1
+            if not self._jobs.outstanding:
+                self._changed.notify_all()
+
+    def _settle(self) -> None:
+        """Wait until every job is done. Raises what a thread met."""
+        with self._changed:
+            while self._jobs.outstanding and not self._stop.is_set():
+                self._changed.wait(1.0)
+        if self._error is not None:
+            raise self._error
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
+            raise Stopped("asked to stop")
+
+    # --- threads ------------------------------------------------------------------------------------------
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:
+            self.stop(error)
+
+    def _walk(self) -> None:
+        self._guarded(self._walk_jobs)
+
+    def _walk_jobs(self) -> None:
+        walker = Walker(self._open(), self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
+                        self._give_directory, self._give_file, self._hooks.detail)
+        while True:
+            with self._changed:
+                while not self._jobs.directories and not self._stop.is_set():
+                    self._changed.wait(1.0)
+                if self._stop.is_set():
+                    return
+                root, path, again = self._jobs.directories.pop()
+            walker.directory(root, path, again)
+            self._finished()
+
+    def _copy(self, executor: ThreadPoolExecutor) -> None:
+        self._guarded(lambda: self._copy_jobs(executor))
+
+    def _copy_jobs(self, executor: ThreadPoolExecutor) -> None:
+        limits = self._limits
+        copier = Copier(self._open(), self._trees, limits.zone, limits.packet, limits.commit, self._pace, self.meter,
+                        self._pairs, executor, self._sleep)
+        while True:
+            with self._changed:
+                while not self._jobs.files and not self._stop.is_set():
+                    self._changed.wait(1.0)
+                if self._stop.is_set():
+                    return
+                work = self._jobs.files.popleft()
+                self._changed.notify_all()
+            outcome = copier.file(work)
+            self.meter.finished()
+            with self._changed:
+                if outcome.again:
+                    self._revisit.add((work.root, work.path, False))
+                if outcome.copied:
+                    self._roots[work.root].files += 1
+                    self._roots[work.root].bytes += outcome.copied
+                    self._roots[work.root].end = time.monotonic()
+            if outcome.copied:
+                self._hooks.detail(f"copied {work.path!r}: {outcome.copied} of {work.size} bytes")
+            self._finished()
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def _rounds(self, control: Primary) -> dict[str, object] | None:
+        """Whatever changed its name or failed meanwhile is compared again until the primary has nothing left."""
+        walker = Walker(control, self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
+                        self._give_directory, self._give_file, self._hooks.detail)
+        reported = False
+        while True:
+            self._links(control)
+            self._times(control)
+            self._settle()
+            if not reported:
+                # Nothing is left but what changes under our hands: the figures of the copy are known.
+                self._report()
+                reported = True
+            waiting = [*control.revisit(), *self._take()]
+            if waiting:
+                for root, path, deep in waiting:
+                    self._again(control, walker, root, path, deep)
+                self._settle()
+                continue
+            self._sleep(0)
+            done, left, state = control.end()
+            if done:
+                return state
+            if not left:
+                raise ProtocolFault("the primary neither ends the reintegration nor says what is left")
+
+    def _take(self) -> set[tuple[int, bytes, bool]]:
+        with self._changed:
+            taken, self._revisit = self._revisit, set()
+        return taken
+
+    def _again(self, control: Primary, walker: Walker, root: int, path: bytes, deep: bool) -> None:
+        if root >= len(self._trees):
+            raise ProtocolFault(f"no replicated directory {root}")
+        tree = self._trees[root]
+        remote, local = control.stat(root, path), tree.entry(path)
+        if remote is None:
+            if local is not None and path:
+                walker.delete(root, path)
+            return
+        if remote.is_dir:
+            new = local is None or not local.is_dir
+            control.push_entry(root, path)
+            if deep or new:
+                self._give_directory(root, path, True)
+            return
+        walker.entry(root, path, remote, local, True)
+
+    def _links(self, control: Primary) -> None:
+        self._settle()
+        with self._found.lock:
+            links, self._found.links = self._found.links, []
+        for root, first, path in links:
+            tree = self._trees[root]
+            one, other = tree.entry(first), tree.entry(path)
+            if one is not None and other is not None and one.ino == other.ino:
+                continue
+            there, name = control.stat(root, first), control.stat(root, path)
+            if there is not None and name is not None and there.ino == name.ino:
+                control.push_link(root, first, path)
+                self._hooks.detail(f"link {path!r} to {first!r}")
+            elif name is not None:
+                # The name that stood for the file is gone: this one does.
+                with self._found.lock:
+                    self._found.first_name[root, name.ino] = path
+                with self._changed:
+                    self._revisit.add((root, path, False))
+
+    def _times(self, control: Primary) -> None:
+        """Entries made or removed in a directory moved its time."""
+        directories, self._found.directories = self._found.directories, []
+        for root, path, mtime in directories:
+            self._sleep(0)
+            try:
+                here = os.lstat(self._trees[root].path(path)).st_mtime_ns
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if here != mtime:
+                control.push_entry(root, path)
+
+    def _report(self) -> None:
+        for root, count in self._roots.items():
+            if count.files:
+                self._hooks.done(root, Copied(count.files, count.bytes, count.end - count.begin))

@@ -1,0 +1,129 @@
+"""Compares the names of two trees, directory by directory: parents before what they hold, deletions only of what
+the primary confirms to be gone, further names of a file after the file."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reintegre.copier import FileWork, Pairs
+from reintegre.local import LocalTree, join
+from reintegre.pace import Meter
+from reintegre.plan import Content, Entry, Trust, content, same_attributes, same_kind
+from reintegre.primary import Primary
+
+Key = tuple[int, bytes]
+
+
+@dataclass
+class Found:
+    """What the walk leaves for later. Filled by several threads; `lock` guards the maps of links."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    first_name: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    owner: dict[tuple[int, int], int] = field(default_factory=dict)
+    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)
+    directories: list[tuple[int, bytes, int]] = field(default_factory=list)
+    entries: int = 0
+
+
+class Walker:
+    """One per thread, with its own connection. `give_directory` and `give_file` queue more work."""
+
+    def __init__(self, primary: Primary, trees: Sequence[LocalTree], trust: Trust,
+                 recorded: Mapping[Key, frozenset[int] | None], found: Found, meter: Meter, pairs: Pairs,
+                 give_directory: Callable[[int, bytes, bool], None], give_file: Callable[[FileWork], None],
+                 detail: Callable[[str], None]) -> None:
+        self._primary = primary
+        self._trees = trees
+        self._trust = trust
+        self._recorded = recorded
+        self._found = found
+        self._meter = meter
+        self._pairs = pairs
+        self._give_directory = give_directory
+        self._give_file = give_file
+        self._detail = detail
+
+    def directory(self, root: int, path: bytes, again: bool) -> None:
+        """Compare the entries of one directory. again: trust only what was noted as equal."""
+        tree = self._trees[root]
+        local: dict[bytes, Entry] | None = None
+        for own, entries in self._primary.pages(root, path):
+            if own is not None:
+                if not path:
+                    self._top(root, own)
+                if not own.is_dir:
+                    return
+                self._found.directories.append((root, path, own.mtime))
+            if local is None:
+                local = tree.names(path)
+            for remote in entries:
+                self.entry(root, join(path, remote.name), remote, local.pop(remote.name, None), again)
+            self._found.entries += len(entries)
+        for name in local or ():
+            self.delete(root, join(path, name))
+
+    def _top(self, root: int, remote: Entry) -> None:
+        local = self._trees[root].entry(b"")
+        if local is None or not _same(remote, local):
+            self._primary.push_entry(root, b"")
+
+    def delete(self, root: int, path: bytes) -> None:
+        """Remove what the primary does not have."""
+        if self._primary.push_delete(root, path):
+            self._detail(f"removed {path!r}")
+
+    def entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
+        """Make one entry equal, or queue what takes longer."""
+        if remote.is_dir:
+            if local is None or not _same(remote, local):
+                self._primary.push_entry(root, path)
+                self._detail(f"directory {path!r}")
+            self._give_directory(root, path, again)
+        elif remote.is_file:
+            self._file(root, path, remote, local, again)
+        elif local is None or not same_kind(remote, local) or not same_attributes(remote, local):
+            self._primary.push_entry(root, path)
+            self._detail(f"entry {path!r}")
+
+    def _file(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
+        if remote.nlink > 1 and self._linked(root, path, remote):
+            return
+        if local is not None and local.nlink > 1 and not self._owned(root, local, remote):
+            self._primary.push_entry(root, path, fresh=True)
+            local = None
+        if again:
+            equal = local is not None and self._pairs.equal(root, remote.ino, local.ino)
+            decision = Content.SKIP if equal else Content.COMPARE if local is not None and local.is_file \
+                else Content.COPY
+        else:
+            key = (root, path)
+            decision = content(self._trust, remote, local, self._recorded.get(key), key in self._recorded)
+        attributes = local is None or not same_attributes(remote, local)
+        if decision is Content.SKIP and not attributes:
+            return
+        zones = self._recorded.get((root, path)) if decision is Content.ZONES else None
+        size = remote.size
+        self._meter.found(0 if decision is Content.SKIP else size)
+        self._give_file(FileWork(root, path, remote.ino, size, decision, zones, attributes))
+
+    def _linked(self, root: int, path: bytes, remote: Entry) -> bool:
+        """True when `path` is a further name of a file that is dealt with under another one."""
+        with self._found.lock:
+            first = self._found.first_name.setdefault((root, remote.ino), path)
+            if first == path:
+                return False
+            self._found.links.append((root, first, path))
+            return True
+
+    def _owned(self, root: int, local: Entry, remote: Entry) -> bool:
+        """False when the local file already stands for another file of the primary."""
+        with self._found.lock:
+            return self._found.owner.setdefault((root, local.ino), remote.ino) == remote.ino
+
+
+def _same(remote: Entry, local: Entry) -> bool:
+    """A directory's own attributes; its time is set when its entries are done."""
+    return local.is_dir and (remote.mode, remote.uid, remote.gid) == (local.mode, local.uid, local.gid) \
+        and dict(remote.xattrs) == dict(local.xattrs)
