@@ -217,9 +217,9 @@ class SafekitCommand(click.Command):
         # What a handler does every few seconds is in the module log when it changes something.
         if not self.modifies or (self.modifies == "by hand" and current.identity):
             return int(super().invoke(ctx) or 0)
-        from safekit import commandlog
+        from safekit.commandlog import finished, started
 
-        entry = commandlog.started(" ".join(current.argv))
+        entry = started(" ".join(current.argv))
         code = 1
         try:
             code = int(super().invoke(ctx) or 0)
@@ -227,7 +227,7 @@ class SafekitCommand(click.Command):
             code = failure.code
             raise
         finally:
-            commandlog.finished(entry, code)
+            finished(entry, code)
         return code
 
 

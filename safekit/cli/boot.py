@@ -88,8 +88,7 @@ def shutdown_command(timeout: float, **_: object) -> int:
 
     modules = require_admin().get("modules", {})
     running = sorted(name for name, known in modules.items() if known.get("running"))
-    for name in running:
-        bus("safeadmin", "control", CONTROL_TIMEOUT, module=name, action="shutdown", who=who())
+    bus("safeadmin", "shutdown", CONTROL_TIMEOUT, who=who())
     for name in running:
         wait_until(name, lambda view: not view.running, timeout, "stop", "")
         click.echo(f"{name}: stopped")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from safekit.cli.base import Failure, command, require_admin, session
+from safekit.cli.base import Failure, bus, command, require_admin
 from safekit.files import write_atomic
 from safekit.paths import cluster_dir, safevar
 
@@ -34,7 +34,7 @@ def cluster_command() -> None:
 
 def lock_file() -> Path:
     """Present while `cluster config lock` is in force."""
-    return cluster_dir() / "lock"
+    return cluster_dir() / "locked"
 
 
 def _findings(findings: Any) -> None:
@@ -108,21 +108,13 @@ def _apply(path: Path, key: str | None) -> ClusterConfig:
     return applied
 
 
-def reload_admin(wanted: str) -> None:
-    """Have safeadmin read the cluster configuration again, and wait until it has. Raises Failure."""
-    from safekit.buswire import BusError, request_sync
-
-    try:
-        request_sync("safeadmin", "reload", timeout=RELOAD_TIMEOUT)
-    except BusError as error:
-        if error.code != "unknown_op":
-            raise Failure(
-                f"safeadmin could not read the new configuration: {error.text}", "journalctl -u safeadmin"
-            ) from None
-    session().admin_state = None
-    require_admin()
-    if wanted:
-        click.echo(f"this server is node {wanted}")
+def reload_admin(*, joined: bool) -> None:
+    """Have safeadmin read the cluster configuration again. Raises Failure when it is not `joined` afterwards."""
+    answer = bus("safeadmin", "reload", RELOAD_TIMEOUT)
+    if joined and not answer.get("cluster"):
+        raise Failure(
+            f"safeadmin cannot use the cluster configuration: {answer.get('problem')}", "journalctl -u safeadmin"
+        )
 
 
 @command(
@@ -158,7 +150,8 @@ def config_command(words: tuple[str, ...]) -> int:
             if source.suffix == ".zip":
                 source, key = _unzip(source, Path(directory))
             config = _apply(source, key)
-        reload_admin((safevar() / "nodename").read_text().strip())
+        reload_admin(joined=True)
+        click.echo(f"this server is node {(safevar() / 'nodename').read_text().strip()}")
         click.echo(f"cluster of {len(config.node_names)} nodes configured: {', '.join(config.node_names)}")
         if key is None:
             click.echo(
@@ -206,11 +199,9 @@ def confcheck_command(file: str) -> int:
 
 def _nodes() -> dict[str, Any]:
     """What safeadmin knows of each node of the cluster. Raises Failure when there is no cluster."""
-    from safekit.cli.base import bus
-
     if not (cluster_dir() / "cluster.json").exists():
         raise Failure("the cluster is not configured", "safekit cluster config cluster.xml")
-    answer = bus("safeadmin", "cluster")
+    answer = bus("safeadmin", "members")
     return dict(answer.get("nodes", {}))
 
 
@@ -279,7 +270,7 @@ def deconfig_command() -> int:
         raise Failure(f"the cluster configuration is {LOCKED}", "safekit cluster config unlock")
     deconfigure_cluster()
     (safevar() / "nodename").unlink(missing_ok=True)
-    reload_admin("")
+    reload_admin(joined=False)
     return 0
 
 

@@ -127,9 +127,9 @@ def _views(module: str | None) -> list[ModuleView]:
     known = require_admin().get("modules", {})
     chosen = module or session().module
     if chosen is None:
-        return [read_module(name, known[name]) for name in sorted(known)]
+        return [read_module(name, known[name]) for name in sorted(known) if known[name].get("configured", True)]
     paths = module_paths(chosen)
-    if paths.module not in known:
+    if not known.get(paths.module, {}).get("configured", paths.module in known):
         raise Failure(f"module {paths.module} is not configured", f"safekit config -m {paths.module}")
     return [read_module(paths.module, known[paths.module])]
 

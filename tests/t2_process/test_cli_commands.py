@@ -65,7 +65,7 @@ class NotedAdmin:
         self.asked.append((request.op, fields))
         if self.refusal is not None:
             raise bus.BusError(*self.refusal)
-        return {"accepted": True, "count": 4, "maxloop": 3, "reached": True}
+        return {"accepted": True, "cluster": True, "count": 4, "maxloop": 3, "reached": True}
 
 
 @dataclass
