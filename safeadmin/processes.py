@@ -165,6 +165,17 @@ async def wait_ended(processes: Iterable[Process], timeout: float) -> list[Proce
     return alive
 
 
+async def end_processes(processes: list[Process], patience: float = 5.0) -> list[Process]:
+    """SIGTERM, then SIGKILL after `patience` seconds; those that even this did not end (waiting in the
+    kernel for a device) are returned."""
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    stubborn = await wait_ended(processes, patience) if patience > 0 else processes
+    for process in stubborn:
+        process.signal(signal.SIGKILL)
+    return await wait_ended(stubborn, 5.0)
+
+
 def describe_status(status: int | None) -> str:
     """Words for a wait status."""
     if status is None:

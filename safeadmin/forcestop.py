@@ -1,0 +1,193 @@
+"""Forced stop of a module whose heart hangs or is gone (guide 9.4): nothing in it waits without a bound, and
+nothing needs a process of the module to answer.
+
+The order matters. First who decides and restarts (supervisord, heart) is ended, so that nobody undoes the
+rest; then the application is stopped while its files and addresses are still there; then the addresses and
+the file system go; last, the files say STOP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import os
+import signal
+from pathlib import Path
+
+from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, with_descendants
+from safekit.bus import Endpoint
+from safekit.buswire import BusError
+from safekit.files import locked
+from safekit.log import ModuleLog
+from safekit.model.types import ModuleConfig, User
+from safekit.net import addresses, delete_address
+from safekit.netlink import Netlink
+from safekit.paths import ModulePaths
+from safekit.resources import ResourceWriter, load
+
+SCRIPTS = ("stop_sec", "stop_prim", "stop_second", "stop_both")
+_MNT_DETACH = 2
+_LAST = ("circlog",)
+
+
+async def run(
+    module: str, who: str, log: ModuleLog, config: ModuleConfig | None, bus: Endpoint, announce: bool
+) -> None:
+    """Stop the module. announce: heart did not log the action."""
+    paths = ModulePaths(module)
+    if announce:
+        log.event("action_called", action="forcestop", who=who)
+    before = find(module)
+    deciders = [p for p in before if p.kind is Kind.PRODUCT and p.name in (SUPERVISORD, "heart")]
+    # SIGKILL at once: asked nicely, supervisord would first stop what the application still needs.
+    await end_processes(deciders, patience=0)
+    await end_processes(with_descendants(p for p in before if p.kind is Kind.SCRIPT), patience=0)
+    await _stop_application(paths, config, log)
+    for target, op, patience in (("vipd", "vip_unset", 3.0), ("nfsadmin", "release", 5.0)):
+        # Orderly where that still works; what fails is done below by force.
+        with contextlib.suppress(BusError):
+            if any(p.name == target for p in before):
+                await bus.request(f"{module}/{target}", op, patience)
+    left = [p for p in find(module) if p.kind is Kind.PRODUCT and p.name not in _LAST]
+    stuck = await end_processes(left, patience=2.0)
+    for process in stuck:
+        log.event(
+            "internal", text=f"process {process.name} (pid {process.pid}) cannot be killed: it waits in the kernel"
+        )
+    _remove_addresses(config, log)
+    _unmount(config, log)
+    await end_processes([p for p in find(module) if p.kind is Kind.PRODUCT])
+    _write_stop(paths, who, log)
+    log.event("local_state", state="STOP", color="red")
+    log.event("end_of_stop")
+
+
+async def _stop_application(paths: ModulePaths, config: ModuleConfig | None, log: ModuleLog) -> None:
+    """The stop scripts, with `force` (ambiguities of 14.1: the order of WAIT to STOP)."""
+    user = (config.user if config is not None else None) or User()
+    state = load(paths.resources).get("state.local")
+    environment = {**os.environ, **dict(user.vars), **paths.environment()}
+    for name in SCRIPTS:
+        script = paths.userbin / name
+        if not os.access(script, os.X_OK):
+            continue
+        log.event("script", name=name)
+        await _run_script(
+            [str(script), "force", state.value if state else "STOP", "STOP", "forcestop"],
+            environment,
+            paths.userlog if user.logging == "userlog" else Path(os.devnull),
+            user.forcestoptimeout,
+            log,
+        )
+
+
+async def _run_script(
+    command: list[str], environment: dict[str, str], output: Path, timeout: float, log: ModuleLog
+) -> None:
+    name = os.path.basename(command[0])
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        log.event("script_failed", name=name, reason=error.strerror or str(error))
+        return
+    finally:
+        os.close(descriptor)
+    try:
+        await asyncio.wait_for(process.wait(), timeout)
+    except TimeoutError:
+        log.event("script_timeout", name=name, seconds=timeout)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), 5.0)
+
+
+def _remove_addresses(config: ModuleConfig | None, log: ModuleLog) -> None:
+    """Virtual addresses that a dead vipd left behind: the peer is about to take them."""
+    if config is None or config.vip is None:
+        return
+    wanted = set()
+    for interface in config.vip.interfaces:
+        for virtual in interface.addresses:
+            with contextlib.suppress(ValueError):
+                # A name instead of an address: only vipd knows what it resolved to.
+                wanted.add(ipaddress.ip_address(virtual.addr))
+    if not wanted:
+        return
+    try:
+        with Netlink() as netlink:
+            for address in addresses(netlink):
+                if address.ip in wanted:
+                    delete_address(netlink, address)
+                    log.event("vip_unset", addr=address.ip)
+    except OSError as error:
+        log.event("internal", text=f"virtual addresses could not be removed: {error}; ip addr show, ip addr del")
+
+
+def fuse_mounts(text: str) -> set[str]:
+    """Mount points of FUSE file systems in a /proc/self/mountinfo."""
+    found = set()
+    for line in text.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields, kind = left.split(" "), right.split(" ")[0]
+        if separator and len(fields) > 4 and (kind == "fuse" or kind.startswith("fuse.")):
+            found.add(
+                fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+            )
+    return found
+
+
+def _unmount(config: ModuleConfig | None, log: ModuleLog) -> None:
+    """Stale mounts over the replicated directories, and the symbolic links of a stopped module."""
+    if config is None or config.rfs is None:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for replicated in config.rfs.replicated:
+        # A mount may lie over another one after a crash: take off what is there, a bounded number of times.
+        for _ in range(8):
+            if replicated.dir not in fuse_mounts(Path("/proc/self/mountinfo").read_text()):
+                break
+            if libc.umount2(os.fsencode(replicated.dir), _MNT_DETACH) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                log.event(
+                    "internal", text=f"{replicated.dir} cannot be unmounted: {reason}; umount -l {replicated.dir}"
+                )
+                break
+        directory, backing = Path(replicated.dir), Path(config.rfs.backing(replicated))
+        if not directory.is_symlink() and backing.is_dir():
+            # rmdir refuses a directory with files: then nothing is replaced, and config tells about it.
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+                directory.symlink_to(backing)
+
+
+def _write_stop(paths: ModulePaths, who: str, log: ModuleLog) -> None:
+    """heart is dead: safeadmin is the writer of the resource file, under its lock.
+
+    The marker `running` stays: the next start must treat this as the halt that it was."""
+    try:
+        with locked(paths.var / "resources.lock", wait=False):
+            writer = ResourceWriter(paths.resources)
+            for name, value in (
+                ("state.local", "STOP"),
+                ("state.color", "red"),
+                ("state.remote", "UNKNOWN"),
+                ("state.remotecolor", "grey"),
+            ):
+                writer.set(name, value, "safeadmin")
+            writer.flush()
+    except OSError as error:
+        log.event("internal", text=f"{paths.resources} cannot be written: {error}; free space, then forcestop again")

@@ -1,0 +1,410 @@
+"""What safeadmin answers on the local bus, and the order of its start and stop (guide 9.2 to 9.4, 10.1).
+
+Operations (all texts of refusals are `cause; next step`):
+
+map_register, map_lookup(name), map_list        the port mapper
+state()                                         modules, cluster() of each, this node
+members()                                       the cluster as seen here
+cluster(module)                                 up, down or unknown
+control(module, action, who, identity, ...)     see actions.py
+set(module, resource, value, who)               through heart, or into the file of a stopped module
+boot(module, value=None)                        on, off, or ask
+shutdown(who)                                   stop all modules
+reload()                                        read the cluster configuration again
+respawn(module, action, ...), ended(module)     from heart
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from safeadmin.actions import Refusal, Way, plan
+from safeadmin.adminlog import AdminLog
+from safeadmin.boot import BootRecord
+from safeadmin.cluster import Cluster
+from safeadmin.facts import NodeFacts
+from safeadmin.mapper import Mapper
+from safeadmin.modules import Installed, Registry
+from safeadmin.processes import find
+from safeadmin.runtime import ModuleRuntime
+from safekit.bus import ADMIN, BusError, Endpoint, Fields, Request
+from safekit.files import locked, write_atomic
+from safekit.log import ModuleLog
+from safekit.model.types import ClusterConfig, User
+from safekit.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
+from safekit.process import Unconfigured, load_cluster
+from safekit.resources import ResourceWriter, valid_name
+from safekit.seal import derive, load_key
+
+SET_SECONDS = 5.0
+FACTS_SECONDS = 2.0
+REGISTRATION_GRACE = 1.5
+"""Processes register every second: a young safeadmin does not know them all yet."""
+STOP_MARGIN = 60.0
+
+Operation = Callable[[Request], Awaitable[Fields | None]]
+
+
+class Service:
+    """The daemon without its process: endpoint, modules, cluster."""
+
+    def __init__(self, log: AdminLog) -> None:
+        self.log = log
+        self.node = node_name()
+        self.mapper = Mapper()
+        self.registry = Registry()
+        self.runtimes: dict[str, ModuleRuntime] = {}
+        self.cluster: Cluster | None = None
+        self._started = time.monotonic()
+        self._record = BootRecord(safevar())
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cluster_lock = asyncio.Lock()
+        self._applied: tuple[ClusterConfig, bytes, str] | None = None
+        self._cluster_problem = ""
+        self._own_facts = NodeFacts()
+        self._facts_due = asyncio.Event()
+        self._operations: dict[str, Operation] = {
+            "map_register": self._map_register,
+            "map_lookup": self._map_lookup,
+            "map_list": self._map_list,
+            "ping": self._ping,
+            "state": self._state,
+            "members": self._members,
+            "cluster": self._cluster_status,
+            "control": self._control,
+            "set": self._set,
+            "boot": self._boot,
+            "shutdown": self._shutdown,
+            "reload": self._reload,
+            "respawn": self._respawn,
+            "ended": self._ended,
+        }
+
+    # Life
+
+    async def start(self) -> None:
+        """Take the port, find the modules that run, join the cluster. Raises OSError when the port is taken,
+        BusError when the bus key cannot be read."""
+        self.bus = await Endpoint.open(ADMIN, self._serve, port=mapper_port())
+        for name in self.registry.names():
+            processes = find(name)
+            if processes:
+                self._runtime(name).adopt(processes)
+        await self.reload()
+        self._keep(self._follow_facts())
+
+    async def start_modules(self) -> None:
+        """After a boot: start what is set to boot on. After a crash of safeadmin: take up what lost its
+        supervisord and heart meanwhile."""
+        if not self._record.is_new():
+            for name in self.registry.names():
+                if ModulePaths(name).marker.exists():
+                    await self._runtime(name).rescue()
+            return
+        await asyncio.gather(*(self._boot_start(m) for m in self.registry.all() if m.boot))
+        try:
+            self._record.served()
+        except OSError as error:
+            self.log.error(f"{self._record.path}: {error.strerror}; a restart of safeadmin will count as a boot")
+
+    async def _boot_start(self, module: Installed) -> None:
+        runtime = self._runtime(module.name)
+        if runtime.running:
+            return
+        self.log.info(f"module {module.name} is started: its boot setting is on")
+        try:
+            await self._perform(module.name, {"action": "start", "who": "SYSTEM", "boot": True})
+        except BusError as error:
+            self.log.error(f"module {module.name} was not started at boot: {error.text}")
+            ModuleLog(module.name, ADMIN, self.node).event("internal", text=f"not started at boot: {error.text}")
+
+    async def stop_modules(self, who: str = "SYSTEM") -> float:
+        """Stop all running modules in order, each within its bound; the seconds it took."""
+        began = time.monotonic()
+        running = [runtime for runtime in self.runtimes.values() if runtime.running]
+        await asyncio.gather(*(runtime.stop("shutdown", who, self._bound(runtime.name)) for runtime in running))
+        return time.monotonic() - began
+
+    def stop_bound(self) -> float:
+        """The longest that stop_modules may take, in seconds."""
+        return max((self._bound(r.name) for r in self.runtimes.values() if r.running), default=0.0)
+
+    def _bound(self, name: str) -> float:
+        module = self.registry.get(name)
+        user = (module.config.user if module is not None and module.config is not None else None) or User()
+        return user.nicestoptimeout + user.forcestoptimeout + STOP_MARGIN
+
+    async def close(self, *, orderly: bool) -> None:
+        """Leave. orderly: the modules were stopped, so the next start is a boot."""
+        for task in list(self._tasks):
+            task.cancel()
+        for runtime in self.runtimes.values():
+            runtime.close()
+        if self.cluster is not None:
+            await self.cluster.close()
+        await self.bus.close()
+        if orderly:
+            self._record.forget()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Cluster
+
+    async def reload(self) -> None:
+        """Read cluster.json and the key, and apply them if they changed. A missing or unusable configuration
+        leaves this server alone, waiting for a better one."""
+        async with self._cluster_lock:
+            self.node = node_name()
+            try:
+                config = load_cluster()
+                wanted = (config, self._key(config), self.node)
+                if self._applied == wanted and self.cluster is not None:
+                    await self.cluster.resolve_again()
+                    self.log.info("cluster configuration unchanged, addresses looked up again")
+                    return
+                made = Cluster(config, wanted[1], self.node, safevar() / "cluster", self.log, self._facts())
+            except (Unconfigured, ValueError, OSError) as error:
+                self._cluster_problem = str(error)
+                self._applied = None
+                if self.cluster is not None:
+                    await self.cluster.close()
+                    self.cluster = None
+                self.log.error(f"not in a cluster: {error}")
+                return
+            if self.cluster is not None:
+                await self.cluster.close()
+            self.cluster, self._applied, self._cluster_problem = made, wanted, ""
+            made.on_change = self._facts_due.set
+            await made.start()
+            lans = ", ".join(lan.name for lan in config.framework_lans)
+            self.log.info(
+                f"cluster of {len(config.node_names)} nodes on lans {lans}, UDP port {config.port}, "
+                f"signature {config.signature[:12]}; this is {self.node}"
+            )
+        for name, runtime in self.runtimes.items():
+            if runtime.heart:
+                self.bus.notify(f"{name}/heart", "reload")
+
+    def _key(self, config: ClusterConfig) -> bytes:
+        """The cluster key. Without a key file (`cluster delkey`) datagrams are sealed with what everybody who
+        has cluster.xml knows: this separates clusters, it keeps no secret."""
+        try:
+            return load_key(cluster_dir() / "cluster.key")
+        except FileNotFoundError:
+            self.log.error("there is no cluster key: cluster messages are not secret; safekit cluster genkey")
+            return derive(config.signature.encode()[:64], "no cluster key")
+
+    def _facts(self) -> NodeFacts:
+        modules = tuple(module.facts(self._running(module.name)) for module in self.registry.all())
+        try:
+            stamp = (cluster_dir() / "cluster.json").stat().st_mtime
+            date = datetime.fromtimestamp(stamp).isoformat(timespec="seconds")
+            signature = load_cluster().signature if self._applied is None else self._applied[0].signature
+        except (OSError, Unconfigured):
+            date = signature = ""
+        return NodeFacts(signature, date, (cluster_dir() / "locked").exists(), modules)
+
+    async def _follow_facts(self) -> None:
+        """Facts come from files that commands write: looked at every few seconds, and at every event."""
+        while True:
+            try:
+                await asyncio.wait_for(self._facts_due.wait(), FACTS_SECONDS)
+            except TimeoutError:
+                pass
+            self._facts_due.clear()
+            facts = self._facts()
+            if facts != self._own_facts and self.cluster is not None:
+                self._own_facts = facts
+                self.cluster.set_facts(facts)
+
+    def _status(self, module: Installed) -> str:
+        if self.cluster is None:
+            return "unknown"
+        nodes = None if module.config is None else module.config.nodes(self.cluster.config)
+        return self.cluster.status(module.name, nodes).value
+
+    # Modules
+
+    def _running(self, name: str) -> bool:
+        runtime = self.runtimes.get(name)
+        return runtime is not None and runtime.running
+
+    def _runtime(self, name: str) -> ModuleRuntime:
+        if name not in self.runtimes:
+            self.runtimes[name] = ModuleRuntime(
+                name, self.node, self.registry, self.bus, self.mapper, self._facts_due.set
+            )
+        return self.runtimes[name]
+
+    async def _perform(self, name: str, fields: Fields) -> Fields:
+        """Do what control asks. Raises BusError."""
+        module = self.registry.get(name)
+        facts = {
+            "installed": module is not None,
+            "configured": module is not None and module.config is not None,
+            "in_cluster": self.cluster is not None,
+            "running": self._running(name),
+            "mode": module.mode if module is not None else "",
+            "problem": module.problem if module is not None else "",
+        }
+        action = str(fields["action"])
+        way = plan(action, name, facts)
+        if isinstance(way, Refusal):
+            text = f"{way.text} ({self._cluster_problem})" if way.code == "no_cluster" else way.text
+            raise BusError(way.code, text)
+        runtime = self._runtime(name)
+        if way is Way.NOTHING:
+            return {"accepted": True, "note": f"module {name} is stopped already"}
+        if way is Way.FORCE:
+            await runtime.forcestop(fields)
+            return {"accepted": True}
+        if way is Way.SPAWN:
+            # Equivalent to stop, then start (guide 9.4).
+            start = {**fields, "action": "start"} if action == "stopstart" else fields
+            return {"accepted": True, **await runtime.start(start)}
+        return {"accepted": True, **await runtime.forward(fields)}
+
+    # Operations
+
+    async def _serve(self, request: Request) -> Fields | None:
+        operation = self._operations.get(request.op)
+        if operation is None:
+            raise BusError("unknown_op", f"safeadmin does not know {request.op!r}")
+        return await operation(request)
+
+    def _module(self, request: Request) -> str:
+        name = request.text("module")
+        if not valid_module_name(name):
+            raise BusError("bad_request", f"{name!r} is not a module name; safekit module list")
+        return name
+
+    async def _ping(self, request: Request) -> Fields:
+        return {"node": self.node}
+
+    async def _map_register(self, request: Request) -> Fields:
+        name, pid, port = request.text("name"), request.fields.get("pid"), request.fields["_port"]
+        if not isinstance(pid, int):
+            raise BusError("bad_request", "map_register: field 'pid' must be a number")
+        try:
+            entry = self.mapper.register(name, port, pid)
+        except ValueError as error:
+            raise BusError("bad_request", str(error)) from None
+        if entry is not None and name.endswith("/heart"):
+            self._runtime(name.partition("/")[0]).heart_registered(entry.pid, entry.born)
+        return {}
+
+    async def _map_lookup(self, request: Request) -> Fields:
+        name = request.text("name")
+        entry = self.mapper.lookup(name)
+        while entry is None and time.monotonic() - self._started < REGISTRATION_GRACE:
+            await asyncio.sleep(0.02)
+            entry = self.mapper.lookup(name)
+        return {"port": entry.port, "pid": entry.pid} if entry is not None else {"port": 0, "pid": 0}
+
+    async def _map_list(self, request: Request) -> Fields:
+        return {"processes": {e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()}}
+
+    async def _state(self, request: Request) -> Fields:
+        modules, cluster = {}, {}
+        for module in self.registry.all():
+            runtime = self.runtimes.get(module.name)
+            modules[module.name] = {
+                "id": module.id,
+                "mode": module.mode,
+                "configured": module.config is not None,
+                "running": self._running(module.name),
+                "heart": runtime is not None and runtime.heart,
+                "boot": "on" if module.boot else "off",
+                "signature": module.config.signature if module.config is not None else "",
+            }
+            cluster[module.name] = self._status(module)
+        return {"node": self.node, "modules": modules, "cluster": cluster, "cluster_problem": self._cluster_problem}
+
+    async def _members(self, request: Request) -> Fields:
+        if self.cluster is None:
+            raise BusError("no_cluster", f"this server is in no cluster: {self._cluster_problem}")
+        return self.cluster.members()
+
+    async def _cluster_status(self, request: Request) -> Fields:
+        module = self.registry.get(self._module(request))
+        return {"value": "unknown" if module is None else self._status(module)}
+
+    async def _control(self, request: Request) -> Fields:
+        name = self._module(request)
+        request.text("action"), request.text("who")
+        fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
+        return await self._perform(name, fields)
+
+    async def _set(self, request: Request) -> Fields:
+        name, resource, value = self._module(request), request.text("resource"), request.text("value")
+        who = request.text("who", request.sender)
+        if not valid_name(resource):
+            raise BusError("bad_request", f"{resource!r} is not a resource name; write class.id")
+        if self.registry.get(name) is None:
+            raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
+        if self._running(name):
+            reply = await self.bus.request(f"{name}/heart", "set", SET_SECONDS, resource=resource, value=value, who=who)
+            return {"changed": bool(reply.get("changed", True))}
+        return {"changed": await asyncio.to_thread(self._set_stopped, name, resource, value, who)}
+
+    def _set_stopped(self, name: str, resource: str, value: str, who: str) -> bool:
+        paths = ModulePaths(name)
+        try:
+            paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+            with locked(paths.var / "resources.lock"):
+                writer = ResourceWriter(paths.resources)
+                changed = writer.set(resource, value, who)
+                writer.flush()
+        except ValueError as error:
+            raise BusError("bad_request", str(error)) from None
+        except OSError as error:
+            raise BusError("cannot_write", f"{paths.resources}: {error.strerror}; free space or rights") from None
+        if changed:
+            ModuleLog(name, ADMIN, self.node).event("resource_set", name=resource, value=value, who=who)
+        return changed
+
+    async def _boot(self, request: Request) -> Fields:
+        name = self._module(request)
+        paths = ModulePaths(name)
+        value = request.fields.get("value")
+        if self.registry.get(name) is None:
+            raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
+        if value is not None:
+            if value not in ("on", "off"):
+                raise BusError("bad_request", f"{value!r} is no boot setting; use on or off")
+            try:
+                paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+                write_atomic(paths.boot_file, f"{value}\n".encode())
+            except OSError as error:
+                raise BusError("cannot_write", f"{paths.boot_file}: {error.strerror}; free space or rights") from None
+        module = self.registry.get(name)
+        return {"boot": "on" if module is not None and module.boot else "off"}
+
+    async def _shutdown(self, request: Request) -> Fields:
+        who = request.text("who", "SYSTEM")
+        running = sorted(name for name, runtime in self.runtimes.items() if runtime.running)
+        self._keep(self.stop_modules(who))
+        return {"modules": running}
+
+    async def _reload(self, request: Request) -> Fields:
+        await self.reload()
+        return {"cluster": self.cluster is not None, "problem": self._cluster_problem}
+
+    async def _respawn(self, request: Request) -> Fields:
+        name = self._module(request)
+        fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
+        fields.setdefault("action", "start")
+        fields.setdefault("who", "heart")
+        self._keep(self._runtime(name).respawn({**fields, "automatic": True}))
+        return {"accepted": True}
+
+    async def _ended(self, request: Request) -> Fields:
+        self._keep(self._runtime(self._module(request)).ended())
+        return {"accepted": True}
