@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import writer as writer_program
+
 from lab.cluster import Lab, Node
 from safekit.log import Line, parse_line
 from safekit.resources import Resource, parse
@@ -32,8 +33,10 @@ PULSE_MS, TIMEOUT_MS = 150, 2000
 
 # Messages of a healthy life. Every other E(vent) must be expected by the test, or it fails.
 NORMAL = frozenset(
-    "action_called action_boot action_auto transition_from begin_of_swap end_of_stop failover_remote_stop "
-    "local_state remote_state resource_set script updating_tree copied reintegration_ended vip_set printe".split()
+    """
+    action_called action_boot action_auto transition_from begin_of_swap end_of_stop failover_remote_stop local_state
+    remote_state resource_set script updating_tree copied reintegration_ended vip_set printe
+    """.split()  # noqa: SIM905 - a table to read
 )
 
 
@@ -210,7 +213,9 @@ class Pair:
 
     def wait(self, node: Node, state: str, timeout: float = 30.0) -> None:
         """Wait for a state like `PRIM green`; for STOP, until the processes are gone too."""
-        wait_for(lambda: self.state(node) == state, timeout, lambda: f"{node.name} {state}; {self.states()}\n{self.tail()}")
+        wait_for(
+            lambda: self.state(node) == state, timeout, lambda: f"{node.name} {state}; {self.states()}\n{self.tail()}"
+        )
         if state.startswith("STOP"):
             node.safekit("waitstop", "-m", self.module, "--timeout", "30")
 
