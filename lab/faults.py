@@ -51,5 +51,6 @@ def rules(plan: Plan, faults: Faults) -> str:
         ports = ", ".join(plan.cable(machine, lan).ports)
         for direction in ("iifname", "oifname"):
             share = round(percent * _SCALE / 100)
-            lines.append(f"{direction} {{ {ports} }} numgen random mod {_SCALE} < {share} drop")
+            chance = f"numgen random mod {_SCALE} < {share} " if share < _SCALE else ""
+            lines.append(f"{direction} {{ {ports} }} {chance}drop")
     return "\n".join([*lines, "}", "}", ""])

@@ -166,7 +166,10 @@ class Keeper:
         """Notice machines that ended by themselves."""
         for name, child in list(self.children.items()):
             if child.poll() is not None:
-                self._collect(name)
+                try:
+                    self._collect(name)
+                except LabError as error:  # whatever one node leaves behind, the others go on
+                    print(f"{name} ended: {error.cause}", file=sys.stderr, flush=True)
 
     # --- faults
 

@@ -30,6 +30,13 @@ def ip(*lines: str) -> None:
     command(["ip", "-batch", "-"], "\n".join(lines) + "\n")
 
 
+def remove_link(name: str) -> None:
+    """Remove an interface; the kernel does it too when the namespace at its other end ends."""
+    done = subprocess.run(["ip", "link", "del", name], capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode != 0 and "Cannot find device" not in done.stderr:
+        raise LabError(f"interface {name} cannot be removed: {done.stderr.strip()}", "see the message")
+
+
 class Switch:
     """Bridges and cables; remembers which cables are plugged into a running node, and the relays of slow links."""
 
@@ -64,8 +71,9 @@ class Switch:
         if self._plugged.pop(machine, None) is None:
             return
         for cable in self.plan.cables(machine):
+            remove_link(cable.port)
+        for cable in self.plan.cables(machine):
             self._stop_relay(cable)
-        ip(*(f"link del {cable.port}" for cable in self.plan.cables(machine)))
 
     def change(self, faults: Faults) -> None:
         """Make `faults` the state of the network. Raises LabError; what was refused is then not in effect."""
@@ -132,4 +140,6 @@ class Switch:
         relay.wait(10)
         assert relay.stdout is not None
         relay.stdout.close()
-        ip(f"link del {cable.delayed}", f"link set {cable.port} master {cable.bridge}")
+        remove_link(cable.delayed)
+        if subprocess.run(["ip", "link", "show", cable.port], capture_output=True, check=False).returncode == 0:
+            ip(f"link set {cable.port} master {cable.bridge}")

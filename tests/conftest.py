@@ -1,0 +1,45 @@
+"""What tests of several levels share: the option for long campaigns, and labs that never outlive their test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from lab.cluster import Lab
+
+_numbers = count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="run the long campaigns too (marker: slow)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--campaign"):
+        return
+    chosen = [item for item in items if item.get_closest_marker("slow") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow") is not None])
+    items[:] = chosen
+
+
+def unique_lab_name() -> str:
+    """Says whose lab it is, so that test runs side by side do not meet."""
+    return f"test{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def make_lab() -> Iterator[Callable[..., Lab]]:
+    """`Lab.up` with a name of its own; the labs are removed after the test."""
+    labs: list[Lab] = []
+
+    def make(**options: object) -> Lab:
+        lab = Lab.up(unique_lab_name(), **options)  # type: ignore[arg-type]
+        labs.append(lab)
+        return lab
+
+    yield make
+    for lab in labs:
+        lab.down()
