@@ -33,7 +33,7 @@ from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import ConfigError, Finding, errors, ordered
 from safekit.model.machine import check_machine
-from safekit.model.module import Loaded, load_module
+from safekit.model.module import Examined, examine_module
 from safekit.model.types import ClusterConfig, ModuleConfig, Rfs
 from safekit.paths import ModulePaths, node_name, safe, valid_module_name
 from safekit.resources import ResourceWriter
@@ -152,7 +152,7 @@ def other_configurations(module: str) -> dict[str, ModuleConfig]:
 # ----------------------------------------------------------------------------- checking
 
 
-def _load(module: str) -> tuple[Loaded, ClusterConfig]:
+def _examine(module: str) -> tuple[Examined, ClusterConfig]:
     paths = ModulePaths(module)
     if not paths.root.is_dir():
         raise ConfigureError(
@@ -163,33 +163,33 @@ def _load(module: str) -> tuple[Loaded, ClusterConfig]:
     except ClusterError as error:
         text, _, step = str(error).partition("; ")
         raise ConfigureError(text, step) from error
-    return load_module(paths.userconfig, module, module_id(module), cluster), cluster
+    return examine_module(paths.userconfig, module, module_id(module), cluster), cluster
 
 
 def _check(module: str, previous: ModuleConfig | None, running_state: str) -> tuple[ModuleConfig, tuple[Finding, ...]]:
     """The new configuration and the warnings. Raises ConfigError with everything that was found."""
-    loaded, cluster = _load(module)
-    findings = [
-        *loaded.warnings,
-        *check_machine(
-            loaded.config,
-            loaded.places,
-            cluster=cluster,
-            node=node_name(),
-            others=other_configurations(module),
-            mounts=directories.mounts(),
-        ),
-    ]
+    examined, cluster = _examine(module)
+    config, places, findings = examined.config, examined.places, list(examined.findings)
+    if config is None:
+        raise ConfigError(examined.findings)
+    findings += check_machine(
+        config,
+        places,
+        cluster=cluster,
+        node=node_name(),
+        others=other_configurations(module),
+        mounts=directories.mounts(),
+    )
     if previous is not None and running_state != "STOP":
-        findings += dynamic.refused(previous, loaded.config, dynamic.load_table(), loaded.places)
-    if previous is not None and previous.rfs is not None and loaded.config.rfs is not None:
-        same = {r.dir for r in previous.rfs.replicated} & {r.dir for r in loaded.config.rfs.replicated}
-        if same and previous.rfs.suffix != loaded.config.rfs.suffix:
+        findings += dynamic.refused(previous, config, dynamic.load_table(), places)
+    if previous is not None and previous.rfs is not None and config.rfs is not None:
+        same = {r.dir for r in previous.rfs.replicated} & {r.dir for r in config.rfs.replicated}
+        if same and previous.rfs.suffix != config.rfs.suffix:
             message = f"the suffix of a configured module cannot change; run safekit deconfig -m {module} first"
-            findings.append(loaded.places.finding("rfs.suffix", message))
+            findings.append(places.finding("rfs.suffix", message))
     if errors(findings):
         raise ConfigError(ordered(findings))
-    return loaded.config, ordered(findings)
+    return config, ordered(findings)
 
 
 def confcheck(module: str) -> CheckResult:
@@ -454,7 +454,8 @@ def deconfig(module: str, running_state: str = "STOP") -> tuple[str, ...]:
         config = active(module)
         status = _run_script(paths, paths.userbin / "deconfig", config)
         if status:
-            warnings.append(f"the script {paths.bin_dir / 'deconfig'} failed with status {status}; finish its work by hand")
+            script = paths.bin_dir / "deconfig"
+            warnings.append(f"the script {script} failed with status {status}; finish its work by hand")
         done: list[str] = []
         suffix = config.rfs.suffix if config.rfs is not None else ""
         try:

@@ -24,6 +24,45 @@ class Loaded:
     warnings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What could be compiled of a file, with everything that was found; `config` None when nothing could."""
+
+    config: ModuleConfig | None
+    places: Places
+    findings: tuple[Finding, ...]
+
+
+def examine_module(
+    path: Path,
+    module: str,
+    module_id: int,
+    cluster: ClusterConfig,
+    *,
+    environment: Mapping[str, str] | None = None,
+    refuse_unsupported: bool = True,
+) -> Examined:
+    """Read, expand, check and compile a userconfig.xml (chapter 13) and tell every mistake.
+
+    `environment` serves %NAME% (13.1), by default this process's. Nothing is changed anywhere, and
+    nothing of the machine is looked at. Raises ConfigError for a file that cannot be parsed at all.
+    """
+    file = str(path)
+    root = parse(read_bytes(path), file)
+    unknown = expand_macros(root, os.environ if environment is None else environment, file)
+    findings = unknown + schema.check(root, schema.load("userconfig"), file)
+    builder = Builder(file, cluster)
+    if unknown or not root.usable:
+        return Examined(None, builder.places, ordered(findings))
+    config = builder.module(root, module, module_id)
+    findings += builder.findings
+    if config is not None:
+        findings += check_module(config, cluster, builder.places)
+        if refuse_unsupported:
+            findings += unsupported(config, builder.places)
+    return Examined(config, builder.places, ordered(findings))
+
+
 def load_module(
     path: Path,
     module: str,
@@ -33,26 +72,10 @@ def load_module(
     environment: Mapping[str, str] | None = None,
     refuse_unsupported: bool = True,
 ) -> Loaded:
-    """Read, expand, check and compile a userconfig.xml (chapter 13).
-
-    `environment` serves %NAME% (13.1), by default this process's. Raises ConfigError with everything
-    that was found; nothing is changed anywhere, and nothing of the machine is looked at.
-    """
-    file = str(path)
-    root = parse(read_bytes(path), file)
-    findings: list[Finding] = expand_macros(root, os.environ if environment is None else environment, file)
-    if findings:
-        raise ConfigError(ordered([*findings, *schema.check(root, schema.load("userconfig"), file)]))
-    findings += schema.check(root, schema.load("userconfig"), file)
-    if not root.usable:
-        raise ConfigError(ordered(findings))
-    builder = Builder(file, cluster)
-    config = builder.module(root, module, module_id)
-    findings += builder.findings
-    if config is not None:
-        findings += check_module(config, cluster, builder.places)
-        if refuse_unsupported:
-            findings += unsupported(config, builder.places)
-    if config is None or errors(findings):
-        raise ConfigError(ordered(findings))
-    return Loaded(config, builder.places, ordered(findings))
+    """As `examine_module`, for a file that must be right. Raises ConfigError with everything found."""
+    examined = examine_module(
+        path, module, module_id, cluster, environment=environment, refuse_unsupported=refuse_unsupported
+    )
+    if examined.config is None or errors(examined.findings):
+        raise ConfigError(examined.findings)
+    return Loaded(examined.config, examined.places, examined.findings)
