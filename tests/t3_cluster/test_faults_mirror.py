@@ -1,0 +1,262 @@
+"""Faults of a mirror under load: nothing acknowledged is lost, and both servers end up equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pair import Pair, userconfig, wait_for
+
+from lab.cluster import Lab, Node
+
+VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_interface>
+  <virtual_addr addr="{vip}" where="one_side_alias"/>
+  </real_interface></interface></interface_list></vip>"""
+SHORT = 'locktimeout="4" sendtimeout="4"'
+PROCESSES = ("heart", "nfsbox", "nfsadmin", "vipd", "circlog", "supervisord", "safeadmin", "arpreroute")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    made = Lab.up()
+    yield made
+    made.down()
+
+
+@pytest.fixture(scope="module")
+def installed(lab: Lab) -> Pair:
+    pair = Pair(lab)
+    pair.install(userconfig(rfs=SHORT, vip=VIP.format(vip=lab.vip)))
+    pair.first_start(pair.one)
+    return pair
+
+
+@pytest.fixture
+def pair(installed: Pair) -> Iterator[Pair]:
+    installed.begin_test()
+    yield installed
+    installed.check_logs()
+
+
+def protected(pair: Pair) -> tuple[Node, Node]:
+    """PRIM and SECOND with some records, whatever the test before has left."""
+    pair.lab.node("node1").join()
+    for node in pair.nodes:
+        if not node.is_on:
+            node.poweron()
+    for node in pair.nodes:
+        if pair.state(node).startswith("STOP"):
+            node.safekit("start", "-m", pair.module)
+    wait_for(
+        lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
+        60,
+        lambda: f"a protected pair; {pair.states()}\n{pair.tail()}",
+    )
+    prim, second = (pair.one, pair.two) if pair.state(pair.one).startswith("PRIM") else (pair.two, pair.one)
+    pair.wait_records(prim, 20)
+    return prim, second
+
+
+def back_to_protection(pair: Pair) -> Node:
+    """Start what is stopped, wait for a protected pair, let it work a little, and judge it. The primary."""
+    prim, _ = protected(pair)
+    assert pair.verify(prim) > 20
+    return prim
+
+
+def test_power_off_of_the_primary(pair: Pair) -> None:
+    prim, second = protected(pair)
+    pair.expect("failover_no_heartbeat", "previous_halt")
+    prim.poweroff()
+    pair.wait(second, "ALONE green")
+    pair.wait_records(second, 20)
+    assert back_to_protection(pair) is second
+
+
+def test_power_off_of_the_secondary(pair: Pair) -> None:
+    prim, second = protected(pair)
+    pair.expect("previous_halt")
+    second.poweroff()
+    pair.wait(prim, "ALONE green")
+    pair.wait_records(prim, 20)
+    assert back_to_protection(pair) is prim
+
+
+def test_power_off_of_both_at_once(pair: Pair) -> None:
+    """With async="none" what was acknowledged is on both disks."""
+    prim, second = protected(pair)
+    for node in (second, prim):
+        node.safekit("stop", "-m", pair.module)
+        pair.wait(node, "STOP red")
+    pair.install(userconfig(rfs=f'async="none" {SHORT}', vip=VIP.format(vip=pair.lab.vip)))
+    for node in pair.nodes:
+        node.safekit("start", "-m", pair.module)
+    prim, second = protected(pair)
+    pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule")
+    pair.lab.poweroff(prim, second)
+    back_to_protection(pair)
+
+
+@pytest.mark.parametrize("side", ["primary", "secondary"])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_kill_9(pair: Pair, process: str, side: str) -> None:
+    prim, second = protected(pair)
+    node = prim if side == "primary" else second
+    if process == "arpreroute" and side == "secondary":
+        assert node.pids(process) == [], "arpreroute speaks for the address of the primary only"
+        return
+    before = node.pids(process)
+    assert before, f"{process} does not run on the {side}"
+    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "supervisor_died")
+    writer = prim.pids("python3")
+    node.kill(process)
+    if process == "nfsbox" and side == "primary":
+        wait_for(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
+        pair.wait(prim, "ALONE green")
+        pair.wait_records(prim, 20)
+        prim.safekit("stop", "-m", pair.module)
+        pair.wait(prim, "STOP red")
+    else:
+        wait_for(lambda: set(node.pids(process)) - set(before), 20, lambda: f"{process} lives again\n{pair.tail()}")
+    assert back_to_protection(pair)
+    if process in ("heart", "vipd", "circlog", "safeadmin", "nfsadmin", "arpreroute"):
+        # The application was not touched (M5).
+        assert set(writer) & set(prim.pids("python3")), f"the application was restarted\n{pair.tail()}"
+
+
+def test_frozen_replication_of_the_secondary(pair: Pair) -> None:
+    """R8: a peer that hangs costs the application the documented time-out, once."""
+    prim, second = protected(pair)
+    pair.expect("process_died", "previous_halt", "replication_lost", "action_rule", "transition_rule")
+    second.freeze("nfsbox")
+    try:
+        pair.wait(prim, "ALONE green", timeout=30)
+        pair.wait_records(prim, 50)
+    finally:
+        second.thaw("nfsbox")
+    assert back_to_protection(pair) is prim
+
+
+def test_one_network_of_two_cut(pair: Pair) -> None:
+    """The other network carries the heartbeats; the replication recovers with its network."""
+    prim, second = protected(pair)
+    pair.expect("replication_lost", "action_rule", "transition_rule", "not_uptodate")
+    prim.cut("default")
+    try:
+        wait_for(lambda: pair.value(prim, "heartbeat.default") == "down", 20, "the loss of heartbeat.default")
+        pair.wait_records(prim, 50)
+        assert pair.state(prim).split()[0] in ("PRIM", "ALONE")
+        assert pair.state(second).split()[0] in ("SECOND", "WAIT")
+    finally:
+        prim.join("default")
+    assert back_to_protection(pair) is prim
+
+
+def test_the_replication_network_cut(pair: Pair) -> None:
+    prim, second = protected(pair)
+    pair.expect("replication_lost", "action_rule", "transition_rule", "not_uptodate", "advice_prim")
+    prim.cut("repli")
+    try:
+        pair.wait(prim, "ALONE green", timeout=30)
+        pair.wait_records(prim, 50)
+        assert pair.state(second).split()[0] in ("SECOND", "WAIT")
+        assert "start_prim" not in second.run("ls /run/writer.pid", check=False).stdout
+    finally:
+        prim.join("repli")
+    assert back_to_protection(pair) is prim
+
+
+def test_all_networks_cut_and_healed(pair: Pair) -> None:
+    prim, second = protected(pair)
+    pair.expect("failover_no_heartbeat", "splitbrain_staying", "splitbrain_exiting")
+    before = set(pair.acknowledged(second))
+    prim.cut()
+    for node in pair.nodes:
+        pair.wait(node, "ALONE green")
+        pair.wait_records(node, 20)
+    prim.join()
+    pair.wait_protected(prim)
+    sacrificed = set(pair.acknowledged(second)) - before
+    pair.wait_records(prim, 20)
+    with pair.paused_writer(prim):
+        assert set(pair.lost(prim)) <= sacrificed
+    pair.forget_records()
+    assert back_to_protection(pair) is prim
+
+
+def test_power_off_in_the_middle_of_a_reintegration_twice(pair: Pair) -> None:
+    """First the reintegrated server, then both: the survivor's data win each time."""
+    prim, second = protected(pair)
+    for node in (second, prim):
+        node.safekit("stop", "-m", pair.module)
+        pair.wait(node, "STOP red")
+    slow = userconfig(rfs=f'reiallowedbw="3072" {SHORT}', vip=VIP.format(vip=pair.lab.vip))
+    pair.install(slow)
+    prim.safekit("start", "-m", pair.module)
+    pair.wait(prim, "ALONE green")
+    prim.run("head -c 30000000 /dev/urandom > /replicated/big && sync /replicated/big")
+    pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
+    for _ in range(2):
+        second.safekit("start", "-m", pair.module)
+        pair.wait(second, "SECOND magenta")
+        wait_for(
+            lambda: "reintegration" in second.safekit("state").stdout, 20, lambda: f"a reintegration\n{pair.tail()}"
+        )
+        second.poweroff()
+        pair.wait(prim, "ALONE green")
+        pair.wait_records(prim, 20)
+        second.poweron()
+    assert back_to_protection(pair) is prim
+    prim.run("rm /replicated/big")
+    pair.verify(prim)
+
+
+def test_the_primary_loses_power_while_it_reintegrates_the_secondary(pair: Pair) -> None:
+    """The half copied server must not take over; the former primary comes back with all its data."""
+    prim, second = protected(pair)
+    prim.run("head -c 30000000 /dev/urandom > /replicated/big && sync /replicated/big")
+    second.safekit("stop", "-m", pair.module)
+    pair.wait(second, "STOP red")
+    pair.wait(prim, "ALONE green")
+    prim.run("head -c 30000000 /dev/urandom > /replicated/big && sync /replicated/big")
+    pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
+    pair.expect("advice_primforce", "failover_no_heartbeat")
+    second.safekit("start", "-m", pair.module)
+    pair.wait(second, "SECOND magenta")
+    wait_for(lambda: "reintegration" in second.safekit("state").stdout, 20, lambda: f"a reintegration\n{pair.tail()}")
+    prim.poweroff()
+    wait_for(
+        lambda: pair.state(second) in ("WAIT red", "STOP red"),
+        30,
+        lambda: f"no takeover; {pair.states()}\n{pair.tail()}",
+    )
+    assert back_to_protection(pair) is prim
+    prim.run("rm /replicated/big")
+
+
+def test_disk_of_the_secondary_full(lab: Lab, installed: Pair) -> None:
+    """The application goes on without its secondary; with space again the secondary catches up."""
+    for node in installed.nodes:
+        node.safekit("stop", "-m", installed.module)
+    for node in installed.nodes:
+        installed.wait(node, "STOP red")
+        node.safekit("module", "uninstall", "-m", installed.module)
+        size = "200m" if node is installed.one else "40m"
+        node.run(f"mkdir -p /small && mount -t tmpfs -o size={size} none /small && mkdir /small/data")
+    pair = Pair(lab, directory="/small/data")
+    pair.forget_records()
+    pair.install(userconfig(rfs=SHORT, directory="/small/data"))
+    pair.begin_test()
+    pair.first_start(pair.one)
+    pair.wait_records(pair.one, 20)
+    pair.expect("replication_lost", "process_died", "not_uptodate", "action_rule", "transition_rule", "disk_full")
+    pair.one.run("head -c 60000000 /dev/zero | tr '\\0' x > /small/data/large && sync /small/data/large")
+    pair.wait(pair.one, "ALONE green", timeout=30)
+    pair.wait_records(pair.one, 50)
+    pair.one.run("rm /small/data/large")
+    if pair.state(pair.two).startswith("STOP"):
+        pair.two.safekit("start", "-m", pair.module)
+    pair.wait_protected(pair.one)
+    pair.wait_records(pair.one, 20)
+    pair.verify(pair.one)
+    pair.check_logs()
