@@ -49,7 +49,11 @@ def install_files(source: Source, target: Target, gid: int) -> list[str]:
     for folder in ("conf", "bin"):
         new = private / f".{folder}.new"
         shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(source.path / "private" / folder, new, ignore=shutil.ignore_patterns("__pycache__"))
+        new.mkdir()
+        if (source.path / "private" / folder).is_dir():
+            shutil.copytree(
+                source.path / "private" / folder, new, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
         if folder == "bin":
             for command in new.iterdir():
                 command.chmod(0o755)
