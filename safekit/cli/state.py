@@ -16,18 +16,25 @@ UNKNOWN_CODE = 5
 _HEADER = ("MODULE", "ID", "MODE", "STATE", "REMOTE", "SINCE")
 
 
-def _progress_of(answer: dict[str, Any]) -> Progress | None:
-    found = answer.get("progress", answer)
-    if not isinstance(found, dict) or not found.get("running", found.get("active", "files" in found)):
+def progress_of(answer: dict[str, Any]) -> Progress | None:
+    """The reintegration in an answer of nfsadmin to `status`; None when none runs."""
+    found = answer.get("reintegration")
+    if not isinstance(found, dict):
         return None
-    eta = found.get("eta")
+
+    def number(name: str) -> float:
+        value = found.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    left = found.get("left")
     return Progress(
-        int(found.get("files") or 0),
-        int(found.get("files_total") or found.get("total_files") or 0),
-        int(found.get("bytes") or 0),
-        int(found.get("total") or 0),
-        float(found.get("rate") or 0.0),
-        float(eta) if isinstance(eta, int | float) else None,
+        int(number("files")),
+        int(number("files_total")),
+        int(number("bytes")),
+        int(number("bytes_total")),
+        number("rate") * 1024,
+        float(left) if isinstance(left, int | float) else None,
+        str(found.get("kind") or ""),
     )
 
 
@@ -40,7 +47,7 @@ def progress(view: ModuleView) -> Progress | None:
     from safekit.buswire import BusError, request_sync
 
     try:
-        return _progress_of(request_sync(f"{view.module}/nfsadmin", "status", timeout=0.5))
+        return progress_of(request_sync(f"{view.module}/nfsadmin", "status", timeout=0.5))
     except BusError:
         return None
 
@@ -115,6 +122,7 @@ def as_data(view: ModuleView, running: Progress | None, *, resources: bool) -> d
             "bytes_total": running.total,
             "bytes_per_second": running.rate,
             "seconds_left": running.eta,
+            "kind": running.kind,
         }
     if resources:
         data["resources"] = {

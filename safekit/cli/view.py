@@ -15,7 +15,7 @@ from safekit.verdict import Situation, Verdict, judge
 @dataclass(frozen=True)
 class Progress:
     """A reintegration that runs: counts of files and bytes, rate in bytes per second, seconds left (None:
-    not known yet)."""
+    not known yet). `kind` says which resynchronisation it is, '' when that is not settled yet."""
 
     files: int
     files_total: int
@@ -23,6 +23,7 @@ class Progress:
     total: int
     rate: float
     eta: float | None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,12 @@ def moment(when: float, now: float | None = None) -> str:
 
 def progress_line(p: Progress) -> str:
     """Progress of a reintegration in one line."""
+    if not p.files_total:
+        return "reintegration: comparing the directory trees"
     percent = f"{100 * p.done / p.total:.0f}%" if p.total else "-"
     left = f", {duration(p.eta)} left" if p.eta is not None else ""
+    kind = f" ({p.kind})" if p.kind else ""
     return (
-        f"reintegration {percent}: {p.files}/{p.files_total} files, {size(p.done)} of {size(p.total)},"
+        f"reintegration{kind} {percent}: {p.files}/{p.files_total} files, {size(p.done)} of {size(p.total)},"
         f" {size(p.rate)}/s{left}"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from safekit.cli.level import licence, os_name
 from safekit.cli.module import free_id, port_lines
-from safekit.cli.state import as_data, table, verdict_line
+from safekit.cli.state import as_data, progress_of, table, verdict_line
 from safekit.cli.view import Progress, duration, moment, progress_line, size, view_of
 from safekit.cli.why import explain, history, parse
 from safekit.resources import Resource
@@ -83,6 +83,14 @@ def test_progress() -> None:
     line = progress_line(Progress(3, 10, 5 << 20, 20 << 20, 1 << 20, 15.0))
     assert line == "reintegration 25%: 3/10 files, 5.0 MB of 20.0 MB, 1.0 MB/s, 15 s left"
     assert "left" not in progress_line(Progress(0, 10, 0, 0, 0, None))
+    assert progress_line(Progress(0, 0, 0, 0, 0, None)) == "reintegration: comparing the directory trees"
+
+
+def test_progress_is_what_nfsadmin_tells() -> None:
+    told = {"files": 3, "files_total": 10, "bytes": 5, "bytes_total": 20, "rate": 2.0, "left": 4.5, "kind": "zones"}
+    assert progress_of({"reintegration": told}) == Progress(3, 10, 5, 20, 2048.0, 4.5, "zones")
+    assert progress_of({"reintegration": {"rule": "r", "kind": ""}}) == Progress(0, 0, 0, 0, 0.0, None)
+    assert progress_of({"reintegration": None}) is None
 
 
 def test_json_has_the_verdict_and_the_progress() -> None:
