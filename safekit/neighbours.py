@@ -60,7 +60,7 @@ async def ask_mac(link: net.Link, own: IP, target: IP, timeout: float = ANSWER_S
     finally:
         for descriptor in frames.filenos():
             loop.remove_reader(descriptor)
-        frames.close()
+        frames.close_aside()
 
 
 class PermanentNeighbours:

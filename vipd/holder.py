@@ -11,6 +11,7 @@ not see a loss), stop announcing, reset the connections, remove, write down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from safekit import net
 from safekit.bus import BusError
 from safekit.log import ModuleLog
+from safekit.neighbours import ask_mac
 from safekit.net import IP, Address, Link, Place
 from safekit.netlink import Netlink
 from safekit.packets import Heard, mac_text
@@ -26,7 +28,6 @@ from vipd import ledger, tcpreset
 from vipd.announce import REPEAT_AFTER, Announcement
 from vipd.names import Resolver
 from vipd.plan import Finding, Request, Verdict, Wanted, judge
-from vipd.probe import probe
 from vipd.wires import Wires
 
 RETRY_SECONDS = 5.0
@@ -106,7 +107,7 @@ class Holder:
                 mine.setdefault(ip, str(ip))
             self.held.clear()
             self.refused.clear()
-            self._wires.watch({})
+            self._wires.hold({})
             self._changed()
             removed: list[str] = []
             failures: list[str] = []
@@ -137,7 +138,7 @@ class Holder:
                 link = links[address.index]
                 self.held[wanted.ip] = Held(wanted, link, address.prefix, since)
                 self._log.event("vip_adopted", addr=wanted.request.text, interface=link.name)
-            self._watch()
+            self._hold()
             self._changed()
             return [str(ip) for ip in self.held]
 
@@ -150,11 +151,49 @@ class Holder:
             if (r := h.wanted.request).arpreroute
         ]
 
+    async def listen(self) -> None:
+        """Open the sockets for the configured addresses beforehand, where they can be placed already.
+
+        Raises OSError when raw packets are not permitted.
+        """
+        async with self._lock:
+            links, addresses = net.links(self._kernel), net.addresses(self._kernel)
+            present = {a.ip: a for a in addresses}
+            known = await self._resolver.known(self._requests)
+            ours = {wanted.ip for wanted in known}
+            places: dict[Link, set[IP]] = {}
+            for wanted in known:
+                # What cannot be placed is said when it is to be set.
+                with contextlib.suppress(ValueError):
+                    where = self._place(wanted, links, addresses, present.get(wanted.ip), ours)
+                    places.setdefault(where.link, set()).add(wanted.ip)
+            self._wires.listen(places)
+
+    async def owners(self) -> set[bytes]:
+        """The MACs that answer for the module's addresses now, none of which is held here."""
+        async with self._lock:
+            if self.held:
+                return set()
+            links, addresses = net.links(self._kernel), net.addresses(self._kernel)
+            known = await self._resolver.known(self._requests)
+        questions = []
+        for wanted in known:
+            for address in addresses:
+                link = next((link for link in links if link.index == address.index), None)
+                if link is not None and link.resolves and link.up and wanted.ip in address.network:
+                    questions.append(ask_mac(link, address.ip, wanted.ip))
+        answers = await asyncio.gather(*questions, return_exceptions=True)
+        return {answer for answer in answers if isinstance(answer, bytes)}
+
     def announce(self, link: Link) -> None:
         """Tell the network of an interface again (it was plugged in again)."""
         for held in self.held.values():
             if held.link.index == link.index:
                 self._wires.take_over(link, held.wanted.ip, held.wanted.request.arpreroute)
+
+    def interface_gone(self, index: int) -> None:
+        """An interface was deleted; one made again under its name has another index."""
+        self._wires.gone(index)
 
     def close(self) -> None:
         """Let go of everything but the addresses."""
@@ -185,7 +224,7 @@ class Holder:
         absent = [(wanted.ip, where.link) for wanted, where in candidates if wanted.ip not in present]
         heard: list[Heard] = []
         try:
-            heard = await probe(absent)
+            heard = await self._wires.probe(absent)
         except OSError as error:
             problems.append(self._problem("vip_kernel", "probe", f"the network cannot be asked: {error.strerror}"))
         own = {link.mac for link in links}
@@ -202,7 +241,7 @@ class Holder:
             except OSError as error:
                 reason = f"{where.link.name}: {error.strerror or error}"
                 problems.append(self._problem("vip_kernel", wanted.request.text, reason))
-        self._watch()
+        self._hold()
         self._changed()
         return problems
 
@@ -256,11 +295,8 @@ class Holder:
                     self._retrying = None
                     return
 
-    def _watch(self) -> None:
-        by_link: dict[Link, set[IP]] = {}
-        for ip, held in self.held.items():
-            by_link.setdefault(held.link, set()).add(ip)
-        self._wires.watch(by_link)
+    def _hold(self) -> None:
+        self._wires.hold({ip: held.link for ip, held in self.held.items()})
 
     def _problem(self, code: str, text: str, reason: str) -> BusError:
         if (code, text) not in self._told:

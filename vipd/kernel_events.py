@@ -48,5 +48,6 @@ class KernelEvents:
                 address = net.parse_address(message.body)
                 if address is not None:
                     self._address(message.kind == net.RTM_NEWADDR, address)
-            elif message.kind in (net.RTM_NEWLINK, net.RTM_DELLINK):
+            elif message.kind in (net.RTM_NEWLINK, net.RTM_DELLINK) and message.body[:1] == b"\0":
+                # Of another family: an interface that joins or leaves a bridge, which is not our matter.
                 self._link(message.kind == net.RTM_NEWLINK, net.parse_link(message.body))

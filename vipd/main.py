@@ -74,6 +74,7 @@ class Vipd:
                 await self.holder.adopt()
             else:
                 await self._sweep()
+            await self.holder.listen()
             self._ready.set()
             tasks = [asyncio.create_task(self._refresh_peers()), asyncio.create_task(self._tell_arpreroute())]
             await self._context.stopping.wait()
@@ -91,8 +92,18 @@ class Vipd:
             self._context.log.event("internal", text=f"vipd: {error.text}")
 
     async def _refresh_peers(self) -> NoReturn:
+        """Keep in mind who the peer is on the wire, for the day on which it answers but is no longer heard.
+
+        The lans of the cluster give its MACs; where the virtual address is on another network, the machine that
+        answers for it while the peer is primary is the peer.
+        """
+        peer = self._context.config.peer(self._context.cluster, self._context.node)
         while True:
             self._wires.refresh_peers()
+            state = resources.load(self._context.paths.resources).get("state.remote")
+            if state is not None and state.value in PRIMARY_STATES and peer is not None:
+                for mac in await self.holder.owners():
+                    self._wires.learn_peer(mac, peer)
             await asyncio.sleep(PEER_REFRESH_SECONDS)
 
     async def _tell_arpreroute(self) -> NoReturn:
@@ -142,7 +153,8 @@ class Vipd:
             for ip, f in self.holder.refused.items()
             if f.verdict is Verdict.FOREIGN
         ]
-        return {"addresses": held, "refused": refused}
+        peers = {mac_text(mac): node for mac, node in self._wires.peer_macs().items()}
+        return {"addresses": held, "refused": refused, "peers": peers}
 
 
 def main() -> NoReturn:

@@ -31,7 +31,8 @@ class Watcher:
     def changed(self) -> None:
         """What is held has changed: start from what is there now."""
         self._missing.clear()
-        self._carrier = {held.link.index: held.link.carrier for held in self._holder.held.values()}
+        used = {held.link.index for held in self._holder.held.values()}
+        self._carrier = {link.index: link.carrier for link in net.links() if link.index in used}
 
     def missing(self) -> set[IP]:
         """Held addresses which the kernel does not have."""
@@ -45,6 +46,8 @@ class Watcher:
 
     def link(self, there: bool, link: Link) -> None:
         """An interface changed or disappeared."""
+        if not there:
+            self._holder.interface_gone(link.index)
         known = self._carrier.get(link.index)
         carrier = there and link.carrier
         if known is None or known == carrier:

@@ -1,7 +1,9 @@
 """vipd's ears and mouth on the networks of the virtual addresses.
 
-One packet socket per interface stays open while addresses are held: an announcement costs no set-up, and a
-machine that claims one of our addresses is heard.
+One set of packet sockets per interface is opened at start and stays open. It asks before an address is taken,
+announces it, and hears a machine that claims an address which we hold. Closing a packet socket takes the
+kernel 15 ms or more (it waits until no processor looks at it), so nothing is opened and closed while the
+clients wait.
 """
 
 from __future__ import annotations
@@ -10,16 +12,22 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from safekit import net
 from safekit.frames import FrameSocket
 from safekit.net import IP, Link
 from safekit.netlink import Netlink
-from safekit.packets import Heard
+from safekit.packets import Heard, IPv4, arp_probe, neighbour_probe
 from vipd.announce import take_over_frames
 from vipd.plan import Verdict, judge
+
+# The RFCs (5227 2.1, 4862 5.4) wait for seconds, for hosts that sleep; a failover has 200 ms in all. A machine
+# that serves the address at this moment answers within a few milliseconds, because its kernel does; a later
+# answer is still heard while the address is held.
+PROBE_TIMES = (0.0, 0.03, 0.06)
+PROBE_END = 0.09
 
 QUIET_SECONDS = 300.0
 CONFLICT_SECONDS = 10.0
@@ -44,9 +52,10 @@ class Wires:
         self._peers = dict(peers)
         self._conflict = conflict
         self._sockets: dict[int, FrameSocket] = {}
-        self._links: dict[int, Link] = {}
+        self._held: dict[IP, Link] = {}
         self._claims: dict[IP, _Claim] = {}
         self._peer_macs: dict[bytes, str] = {}
+        self._heard: list[Heard] | None = None
 
     # ------------------------------------------------------------------------ peers
 
@@ -58,94 +67,131 @@ class Wires:
                 if node is not None:
                     self._peer_macs[neighbour.mac] = node
 
+    def learn_peer(self, mac: bytes, node: str) -> None:
+        """Note a MAC of a node that was found otherwise than by the addresses of the cluster's lans."""
+        if mac not in {link.mac for link in net.links()}:
+            self._peer_macs[mac] = node
+
     def peer_macs(self) -> dict[bytes, str]:
         """MACs of the other nodes of the cluster, with their names."""
         self.refresh_peers()
         return dict(self._peer_macs)
 
-    # --------------------------------------------------------------------- announce
+    # ---------------------------------------------------------------------- sockets
 
-    def take_over(self, link: Link, ip: IP, gratuitous: bool) -> None:
-        """Tell the neighbours that `ip` is here. An interface that is down has nobody to tell."""
-        if not link.resolves:
-            return
-        own = [a.ip for a in net.addresses() if a.index == link.index]
-        frames = take_over_frames(link.mac, ip, own, gratuitous)
-        try:
-            self._socket(link).send(*frames)
-        except OSError:
-            # Perhaps the interface was made again under the same name: once more on a new socket.
-            self._drop(link.index)
-            with contextlib.suppress(OSError):
-                self._socket(link).send(*frames)
+    def listen(self, wanted: Mapping[Link, set[IP]]) -> None:
+        """Have a socket on each of these interfaces that hears about these addresses, at least.
 
-    # ------------------------------------------------------------------------ watch
-
-    def watch(self, wanted: Mapping[Link, set[IP]]) -> None:
-        """Hear what is said about these addresses from now on, and about no others."""
-        for index in set(self._sockets) - {link.index for link in wanted}:
-            self._drop(index)
-        self._links = {link.index: link for link in wanted}
+        Raises OSError when raw packets are not permitted.
+        """
         for link, addresses in wanted.items():
             opened = self._sockets.get(link.index)
-            if link.resolves and (opened is None or opened.addresses != addresses):
+            if link.resolves and (opened is None or not addresses <= opened.addresses):
                 self._drop(link.index)
-                # An interface that has just gone is reported by the watcher of the kernel's events.
-                with contextlib.suppress(OSError):
-                    self._open(link, addresses)
-        held = {ip for addresses in wanted.values() for ip in addresses}
-        self._claims = {ip: claim for ip, claim in self._claims.items() if ip in held}
+                self._open(link, addresses | (opened.addresses if opened else frozenset()))
 
-    def _socket(self, link: Link) -> FrameSocket:
-        return self._sockets.get(link.index) or self._open(link, set())
-
-    def _open(self, link: Link, addresses: set[IP]) -> FrameSocket:
+    def _open(self, link: Link, addresses: Iterable[IP]) -> FrameSocket:
         opened = FrameSocket(link.name, link.index, addresses)
         self._sockets[link.index] = opened
         for descriptor in opened.filenos():
-            asyncio.get_running_loop().add_reader(descriptor, self._listen, opened, link)
+            asyncio.get_running_loop().add_reader(descriptor, self._listen, opened)
         return opened
+
+    def gone(self, index: int) -> None:
+        """An interface does not exist any more."""
+        self._drop(index)
 
     def _drop(self, index: int) -> None:
         opened = self._sockets.pop(index, None)
         if opened is not None:
             for descriptor in opened.filenos():
                 asyncio.get_running_loop().remove_reader(descriptor)
-            opened.close()
+            opened.close_aside()
 
-    def _listen(self, frames: FrameSocket, link: Link) -> None:
+    def close(self) -> None:
+        for index in list(self._sockets):
+            self._drop(index)
+
+    # ----------------------------------------------------------------- ask, announce
+
+    async def probe(self, targets: Iterable[tuple[IP, Link]]) -> list[Heard]:
+        """Everything said about the targets within PROBE_END seconds, all of them together.
+
+        Interfaces without ARP or that are down have nobody to ask. One caller at a time. Raises OSError when
+        raw packets are not permitted.
+        """
+        asked: dict[Link, set[IP]] = {}
+        for ip, link in targets:
+            if link.resolves and link.up:
+                asked.setdefault(link, set()).add(ip)
+        if not asked:
+            return []
+        self.listen(asked)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        heard: list[Heard] = []
+        self._heard = heard
+        try:
+            for moment in PROBE_TIMES:
+                await asyncio.sleep(max(0.0, start + moment - loop.time()))
+                for link, addresses in asked.items():
+                    self._send(link, *(_probe_frame(link.mac, ip) for ip in addresses))
+            await asyncio.sleep(max(0.0, start + PROBE_END - loop.time()))
+        finally:
+            self._heard = None
+        return heard
+
+    def take_over(self, link: Link, ip: IP, gratuitous: bool) -> None:
+        """Tell the neighbours that `ip` is here. An interface that is down has nobody to tell."""
+        if link.resolves:
+            own = [a.ip for a in net.addresses() if a.index == link.index]
+            self._send(link, *take_over_frames(link.mac, ip, own, gratuitous))
+
+    def _send(self, link: Link, *frames: bytes) -> None:
+        # An interface that goes down or away at this moment is reported by the watcher of the kernel's events.
+        with contextlib.suppress(OSError):
+            (self._sockets.get(link.index) or self._open(link, ())).send(*frames)
+
+    # ------------------------------------------------------------------------- hear
+
+    def hold(self, held: Mapping[IP, Link]) -> None:
+        """From now on these addresses are ours: report who else claims one of them."""
+        self._held = dict(held)
+        self._claims = {ip: claim for ip, claim in self._claims.items() if ip in held}
+
+    def _listen(self, frames: FrameSocket) -> None:
         try:
             heard = list(frames.heard())
         except OSError:
             # ENETDOWN: said once when the interface goes down; the socket hears again when it is up.
             return
+        if self._heard is not None:
+            self._heard.extend(heard)
         for said in heard:
-            self._heard(said, link)
+            link = self._held.get(said.address)
+            if link is not None:
+                self._judge(said, link)
 
-    def _heard(self, said: Heard, link: Link) -> None:
-        own = {known.mac for known in self._links.values()}
-        finding = judge(said.address, (said,), own, self._peer_macs)
+    def _judge(self, said: Heard, link: Link) -> None:
+        finding = judge(said.address, (said,), {link.mac}, self._peer_macs)
+        if finding.verdict is Verdict.FOREIGN:
+            # Perhaps another interface of ours, or a peer that was not in the tables yet.
+            own = {known.mac for known in net.links()}
+            finding = judge(said.address, (said,), own, self.peer_macs())
         if finding.verdict is Verdict.FREE:
             return
-        if finding.verdict is Verdict.FOREIGN:
-            # Our other interfaces, and a peer that was not in the tables yet.
-            if said.mac in {known.mac for known in net.links()}:
-                return
-            finding = judge(said.address, (said,), own, self.peer_macs())
-            if finding.verdict is Verdict.FREE:
-                return
         now = time.monotonic()
         claim = self._claims.setdefault(said.address, _Claim())
-        if now - claim.told >= CONFLICT_SECONDS:
-            if claim.mac != said.mac or now - claim.seen > QUIET_SECONDS:
-                claim.mac, claim.told = said.mac, now
-                self._conflict(said.address, said.mac, finding.who, link.name)
-            # The peer may have taken over because this server was frozen: never take the clients back from it.
-            if finding.verdict is Verdict.FOREIGN and now - claim.defended >= CONFLICT_SECONDS:
-                claim.defended = now
-                self.take_over(link, said.address, gratuitous=True)
+        if now - claim.told >= CONFLICT_SECONDS and (claim.mac != said.mac or now - claim.seen > QUIET_SECONDS):
+            claim.mac, claim.told = said.mac, now
+            self._conflict(said.address, said.mac, finding.who, link.name)
+        # The peer may have taken over because this server was frozen: never take the clients back from it.
+        if finding.verdict is Verdict.FOREIGN and now - claim.defended >= CONFLICT_SECONDS:
+            claim.defended = now
+            self.take_over(link, said.address, gratuitous=True)
         claim.seen = now
 
-    def close(self) -> None:
-        for index in list(self._sockets):
-            self._drop(index)
+
+def _probe_frame(mac: bytes, ip: IP) -> bytes:
+    """The question that changes no table."""
+    return arp_probe(mac, ip) if isinstance(ip, IPv4) else neighbour_probe(mac, ip)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit.model.types import Interface, Vip, VirtualAddr
+from safekit.model.types import ClusterConfig, Interface, Lan, LanNode, Vip, VirtualAddr
 from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, Server, network, pinging, wait_until
 
 
@@ -258,6 +258,20 @@ def test_a_peer_that_still_answers_is_overridden(net: Network, tmp_path: Path, a
     wait_until(lambda: net.n1.log("vip_conflict"), "the conflict is noticed")
     assert net.n1.log("vip_conflict") == [f"Virtual IP {address} is claimed by n2 ({net.n2.mac}) on eth0"]
     assert net.client.neighbour(address) == net.n2.mac
+
+
+def test_the_peer_is_known_by_the_address_it_serves_when_the_lans_do_not_tell(net: Network, tmp_path: Path) -> None:
+    nodes = (LanNode("n1", "10.200.0.1"), LanNode("n2", "10.200.0.2"))
+    elsewhere = ClusterConfig(lans=(Lan("default", nodes=nodes),))
+    for server in (net.n1, net.n2):
+        server.install(tmp_path / server.name, vip(VirtualAddr(VIP4)), elsewhere)
+    net.n1.start()
+    assert net.n1.order("vip_set")["ok"]
+    net.n2.state("SECOND", remote="PRIM")
+    net.n2.start()
+    wait_until(lambda: net.n2.order("status")["peers"] == {net.n1.mac: "n1"}, "n2 knows its peer")
+    assert net.n2.order("vip_set")["ok"]
+    assert net.n2.log("vip_taken_over") == [f"Virtual IP {VIP4} still answered on n1 ({net.n1.mac}): taken over"]
 
 
 def test_a_conflict_while_holding_is_logged_once(net: Network, tmp_path: Path) -> None:

@@ -165,8 +165,10 @@ class Server(Host):
         self.state(state)
         self.agent = self.python(AGENT, env=self.environment)
 
-    def state(self, state: str) -> None:
-        (self.var / "resources").write_text(f"state.local {state} 1700000000.000 heart\n")
+    def state(self, state: str, remote: str = "UNKNOWN") -> None:
+        values = {"state.local": state, "state.remote": remote}
+        text = "".join(f"{name} {value} 1700000000.000 heart\n" for name, value in values.items())
+        (self.var / "resources").write_text(text)
 
     def start(self, name: str = "vipd") -> subprocess.Popen[Any]:
         """Start vipd or arpreroute, and wait until it answers."""
