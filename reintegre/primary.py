@@ -129,9 +129,9 @@ class Primary:
         return [(item[0], item[1], bool(item[2]) if len(item) > 2 else False)
                 for item in self._call("revisit")["paths"]]
 
-    def end(self) -> tuple[bool, int, dict[str, Any] | None]:
+    def end(self, server: int) -> tuple[bool, int, dict[str, Any] | None]:
         """True and the primary's state when both servers are paired; else how many entries are to be revisited."""
-        answer = self._call("end")
+        answer = self._call("end", server=server)
         return bool(answer["done"]), int(answer.get("revisit") or 0), answer.get("state")
 
     def progress(self, fields: dict[str, object]) -> None:

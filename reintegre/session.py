@@ -108,9 +108,9 @@ class Session:
         for service in services:
             service.close()
 
-    def run(self) -> dict[str, object] | None:
-        """Do everything; the primary's state at the end. Raises OSError when the primary is lost or refuses,
-        ProtocolFault, Stopped."""
+    def run(self, server: int = 0) -> dict[str, object] | None:
+        """Do everything; the primary's state at the end. server: the number of our data. Raises OSError when the
+        primary is lost or refuses, ProtocolFault, Stopped."""
         control = self._open()
         threads: list[threading.Thread] = []
         with ThreadPoolExecutor(self._limits.nbrei, "hash") as executor:
@@ -128,7 +128,7 @@ class Session:
                     thread.start()
                 self._settle()
                 self.meter.counted()
-                return self._rounds(control)
+                return self._rounds(control, server)
             except BaseException as error:
                 self.stop(error)
                 raise
@@ -235,7 +235,7 @@ class Session:
 
     # --- the end ------------------------------------------------------------------------------------------
 
-    def _rounds(self, control: Primary) -> dict[str, object] | None:
+    def _rounds(self, control: Primary, server: int) -> dict[str, object] | None:
         """Whatever changed its name or failed meanwhile is compared again until the primary has nothing left."""
         walker = Walker(control, self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
                         self._give_directory, self._give_file, self._hooks.detail)
@@ -255,7 +255,7 @@ class Session:
                 self._settle()
                 continue
             self._sleep(0)
-            done, left, state = control.end()
+            done, left, state = control.end(server)
             if done:
                 return state
             if not left:

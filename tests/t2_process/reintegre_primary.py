@@ -68,7 +68,8 @@ class FakePrimary:
         page = names[cursor:cursor + self.page]
         more = cursor + self.page < len(names)
         return {"self": self.fields(b"", here) if not cursor else None,
-                "entries": [self.fields(n, here + b"/" + n) for n in page], "cursor": cursor + self.page if more else None}
+                "entries": [self.fields(n, here + b"/" + n) for n in page],
+                "cursor": cursor + self.page if more else None}
 
     def op_stat(self, root: int, path: bytes) -> dict[str, Any]:
         try:
@@ -175,7 +176,7 @@ class FakePrimary:
         taken, self.waiting = self.waiting, []
         return {"paths": [list(x) for x in taken]}
 
-    def op_end(self) -> dict[str, Any]:
+    def op_end(self, server: int) -> dict[str, Any]:
         return {"done": not self.waiting, "revisit": self.waiting.__len__(), "state": {"server": 1}}
 
     def op_progress(self, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""The durable state of this server's data as nfsadmin keeps it: read when the directories are prepared, changed by
+the pure steps of `nfsbox.generations`, written by nfsbox before what it announces takes effect."""
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfsbox.generations import DataState, StateError, from_fields, opened
+from safekit.files import process_start_time
+
+
+def new_number() -> int:
+    """A random generation or server number, never 0."""
+    return secrets.randbits(63) + 1
+
+
+def boot_time_ns() -> int:
+    """When this system (or the container, or lab node) was started, ns since 1970."""
+    ticks = process_start_time(1) or 0
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - int(since_boot * 1e9)
+
+
+def unwatched_since_boot(state_file: Path, boot_ns: int) -> int:
+    """boot_ns when the system was started after the state was last written, else 0: after a crash within one boot
+    the dead mount kept everybody out of the directories."""
+    try:
+        return boot_ns if state_file.stat().st_mtime_ns < boot_ns else 0
+    except FileNotFoundError:
+        return boot_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The state after opening; `fault` says why an old one could not be used."""
+
+    state: DataState
+    fault: str = ""
+
+
+def read(fields: object, journal: str, boot_ns: int) -> Prepared:
+    """What `prepare` of nfsbox found: its state map (None: none yet) and how the journal of changes ended.
+
+    A server without a usable state never was synchronised, as far as anybody can prove.
+    """
+    fault = ""
+    try:
+        state = DataState(new_number()) if fields is None else from_fields(fields)
+    except StateError as error:
+        fault = str(error)
+        state = DataState(new_number())
+    # Without a journal nothing is in flight, unless this server tracked changes for an absent peer.
+    recorded = journal != "bad" and not (journal == "none" and state.base != 0)
+    return Prepared(opened(state, recorded=recorded, boot_ns=boot_ns), fault)

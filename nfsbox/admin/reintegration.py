@@ -1,0 +1,152 @@
+"""A reintegration as nfsadmin sees it: the verdict, the record around it, the process that does the work.
+
+Order that must hold on the secondary: verdict, durable mark `inconsistent`, first change; and at the end: the
+primary is paired durably, the durable record here, heart is told.
+"""
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from nfsbox import generations
+from nfsbox.admin.watch import Watch
+from nfsbox.generations import Kind, StateError, Verdict
+from safekit.bus import BusError, Request
+
+if TYPE_CHECKING:
+    from nfsbox.admin.service import Admin
+
+#: Times that a reintegre which died is started again within one reintegration.
+RESTARTS: Final = 3
+
+
+class Reintegration:
+    """State of the reintegration of this server; idle unless it is a secondary that is not equal yet."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self.active = False
+        self.verdict: Verdict | None = None
+        self._watch: Watch | None = None
+        self._restarts = 0
+        self._progress: dict[str, Any] = {}
+
+    # --- from nfsadmin ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Have reintegre run. A failure is told to heart."""
+        self.active, self.verdict, self._restarts, self._progress = True, None, 0, {}
+        await self._run()
+
+    async def _run(self) -> None:
+        try:
+            await self._admin.process("reintegre", True)
+        except BusError as error:
+            self.fail(f"reintegre cannot be started: {error.text}")
+
+    async def abandon(self) -> None:
+        """End it without a word to heart, which knows."""
+        if not self.active:
+            return
+        self.active = False
+        self._unwatch()
+        with contextlib.suppress(BusError):
+            await self._admin.process("reintegre", False)
+
+    def lost(self, reason: str) -> None:
+        """The stream to the primary broke."""
+        if self.active:
+            self.fail(reason or "the connection to the primary was lost")
+
+    def fail(self, reason: str) -> None:
+        """It cannot be completed now."""
+        if not self.active:
+            return
+        self._admin.context.log.event("reintegration_failed", reason=reason)
+        self._admin.spawn(self.abandon())
+        self._admin.tell_heart("rfs_failed", reason)
+
+    def shown(self, box: dict[str, Any]) -> dict[str, Any] | None:
+        """For `status`: our own progress, on the primary what the secondary sent, None when nothing runs."""
+        if self.active:
+            rule = self.verdict.rule if self.verdict else ""
+            return {**self._progress, "rule": rule, "kind": self.verdict.kind.value if self.verdict else ""}
+        progress = box.get("progress")
+        return progress if progress and box.get("session") == "resync" else None
+
+    # --- from reintegre -----------------------------------------------------------------------------------
+
+    async def handle(self, request: Request) -> dict[str, Any] | None:
+        """Requests of the process reintegre."""
+        if not self.active:
+            raise BusError("not_wanted", "no reintegration is under way")
+        match request.op:
+            case "rei_begin":
+                return await self._begin(request)
+            case "rei_end":
+                await self._end(request)
+            case "rei_failed":
+                self.fail(str(request.fields.get("reason", "unknown reason")))
+            case "rei_progress":
+                self._progress = {k: v for k, v in request.fields.items() if not k.startswith("_")}
+        return None
+
+    async def _begin(self, request: Request) -> dict[str, Any]:
+        admin = self._admin
+        try:
+            source = generations.from_fields(request.fields.get("source"))
+        except StateError as error:
+            raise BusError("source", f"the primary's state cannot be used: {error}") from None
+        state = admin.known_state()
+        rfs = admin.context.config.rfs
+        policy = rfs.namespacepolicy if rfs is not None else 4
+        found = generations.verdict(source, state, fullsync=admin.fullsync, namespacepolicy=policy)
+        if found.kind is Kind.REFUSED:
+            raise BusError("refused", found.sentence)
+        self._watch_process(int(request.fields.get("pid") or 0))
+        marked = generations.receiving(state, found, source)
+        await admin.nfsbox("state_set", state=generations.to_fields(marked))
+        admin.state, self.verdict = marked, found
+        admin.fullsync = False  # from here on an interruption is resumed
+        code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
+        admin.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
+        return {"kind": found.kind.value, "rule": found.rule, "sentence": found.sentence,
+                "newer_than": found.newer_than, "overwrites": found.overwrites,
+                "source_idle": source.idle_ns, "target_idle": state.idle_ns, "server": state.server}
+
+    async def _end(self, request: Request) -> None:
+        admin = self._admin
+        source = generations.from_fields(request.fields.get("source"))
+        state = generations.received(admin.known_state(), source, time.time())
+        await admin.nfsbox("state_set", state=generations.to_fields(state))
+        admin.state, admin.paired = state, True
+        self.active = False
+        self._unwatch()
+        admin.tell_heart("rfs_synced")
+
+    # --- the process --------------------------------------------------------------------------------------
+
+    def _watch_process(self, pid: int) -> None:
+        self._unwatch()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                self._watch = Watch(pid, self._died)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _died(self, pid: int) -> None:
+        self._watch = None
+        if not self.active:
+            return
+        self._restarts += 1
+        again = self._restarts <= RESTARTS
+        self._admin.context.log.event("process_died", name="reintegre", pid=pid, status="it ended unexpectedly",
+                                      reaction="started again" if again else "the reintegration has failed")
+        if again:
+            self._admin.spawn(self._run())
+        else:
+            self.fail("reintegre died several times: see log/reintegre.log")

@@ -1,0 +1,407 @@
+"""nfsadmin: carries out what heart decides for the replicated file system, and tells heart what happens to it.
+
+Order that must hold: heart's own memory is durable before it asks; the state of the data is durable (nfsbox writes
+it) before the role it announces takes effect; heart is told after both. One operation at a time.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from nfsbox import generations
+from nfsbox.admin.record import boot_time_ns, new_number, read, unwatched_since_boot
+from nfsbox.admin.reintegration import Reintegration
+from nfsbox.admin.watch import Watch
+from nfsbox.generations import DataState
+from safekit.bus import BusError, BusTimeout, Request, UnknownTarget
+from safekit.process import Context
+
+#: Seconds within which a started nfsbox must answer.
+START_S: Final = 20.0
+#: Seconds for operations that mount, flush disks or wait for the peer.
+LONG_S: Final = 120.0
+#: Between two records that the pair is in step: far below the grace of a timestamp resynchronisation.
+IN_STEP_S: Final = 300.0
+#: Tries of a secondary to reach a primary that is just opening its port.
+CONNECT_S: Final = 15.0
+
+Fields = dict[str, Any]
+
+
+class Admin:
+    """One per process. `role`: none, standby, primary, secondary; `paired`: the secondary is equal and strict."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.module = context.module
+        self.role = "none"
+        self.paired = False
+        self.degraded = False
+        self.peer = ""
+        self.state: DataState | None = None
+        self.fullsync = False
+        self.reintegration = Reintegration(self)
+        self._watch: Watch | None = None
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._recovery: asyncio.Task[None] | None = None
+        self._bandwidth: dict[str, int] = {}
+        self._operations: dict[str, Callable[[Request], Awaitable[Fields | None]]] = {
+            "prepare": self._prepare, "primary": self._primary, "secondary": self._secondary, "alone": self._alone,
+            "demote": self._demote, "standby": self._standby, "release": self._release}
+
+    # --- the bus ------------------------------------------------------------------------------------------
+
+    async def handle(self, request: Request) -> Fields | None:
+        """Serve heart, nfsbox and reintegre."""
+        op = request.op
+        if op in self._operations:
+            async with self._lock:
+                if op not in ("release", "prepare"):
+                    await self._recovered()
+                return await self._operations[op](request)
+        match op:
+            case "status":
+                return await self._status()
+            case "reconfigure":
+                return await self._reconfigure()
+            case "pair":
+                return await self._pair(request)
+            case "replication_lost":
+                self._lost(str(request.fields.get("reason", "")), "replication_lost")
+            case "session_lost":
+                self._session_lost(str(request.fields.get("reason", "")))
+            case "session_open":
+                self.peer = str(request.fields.get("peer", self.peer))
+            case "rfs_bandwidth":
+                self._show_bandwidth(request.fields)
+            case "rei_begin" | "rei_end" | "rei_failed" | "rei_progress":
+                return await self.reintegration.handle(request)
+            case _:
+                raise BusError("unknown_op", f"nfsadmin does not serve {op!r}")
+        return None
+
+    async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
+        """An operation of nfsbox. Raises BusError."""
+        return await self.context.bus.request(f"{self.module}/nfsbox", op, timeout, **fields)
+
+    def tell_heart(self, kind: str, reason: str = "") -> None:
+        """An event for heart, repeated until heart has it: heart may be restarting."""
+        self.spawn(self._tell_heart("event", kind=kind, reason=reason))
+
+    def set_resource(self, name: str, value: str) -> None:
+        """A resource in heart's file."""
+        self.spawn(self._tell_heart("set", resource=name, value=value, who="nfsadmin"))
+
+    async def process(self, name: str, on: bool) -> None:
+        """Have heart's supervisor start or stop one of our processes. Raises BusError."""
+        await self.context.bus.request(f"{self.module}/heart", "process", 15.0, name=name, on=on)
+
+    async def _tell_heart(self, op: str, **fields: Any) -> None:
+        for _ in range(30):
+            try:
+                await self.context.bus.request(f"{self.module}/heart", op, 2.0, **fields)
+                return
+            except (BusTimeout, UnknownTarget):
+                await asyncio.sleep(0.5)
+            except BusError as error:
+                self.context.log.debug(f"heart refused {op} {fields}: {error.text}")
+                return
+        self.context.log.debug(f"heart does not answer: {op} {fields} was not told")
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        """Run beside the operations; a defect in it is logged, not lost."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.context.log.event("internal", text=f"nfsadmin: {type(error).__name__}: {error}")
+
+        task.add_done_callback(ended)
+        return task
+
+    # --- operations of heart ------------------------------------------------------------------------------
+
+    async def _prepare(self, request: Request) -> Fields:
+        state = await self._open(degraded=False)
+        self.role, self.paired, self.degraded = "standby", False, False
+        return {"consistent": state.consistent, "generation": state.current, "base": state.base}
+
+    async def _open(self, *, degraded: bool) -> DataState:
+        """Wait for nfsbox, mount, and read what the last life left."""
+        boot_ns = unwatched_since_boot(self.context.paths.rfs / "state", boot_time_ns())
+        await self._find_nfsbox()
+        answer = await self.nfsbox("prepare", degraded=degraded)
+        prepared = read(answer.get("state"), str(answer.get("journal")), boot_ns)
+        if prepared.fault:
+            self.context.log.event("rfs_state_fault", reason=prepared.fault)
+        self.state = prepared.state
+        return prepared.state
+
+    async def _find_nfsbox(self) -> None:
+        """Watch the running nfsbox; wait for one that is starting. Raises BusError."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                pid = int((await self.nfsbox("ping", 1.0))["pid"])
+                if self._watch is None or self._watch.pid != pid:
+                    self._unwatch()
+                    self._watch = Watch(pid, self._nfsbox_died)
+                return
+            except (BusTimeout, UnknownTarget, ProcessLookupError) as error:
+                if time.monotonic() > deadline:
+                    raise BusError("nfsbox", f"nfsbox does not answer ({error}): see log/nfsbox.log") from None
+                await asyncio.sleep(0.1)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def known_state(self) -> DataState:
+        """The state of the prepared directories. Raises BusError before `prepare`."""
+        if self.state is None:
+            raise BusError("not_prepared", "the replicated directories are not prepared")
+        return self.state
+
+    async def _primary(self, request: Request) -> Fields:
+        state = self.known_state()
+        if request.fields.get("swap") and not self.degraded:
+            await self.nfsbox("primary", peer=self._peer(request), paired=True)
+            self.role, self.paired = "primary", True
+            return {"generation": state.current}
+        if not state.consistent:
+            raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
+        await self.reintegration.abandon()
+        state = generations.left_peer(state, new_number(), time.time())
+        await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
+        self.state, self.role, self.paired = state, "primary", False
+        self._clear_bandwidth()
+        return {"generation": state.current}
+
+    async def _alone(self, request: Request) -> Fields:
+        state = generations.left_peer(self.known_state(), new_number(), time.time())
+        answer = await self.nfsbox("alone", state=generations.to_fields(state))
+        self.state, self.role, self.paired = state, "primary", False
+        return {"held": answer.get("held", 0), "generation": state.current}
+
+    async def _secondary(self, request: Request) -> Fields:
+        state = self.known_state()
+        peer = self._peer(request)
+        swap = bool(request.fields.get("swap"))
+        await self.reintegration.abandon()
+        deadline = time.monotonic() + CONNECT_S
+        while True:
+            try:
+                answer = await self.nfsbox("secondary", peer=peer, address=self._address(request, peer),
+                                           port=int(request.fields.get("port") or self._port()),
+                                           source=self._source(), paired=swap, state=generations.to_fields(state))
+                break
+            except BusError as error:
+                if error.code not in ("connect", "refused") or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+        self.role, self.paired, self.peer = "secondary", swap, peer
+        if not swap:
+            self.fullsync = self.fullsync or bool(request.fields.get("fullsync"))
+            self.spawn(self.reintegration.start())
+        return {"session": answer.get("session")}
+
+    async def _demote(self, request: Request) -> Fields:
+        await self.nfsbox("demote")
+        return {}
+
+    async def _standby(self, request: Request) -> Fields:
+        await self.reintegration.abandon()
+        if self.role != "none":
+            await self.nfsbox("standby", state=generations.to_fields(self.known_state()))
+            self.role = "standby"
+        self.paired = False
+        self._clear_bandwidth()
+        return {}
+
+    async def _release(self, request: Request) -> Fields:
+        await self.reintegration.abandon()
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery = None
+        try:
+            if self.role != "none":
+                await self.nfsbox("release")
+                if self.state is not None:
+                    self.state = generations.closed(self.state, time.time_ns())
+                    await self.nfsbox("state_set", state=generations.to_fields(self.state))
+        finally:
+            self._unwatch()  # its end is now wanted
+            self.role, self.paired, self.degraded = "none", False, False
+            self._clear_bandwidth()
+        return {}
+
+    async def _reconfigure(self) -> Fields:
+        self.context.reload()
+        rfs = self.context.config.rfs
+        if rfs is not None and self.role != "none":
+            await self.nfsbox("configure", rfs={"nbrei": rfs.nbrei, "reitimeout": rfs.reitimeout,
+                                                "reidetail": rfs.reidetail, "async": rfs.async_mode})
+        return {}
+
+    async def _status(self) -> Fields:
+        box: Fields = {}
+        if self.role != "none":
+            with contextlib.suppress(BusError):
+                box = await self.nfsbox("status", 2.0)
+                box = {k: v for k, v in box.items() if k not in ("ok", "re")}
+        state = self.state
+        return {"role": self.role, "paired": self.paired, "degraded": self.degraded, "nfsbox": box,
+                "consistent": state.consistent if state else None, "generation": state.current if state else 0,
+                "base": state.base if state else 0, "sync_point": state.sync_point if state else 0.0,
+                "bandwidth": dict(self._bandwidth), "reintegration": self.reintegration.shown(box)}
+
+    # --- what nfsbox tells --------------------------------------------------------------------------------
+
+    async def _pair(self, request: Request) -> Fields:
+        """END on the primary: heart's memory first, then the state that nfsbox records with it."""
+        state = self.known_state()
+        peer = str(request.fields.get("peer", self.peer))
+        await self.context.bus.request(f"{self.module}/heart", "pair", 10.0, peer=peer)
+        # A peer of unknown number is known by the one it had: its own record says whether that is right.
+        target = int(request.fields.get("server") or 0) or state.peer or 1
+        self.state = generations.delivered(state, target, time.time())
+        self.paired, self.peer = True, peer
+        self.set_resource("rfs_bandwidth.reintegration", "0")
+        return {"state": generations.to_fields(self.state)}
+
+    def _lost(self, reason: str, kind: str) -> None:
+        if self.role == "primary" or kind != "replication_lost":
+            self.tell_heart(kind, reason)
+
+    def _session_lost(self, reason: str) -> None:
+        if self.role != "secondary":
+            return
+        if self.paired:
+            self.paired = False
+            self.tell_heart("secondary_lost", reason)
+        else:
+            self.reintegration.lost(reason)
+
+    def _show_bandwidth(self, fields: Fields) -> None:
+        for name in ("replication", "reintegration"):
+            value = int(fields.get(name) or 0)
+            if self.role == "primary" and self._bandwidth.get(name) != value:
+                self._bandwidth[name] = value
+                self.set_resource(f"rfs_bandwidth.{name}", str(value))
+
+    def _clear_bandwidth(self) -> None:
+        for name, value in self._bandwidth.items():
+            if value:
+                self.set_resource(f"rfs_bandwidth.{name}", "0")
+        self._bandwidth.clear()
+
+    # --- the death of nfsbox ------------------------------------------------------------------------------
+
+    def _nfsbox_died(self, pid: int) -> None:
+        self._watch = None
+        role, paired = self.role, self.paired
+        if role == "none" or self.context.stopping.is_set():
+            return
+        reaction = "started again without replication" if role == "primary" else "started again"
+        self.context.log.event("process_died", name="nfsbox", pid=pid, status="it ended unexpectedly",
+                               reaction=reaction)
+        self.paired = False
+        if role == "primary":
+            # The peer must not take part any more before anybody writes through the new mount.
+            self.degraded = True
+            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
+            self.set_resource("rfs.degraded", "up")
+            self._clear_bandwidth()
+        elif role == "secondary":
+            self.spawn(self.reintegration.abandon())
+            self.tell_heart("secondary_lost" if paired else "rfs_failed", "nfsbox ended unexpectedly")
+        self._recovery = self.spawn(self._recover(role, paired))
+
+    async def _recover(self, role: str, paired: bool) -> None:
+        """A new nfsbox over the same directories. A primary that was ALONE goes on at once; a PRIM waits for heart to
+        record that it is ALONE (`alone`)."""
+        await self.process("nfsbox", True)
+        state = await self._open(degraded=role == "primary")
+        if role == "primary":
+            if not paired:
+                state = generations.left_peer(state, new_number(), time.time())
+                await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
+                self.state = state
+                self.tell_heart("nfsbox_ready")
+        else:
+            await self.nfsbox("standby", state=generations.to_fields(state))
+            self.role = "standby"
+
+    async def _recovered(self) -> None:
+        """Let a recovery end before the next operation. Raises BusError when it failed."""
+        if self._recovery is None:
+            return
+        recovery, self._recovery = self._recovery, None
+        try:
+            await asyncio.wait_for(asyncio.shield(recovery), START_S + LONG_S)
+        except BusError as error:
+            raise BusError("nfsbox", f"nfsbox could not be started again: {error.text}") from None
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """A restarted nfsadmin finds a running nfsbox and goes on with it."""
+        try:
+            status = await self.nfsbox("status", 1.0)
+        except BusError:
+            return
+        if status.get("role") in (None, "none", "stopped"):
+            return
+        answer = await self.nfsbox("state_get")
+        state = read(answer.get("state"), "clean", 0).state
+        self.state = state
+        self.role = str(status["role"])
+        self.degraded = bool(status.get("degraded"))
+        self.paired = status.get("session") == "paired"
+        self.peer = str(status.get("peer") or "")
+        await self._find_nfsbox()
+        self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, paired {self.paired}")
+
+    async def keep_in_step(self) -> None:
+        """Record from time to time that the pair is equal, so that a crash costs little comparing."""
+        while not self.context.stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.context.stopping.wait(), IN_STEP_S)
+                return
+            if self.paired and self.state is not None and not self._lock.locked():
+                async with self._lock:
+                    state = generations.in_step(self.state, time.time())
+                    with contextlib.suppress(BusError):
+                        await self.nfsbox("state_set", state=generations.to_fields(state))
+                        self.state = state
+
+    # --- where the peer is --------------------------------------------------------------------------------
+
+    def _peer(self, request: Request) -> str:
+        peer = request.fields.get("peer") or self.context.config.peer(self.context.cluster, self.context.node)
+        if not peer:
+            raise BusError("peer", "the other server of the module is not known")
+        return str(peer)
+
+    def _address(self, request: Request, peer: str) -> str:
+        rfs = self.context.config.rfs
+        address = request.fields.get("address") or \
+            (self.context.cluster.address(rfs.flow, peer) if rfs is not None else None)
+        if not address:
+            raise BusError("peer", f"{peer} has no address on the network of the replication flow")
+        return str(address)
+
+    def _port(self) -> int:
+        rfs = self.context.config.rfs
+        return rfs.port if rfs is not None else 0
+
+    def _source(self) -> str | None:
+        rfs = self.context.config.rfs
+        return self.context.cluster.bind_address(rfs.flow, self.context.node) if rfs is not None else None

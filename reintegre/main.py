@@ -1,0 +1,213 @@
+"""The process reintegre: runs on the secondary while there is something to reintegrate (guide 5.4, 13.6.3)."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from nfsbox import tracking
+from nfsbox.exclusions import Exclusions
+from nfsbox.generations import Kind, Verdict
+from reintegre.client import Address, Connection
+from reintegre.copier import Stopped
+from reintegre.local import LocalTree
+from reintegre.plan import Trust
+from reintegre.primary import Primary, ProtocolFault, Service, add
+from reintegre.session import Copied, Hooks, Limits, Session
+from reintegre.walk import Key
+from safekit.bus import BusError
+from safekit.model.types import Rfs
+from safekit.process import Context, run
+
+PROGRESS_S = 1.0
+_ACL = "system.posix_acl_"
+#: Names of files that a reintegration after a split brain overwrites and that are told one by one.
+MAX_TOLD = 100
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: 512 bytes, 1.5 MB."""
+    value, unit = float(size), "bytes"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
+    """Extended attributes that are replicated: all, access control lists only with acl="on"."""
+
+    def read(path: bytes) -> dict[bytes, bytes]:
+        try:
+            names = os.listxattr(path, follow_symlinks=False)
+        except OSError:
+            return {}
+        return {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
+                for name in names if acl or not name.startswith(_ACL)}
+
+    return read
+
+
+def local_records(context: Context, trees: list[LocalTree]) -> dict[Key, frozenset[int] | None]:
+    """Zones that this server changed itself while it was primary, and the peer may lack."""
+    found: dict[Key, frozenset[int] | None] = {}
+    changes = tracking.load(context.paths.rfs).changes
+    for root, path, _, zones in tracking.expand(changes, [tree.backing for tree in trees]):
+        add(found, root, path, zones)
+    return found
+
+
+class Run:
+    """One reintegration."""
+
+    def __init__(self, context: Context, rfs: Rfs) -> None:
+        self.context = context
+        self.rfs = rfs
+        self.session: Session | None = None
+        self.trees = [
+            LocalTree(rfs.backing(r), Exclusions(r.notreplicated_paths, r.notreplicated_regex).match,
+                      xattr_reader(rfs.acl))
+            for r in rfs.replicated]
+        self._address: Address | None = None
+
+    def connect(self) -> Service:
+        """One more connection to the primary."""
+        assert self._address is not None
+        return Connection(self._address, self.rfs.reitimeout)
+
+    async def ask(self, op: str, timeout: float = 60.0, **fields: Any) -> dict[str, Any]:
+        """A request to our nfsadmin. Raises BusError."""
+        return await self.context.bus.request(f"{self.context.module}/nfsadmin", op, timeout, **fields)
+
+    async def main(self) -> None:
+        """All of it. Raises BusError, OSError, ProtocolFault, Stopped."""
+        status = await self.context.bus.request(f"{self.context.module}/nfsbox", "status", 10.0)
+        self._address = self._primary_address(status)
+        control = Primary(await asyncio.to_thread(self.connect))
+        info = await asyncio.to_thread(control.info)
+        answer = await self.ask("rei_begin", source=info["state"], pid=os.getpid())
+        verdict = Verdict(Kind(answer["kind"]), answer["rule"], answer["sentence"], float(answer["newer_than"]),
+                          bool(answer["overwrites"]))
+        trust = Trust(verdict, int(answer["source_idle"]), int(answer["target_idle"]))
+        records = await asyncio.to_thread(self._records, control, verdict)
+        zone = int(info["zone_size"])
+        packet = min(self.rfs.reipacketsize, int(info.get("packet") or self.rfs.reipacketsize), zone)
+        self.session = Session(self.connect, self.trees, trust, records, self._limits(zone, packet), self._hooks())
+        control.close()
+        shown = asyncio.create_task(self._show())
+        try:
+            state = await asyncio.to_thread(self.session.run, int(answer["server"]))
+        finally:
+            shown.cancel()
+        await self.ask("rei_end", source=state if state is not None else info["state"])
+        self.context.log.event("reintegration_ended")
+
+    def _primary_address(self, status: dict[str, Any]) -> Address:
+        peer = status.get("peer") or self.context.config.peer(self.context.cluster, self.context.node)
+        host = status.get("address") or self.context.cluster.address(self.rfs.flow, str(peer))
+        if not host:
+            raise BusError("peer", f"{peer} has no address on the network of the replication flow")
+        return Address(str(host), int(status.get("port") or self.rfs.port),
+                       self.context.cluster.bind_address(self.rfs.flow, self.context.node), self.context.module,
+                       self.context.node, int(status.get("session_id") or 0))
+
+    def _records(self, control: Primary, verdict: Verdict) -> dict[Key, frozenset[int] | None]:
+        """The union of what both servers recorded; a full copy needs none."""
+        if verdict.kind in (Kind.FULL, Kind.RESUME):
+            mine = local_records(self.context, self.trees) if verdict.overwrites else {}
+        else:
+            mine = local_records(self.context, self.trees)
+        if verdict.overwrites:
+            for (root, path), _ in list(mine.items())[:MAX_TOLD]:
+                name = os.fsdecode(self.rfs.replicated[root].dir.encode() + b"/" + path)
+                self.context.log.event("reintegration_lost_file", path=name)
+        if verdict.kind in (Kind.FULL, Kind.RESUME):
+            return {}
+        records = dict(mine)
+        for (root, path), zones in control.dirty().files.items():
+            add(records, root, path, zones)
+        return records
+
+    def _limits(self, zone: int, packet: int) -> Limits:
+        return Limits(self.rfs.nbrei, zone, packet, self.rfs.reicommit, self.rfs.reiallowedbw)
+
+    def _hooks(self) -> Hooks:
+        replicated, log = self.rfs.replicated, self.context.log
+
+        def done(root: int, copied: Copied) -> None:
+            log.event("copied", files=copied.files, size=size_text(copied.bytes), seconds=f"{copied.seconds:.1f}",
+                      rate=copied.rate)
+
+        def detail(text: str) -> None:
+            rfs = self.context.config.rfs  # may change while we run
+            if rfs is not None and rfs.reidetail:
+                log.event("reintegration_detail", dir=self.context.module, text=text)
+
+        return Hooks(lambda root: log.event("updating_tree", dir=replicated[root].dir), done, detail)
+
+    async def _show(self) -> None:
+        """Progress, to our nfsadmin and to the primary, about once a second."""
+        reporting = Primary(await asyncio.to_thread(self.connect))
+        try:
+            while True:
+                assert self.session is not None
+                fields = self.session.meter.progress().fields()
+                self.context.bus.notify(f"{self.context.module}/nfsadmin", "rei_progress", **fields)
+                await asyncio.to_thread(reporting.progress, fields)
+                await asyncio.sleep(PROGRESS_S)
+        except OSError:
+            return  # the session meets the same loss and says so
+        finally:
+            reporting.close()
+
+
+async def serve(context: Context) -> int:
+    """Run once; the exit status tells the supervisor nothing that nfsadmin does not know."""
+    rfs = context.config.rfs
+    if rfs is None:
+        context.log.event("internal", text="reintegre: the module replicates no directory")
+        return 2
+    job = Run(context, rfs)
+    working = asyncio.create_task(job.main())
+    stopping = asyncio.create_task(context.stopping.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        if job.session is not None:
+            job.session.stop(Stopped("the module leaves the reintegration"))
+        else:
+            working.cancel()
+        await asyncio.wait((working,), timeout=5.0)
+        return 0
+    error = working.exception()
+    if error is None:
+        return 0
+    if not isinstance(error, OSError | BusError | ProtocolFault | Stopped | ValueError):
+        raise error
+    reason = error.text if isinstance(error, BusError) else str(error)
+    with contextlib.suppress(BusError):
+        await job.ask("rei_failed", 5.0, reason=reason)
+    return 1
+
+
+def reload_on_order(context: Context) -> Callable[..., Any]:
+    """A dynamic configuration changes reidetail while we run."""
+
+    async def handle(request: Any) -> None:
+        if request.op != "reconfigure":
+            raise BusError("unknown_op", f"reintegre does not serve {request.op!r}")
+        context.reload()
+
+    return handle
+
+
+def main() -> None:
+    """Entry point."""
+    run("reintegre", serve, handler=reload_on_order)
+
+
+if __name__ == "__main__":
+    main()
