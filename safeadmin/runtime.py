@@ -28,6 +28,8 @@ from safekit.supervision import Supervisor, SupervisorError, module_programs, sp
 
 HEART_SECONDS = 15.0
 """Until a heart that was just started must be on the bus."""
+MAX_FAILURES = 4
+"""Looks (every half second) that find heart ended, until starting it is given up."""
 ANSWER_SECONDS = 5.0
 """Until heart must accept or refuse a command."""
 LAST_WORK_SECONDS = 20.0
@@ -256,16 +258,29 @@ class ModuleRuntime:
         child.returncode = 0
         if born is not None:
             self._watch_supervisord(child.pid, born)
-        await self.until(lambda: not self.supervised or self._registered(), HEART_SECONDS)
-        if self._registered():
+        why = await self._wait_for_heart()
+        if not why:
             return
-        why = "does not answer" if self.supervised else "has ended"
         self.background(self._retire())
         raise BusError(
             "no_heart",
             f"module {self.name}: its processes were started, but heart {why}; see {self.paths.log_dir}/heart.log"
             f" and {self.paths.log_dir}/supervisord.log",
         )
+
+    async def _wait_for_heart(self) -> str:
+        """Until a heart that was just started is on the bus; "" then, else what is wrong with it."""
+        failures, deadline = 0, time.monotonic() + HEART_SECONDS
+        supervisor = Supervisor(self.paths.supervisor_sock)
+        while time.monotonic() < deadline:
+            if await self.until(lambda: not self.supervised or self._registered(), 0.5):
+                return "" if self._registered() else "has no supervisor: supervisord has ended"
+            with contextlib.suppress(SupervisorError, KeyError):
+                info = (await supervisor.states())["heart"]
+                failures += info.state in ("BACKOFF", "FATAL", "EXITED")
+                if failures >= MAX_FAILURES:
+                    return f"ends at once, exit status {info.exit_status}"
+        return "does not answer"
 
     async def _clear_leftovers(self) -> None:
         """Processes of an earlier life of a stopped module would be in the way: they hold its ports."""

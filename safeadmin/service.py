@@ -347,6 +347,8 @@ class Service:
         who = request.text("who", request.sender)
         if not valid_name(resource):
             raise BusError("bad_request", f"{resource!r} is not a resource name; write class.id")
+        if not 0 < len(value) <= 256 or value.split() != [value]:
+            raise BusError("bad_request", f"{value!r} is not a resource value; write one word")
         if self.registry.get(name) is None:
             raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
         if self._running(name):
