@@ -117,9 +117,7 @@ def active(module: str) -> ModuleConfig:
     try:
         return from_json(ModuleConfig, path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigureError(
-            f"the module {module} is not configured", f"run safekit config -m {module}"
-        ) from error
+        raise ConfigureError(f"the module {module} is not configured", f"run safekit config -m {module}") from error
     except (OSError, CodecError) as error:
         raise ConfigureError(f"{path} cannot be read ({error})", f"run safekit config -m {module} again") from error
 

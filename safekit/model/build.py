@@ -149,7 +149,7 @@ class Builder:
                 self.places.note(f"{where}.name", node.line, node.tag)
                 return lan.name
         self._error(
-            where, f"no lan of the cluster has the addresses {', '.join(addresses)}; write name=\"lan of the cluster\""
+            where, f'no lan of the cluster has the addresses {", ".join(addresses)}; write name="lan of the cluster"'
         )
         return ""
 

@@ -211,6 +211,8 @@ class _Checker:
     def _overlaps(self, rfs: Rfs) -> None:
         seen: list[str] = []
         for index, replicated in enumerate(rfs.replicated):
+            if not replicated.dir.strip("/"):
+                continue
             for other in seen:
                 if overlap(replicated.dir, other, rfs.suffix, rfs.suffix):
                     self.error(

@@ -89,10 +89,7 @@ def _decode_dataclass(kind: type, data: Any, path: str) -> Any:
     unknown = [key for key in data if key not in hints]
     if unknown:
         raise CodecError(f"{path or kind.__name__}: unknown key {unknown[0]!r}")
-    values = {
-        key: _decode(hints[key], item, f"{path}.{key}" if path else key)
-        for key, item in data.items()
-    }
+    values = {key: _decode(hints[key], item, f"{path}.{key}" if path else key) for key, item in data.items()}
     try:
         return kind(**values)
     except TypeError as error:
@@ -106,10 +103,7 @@ def _decode_tuple(kinds: tuple[Any, ...], data: Any, path: str) -> tuple[Any, ..
         return tuple(_decode(kinds[0], item, f"{path}[{n}]") for n, item in enumerate(data))
     if len(kinds) != len(data):
         raise _wrong(path, data, f"a list of {len(kinds)}")
-    return tuple(
-        _decode(kind, item, f"{path}[{n}]")
-        for n, (kind, item) in enumerate(zip(kinds, data, strict=True))
-    )
+    return tuple(_decode(kind, item, f"{path}[{n}]") for n, (kind, item) in enumerate(zip(kinds, data, strict=True)))
 
 
 def _wrong(path: str, data: Any, expected: str) -> CodecError:

@@ -24,7 +24,7 @@ DEFAULT_REIPACKETSIZE = 8388608
 # --------------------------------------------------------------------------- cluster.xml
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LanNode:
     """One server on one network. `laddr` is its local address behind a NAT, else None."""
 
@@ -38,7 +38,7 @@ class LanNode:
         return self.laddr if self.laddr is not None else self.addr
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lan:
     """A network of the cluster and what it may be used for (12.1.3)."""
 
@@ -52,7 +52,7 @@ class Lan:
         return next((n for n in self.nodes if n.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClusterConfig:
     """The compiled cluster.xml. `signature` is the sha256 (hex) of its canonical form."""
 
@@ -101,7 +101,7 @@ class ClusterConfig:
 # ------------------------------------------------------------------------ userconfig.xml
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Service:
     """<service>, 13.2. `maxloop` counts automatic actions within `loop_interval_h` hours."""
 
@@ -113,7 +113,7 @@ class Service:
     automatic_reboot: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Heartbeat:
     """<heartbeat>, 13.3. `name` is a lan of the cluster; the resource is heartbeat.<ident>."""
 
@@ -125,7 +125,7 @@ class Heartbeat:
     permanent_arp: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Heart:
     """<heart>, 13.3: the heartbeats in the order of the file."""
 
@@ -135,7 +135,7 @@ class Heart:
         return next((h for h in self.heartbeats if h.ident == ident), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Replicated:
     """<replicated>, 13.6. Paths and expressions are relative to `dir`."""
 
@@ -146,7 +146,7 @@ class Replicated:
     tocheck: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rfs:
     """<rfs>, 13.6.3.
 
@@ -189,7 +189,7 @@ class Rfs:
         return replicated.dir + self.suffix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VirtualAddr:
     """<virtual_addr>, 13.5. `netmask` is a dotted quad (IPv4 only) or None for the interface's."""
 
@@ -199,7 +199,7 @@ class VirtualAddr:
     netmask: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Interface:
     """<interface> with its <real_interface> or <virtual_interface>, 13.5.
 
@@ -217,7 +217,7 @@ class Interface:
     mac: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Host:
     """<host> of a load balancing group: a node and its relative weight."""
 
@@ -225,7 +225,7 @@ class Host:
     power: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """<rule> of a load balancing group. `port` None and `virtual_addr` None mean any."""
 
@@ -235,7 +235,7 @@ class Rule:
     port: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """<group>, 13.5.6. Without hosts it covers every server of the farm."""
 
@@ -244,7 +244,7 @@ class Group:
     rules: tuple[Rule, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Vip:
     """<vip>, 13.5."""
 
@@ -253,7 +253,7 @@ class Vip:
     groups: tuple[Group, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class User:
     """<user>, 13.7. Time-outs in seconds; `vars` are exported to the scripts in file order."""
 
@@ -264,7 +264,7 @@ class User:
     vars: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Failover:
     """<failover>, 13.18. `rules` is the text of the module's own rules, "" when it has none.
 
@@ -278,14 +278,14 @@ class Failover:
     rules_line: int = field(default=0, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FarmLan:
     """<lan> of a farm: the name of a lan of the cluster."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Farm:
     """<farm>, 13.4."""
 
@@ -296,7 +296,7 @@ class Farm:
     slost_count: int = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VirtualHostname:
     """<virtualhostname>, 13.8. A relative `envfile` is under SAFEUSERBIN."""
 
@@ -305,7 +305,7 @@ class VirtualHostname:
     when: Literal["prim", "second", "both"] = "prim"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Proc:
     """<proc>, 13.9. `start_after` counts polls; -1 in atleast or atmax switches the bound off.
 
@@ -323,7 +323,7 @@ class Proc:
     start_after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Errd:
     """<errd>, 13.9. `polltimer` in seconds."""
 
@@ -331,7 +331,7 @@ class Errd:
     procs: tuple[Proc, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TcpCheck:
     """<tcp>, 13.11. Seconds: interval, timeout."""
 
@@ -343,7 +343,7 @@ class TcpCheck:
     timeout: int = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PingCheck:
     """<ping>, 13.12. Seconds: interval, timeout."""
 
@@ -354,7 +354,7 @@ class PingCheck:
     timeout: int = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IntfCheck:
     """<intf>, 13.13."""
 
@@ -363,7 +363,7 @@ class IntfCheck:
     when: When = "pre"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class IpCheck:
     """<ip>, 13.14. `interval` in seconds."""
 
@@ -373,7 +373,7 @@ class IpCheck:
     interval: int = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CustomCheck:
     """<custom>, 13.15. A relative `exec` is under SAFEUSERBIN."""
 
@@ -383,7 +383,7 @@ class CustomCheck:
     arg: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModuleCheck:
     """<module>, 13.16, one per target server. Seconds: interval, timeout."""
 
@@ -396,7 +396,7 @@ class ModuleCheck:
     secure: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SplitbrainCheck:
     """<splitbrain>, 13.17. `arg` is the address of the witness."""
 
@@ -406,7 +406,7 @@ class SplitbrainCheck:
     when: When = "pre"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Check:
     """<check>, 13.10 to 13.17: the checkers that the file names itself."""
 
@@ -419,7 +419,7 @@ class Check:
     splitbrain: SplitbrainCheck | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModuleConfig:
     """The active configuration of a module. `signature` is the same on every server that
     applied the same files; `configured_at` is when this one did (seconds since 1970)."""
@@ -452,9 +452,7 @@ class ModuleConfig:
         lans = [lan for lan in map(cluster.lan, self.lan_names()) if lan is not None]
         if not lans:
             return cluster.node_names
-        return tuple(
-            name for name in cluster.node_names if all(lan.node(name) is not None for lan in lans)
-        )
+        return tuple(name for name in cluster.node_names if all(lan.node(name) is not None for lan in lans))
 
     def peer(self, cluster: ClusterConfig, node: str) -> str | None:
         """The other server of a mirror on two nodes; None when the cluster does not settle it."""

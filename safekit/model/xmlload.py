@@ -208,7 +208,7 @@ def _malformed(data: bytes, file: str, error: expat.ExpatError) -> Finding:
     written = lines[line - 1] if 0 < line <= len(lines) else ""
     hint = "; expected a well-formed XML document"
     if _CURLY.search(written):
-        hint = "; the line has typographic quotation marks, write plain \" instead"
+        hint = '; the line has typographic quotation marks, write plain " instead'
     return Finding(file, line, "", f"not well-formed XML: {message}{hint}")
 
 
