@@ -1,0 +1,121 @@
+"""Heartbeats: what is heard, what is lost, and what "lost" may not mean (M4)."""
+
+from __future__ import annotations
+
+from heart.events import Configured, Heard, Overslept
+from heart.turn import Turn
+from heart.values import Color, Role
+
+OVERSLEPT_SLACK = 0.3
+"""Seconds that a call may come later than two pulses before the process counts as overslept."""
+
+HEART = "heart"
+
+
+def start_listening(t: Turn) -> None:
+    """A heart begins: no link has been heard yet, each gets its whole time-out."""
+    s = t.s
+    idents = [link.ident for link in s.setup.links]
+    s.links = dict.fromkeys(idents, "init")
+    s.heard_at = dict.fromkeys(idents, t.now)
+    t.remember({f"heartbeat.{ident}": "init" for ident in idents})
+    t.remember({"state.remote": Role.UNKNOWN.value, "state.remotecolor": Color.GREY.value})
+
+
+def on_heard(t: Turn, event: Heard) -> None:
+    """A heartbeat came in.  Only one that is newer than the last of its link proves the link alive."""
+    s, beat = t.s, event.beat
+    mark = (beat.incarnation, beat.sequence)
+    if event.link not in s.links or beat.node != s.setup.peer or mark <= s.link_marks.get(event.link, (0, 0)):
+        return
+    s.link_marks = {**s.link_marks, event.link: mark}
+    if beat.incarnation < s.peer_mark[0]:
+        return
+    s.heard_at = {**s.heard_at, event.link: t.now}
+    if s.links[event.link] != "up":
+        _set_link(t, event.link, "up")
+    if mark > s.peer_mark:
+        s.peer_mark = mark
+        s.peer = beat
+        _show_remote(t, beat.role, beat.color)
+
+
+def check_links(t: Turn) -> None:
+    """Take down the links that have been silent for their time-out."""
+    s = t.s
+    for link in s.setup.links:
+        if s.links.get(link.ident) != "down" and t.now - s.heard_at[link.ident] >= link.timeout:
+            _set_link(t, link.ident, "down")
+    _forget_lost_peer(t)
+
+
+def give_up_waiting(t: Turn) -> None:
+    """The time to listen at a start is over: links not heard so far count as down."""
+    s = t.s
+    for link in s.setup.links:
+        if s.links.get(link.ident) == "init":
+            _set_link(t, link.ident, "down")
+    _forget_lost_peer(t)
+
+
+def notice_sleep(t: Turn) -> None:
+    """A call that comes much later than due means that we slept, not that the peer is dead."""
+    s = t.s
+    limit = 2 * s.setup.pulse + OVERSLEPT_SLACK
+    if s.seen_at and t.now - s.seen_at > limit:
+        refresh(t, t.now - s.seen_at)
+    s.seen_at = t.now
+
+
+def on_overslept(t: Turn, event: Overslept) -> None:
+    """The shell measured that the process woke too late."""
+    refresh(t, event.seconds)
+
+
+def refresh(t: Turn, seconds: float) -> None:
+    """Give the peer a fresh time-out on every link that is not down (M4)."""
+    s = t.s
+    s.heard_at = {ident: (at if s.links.get(ident) == "down" else t.now) for ident, at in s.heard_at.items()}
+    if s.listening and s.listen_until:
+        s.listen_until = max(s.listen_until, t.now + s.setup.pulse)
+    t.because("overslept", "the peer gets a fresh time-out", seconds=round(seconds, 3))
+
+
+def on_configured(t: Turn, event: Configured) -> None:
+    """Heartbeats may change while the module runs: new links start unheard, others keep their state."""
+    s, setup = t.s, event.setup
+    idents = [link.ident for link in setup.links]
+    gone = [ident for ident in s.links if ident not in idents]
+    s.links = {ident: s.links.get(ident, "init") for ident in idents}
+    s.heard_at = {ident: s.heard_at.get(ident, t.now) for ident in idents}
+    s.link_marks = {ident: mark for ident, mark in s.link_marks.items() if ident in idents}
+    s.setup = setup
+    t.forget(f"heartbeat.{ident}" for ident in gone)
+    t.remember({f"heartbeat.{ident}": value for ident, value in s.links.items() if _shown(t, ident, value) == value})
+    t.because("configured", "new heartbeats are in use", links=",".join(idents))
+
+
+def _shown(t: Turn, ident: str, value: str) -> str:
+    """heartbeat.flow stands for a replication flow; without <rfs> there is none (guide 13.3.3)."""
+    return "down" if ident == "flow" and not t.s.setup.rfs and value != "init" else value
+
+
+def _set_link(t: Turn, ident: str, value: str) -> None:
+    t.s.links = {**t.s.links, ident: value}
+    shown = _shown(t, ident, value)
+    if t.remember({f"heartbeat.{ident}": shown}):
+        t.log("resource_set", name=f"heartbeat.{ident}", value=shown, who=HEART)
+
+
+def _forget_lost_peer(t: Turn) -> None:
+    if t.s.peer is not None and t.lost():
+        t.s.peer = None
+        _show_remote(t, Role.UNKNOWN, Color.GREY)
+
+
+def _show_remote(t: Turn, role: Role, color: Color) -> None:
+    s = t.s
+    if s.remote != (role, color):
+        s.remote = (role, color)
+        t.remember({"state.remote": role.value, "state.remotecolor": color.value})
+        t.log("remote_state", state=role.value, color=color.value)
