@@ -183,3 +183,28 @@ def render(code: str, fields: Mapping[str, Any], language: Language = "en") -> s
         return template.format_map(fields)
     except (KeyError, IndexError, ValueError):
         return f"{template} {dict(fields)}"
+
+# heart
+register(
+    (
+        Message("second_aborted", "E", "Requested second start aborted: the other server is not primary",
+                "Démarrage second demandé abandonné : l'autre serveur n'est pas primaire"),
+        Message("swap_abandoned", "E", "Swap abandoned: {reason}", "Permutation abandonnée : {reason}"),
+        Message("adopted", "E", "heart was restarted and takes the module over as it is: {state} {color}",
+                "heart a été relancé et reprend le module tel quel : {state} {color}"),
+        Message("rfs_unusable", "E", "Replicated directories cannot be used ({operation}): {reason}",
+                "Les répertoires répliqués sont inutilisables ({operation}) : {reason}"),
+        Message("supervisor_died", "E", "supervisord of the module died: the module is stopped and started under a"
+                " new one", "supervisord du module est mort : arrêt puis démarrage du module sous un nouveau"),
+        Message("vip_failed", "E", "Virtual IP: {operation} failed: {reason}", "IP virtuelle : {operation} a échoué :"
+                " {reason}"),
+        Message("process_not_started", "E", "Process {name} could not be started: {reason}",
+                "Le processus {name} n'a pas pu être démarré : {reason}"),
+        Message("arp_refused", "I", "Permanent ARP entry for {addr} not set: {reason}",
+                "Entrée ARP permanente pour {addr} non positionnée : {reason}"),
+        Message("config_differs", "E", "The configuration of the module differs on {peer}: apply the same one on both"
+                " servers", "La configuration du module diffère sur {peer} : appliquer la même sur les deux serveurs"),
+        Message("rebooting", "E", "Reboot of the server after an automatic stopstart",
+                "Redémarrage du serveur après un stopstart automatique"),
+    )
+)  # fmt: skip
