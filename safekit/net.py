@@ -29,7 +29,7 @@ _IFF_UP, _IFF_LOOPBACK, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x8, 0x80, 0x10000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_EXT_MASK = 1, 3, 29
 _SKIP_STATISTICS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 4, 6, 8
-_IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x200
+_IFA_F_SECONDARY, _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x200
 _FOREVER = 0xFFFFFFFF
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_INCOMPLETE, _NUD_FAILED, _NUD_NOARP, NUD_PERMANENT = 0x01, 0x20, 0x40, 0x80
@@ -87,9 +87,9 @@ class Address:
         return ipaddress.ip_network((self.ip, self.prefix), strict=False)
 
     @property
-    def refused(self) -> bool:
-        """The kernel found a duplicate and does not use the address."""
-        return bool(self.flags & _IFA_F_DADFAILED)
+    def secondary(self) -> bool:
+        """IPv4: there was another address of the same network on the interface before."""
+        return bool(self.flags & _IFA_F_SECONDARY)
 
     def where(self) -> Place:
         """The place to put this address back to."""
@@ -301,20 +301,29 @@ def delete_address(netlink: Netlink, address: Address) -> None:
             raise
 
 
+def takes_others_along(address: Address) -> bool:
+    """True when deleting the address may delete others: the kernel deletes the secondary IPv4 addresses of a
+    network with its primary one, unless it is told to promote them."""
+    return address.ip.version == 4 and not address.secondary
+
+
 def restore_lost(netlink: Netlink, before: Iterable[Address], deleted: Address) -> tuple[Address, ...]:
     """Put back the addresses that went away together with a deleted one; which they are.
 
-    The kernel deletes the secondary addresses of a network with its primary one unless it is told to promote
-    them: an administrator's addresses must not go with a virtual one. `before` is what was there before.
-    Raises OSError.
+    An administrator's addresses must not go with a virtual one. `before` is what was there before. Raises OSError.
     """
-    now = {(a.index, a.ip) for a in addresses(netlink)}
+    if not takes_others_along(deleted):
+        return ()
+    there = {(a.index, a.ip) for a in addresses(netlink)}
     lost = tuple(
         a
         for a in before
-        if a.index == deleted.index and a.ip.version == deleted.ip.version and a.ip != deleted.ip
-        and (a.index, a.ip) not in now
-    )  # fmt: skip
+        if a.index == deleted.index
+        and a.ip != deleted.ip
+        and a.secondary
+        and a.network == deleted.network
+        and (a.index, a.ip) not in there
+    )
     for other in lost:
         add_address(netlink, other.where(), other.ip)
     return lost

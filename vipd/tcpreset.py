@@ -15,8 +15,10 @@ import struct
 from dataclasses import dataclass
 
 from safekit import net
+from safekit.files import locked
 from safekit.net import IP, Address
 from safekit.netlink import NETLINK_SOCK_DIAG, Netlink, attribute
+from safekit.paths import safevar
 
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _REQUEST = struct.Struct("=BBBxI")
@@ -103,16 +105,22 @@ async def release(route: Netlink, address: Address, tcpreset: bool) -> Released:
     restored: tuple[Address, ...] = ()
     with Netlink(NETLINK_SOCK_DIAG) as diagnosis:
         for last in (*([False] * (_PASSES - 1)), True):
-            before = net.addresses(route)
             if tcpreset and no_reset is None:
                 try:
                     done += await reset(diagnosis, address.ip)
                 except (ResetUnavailable, OSError) as error:
                     # Two owners of one address would be worse than clients that wait: take it away anyhow.
                     no_reset = str(error)
-            net.delete_address(route, address)
-            restored += net.restore_lost(route, before, address)
+            restored += _delete(route, address)
             if last or not tcpreset or no_reset is not None or not connections(diagnosis, address.ip):
                 break
             net.add_address(route, address.where(), address.ip)
     return Released(done, no_reset, restored)
+
+
+def _delete(route: Netlink, address: Address) -> tuple[Address, ...]:
+    # Another module's vipd that removes its own address at this moment must not have it put back by us.
+    with locked(safevar() / "vip.lock"):
+        before = net.addresses(route) if net.takes_others_along(address) else ()
+        net.delete_address(route, address)
+        return net.restore_lost(route, before, address) if before else ()

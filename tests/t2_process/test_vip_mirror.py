@@ -63,6 +63,15 @@ def test_a_swap_moves_the_address_and_the_client_follows(net: Network, tmp_path:
         assert net.client.neighbour(address) == net.n2.mac
 
 
+@pytest.mark.parametrize("address", [VIP4, VIP6])
+def test_the_server_does_not_speak_with_the_virtual_address(net: Network, tmp_path: Path, address: str) -> None:
+    net.install(tmp_path, vip(), net.n1)
+    net.n1.start()
+    net.n1.order("vip_set")
+    own, client = (net.n1.ip, net.client.ip) if address == VIP4 else (net.n1.ip6, net.client.ip6)
+    assert json.loads(net.n1.run("ip", "-j", "route", "get", client))[0]["prefsrc"] == own
+
+
 def test_repeated_orders_change_nothing(net: Network, tmp_path: Path) -> None:
     net.install(tmp_path, vip(), net.n1)
     net.n1.start()
@@ -361,6 +370,28 @@ def test_a_deleted_address_and_an_unplugged_cable_are_noticed(net: Network, tmp_
         text = f"Interface eth0 of the virtual IP is {state}"
         subprocess.run(["ip", "-n", net.bridge, "link", "set", "p-n1", state], check=True)
         wait_until(partial(has_line, net.n1, "vip_link", text), text)
+
+
+def test_an_interface_made_again_gets_the_address_again(net: Network, tmp_path: Path) -> None:
+    def make() -> None:
+        net.n1.run("ip", "link", "add", "other0", "type", "bridge")
+        net.n1.run("ip", "link", "set", "other0", "up")
+
+    make()
+    try:
+        net.install(tmp_path, vip(VirtualAddr("10.99.0.1"), name="other0"), net.n1)
+        net.n1.start()
+        assert net.n1.order("vip_set")["ok"]
+        net.n1.run("ip", "link", "del", "other0")
+        wait_until(lambda: net.n1.log("vip_lost"), "the loss is noticed")
+        refused = net.n1.order("vip_set")
+        assert (refused["code"], "there is no interface other0" in refused["text"]) == ("vip_place", True)
+        make()
+        assert net.n1.order("vip_set")["ok"]
+        assert "10.99.0.1" in net.n1.addresses()
+        assert net.n1.order("vip_unset")["unset"] == ["10.99.0.1"]
+    finally:
+        net.n1.run("ip", "link", "del", "other0", check=False)
 
 
 def has_line(server: Server, code: str, text: str) -> bool:
