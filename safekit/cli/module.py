@@ -232,7 +232,8 @@ def uninstall_command(module: str | None) -> int:
     backup.mkdir(mode=0o770, parents=True, exist_ok=True)
     pack(paths.root, backup / f"{paths.module}.safe")
     shutil.rmtree(paths.root)
-    shutil.rmtree(paths.var, ignore_errors=True)
+    if paths.var.exists():
+        shutil.rmtree(paths.var)
     click.echo(f"module {paths.module} is removed; a copy is in {backup / (paths.module + '.safe')}")
     return 0
 

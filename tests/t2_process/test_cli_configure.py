@@ -1,0 +1,117 @@
+"""config, confcheck, confinfo and deconfig on real files, without any running module."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from test_cli_commands import NotedAdmin, Server, admin, make_archive, server
+
+__all__ = ["admin", "server"]
+
+CLUSTER = """<cluster><lans>
+ <lan name="default"><node name="n1" addr="10.1.0.1"/><node name="n2" addr="10.1.0.2"/></lan>
+</lans></cluster>
+"""
+
+
+def userconfig(directory: Path, lan: str = "default") -> str:
+    return f"""<safe>
+ <service mode="mirror">
+  <heart><heartbeat name="{lan}" ident="flow"/></heart>
+  <rfs><replicated dir="{directory}"/></rfs>
+ </service>
+</safe>
+"""
+
+
+@pytest.fixture
+def data(server: Server, admin: NotedAdmin, tmp_path: Path) -> Path:
+    """A replicated directory with a file, and the module installed."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    (directory / "file").write_text("content")
+    (tmp_path / "cluster.xml").write_text(CLUSTER)
+    assert server.run("cluster", "config", str(tmp_path / "cluster.xml")).returncode == 0
+    scripts = {"bin/start_prim": "#!/bin/sh\n", "bin/confcheck": "#!/bin/sh\nexit ${CONFCHECK:-0}\n"}
+    archive = make_archive(tmp_path / "m.safe", **{"conf/userconfig.xml": userconfig(directory), **scripts})
+    assert server.run("module", "install", "-m", "mirror", str(archive)).returncode == 0
+    return directory
+
+
+def signatures(server: Server) -> tuple[str, str]:
+    active, current = server.run("confinfo", "-m", "mirror").stdout.splitlines()[:2]
+    return active.split()[1], current.split()[1]
+
+
+def test_config_deconfig(server: Server, data: Path) -> None:
+    assert signatures(server)[0] == "not"
+    done = server.run("config", "-m", "mirror")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "safekit prim -m mirror" in done.stdout
+    assert data.is_symlink()
+    assert (data / "file").read_text() == "content"
+    assert signatures(server)[0] == signatures(server)[1]
+    script = server.safe / "modules/mirror/bin/start_prim"
+    script.write_text("#!/bin/sh\necho changed\n")
+    active, current = signatures(server)
+    assert active != current
+    assert "safekit config -m mirror" in server.run("confinfo", "-m", "mirror").stdout
+    assert server.run("config", "-m", "mirror").returncode == 0
+    assert os.access(server.safe / "private/modules/mirror/bin/start_prim", os.X_OK)
+    assert server.run("deconfig", "-m", "mirror").returncode == 0
+    assert not data.is_symlink()
+    assert (data / "file").read_text() == "content"
+
+
+def test_a_wrong_configuration_changes_nothing(server: Server, data: Path) -> None:
+    assert server.run("config", "-m", "mirror").returncode == 0
+    before = os.readlink(server.safe / "private/modules/mirror")
+    (server.safe / "modules/mirror/conf/userconfig.xml").write_text(userconfig(data, lan="nowhere"))
+    for word in ("confcheck", "config"):
+        done = server.run(word, "-m", "mirror")
+        assert done.returncode == 1
+        assert "userconfig.xml:3" in done.stderr and "nowhere" in done.stderr
+        assert "Next step" in done.stderr
+    assert os.readlink(server.safe / "private/modules/mirror") == before
+
+
+def test_confcheck_runs_the_script_of_the_module(server: Server, data: Path) -> None:
+    assert server.run("confcheck", "-m", "mirror").returncode == 0
+    server.extra = {"CONFCHECK": "3"}
+    done = server.run("confcheck", "-m", "mirror")
+    assert done.returncode == 1
+    assert "status 3" in done.stderr
+
+
+def test_config_is_refused_while_the_module_runs_in_prim(server: Server, data: Path, admin: NotedAdmin) -> None:
+    from safekit.paths import ModulePaths
+    from safekit.resources import ResourceWriter
+
+    assert server.run("config", "-m", "mirror").returncode == 0
+    writer = ResourceWriter(ModulePaths("mirror").resources)
+    writer.set("state.local", "PRIM", "heart")
+    writer.set("state.color", "green", "heart")
+    writer.flush()
+    admin.modules = {"mirror": {"id": 1, "mode": "mirror", "running": True, "heart": True}}
+    done = server.run("config", "-m", "mirror")
+    assert done.returncode == 1
+    assert "is PRIM" in done.stderr and "safekit stop -m mirror" in done.stderr
+    assert server.run("deconfig", "-m", "mirror").returncode == 1
+
+
+def test_uninstall_undoes_the_configuration(server: Server, data: Path) -> None:
+    assert server.run("config", "-m", "mirror").returncode == 0
+    done = server.run("module", "uninstall", "-m", "mirror")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not data.is_symlink() and (data / "file").read_text() == "content"
+    assert not (server.safe / "private/modules/mirror").exists()
+    assert not (server.var / "modules/mirror").exists()
+
+
+def test_ports_of_a_configured_mirror(server: Server, data: Path) -> None:
+    assert server.run("module", "getports", "-m", "mirror").returncode == 1
+    server.run("config", "-m", "mirror")
+    text = server.run("module", "getports", "-m", "mirror").stdout
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(" ")] == ["4800", "9010", "8888", "5600"]
