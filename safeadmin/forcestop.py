@@ -21,6 +21,7 @@ from safekit.bus import Endpoint
 from safekit.buswire import BusError
 from safekit.files import locked
 from safekit.log import ModuleLog
+from safekit.model import directories
 from safekit.model.types import ModuleConfig, User
 from safekit.net import addresses, delete_address
 from safekit.netlink import Netlink
@@ -28,6 +29,7 @@ from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, load
 
 SCRIPTS = ("stop_sec", "stop_prim", "stop_second", "stop_both")
+MAX_LAYERS = 8
 _MNT_DETACH = 2
 _LAST = ("circlog",)
 
@@ -137,41 +139,26 @@ def _remove_addresses(config: ModuleConfig | None, log: ModuleLog) -> None:
         log.event("internal", text=f"virtual addresses could not be removed: {error}; ip addr show, ip addr del")
 
 
-def fuse_mounts(text: str) -> set[str]:
-    """Mount points of FUSE file systems in a /proc/self/mountinfo."""
-    found = set()
-    for line in text.splitlines():
-        left, separator, right = line.partition(" - ")
-        fields, kind = left.split(" "), right.split(" ")[0]
-        if separator and len(fields) > 4 and (kind == "fuse" or kind.startswith("fuse.")):
-            found.add(
-                fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-            )
-    return found
-
-
 def _unmount(config: ModuleConfig | None, log: ModuleLog) -> None:
     """Stale mounts over the replicated directories, and the symbolic links of a stopped module."""
     if config is None or config.rfs is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     for replicated in config.rfs.replicated:
+        directory, suffix = replicated.dir, config.rfs.suffix
         # A mount may lie over another one after a crash: take off what is there, a bounded number of times.
-        for _ in range(8):
-            if replicated.dir not in fuse_mounts(Path("/proc/self/mountinfo").read_text()):
+        for _ in range(MAX_LAYERS):
+            if not any(m.point == directory and m.fstype.startswith("fuse") for m in directories.mounts()):
                 break
-            if libc.umount2(os.fsencode(replicated.dir), _MNT_DETACH) != 0:
+            if libc.umount2(os.fsencode(directory), _MNT_DETACH) != 0:
                 reason = os.strerror(ctypes.get_errno())
-                log.event(
-                    "internal", text=f"{replicated.dir} cannot be unmounted: {reason}; umount -l {replicated.dir}"
-                )
+                log.event("internal", text=f"{directory} cannot be unmounted: {reason}; umount -l {directory}")
                 break
-        directory, backing = Path(replicated.dir), Path(config.rfs.backing(replicated))
-        if not directory.is_symlink() and backing.is_dir():
-            # rmdir refuses a directory with files: then nothing is replaced, and config tells about it.
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-                directory.symlink_to(backing)
+        try:
+            if directories.state(directory, suffix, directories.mounts()) is directories.State.INTERRUPTED:
+                directories.convert(directory, suffix, directories.mounts())
+        except OSError as error:
+            log.event("internal", text=f"{directory}: {error}; the next start or safekit config repairs it")
 
 
 def _write_stop(paths: ModulePaths, who: str, log: ModuleLog) -> None:

@@ -6,7 +6,8 @@ map_register, map_lookup(name), map_list        the port mapper
 state()                                         modules, cluster() of each, this node
 members()                                       the cluster as seen here
 cluster(module)                                 up, down or unknown
-control(module, action, who, identity, ...)     see actions.py
+control(module, action, who, identity, ...)     see actions.py; who "boot" and "automatic" are heart's words for
+                                                the start at boot and the start that nobody asked for
 set(module, resource, value, who)               through heart, or into the file of a stopped module
 boot(module, value=None)                        on, off, or ask
 shutdown(who)                                   stop all modules
@@ -117,7 +118,7 @@ class Service:
             return
         self.log.info(f"module {module.name} is started: its boot setting is on")
         try:
-            await self._perform(module.name, {"action": "start", "who": "SYSTEM", "boot": True})
+            await self._perform(module.name, {"action": "start", "who": "boot"})
         except BusError as error:
             self.log.error(f"module {module.name} was not started at boot: {error.text}")
             ModuleLog(module.name, ADMIN, self.node).event("internal", text=f"not started at boot: {error.text}")
@@ -403,8 +404,8 @@ class Service:
         name = self._module(request)
         fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
         fields.setdefault("action", "start")
-        fields.setdefault("who", "heart")
-        self._keep(self._runtime(name).respawn({**fields, "automatic": True}))
+        fields.setdefault("who", "automatic")
+        self._keep(self._runtime(name).respawn(fields))
         return {"accepted": True}
 
     async def _ended(self, request: Request) -> Fields:

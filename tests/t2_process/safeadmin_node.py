@@ -66,8 +66,10 @@ def handler(context):
             return {}
         if request.op != "control":
             raise BusError("unknown_op", request.op)
-        if request.fields.get("boot"):
+        if request.text("who") == "boot":
             context.log.event("action_boot")
+        elif request.text("who") == "automatic":
+            context.log.event("action_auto")
         else:
             context.log.event("action_called", action=action, who=request.text("who"))
         if action == "prim":

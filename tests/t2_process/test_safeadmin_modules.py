@@ -150,7 +150,7 @@ def test_a_dead_supervisord_leaves_heart_alive_and_heart_gets_a_new_one(node: No
     node.request("am/heart", "respawn")
     node.request("am/heart", "leave")
     until("another supervisord runs another heart", lambda: node.pid("am", "heart") not in (0, heart))
-    until("the start was passed on", lambda: "Action start called by heart" in node.texts("am"))
+    until("the start was passed on", lambda: "Action start called automatically" in node.texts("am"))
     assert node.pid("am", "safesupervisord") not in (0, supervisord)
     assert len([p for p in node.processes("am") if p.name == "circlog"]) == 1
 
