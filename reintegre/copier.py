@@ -11,18 +11,20 @@ meanwhile is looked at again (`revisit`): if its two inodes are no noted pair, i
 """
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reintegre.local import LocalTree
-from reintegre.pace import Meter, Pace
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
+from reintegre.progress import Meter
 
 #: Bytes compared by one request: long enough to hide the round trip, short enough for `reitimeout`.
 BATCH = 64 << 20
+_ANOTHER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
 
 
 class Stopped(Exception):
@@ -71,26 +73,37 @@ class Copier:
     """Makes files equal. One per thread, with its own connection."""
 
     def __init__(self, primary: Primary, trees: Sequence[LocalTree], zone_size: int, packet: int, commit: int,
-                 pace: Pace, meter: Meter, pairs: Pairs, executor: Executor, wait: Callable[[float], None]) -> None:
+                 meter: Meter, pairs: Pairs, executor: Executor, check: Callable[[], None]) -> None:
         self._primary = primary
         self._trees = trees
         self._zone = zone_size
         self._packet = packet
         self._commit = commit * packet
-        self._pace = pace
         self._meter = meter
         self._pairs = pairs
         self._executor = executor
-        self._wait = wait
+        self._check = check
+        self._uncommitted = 0
 
     def file(self, work: FileWork) -> Outcome:
         """Make one file equal. Raises OSError when the primary is lost, Stopped."""
+        try:
+            return self._file(work)
+        except OSError as error:
+            if error.errno not in _ANOTHER:
+                raise
+            # The name is gone, or names something else now: it is looked at again.
+            return Outcome(0, again=True)
+
+    def _file(self, work: FileWork) -> Outcome:
         ino = work.ino
         if work.attributes or work.content is Content.COPY:
-            kind, now = self._primary.push_entry(work.root, work.path)
+            kind, now, fresh = self._primary.push_entry(work.root, work.path)
             if kind != "file" or now not in (0, ino):
                 self._meter.compared(work.size)
                 return Outcome(0, again=kind != "gone")
+            if fresh:
+                work = replace(work, content=Content.COPY)
         if work.content is Content.SKIP:
             return Outcome(0)
         zones = every_zone(self._zone, work.size) if work.zones is None or work.content is not Content.ZONES \
@@ -133,7 +146,7 @@ class Copier:
     def _push(self, work: FileWork, zones: Iterable[int]) -> Outcome:
         copied = 0
         for offset, length in ranges(zones, self._zone, work.size, self._packet):
-            self._wait(self._pace.reserve(length))
+            self._check()
             sent, ino = self._primary.push_zone(work.root, work.path, offset, length)
             if ino is not None and ino != work.ino:
                 return Outcome(copied, again=True)

@@ -132,7 +132,7 @@ class Run:
         return records
 
     def _limits(self, zone: int, packet: int) -> Limits:
-        return Limits(self.rfs.nbrei, zone, packet, self.rfs.reicommit, self.rfs.reiallowedbw)
+        return Limits(self.rfs.nbrei, zone, packet, self.rfs.reicommit)
 
     def _hooks(self) -> Hooks:
         replicated, log = self.rfs.replicated, self.context.log

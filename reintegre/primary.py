@@ -77,7 +77,8 @@ class Primary:
         return Dirty(reliable, files)
 
     def pages(self, root: int, path: bytes) -> Iterator[tuple[Entry | None, list[Entry]]]:
-        """The directory itself (with its first page only) and its entries, page by page."""
+        """The directory itself (with its first page only) and its entries, page by page. Raises FileNotFoundError,
+        NotADirectoryError."""
         cursor: Any = 0
         while cursor is not None:
             answer = self._call("list", root=root, path=path, cursor=cursor)
@@ -98,10 +99,11 @@ class Primary:
             raise ProtocolFault(f"{len(digests)} digests for {len(ranges)} zones")
         return int(answer["ino"]), int(answer["size"]), digests
 
-    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, int]:
-        """Make or correct an entry here: its kind and its inode on the primary. fresh: as a new object."""
+    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, int, bool]:
+        """Make or correct an entry here: its kind, its inode on the primary, and whether it has no content yet.
+        fresh: as a new object."""
         answer = self._call("push_entry", root=root, path=path, **({"fresh": True} if fresh else {}))
-        return str(answer["kind"]), int(answer.get("ino") or 0)
+        return str(answer["kind"]), int(answer.get("ino") or 0), bool(answer.get("fresh"))
 
     def push_zone(self, root: int, path: bytes, offset: int, length: int) -> tuple[int, int | None]:
         """Send a range of a file: bytes sent, and the inode they came from."""

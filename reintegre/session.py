@@ -2,6 +2,7 @@
 nothing is left."""
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field
 
 from reintegre.copier import Copier, FileWork, Pairs, Stopped
 from reintegre.local import LocalTree
-from reintegre.pace import Meter, Pace
 from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
+from reintegre.progress import Meter
 from reintegre.walk import Found, Key, Walker
 
 WALKERS = 2
@@ -24,13 +25,12 @@ QUEUED_FILES = 4096
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Attributes of <rfs> that steer a reintegration: nbrei files at once, packet and zone in bytes, commit in
-    packets (0: only at the end), allowance in KB/s or None."""
+    packets (0: only at the end). The allowance of bytes (reiallowedbw) is kept by the sender, the primary."""
 
     nbrei: int = 3
     zone: int = 8 << 20
     packet: int = 8 << 20
     commit: int = 0
-    allowed_kb: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,6 @@ class Session:
         self._limits = limits
         self._hooks = hooks
         self.meter = Meter()
-        self._pace = Pace(limits.allowed_kb)
         self._pairs = Pairs()
         self._found = Found()
         self._trust = trust
@@ -177,8 +176,8 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def _sleep(self, seconds: float) -> None:
-        if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
+    def _check(self) -> None:
+        if self._stop.is_set():
             raise Stopped("asked to stop")
 
     # --- threads ------------------------------------------------------------------------------------------
@@ -210,8 +209,8 @@ class Session:
 
     def _copy_jobs(self, executor: ThreadPoolExecutor) -> None:
         limits = self._limits
-        copier = Copier(self._open(), self._trees, limits.zone, limits.packet, limits.commit, self._pace, self.meter,
-                        self._pairs, executor, self._sleep)
+        copier = Copier(self._open(), self._trees, limits.zone, limits.packet, limits.commit, self.meter,
+                        self._pairs, executor, self._check)
         while True:
             with self._changed:
                 while not self._jobs.files and not self._stop.is_set():
@@ -254,7 +253,7 @@ class Session:
                     self._again(control, walker, root, path, deep)
                 self._settle()
                 continue
-            self._sleep(0)
+            self._check()
             done, left, state = control.end(server)
             if done:
                 return state
@@ -294,7 +293,12 @@ class Session:
                 continue
             there, name = control.stat(root, first), control.stat(root, path)
             if there is not None and name is not None and there.ino == name.ino:
-                control.push_link(root, first, path)
+                try:
+                    control.push_link(root, first, path)
+                except OSError as error:
+                    if error.errno not in (errno.ESTALE, errno.ENOENT):
+                        raise
+                    self._revisit.add((root, path, False))
                 self._hooks.detail(f"link {path!r} to {first!r}")
             elif name is not None:
                 # The name that stood for the file is gone: this one does.
@@ -307,7 +311,7 @@ class Session:
         """Entries made or removed in a directory moved its time."""
         directories, self._found.directories = self._found.directories, []
         for root, path, mtime in directories:
-            self._sleep(0)
+            self._check()
             try:
                 here = os.lstat(self._trees[root].path(path)).st_mtime_ns
             except (FileNotFoundError, NotADirectoryError):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from reintegre.copier import FileWork, Pairs
 from reintegre.local import LocalTree, join
-from reintegre.pace import Meter
 from reintegre.plan import Content, Entry, Trust, content, same_attributes, same_kind
 from reintegre.primary import Primary
+from reintegre.progress import Meter
 
 Key = tuple[int, bytes]
 
@@ -47,6 +47,12 @@ class Walker:
 
     def directory(self, root: int, path: bytes, again: bool) -> None:
         """Compare the entries of one directory. again: trust only what was noted as equal."""
+        try:
+            self._directory(root, path, again)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # removed or renamed meanwhile: the stream brings that, and `revisit` its new name
+
+    def _directory(self, root: int, path: bytes, again: bool) -> None:
         tree = self._trees[root]
         local: dict[bytes, Entry] | None = None
         for own, entries in self._primary.pages(root, path):

@@ -255,15 +255,6 @@ def test_at_most_nbrei_files_at_once(bed: Bed) -> None:
     bed.same()
 
 
-def test_the_allowance_is_kept(bed: Bed) -> None:
-    bed.write("big", os.urandom(100 * ZONE))
-    begin = time.monotonic()
-    bed.run(Kind.FULL, Limits(zone=ZONE, packet=ZONE, allowed_kb=800))
-    seconds = time.monotonic() - begin
-    assert seconds >= 0.9 * 0.5, f"400 KB at 800 KB/s took {seconds} s"
-    assert abs(bed.copied[0].rate - 800) < 160
-
-
 def test_commits_on_the_way(bed: Bed) -> None:
     bed.write("big", os.urandom(10 * ZONE))
     bed.run(Kind.FULL, Limits(zone=ZONE, packet=ZONE))

@@ -1,4 +1,4 @@
-"""How fast a reintegration may go (`reiallowedbw`), how far it is, and how long it will take."""
+"""How far a reintegration is, how fast it goes, and how long it will take."""
 from __future__ import annotations
 
 import threading
@@ -8,27 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 WINDOW_S = 3.0
-
-
-class Pace:
-    """Shares an allowance of bytes between threads. kb_per_s None: no limit. The mean over a second or more
-    stays within the allowance; a single packet is never split."""
-
-    def __init__(self, kb_per_s: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = kb_per_s * 1024 if kb_per_s else 0
-        self._clock = clock
-        self._free = clock()
-        self._lock = threading.Lock()
-
-    def reserve(self, size: int) -> float:
-        """Takes `size` bytes from the allowance; seconds to wait before they may be sent."""
-        if not self._rate:
-            return 0.0
-        with self._lock:
-            now = self._clock()
-            begin = max(self._free, now - 0.1)
-            self._free = begin + size / self._rate
-            return max(0.0, begin - now)
 
 
 @dataclass(frozen=True, slots=True)
