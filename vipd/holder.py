@@ -71,7 +71,7 @@ class Holder:
         self._kernel = Netlink()
         self._lock = asyncio.Lock()
         self._retrying: asyncio.Task[None] | None = None
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str]] = set()
         self.held: dict[IP, Held] = {}
         self.refused: dict[IP, Finding] = {}
 
@@ -85,7 +85,6 @@ class Holder:
         'vip_name' for a name that cannot be resolved, 'vip_kernel' when the system refuses.
         """
         async with self._lock:
-            self._told.clear()
             problems = await self._take_missing()
             if problems and self._retrying is None:
                 self._retrying = asyncio.get_running_loop().create_task(self._retry())
@@ -107,6 +106,7 @@ class Holder:
                 mine.setdefault(ip, str(ip))
             self.held.clear()
             self.refused.clear()
+            self._told.clear()
             self._wires.hold({})
             self._changed()
             removed: list[str] = []
@@ -263,6 +263,7 @@ class Holder:
         self._wires.take_over(where.link, wanted.ip, wanted.request.arpreroute)
         self.held[wanted.ip] = held
         text = wanted.request.text
+        self._told = {known for known in self._told if known[1] != text}
         if finding.verdict is Verdict.PEER:
             self._log.event("vip_taken_over", addr=text, node=finding.who, mac=mac_text(finding.mac))
         self._log.event("vip_set", addr=text, ip=str(wanted.ip), interface=where.link.name, prefix=where.prefix)
@@ -299,15 +300,20 @@ class Holder:
         self._wires.hold({ip: held.link for ip, held in self.held.items()})
 
     def _problem(self, code: str, text: str, reason: str) -> BusError:
-        if (code, text) not in self._told:
-            self._told.add((code, text))
+        # Once, however often heart or the retry asks, until the address is set or given up.
+        if self._first(code, text, reason):
             self._log.event("vip_not_set", addr=text, reason=reason)
         return BusError(code, f"virtual IP {text}: {reason}")
 
+    def _first(self, code: str, text: str, detail: str) -> bool:
+        known = (code, text, detail)
+        new = known not in self._told
+        self._told.add(known)
+        return new
+
     def _duplicate(self, wanted: Wanted, where: Place, finding: Finding) -> BusError:
         text, mac = wanted.request.text, mac_text(finding.mac)
-        if ("vip_duplicate", f"{text} {mac}") not in self._told:
-            self._told.add(("vip_duplicate", f"{text} {mac}"))
+        if self._first("vip_duplicate", text, mac):
             self._log.event("vip_duplicate", addr=text, mac=mac, interface=where.link.name)
         return BusError(
             "vip_duplicate",
