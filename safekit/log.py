@@ -6,6 +6,7 @@ A line: ISO date | node | level | process | code | JSON fields | English text
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -86,6 +87,7 @@ class ModuleLog:
         self._descriptor = -1
         self._identity = (0, 0)
         self._complained = False
+        self._cut = False
 
     def event(self, code: str, **fields: Any) -> None:
         """Log a message; its level comes from the table. Raises KeyError for a code that is not there."""
@@ -121,7 +123,11 @@ class ModuleLog:
         data = format_line(line)
         try:
             self._reopen()
-            os.write(self._descriptor, data)
+            # A line that a full disk cut must not swallow the next one.
+            whole = b"\n" + data if self._cut else data
+            self._cut = os.write(self._descriptor, whole) < len(whole)
+            if self._cut:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._complained = False
         except OSError as error:
             # A full disk must not stop a failover. The line goes to the process's own error output.

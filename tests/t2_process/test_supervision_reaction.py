@@ -1,0 +1,116 @@
+"""A module's supervisord: dead children are restarted at once, and its own death kills nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safeadmin_node import Node, until
+
+from safeadmin.processes import Watch, describe_status, lives
+from safekit.files import process_start_time
+from safekit.supervision import Program, Supervisor, spawn, write_configuration
+
+SLEEPER = "import signal\nwhile True: signal.pause()\n"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    node.configure_module("am")
+    node.program("heart", SLEEPER)
+    node.program("nfsbox", SLEEPER)
+    yield node
+    node.destroy()
+
+
+def start(node: Node) -> int:
+    """Start a supervisord with a heart and an nfsbox; its pid."""
+    programs = (Program("heart", autostart=True), Program("nfsbox", autostart=True, autorestart=False))
+    with node.here():
+        write_configuration("am", programs)
+        child = spawn("am")
+    child.returncode = 0
+    until("both run", lambda: node.pid("am", "heart") and node.pid("am", "nfsbox"))
+    return child.pid
+
+
+def stable(node: Node) -> None:
+    """Until supervisord calls both RUNNING: younger children get its back-off."""
+    supervisor = Supervisor(node.var("am") / "supervisor.sock")
+    until("RUNNING", lambda: {i.state for i in asyncio.run(supervisor.states()).values()} == {"RUNNING"})
+
+
+def reap(pid: int) -> None:
+    os.waitpid(pid, 0)
+
+
+def test_a_dead_child_comes_back_at_once(node: Node) -> None:
+    supervisord = start(node)
+    stable(node)
+    delays = []
+    for _ in range(3):
+        old = node.pid("am", "heart")
+        os.kill(old, signal.SIGKILL)
+        began = time.monotonic()
+        until("another heart", lambda old=old: node.pid("am", "heart") not in (0, old))
+        delays.append(time.monotonic() - began)
+        stable(node)
+    # The stock program, which looks once a second, needs 1.1 s.
+    assert min(delays) < 0.8, delays
+    os.kill(supervisord, signal.SIGTERM)
+    reap(supervisord)
+    assert not node.processes("am")
+
+
+def test_a_child_without_autorestart_stays_dead_and_its_status_is_known(node: Node) -> None:
+    supervisord = start(node)
+    stable(node)
+    os.kill(node.pid("am", "nfsbox"), signal.SIGKILL)
+    supervisor = Supervisor(node.var("am") / "supervisor.sock")
+    until("EXITED", lambda: asyncio.run(supervisor.states())["nfsbox"].state == "EXITED")
+    assert node.pid("am", "nfsbox") == 0 and node.pid("am", "heart") != 0
+    os.kill(supervisord, signal.SIGTERM)
+    reap(supervisord)
+
+
+def test_children_outlive_a_killed_supervisord(node: Node) -> None:
+    supervisord = start(node)
+    before = {name: node.pid("am", name) for name in ("heart", "nfsbox")}
+    os.kill(supervisord, signal.SIGKILL)
+    reap(supervisord)
+    assert {name: node.pid("am", name) for name in before} == before
+
+
+def test_the_death_of_a_foreign_process_is_seen_at_once_and_named(node: Node) -> None:
+    supervisord = start(node)
+    stable(node)
+    pid = node.pid("am", "heart")
+    born = process_start_time(pid)
+    assert born is not None
+
+    async def scenario() -> tuple[float, int | None]:
+        seen: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        watch = Watch(pid, born, seen.set_result)
+        assert watch.alive
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        status = await asyncio.wait_for(seen, 5)
+        assert not watch.alive
+        with pytest.raises(ProcessLookupError):
+            Watch(pid, born, seen.set_result)
+        return time.monotonic() - began, status
+
+    delay, status = asyncio.run(scenario())
+    assert delay < 1.0
+    # Kernels before 6.15 do not tell the status of another's child.
+    assert describe_status(status) in ("killed by SIGKILL", "exit status unknown")
+    assert not lives(pid, born)
+    stable(node)
+    os.kill(supervisord, signal.SIGTERM)
+    reap(supervisord)
