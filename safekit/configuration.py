@@ -34,7 +34,7 @@ from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import ConfigError, Finding, errors, ordered
 from safekit.model.machine import check_machine
 from safekit.model.module import Examined, examine_module
-from safekit.model.types import ClusterConfig, ModuleConfig, Rfs
+from safekit.model.types import ClusterConfig, ModuleConfig, Replicated, Rfs
 from safekit.paths import ModulePaths, node_name, safe, valid_module_name
 from safekit.resources import ResourceWriter
 
@@ -407,13 +407,27 @@ class _Application:
             old.unlink()
 
     def _dropped(self) -> list[tuple[str, str]]:
-        if self.previous is None or self.previous.rfs is None:
-            return []
-        kept = {r.dir for r in self.config.rfs.replicated} if self.config.rfs is not None else set()
-        return [(r.dir, self.previous.rfs.suffix) for r in self.previous.rfs.replicated if r.dir not in kept]
+        """Directories of earlier configurations that no module replicates now, with their suffix. The kept
+        configurations are asked, not the previous one alone: a power cut may have come before a clean-up."""
+        kept = {r.dir for c in (self.config, *other_configurations(self.paths.module).values()) for r in _replicated(c)}
+        dropped: dict[str, str] = {}
+        for number in store.numbers(self.paths.active_store):
+            path = self.paths.active_store / str(number) / "conf" / store.ACTIVE_JSON
+            try:
+                earlier = from_json(ModuleConfig, path.read_bytes())
+            except (OSError, CodecError) as error:
+                self._warn(f"{path} cannot be read: {error}")
+                continue
+            if earlier.rfs is not None:
+                dropped |= {r.dir: earlier.rfs.suffix for r in earlier.rfs.replicated if r.dir not in kept}
+        return list(dropped.items())
 
     def _warn(self, message: str) -> None:
         self.warnings.append(Finding(str(self.paths.userconfig), 0, "", message, "warning"))
+
+
+def _replicated(config: ModuleConfig) -> tuple[Replicated, ...]:
+    return config.rfs.replicated if config.rfs is not None else ()
 
 
 def _data_changed(previous: ModuleConfig | None, rfs: Rfs) -> bool:

@@ -204,7 +204,8 @@ def test_checkers_errd_vhost_failover(loader: Loader) -> None:
             """<check><tcp ident="R1test" when="prim"><to addr="R1" port="80"/></tcp><ping ident="p"><to
             addr="10.0.0.9" interval="3"/></ping><intf ident="test_eth0"><to local_addr="192.168.1.10"/></intf>
             <ip ident="ip_check"><to addr="192.168.1.10"/></ip><custom ident="c" when="pre" exec="mychecker" arg="a b"/>
-            <module name="other"/><module name="m2"><to addr="M1host" port="9453" secure="on"/></module><splitbrain ident="SBtest" exec="ping"
+            <module name="other"/><module name="m2"><to addr="M1host" port="9453" secure="on"/></module><splitbrain
+            ident="SBtest" exec="ping"
             arg="192.168.1.100"/></check>
             <vhost><virtualhostname name="vhostname" envfile="vhostenv"/></vhost>
             <errd><proc name="oracle" nameregex="oracle_.*" atleast="1" action="restart" class="prim"/></errd><user/>
@@ -226,7 +227,7 @@ def test_checkers_errd_vhost_failover(loader: Loader) -> None:
     assert (config.errd.procs[0].nameregex, config.errd.procs[0].proc_class) == ("oracle_.*", "prim")
     assert config.vhost[0].when == "prim"
     assert config.failover.rules.startswith("fw: if (tcp.R1test == down &&") and config.failover.handle_time_ms == 3000
-    assert config.failover.rules_line == 12
+    assert config.failover.rules_line == 13
 
 
 def test_old_syntax_finds_its_lan(loader: Loader) -> None:

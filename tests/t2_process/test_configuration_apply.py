@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -216,6 +216,51 @@ def test_a_disk_error_at_any_step_changes_nothing(
     else:
         assert calls < fail_at, "an error of the disk was swallowed"
         assert result.config.service.maxloop == 4
+
+
+@pytest.mark.parametrize("stop_at", range(1, 16))
+def test_a_power_cut_at_any_step_leaves_the_old_or_the_new_configuration(server: Server, stop_at: int) -> None:
+    """The process ends without any undoing at its nth sync, rename or symlink; then `config` runs again."""
+    configuration.apply("AM")
+    other = server.root / "data" / "other"
+    other.mkdir()
+    (other / "rows").write_text("other rows")
+    server.write(data=other, maxloop=4)
+    child = os.fork()
+    if child == 0:
+        left = stop_at
+
+        def counted(real: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: object, **options: object) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+                real(*arguments, **options)
+
+            return call
+
+        for name in ("fsync", "rename", "symlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            configuration.apply("AM")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, 9)
+    found = configuration.active("AM")
+    assert found.service.maxloop in (3, 4), "a configuration is active, whole"
+    assert found.rfs is not None and found.rfs.replicated[0].dir == str(
+        server.data if found.service.maxloop == 3 else other
+    )
+    if found.service.maxloop == 4:
+        assert (other / "rows").read_text() == "other rows"
+        assert (ModulePaths("AM").rfs / "full_required").exists()
+    result = configuration.apply("AM")
+    assert result.config.service.maxloop == 4 and (other / "rows").read_text() == "other rows"
+    assert os.readlink(other) == "other_For_SafeKit_Replication"
+    assert server.data.is_dir() and not server.data.is_symlink(), "what is replicated no more is turned back"
+    assert (server.data / "rows").read_text() == "one row", "no data is lost on the way"
 
 
 @contextlib.contextmanager
