@@ -1,0 +1,1 @@
+"""The demonstration, `bin/demo`: a database that survives the loss of its server."""
