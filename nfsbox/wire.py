@@ -79,14 +79,15 @@ class Op(IntEnum):
     REMOVEXATTR = 7  # body name
     CLOSE = 8  # forget fid
     FSYNC = 9  # a 1: data only
-    CREATE = 20  # body ATTR + path: make a regular file, bind fid to it (fid 0: do not bind)
+    # Operations on names carry in `a` the mtime of the directory afterwards (ns; 0: leave it).
+    CREATE = 20  # body ATTR + path: make a regular file, bind fid to it (fid 0: do not bind); b mode at creation
     MKDIR = 21  # body ATTR + path
     MKNOD = 22  # body ATTR + path
     SYMLINK = 23  # extra length of path; body ATTR + path + target
     LINK = 24  # extra length of the existing path; body existing + new
     UNLINK = 25
     RMDIR = 26
-    RENAME = 27  # extra length of the old path, a flags of renameat2; body old + new
+    RENAME = 27  # extra length of the old path, b mtime of the old directory; body old + new
     PSETATTR = 28  # body ATTR + path
     PTRUNCATE = 29  # a size
     PSETXATTR = 30  # extra length of path, a flags, b length of the name; body path + name + value
@@ -98,7 +99,8 @@ class Op(IntEnum):
     CHECKPOINT = 61  # put everything received so far on disk, then acknowledge
     STRICT = 62  # end of a resynchronisation: body msgpack; from here on any failure is a divergence
     HANDOVER = 63  # the primary is read-only: body token of 16 bytes for the reversed connection
-    ACK = 80  # a: number of the frame; extra: errno
+    START = 64  # secondary to primary, once: it takes the stream from here on
+    ACK = 80  # a: number of the frame; extra: errno; b 1: the entry was made anew; body: text of an error
     HELLO = 81  # body msgpack: first frame of the client
     WELCOME = 82  # body msgpack: first frame of the server
     REQUEST = 83  # resynchronisation service, body msgpack
@@ -111,6 +113,7 @@ class Flag(IntFlag):
     NONE = 0
     ACK = 1  # acknowledge this frame
     RESYNC = 2  # sent for a resynchronisation (counted apart)
+    LATE = 4  # of an ACK: for this frame only, not for those before it
 
 
 class Set(IntFlag):

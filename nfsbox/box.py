@@ -1,0 +1,515 @@
+"""The replicated directories of a module on this server, as a whole: mounts, role, peer, durable state.
+
+Everything here blocks; the bus side (control.py) calls it in threads, one operation at a time except `status`.
+The order inside each operation is what makes it safe; see the comments.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nfsbox import generations, switch, tracking
+from nfsbox.changes import Mode
+from nfsbox.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.exclusions import Exclusions
+from nfsbox.mount import Mount, MountFailure
+from nfsbox.operations import Operations
+from nfsbox.secondary import Applier
+from nfsbox.server import Server
+from nfsbox.stream import State, Stream
+from nfsbox.tracking import Tracker
+from nfsbox.wire import Kind, Op, WireError, WireRefused, connect
+from safekit.files import sync_directory, write_atomic
+from safekit.model.types import Rfs
+
+log = logging.getLogger("nfsbox")
+
+Fields = dict[str, Any]
+
+#: Bandwidth is an average over this many seconds (guide 13.6.4.7).
+_AVERAGE: Final = 3
+
+
+def _text(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class BoxError(Exception):
+    """An operation that was refused: `code` for programs, text for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a box needs to know of its surroundings. `listen` None: no address on the replication network."""
+
+    module: str
+    node: str
+    directory: Path
+    key: bytes
+    listen: tuple[str, int] | None
+
+
+def roots_of(rfs: Rfs) -> tuple[Root, ...]:
+    """The replicated directories of a configuration. Raises BoxError('root') for an expression that is wrong."""
+    try:
+        return tuple(
+            Root(
+                index,
+                os.fsencode(item.dir),
+                os.fsencode(rfs.backing(item)),
+                Exclusions(item.notreplicated_paths, item.notreplicated_regex),
+                tuple(os.fsencode(path.strip("/")) for path in item.tocheck),
+            )
+            for index, item in enumerate(rfs.replicated)
+        )
+    except ValueError as error:
+        raise BoxError("root", str(error)) from None
+
+
+def settings_of(rfs: Rfs) -> Settings:
+    """The attributes that concern nfsbox."""
+    return Settings(
+        sendtimeout=float(rfs.sendtimeout),
+        locktimeout=float(rfs.locktimeout),
+        durable=rfs.async_mode == "none",
+        acl=rfs.acl,
+        zone_size=rfs.ruzone_blocksize,
+        packet=rfs.reipacketsize,
+        bandwidth=rfs.reiallowedbw * 1024.0 if rfs.reiallowedbw else None,
+        writeback=rfs.cache == "writeback",
+    )
+
+
+class Box:
+    """One per process. `notify(what, fields)` tells nfsadmin; `pair(peer, server)` asks it to record the pair durably
+    and returns the state to write, or raises BoxError."""
+
+    def __init__(
+        self,
+        place: Place,
+        rfs: Rfs,
+        notify: Callable[[str, Fields], None],
+        pair: Callable[[str, int, int], Fields],
+    ) -> None:
+        self.place = place
+        self.roots = roots_of(rfs)
+        self.settings = settings_of(rfs)
+        self.degraded = False
+        self.prepared = False
+        self._notify = notify
+        self._ask_pair = pair
+        self._tracker = Tracker(place.directory, rfs.ruzone_blocksize)
+        self.engine = Engine(self.roots, self._tracker, self.settings, notify)
+        self._mounts: list[Mount] = []
+        self._server: Server | None = None
+        self._applier: Applier | None = None
+        self._loaded = tracking.Loaded()
+        self._token: bytes | None = None  # of a hand-over, on both sides of it
+        self._peer = ""
+        self._address = ""
+        self._port = 0
+        self._session = 0
+        self._started = False
+        self._samples: deque[tuple[int, int]] = deque(maxlen=_AVERAGE + 1)
+        self._shown = (0, 0)
+        self._next_checkpoint = 0.0
+        self._awaiting_since = 0.0
+
+    # --- durable state --------------------------------------------------------------------------------------
+
+    @property
+    def _state_file(self) -> Path:
+        return self.place.directory / "state"
+
+    def state(self) -> Fields | None:
+        """What the state file says; None when there is none. A damaged one is a map without its fields, which nobody
+        takes for a state."""
+        try:
+            return generations.to_fields(generations.decode(self._state_file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except generations.StateError as error:
+            return {"damaged": str(error)}
+
+    def set_state(self, fields: Mapping[str, Any]) -> None:
+        """Durable when it returns. Raises BoxError."""
+        try:
+            state = generations.from_fields(fields)
+            write_atomic(self._state_file, generations.encode(state))
+        except generations.StateError as error:
+            raise BoxError("state", str(error)) from None
+        except OSError as error:
+            raise BoxError("state", f"{self._state_file} cannot be written: {error.strerror}") from None
+        if self.engine.role is Role.SECONDARY:
+            if not state.consistent:
+                self._begin_stream()
+            elif self._applier is not None and self._applier.strict:
+                self._forget_journal()
+
+    def _save(self, fields: Fields | None) -> None:
+        if fields is not None:
+            self.set_state(fields)
+
+    def _forget_journal(self) -> None:
+        """This server is equal to its peer: what it changed on its own does not count any more."""
+        for path in self.place.directory.glob(tracking.PREFIX + "*"):
+            path.unlink()
+        sync_directory(self.place.directory)
+        self._loaded = tracking.Loaded()
+
+    # --- prepare and release --------------------------------------------------------------------------------
+
+    def prepare(self, *, degraded: bool = False) -> Fields:
+        """Mount read-only. Raises BoxError: tocheck, mount, root, listen."""
+        if not self.prepared:
+            self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+            self.degraded = degraded
+            for root in self.roots:
+                try:
+                    switch.check(root)
+                except switch.SwitchFailure as error:
+                    raise BoxError("tocheck", _text(error)) from None
+            try:
+                self._loaded = tracking.load(self.place.directory)
+                switch.clean_hidden(self.place.directory, self.roots)
+                self._mount_all()
+                if not degraded:
+                    self._listen()
+            except BaseException:
+                self._unmount_all()
+                raise
+            self.prepared = True
+        files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
+        return {
+            "state": self.state(),
+            "journal": self._journal(),
+            "dirty": files + directories,
+            "roots": [os.fsdecode(root.mount) for root in self.roots],
+        }
+
+    def _journal(self) -> str:
+        if not self._loaded.present:
+            return "none"
+        if not self._loaded.reliable:
+            return "bad"
+        return "clean" if self._loaded.closed else "crash"
+
+    def _mount_all(self) -> None:
+        for root in self.roots:
+            try:
+                switch.to_mount_point(root)
+                operations = Operations(self.engine, root)
+                mount = Mount(operations, root.mount, f"{self.place.module}:{root.index}",
+                              writeback=self.settings.writeback)
+                mount.start()
+                self._mounts.append(mount)
+                mount.mounted()
+            except (switch.SwitchFailure, MountFailure) as error:
+                raise BoxError("mount", _text(error)) from None
+            except OSError as error:
+                raise BoxError("mount", f"{os.fsdecode(root.mount)}: {error.strerror}") from None
+
+    def _unmount_all(self) -> None:
+        mounts, self._mounts = self._mounts, []
+        for mount in mounts:
+            mount.stop()
+        for root in self.roots:
+            if not switch.is_mounted(root.mount):
+                switch.to_link(root)
+
+    def _listen(self) -> None:
+        if self.place.listen is None:
+            raise BoxError("listen", "this server has no address on the network of the replication flow")
+        try:
+            self._server = Server(
+                self.engine,
+                self.place.module,
+                self.place.key,
+                self.place.listen,
+                on_open=self._on_open,
+                state=self.state,
+                pair=self._pair,
+                token=lambda: self._token,
+            )
+        except OSError as error:
+            raise BoxError("listen", f"{error.strerror}: another program uses it, or the address is not here") from None
+
+    def release(self) -> None:
+        """Unmount, links restored, journal closed. Raises BoxError."""
+        if not self.prepared:
+            return
+        self._end_applier()
+        was_primary = self.engine.role is Role.PRIMARY
+        if self.engine.stream is not None and self.engine.stream.state is State.LOST:
+            self._tracker.alone()
+        if was_primary:
+            self.engine.sync_mounts()
+        self.engine.become_readonly(Role.STANDBY)
+        try:
+            self._unmount_all()
+            self.engine.sync_backing()
+            # Only now nothing can change any more, and everything is on disk.
+            self._tracker.stop(clean=was_primary)
+        except OSError as error:
+            raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
+        finally:
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+        (self.place.directory / "hidden").unlink(missing_ok=True)
+        self.prepared = False
+        self.degraded = False
+
+    # --- roles ----------------------------------------------------------------------------------------------
+
+    def _require(self) -> None:
+        if not self.prepared:
+            raise BoxError("not_prepared", "the replicated directories are not mounted: prepare first")
+
+    def primary(self, *, peer: str = "", paired: bool = False, state: Fields | None = None) -> None:
+        """Writable. With `paired`, the peer was handed over to and comes back with its token."""
+        self._require()
+        if paired and self._token is None:
+            raise BoxError("not_paired", "there was no hand-over: start as primary without a peer")
+        self._end_applier()
+        self._save(state)
+        if not paired:
+            self._token = None
+            if self.engine.role is Role.PRIMARY and self.engine.stream is not None:
+                self._alone_engine()
+                return
+        self._peer = peer
+        if self.engine.role is not Role.PRIMARY:
+            try:
+                self._tracker.start(
+                    Mode.PAIRED if paired else Mode.ALONE, None if paired else tracking.load(self.place.directory)
+                )
+            except OSError as error:
+                raise BoxError("journal", f"changes cannot be recorded: {error.strerror}") from None
+        self.engine.become_primary(paired=paired)
+        self._awaiting_since = time.monotonic()
+        self._next_checkpoint = time.monotonic() + self.settings.checkpoint
+
+    def secondary(
+        self, peer: str, address: str, port: int, *, source: str | None, paired: bool, state: Fields | None
+    ) -> Fields:
+        """Read-only; connect to the primary. Raises BoxError: connect, refused."""
+        self._require()
+        self._end_applier()
+        self._to_readonly(Role.SECONDARY, keep_journal=not paired)
+        self._peer, self._address, self._port = peer, address, port
+        hello: Fields = {"node": self.place.node, "paired": paired}
+        if paired:
+            hello["token"] = self._token or b""
+        try:
+            channel, answer = connect(
+                (address, port), self.place.module, Kind.STREAM, self.place.key, hello, source=source
+            )
+        except WireRefused as error:
+            raise BoxError("refused", _text(error)) from None
+        except WireError as error:
+            raise BoxError("connect", _text(error)) from None
+        # The state may say that this server's data is about to change: durable before the first operation.
+        self._session = int(answer.get("session") or 0)
+        self._applier = Applier(
+            channel,
+            self.roots,
+            strict=paired,
+            durable=bool(answer.get("durable")),
+            on_end=self._stream_ended,
+            on_strict=lambda _: None,
+        )
+        self._started = paired
+        if paired:
+            self._save(state)
+            self._token = None
+            self._forget_journal()
+            self._applier.start()
+            self._notify("session_open", {"peer": peer, "paired": True, "role": "secondary"})
+        elif state is not None:
+            # An interrupted reintegration left the mark already; the stream waits for the new verdict all the same.
+            write_atomic(self._state_file, generations.encode(generations.from_fields(state)))
+        return {"session": self._session}
+
+    def _begin_stream(self) -> None:
+        """The mark `inconsistent` is durable: take the stream."""
+        applier = self._applier
+        if applier is None or self._started:
+            return
+        try:
+            applier.channel.send(Op.START, timeout=10.0)
+        except WireError as error:
+            raise BoxError("connect", _text(error)) from None
+        self._started = True
+        applier.start()
+        self._notify("session_open", {"peer": self._peer, "paired": False, "role": "secondary"})
+
+    def standby(self, *, state: Fields | None) -> None:
+        """Read-only without a peer."""
+        self._require()
+        self._end_applier()
+        self._to_readonly(Role.STANDBY, keep_journal=True)
+        self._save(state)
+
+    def _to_readonly(self, role: Role, *, keep_journal: bool) -> None:
+        was_primary = self.engine.role is Role.PRIMARY
+        self.engine.become_readonly(role)
+        if was_primary and keep_journal:
+            self.engine.sync_backing()
+        self._tracker.stop(clean=was_primary)
+        if keep_journal:
+            self._loaded = tracking.load(self.place.directory)
+
+    def alone(self, *, state: Fields | None) -> int:
+        """The peer is gone. Durable record, then what was held goes on. Raises BoxError."""
+        self._require()
+        if self.engine.role is not Role.PRIMARY:
+            # A secondary that takes over, or a server of which the peer went away before the pair stood.
+            self.primary(paired=False, state=state)
+            return 0
+        self._save(state)
+        self._token = None
+        return self._alone_engine()
+
+    def _alone_engine(self) -> int:
+        try:
+            return self.engine.alone()
+        except OSError as error:
+            raise BoxError("journal", f"changes cannot be recorded: {error.strerror}: nothing is released") from None
+
+    def demote(self, timeout: float) -> Fields:
+        """Read-only, all acknowledged, on both disks. Raises BoxError: not_paired, timeout."""
+        self._require()
+        token = secrets.token_bytes(16)
+        try:
+            if not self.engine.demote(timeout, token):
+                raise BoxError("not_paired", "there is no up to date secondary to hand over to")
+        except Refused as error:
+            raise BoxError("timeout", f"the secondary did not follow: {error}") from None
+        self.engine.sync_backing()
+        self._tracker.stop(clean=True)
+        self._token = token
+        return {"token": token}
+
+    # --- the stream of a secondary --------------------------------------------------------------------------
+
+    def _end_applier(self) -> None:
+        applier, self._applier = self._applier, None
+        if applier is None:
+            return
+        if self._started:
+            applier.stop()
+            if applier.token is not None:
+                self._token = applier.token
+        else:
+            applier.channel.close()
+
+    def _stream_ended(self, reason: str, token: bytes | None) -> None:
+        applier = self._applier
+        if token is not None:
+            self._token = token
+            return  # handed over: the next role comes from heart
+        if applier is not None:
+            self._notify("session_lost", {"reason": reason, "role": "secondary", "peer": self._peer})
+
+    # --- called by the server's threads ----------------------------------------------------------------------
+
+    def _on_open(self, stream: Stream, paired: bool) -> None:
+        self._peer = stream.peer
+        if paired:
+            self._token = None
+        self._notify("session_open", {"peer": stream.peer, "paired": paired, "role": "primary"})
+
+    def _pair(self, peer: str, server: int) -> Fields | None:
+        stream = self.engine.stream
+        try:
+            state = self._ask_pair(peer, server, stream.identity if stream is not None else 0)
+            self.set_state(state)
+        except BoxError as error:
+            raise Refused(error.text) from None
+        return state
+
+    # --- every second ----------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Bandwidth, clock, checkpoints; call every second from one thread. Never raises for a lost peer."""
+        engine = self.engine
+        if engine.role is not Role.PRIMARY:
+            self._samples.clear()
+            return
+        stream = engine.stream
+        self._samples.append((stream.replicated, stream.reintegrated) if stream is not None else (0, 0))
+        first, last = self._samples[0], self._samples[-1]
+        spread = max(1, len(self._samples) - 1)
+        shown = tuple(max(0, (new - old) // spread // 1024) for old, new in zip(first, last, strict=True))
+        if shown != self._shown:
+            self._shown = (shown[0], shown[1])
+            self._notify("rfs_bandwidth", {"replication": shown[0], "reintegration": shown[1]})
+        self._tracker.watch_clock()
+        now = time.monotonic()
+        if engine.awaiting and now - self._awaiting_since > self.settings.locktimeout:
+            self._awaiting_since = now
+            engine.await_failed("the secondary did not come back after the swap within locktimeout")
+        if now >= self._next_checkpoint:
+            self._next_checkpoint = now + self.settings.checkpoint
+            if stream is not None and stream.state is State.PAIRED:
+                try:
+                    engine.checkpoint()
+                except OSError as error:
+                    log.warning("checkpoint failed: %s; older changes stay recorded", error)
+
+    # --- status ----------------------------------------------------------------------------------------------
+
+    def configure(self, rfs: Mapping[str, Any]) -> None:
+        """Dynamic attributes."""
+        mode = rfs.get("async")
+        if mode in ("second", "none"):
+            self.settings.durable = mode == "none"
+
+    def status(self) -> Fields:
+        """See control.py. Never waits."""
+        engine = self.engine
+        stream = engine.stream
+        session = "none"
+        if stream is not None:
+            session = stream.state.value
+        elif self._applier is not None:
+            session = "paired" if self._applier.strict else "resync"
+        elif engine.awaiting:
+            session = "awaited"
+        files, directories = self._tracker.counts() if self._tracker.active else (0, 0)
+        return {
+            "role": engine.role.value if self.prepared else "none",
+            "degraded": self.degraded,
+            "peer": self._peer,
+            "address": self._address,
+            "port": self._port,
+            "session": session,
+            "session_id": stream.identity if stream is not None else self._session,
+            "held": engine.held,
+            "pending": stream.pending if stream is not None else 0,
+            "revisit": len(engine.revisit.entries),
+            "dirty_files": files,
+            "dirty_dirs": directories,
+            "replication_kbs": self._shown[0],
+            "reintegration_kbs": self._shown[1],
+            "bytes_sent": stream.channel.bytes_sent if stream is not None else 0,
+            "frames_sent": stream.channel.sent if stream is not None else 0,
+            "applied": self._applier.applied if self._applier is not None else 0,
+            "mounts": [os.fsdecode(mount.path) for mount in self._mounts if mount.alive],
+            "journal_reliable": self._tracker.reliable,
+            "progress": self._server.progress if self._server is not None else {},
+        }

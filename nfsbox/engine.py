@@ -1,0 +1,333 @@
+"""What the mounts of a module share: the role, the order of changes, the stream to the peer, the record of changes.
+
+Order of a change (each step is needed by the next):
+1. what it may change is recorded durably (tracker), unless it already is;
+2. under the order lock: the role allows it, it is applied here and sent, in one order for both servers;
+3. its thread waits for the acknowledgement; when the stream of a paired peer is lost, until `alone`, `release`.
+
+The order lock is held for a local system call and a send, never while an acknowledgement is awaited.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from nfsbox.changes import Mode
+from nfsbox.exclusions import Exclusions
+from nfsbox.files import Files
+from nfsbox.stream import State, Stream
+from nfsbox.tracking import Tracker
+from nfsbox.wire import Channel, Op
+
+
+class Role(Enum):
+    """Of this server, for its replicated directories."""
+
+    STANDBY = "standby"
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+
+
+@dataclass(frozen=True)
+class Root:
+    """A replicated directory: where users see it, where its data is, what of it stays local."""
+
+    index: int
+    mount: bytes
+    backing: bytes
+    exclusions: Exclusions
+    tocheck: tuple[bytes, ...] = ()
+
+    def real(self, path: bytes) -> bytes:
+        """Absolute path of the data of a relative path."""
+        return self.backing + b"/" + path if path else self.backing
+
+
+@dataclass
+class Settings:
+    """Attributes of <rfs> that matter here; seconds and bytes."""
+
+    sendtimeout: float = 30.0
+    locktimeout: float = 100.0
+    durable: bool = False  # async="none": the secondary acknowledges what is on its disk
+    acl: bool = False
+    zone_size: int = 8 << 20
+    packet: int = 8 << 20
+    bandwidth: float | None = None  # bytes per second of a resynchronisation
+    writeback: bool = False
+    checkpoint: float = 120.0
+
+
+@dataclass
+class Revisit:
+    """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it."""
+
+    entries: dict[tuple[int, bytes], bool] = field(default_factory=dict)
+
+    def add(self, root: int, path: bytes, *, recursive: bool = False) -> None:
+        self.entries[root, path] = recursive or self.entries.get((root, path), False)
+
+
+#: (what, fields) told to the control thread: replication_lost, session_lost
+Notify = Callable[[str, dict[str, Any]], None]
+
+
+class Refused(Exception):
+    """A role change that cannot be made now; the text says why."""
+
+
+class Engine:
+    """See above. Public methods are safe from any thread."""
+
+    def __init__(self, roots: Sequence[Root], tracker: Tracker, settings: Settings, notify: Notify) -> None:
+        self.roots = tuple(roots)
+        self.tracker = tracker
+        self.settings = settings
+        self.notify = notify
+        self.order = threading.Lock()
+        self.files = Files()
+        self.role = Role.STANDBY
+        self.writable = False
+        self.stream: Stream | None = None
+        self.awaiting = False  # paired, but the peer has not connected yet: changes wait
+        self.revisit = Revisit()
+        self.held = 0
+        self.generation = 0  # rises with every role change: what caches hold is void
+        self._released = threading.Event()  # set while nothing is held back
+        self._released.set()
+        self._attached = threading.Event()
+        self._attached.set()
+        self._identity = 0
+
+    # --- used by every change -------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raises EROFS when this server is not primary; waits for a peer that is about to come back."""
+        if self.awaiting:
+            self._attached.wait()
+        if not self.writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def settle(self, stream: Stream | None, number: int) -> int:
+        """Wait until a change is acknowledged or the peer's loss is decided; the errno of a secondary that is being
+        resynchronised, else 0."""
+        if stream is None:
+            return 0
+        code = stream.wait(number)
+        if code == errno.ENOTCONN:
+            if stream.was is State.PAIRED:
+                self.held += 1
+                self._released.wait()
+                self.held -= 1
+            return 0
+        return code
+
+    def note_hidden(self, root: int, path: bytes) -> None:
+        """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
+        with open(self.tracker.directory / "hidden", "ab") as handle:
+            handle.write(b"%d %s\0" % (root, path))
+
+    # --- streams --------------------------------------------------------------------------------------------
+
+    def new_identity(self) -> int:
+        """Number of the next session."""
+        self._identity += 1
+        return self._identity
+
+    def expected_identity(self) -> int:
+        """The number that the next session will have."""
+        return self._identity + 1
+
+    def attach(self, channel: Channel, peer: str, *, paired: bool) -> Stream:
+        """A secondary has connected. Raises Refused."""
+        with self.order:
+            if self.role is not Role.PRIMARY:
+                raise Refused("this server is not primary")
+            if self.stream is not None:
+                raise Refused(f"this server has a secondary already ({self.stream.peer})")
+            if paired and not self.awaiting:
+                raise Refused("the pair was dissolved: a resynchronisation is needed")
+            if not paired and self.awaiting:
+                raise Refused("the hand-over is not finished")
+            stream = Stream(
+                channel,
+                self.new_identity(),
+                peer,
+                paired=paired,
+                sendtimeout=self.settings.sendtimeout,
+                locktimeout=self.settings.locktimeout,
+                on_lost=self._stream_lost,
+            )
+            self.revisit = Revisit()
+            self.stream = stream
+            self.awaiting = False
+        self._attached.set()
+        return stream
+
+    def _stream_lost(self, stream: Stream, was: State, reason: str) -> None:
+        # May be called under the order lock (a send failed) or not: only plain assignments here.
+        if was is State.PAIRED:
+            self._released.clear()
+            self.notify("replication_lost", {"reason": reason, "peer": stream.peer})
+        else:
+            if self.stream is stream:
+                self.stream = None
+            self.notify("session_lost", {"reason": reason, "peer": stream.peer, "role": "primary"})
+
+    # --- roles ----------------------------------------------------------------------------------------------
+
+    def become_primary(self, *, paired: bool, tracking: Callable[[Mode], None] | None = None) -> None:
+        """Writable. `paired`: changes wait until the peer, which is up to date, connects."""
+        if self.role is not Role.PRIMARY and tracking is not None:
+            tracking(Mode.PAIRED if paired else Mode.ALONE)
+        with self.order:
+            self.awaiting = paired
+            if paired:
+                self._attached.clear()
+            else:
+                self._attached.set()
+            self._released.set()
+            self.generation += 1
+            self.role = Role.PRIMARY
+            self.writable = True
+
+    def await_failed(self, reason: str) -> bool:
+        """The peer did not come back after a hand-over; True when it was awaited."""
+        if not self.awaiting:
+            return False
+        self.notify("replication_lost", {"reason": reason, "peer": ""})
+        return True
+
+    def alone(self) -> int:
+        """The peer is gone: what it lacks is recorded for good, then what was held goes on. Returns how many changes
+        were held. Raises OSError when the record cannot be written (they stay held)."""
+        self.tracker.alone()
+        with self.order:
+            stream, self.stream = self.stream, None
+            self.awaiting = False
+        held = self.held
+        if stream is not None:
+            stream.close()
+        self._attached.set()
+        self._released.set()
+        return held
+
+    def demote(self, timeout: float, token: bytes) -> bool:
+        """Read-only, with everything acknowledged by the peer and on its disk. False when there is no paired peer.
+        Raises Refused when the peer did not follow in time; this server is then primary still."""
+        self.sync_mounts()
+        with self.order:
+            stream = self.stream
+            if stream is None or stream.state is not State.PAIRED:
+                return False
+            self.writable = False
+            number = stream.send(Op.HANDOVER, 0, body=token)
+        code = stream.wait(number, timeout)
+        if code:
+            with self.order:
+                self.writable = True
+            raise Refused(stream.reason or os.strerror(code))
+        with self.order:
+            self.stream = None
+            self.role = Role.STANDBY
+            self.generation += 1
+        stream.close()
+        return True
+
+    def become_readonly(self, role: Role) -> None:
+        """Standby or secondary. Changes under way end first."""
+        if self.writable:
+            self.sync_mounts()
+        with self.order:
+            self.writable = False
+            self.role = role
+            self.generation += 1
+            stream, self.stream = self.stream, None
+            self.awaiting = False
+        if stream is not None:
+            stream.close()
+        self._attached.set()
+        self._released.set()
+
+    def sync_mounts(self) -> None:
+        """Bring what the kernel holds back (mapped files, write-back) to us."""
+        for root in self.roots:
+            try:
+                descriptor = os.open(root.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue  # not mounted: nothing is held back
+            try:
+                sync_filesystem(descriptor)
+            finally:
+                os.close(descriptor)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def checkpoint(self, timeout: float = 600.0) -> bool:
+        """Put everything of the older epochs on both disks and forget them. False when the pair broke."""
+        count = self.tracker.epoch()
+        if not count:
+            return True
+        with self.order:
+            stream = self.stream
+            if stream is None or stream.state is not State.PAIRED:
+                return False
+            number = stream.send(Op.CHECKPOINT, 0, flags=0)
+        self.sync_backing()
+        if stream.wait_late(number, timeout):
+            return False
+        self.tracker.checkpointed(count)
+        return True
+
+    def sync_backing(self) -> None:
+        """Put the data of all replicated directories on disk. Raises OSError."""
+        for root in self.roots:
+            descriptor = os.open(root.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_filesystem(descriptor)
+            finally:
+                os.close(descriptor)
+
+    # --- the end of a resynchronisation ---------------------------------------------------------------------
+
+    def make_strict(self, body: bytes) -> Stream | None:
+        """First phase of END: None when there are entries to revisit; else the stream, strict from this point of the
+        order on, with everything before on the secondary's disk. Raises Refused when the stream broke."""
+        self.tracker.epoch()
+        with self.order:
+            stream = self.stream
+            if stream is None or stream.state is State.LOST:
+                raise Refused("the stream to the secondary broke")
+            if self.revisit.entries:
+                return None
+            number = stream.send(Op.STRICT, 0, body=body)
+            stream.strict = True
+        code = stream.wait(number, 600.0)
+        if code:
+            raise Refused(stream.reason or os.strerror(code))
+        return stream
+
+    def make_paired(self, stream: Stream) -> None:
+        """Second phase, once the peer's being up to date is recorded durably. Raises Refused."""
+        with self.order:
+            if self.stream is not stream or stream.state is State.LOST:
+                raise Refused("the stream to the secondary broke")
+            stream.state = stream.was = State.PAIRED
+        self.tracker.paired()
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """syncfs(2). Raises OSError."""
+    if _libc.syncfs(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)

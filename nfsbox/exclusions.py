@@ -1,0 +1,58 @@
+"""What of a replicated directory stays local: <notreplicated path|regexpath> (guide 13.6.3), and libfuse's own
+place holders for files that were unlinked while open. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+#: libfuse renames a file that is unlinked while open; such a name exists on this server only.
+HIDDEN = b".fuse_hidden"
+
+
+def parent(path: bytes) -> bytes:
+    """The directory of a path; b"" is the replicated directory itself."""
+    return path.rpartition(b"/")[0]
+
+
+def is_hidden(path: bytes) -> bool:
+    """Whether the last part of a path is a place holder of libfuse."""
+    return path.rpartition(b"/")[2].startswith(HIDDEN)
+
+
+class Exclusions:
+    """Decides per path; a path below an excluded directory is excluded. Expressions match whole relative paths.
+
+    Raises ValueError with the expression in the text when it cannot be compiled.
+    """
+
+    def __init__(self, paths: Sequence[str] = (), expressions: Sequence[str] = ()) -> None:
+        self._paths = {path.strip("/").encode() for path in paths}
+        self._patterns = []
+        for expression in expressions:
+            try:
+                self._patterns.append(re.compile(expression.encode(), re.DOTALL))
+            except re.error as error:
+                raise ValueError(f"notreplicated regexpath {expression!r}: {error}") from None
+        self.any = bool(self._paths or self._patterns)
+        self._memory: dict[bytes, bool] = {b"": False}
+
+    def match(self, path: bytes) -> bool:
+        """Whether `path` stays local."""
+        if not self.any:
+            return HIDDEN in path and self._hidden_part(path)
+        known = self._memory.get(path)
+        if known is None:
+            if len(self._memory) > 65536:
+                self._memory = {b"": False}
+            known = self._memory[path] = (
+                path in self._paths
+                or is_hidden(path)
+                or any(pattern.fullmatch(path) for pattern in self._patterns)
+                or self.match(parent(path))
+            )
+        return known
+
+    @staticmethod
+    def _hidden_part(path: bytes) -> bool:
+        return any(part.startswith(HIDDEN) for part in path.split(b"/"))

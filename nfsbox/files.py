@@ -1,0 +1,84 @@
+"""Files that are open here, one object per inode, whatever names lead to it (R3: a rename never loses a write)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class File:
+    """An open regular file. `path` is its present path; `orphan` once its last name is gone: nobody but the present
+    openers will ever see what is written then. `version` is odd while a change is under way, and rises with every
+    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole)."""
+
+    __slots__ = (
+        "era",
+        "fid",
+        "inode",
+        "local",
+        "nodes",
+        "openers",
+        "orphan",
+        "path",
+        "root",
+        "session",
+        "times_due",
+        "version",
+        "zones",
+    )
+
+    def __init__(self, root: int, inode: int, path: bytes, *, local: bool) -> None:
+        self.root = root
+        self.inode = inode
+        self.path = path
+        self.local = local
+        self.orphan = False
+        self.openers = 0
+        self.fid = 0
+        self.session = 0
+        self.version = 0
+        self.era = -1
+        self.zones: set[int] | None = None
+        self.times_due = False
+        self.nodes: dict[int, int] = {}  # kernel nodes of other names, see operations
+
+
+class Files:
+    """All open files of all roots. The caller holds the engine's order lock for everything that changes it."""
+
+    def __init__(self) -> None:
+        self._by_inode: dict[tuple[int, int], File] = {}
+
+    def get(self, root: int, inode: int) -> File | None:
+        return self._by_inode.get((root, inode))
+
+    def opened(self, root: int, inode: int, path: bytes, *, local: bool) -> File:
+        """The file object, made when it is the first opener; count one more opener."""
+        file = self._by_inode.get((root, inode))
+        if file is None:
+            file = self._by_inode[root, inode] = File(root, inode, path, local=local)
+        file.openers += 1
+        return file
+
+    def closed(self, file: File) -> bool:
+        """One opener less; True when it was the last."""
+        file.openers -= 1
+        if file.openers:
+            return False
+        self._by_inode.pop((file.root, file.inode), None)
+        return True
+
+    def renamed(self, root: int, old: bytes, new: bytes) -> None:
+        """Follow a rename of a file or of a directory above."""
+        below = old + b"/"
+        for file in self._by_inode.values():
+            if file.root == root:
+                if file.path == old:
+                    file.path = new
+                elif file.path.startswith(below):
+                    file.path = new + file.path[len(old) :]
+
+    def __iter__(self) -> Iterator[File]:
+        return iter(list(self._by_inode.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_inode)

@@ -1,0 +1,121 @@
+"""The few requests of the kernel's FUSE protocol that we answer ourselves, and how (linux/fuse.h).
+
+libfuse 2 keeps names and inodes. What it does not know (large writes, falloc, SEEK_HOLE, renameat2, the
+kernel's clearing of setuid), or what every microsecond counts for (read, write), never reaches it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+LOOKUP: Final = 1
+FORGET: Final = 2
+GETATTR: Final = 3
+SETATTR: Final = 4
+SYMLINK: Final = 6
+MKNOD: Final = 8
+MKDIR: Final = 9
+UNLINK: Final = 10
+RENAME: Final = 12
+LINK: Final = 13
+OPEN: Final = 14
+READ: Final = 15
+WRITE: Final = 16
+FSYNC: Final = 20
+FLUSH: Final = 25
+INIT: Final = 26
+CREATE: Final = 35
+INTERRUPT: Final = 36
+BATCH_FORGET: Final = 42
+FALLOCATE: Final = 43
+RENAME2: Final = 45
+LSEEK: Final = 46
+
+IN: Final = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext padding
+OUT: Final = struct.Struct("<IiQ")  # len error unique
+READ_IN: Final = struct.Struct("<QQII")  # fh offset size flags
+WRITE_IN: Final = struct.Struct("<QQII")  # fh offset size flags
+WRITE_OUT: Final = struct.Struct("<IiQII")
+FSYNC_IN: Final = struct.Struct("<QI")  # fh flags
+LSEEK_IN: Final = struct.Struct("<QQI")  # fh offset whence
+FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh offset length mode
+RENAME2_IN: Final = struct.Struct("<QII")  # newdir flags padding
+GETATTR_IN: Final = struct.Struct("<IIQ")  # flags dummy fh
+ATTR_OUT: Final = struct.Struct("<QII" + "QQQQQQIIIIIIIIII")
+INIT_IN: Final = struct.Struct("<IIIII")  # major minor max_readahead flags flags2
+INIT_OUT: Final = struct.Struct("<IIIIHHIIHHII24x")
+
+HEADER: Final = 40  # in-header
+WRITE_DATA: Final = 80  # where the data of a WRITE begins in the request
+WRITE_KILL_SUIDGID: Final = 4
+FSYNC_DATA: Final = 1
+GETATTR_FH: Final = 1
+
+RENAME_NOREPLACE: Final = 1
+
+_ASYNC_READ = 1 << 0
+_ATOMIC_O_TRUNC = 1 << 3
+_BIG_WRITES = 1 << 5
+_ASYNC_DIO = 1 << 15
+_WRITEBACK_CACHE = 1 << 16
+_PARALLEL_DIROPS = 1 << 18
+_POSIX_ACL = 1 << 20
+_MAX_PAGES = 1 << 22
+_HANDLE_KILLPRIV_V2 = 1 << 28
+_INIT_EXT = 1 << 30
+_DIRECT_IO_ALLOW_MMAP = 1 << (36 - 32)  # in flags2
+
+#: Largest write of one request; older kernels without MAX_PAGES send 128 KiB at most.
+MAX_WRITE: Final = 1 << 20
+#: The request buffer: largest write, its headers, and a page of luck.
+BUFFER_SIZE: Final = MAX_WRITE + 4096 + 4096
+#: Protocol minor that libfuse 2.9 speaks: what it is told in place of the kernel's.
+LIBFUSE_MINOR: Final = 19
+
+
+class InitError(OSError):
+    """The kernel's protocol is too old."""
+
+
+def init_reply(request: bytes | bytearray, unique: int, *, writeback: bool) -> bytes:
+    """Answer to INIT: what we want of what the kernel offers. Raises InitError for another major version."""
+    major, minor, readahead, offered, offered2 = INIT_IN.unpack_from(request, HEADER)
+    if major != 7:
+        raise InitError(71, f"FUSE protocol {major}.{minor} of the kernel, 7 expected")
+    wanted = (
+        _ASYNC_READ
+        | _ATOMIC_O_TRUNC
+        | _BIG_WRITES
+        | _ASYNC_DIO
+        | _PARALLEL_DIROPS
+        | _POSIX_ACL
+        | _MAX_PAGES
+        | _HANDLE_KILLPRIV_V2
+        | _INIT_EXT
+    )
+    if writeback:
+        wanted |= _WRITEBACK_CACHE
+    flags = offered & wanted
+    flags2 = offered2 & _DIRECT_IO_ALLOW_MMAP if flags & _INIT_EXT else 0
+    pages = MAX_WRITE // 4096 if flags & _MAX_PAGES else 0
+    max_write = MAX_WRITE if flags & _MAX_PAGES else 128 << 10
+    body = INIT_OUT.pack(7, min(minor, 38), readahead, flags, 64, 48, max_write, 1, pages, 0, flags2, 0)
+    return OUT.pack(OUT.size + len(body), 0, unique) + body
+
+
+def libfuse_init(unique: int) -> bytes:
+    """The INIT that libfuse is given: its own version, the features that concern it."""
+    body = struct.pack("<IIII", 7, LIBFUSE_MINOR, 128 << 10, _ASYNC_READ | _ATOMIC_O_TRUNC | _BIG_WRITES)
+    return IN.pack(HEADER + len(body), INIT, unique, 0, 0, 0, 0, 0, 0) + body
+
+
+def without_cache(opcode: int, reply: bytes) -> bytes:
+    """A reply with its time-outs set to 0: the kernel asks again each time."""
+    if len(reply) <= OUT.size or reply[4:8] != b"\0\0\0\0":
+        return reply
+    if opcode in (LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE) and len(reply) >= 56:
+        return reply[:32] + bytes(24) + reply[56:]
+    if opcode in (GETATTR, SETATTR) and len(reply) >= 28:
+        return reply[:16] + bytes(12) + reply[28:]
+    return reply

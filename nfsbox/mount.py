@@ -1,0 +1,472 @@
+"""How requests of the kernel reach the file system: fusepy's trampolines over libfuse 2, in a loop of ours.
+
+libfuse's own loop hands every request to libfuse. Ours reads the same descriptor and answers reads and writes in
+place, straight from its buffer; the rest goes to libfuse and through fusepy to the same `Operations` object. It
+also tells the operations which request a callback belongs to, and lets no kernel cache live while this server is
+not primary (files change underneath then).
+
+One thread per mount. The loop ends when the mount is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import stat
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import fuse
+
+from nfsbox import kernel
+
+if TYPE_CHECKING:
+    from nfsbox.operations import Operations
+
+log = logging.getLogger("nfsbox")
+
+#: Seconds that the kernel may keep names and attributes of a primary, where nobody else writes.
+CACHE_SECONDS = 1.0
+#: Paths travel through fusepy as text; this encoding keeps every byte.
+ENCODING = "latin-1"
+
+_lib = fuse._libfuse
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
+_MNT_DETACH = 2
+
+
+class MountFailure(OSError):
+    """The mount could not be made; the text names the cause and the next step."""
+
+
+class _Args(ctypes.Structure):
+    _fields_ = (("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int))
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+_RECEIVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_SEND = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Iovec), ctypes.c_size_t)
+_DESTROY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _ChannelOps(ctypes.Structure):
+    _fields_ = (("receive", _RECEIVE), ("send", _SEND), ("destroy", _DESTROY))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.dlvsym.restype = ctypes.c_void_p
+_libc.dlvsym.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+
+
+def _versioned(name: bytes, *types: Any) -> Any:
+    # libfuse 2 exports these names several times; an unversioned look-up may find those of 2004.
+    address = _libc.dlvsym(_lib._handle, name, b"FUSE_2.6")
+    if not address:
+        raise ImportError(f"libfuse has no {name.decode()} of version 2.6: install libfuse2")
+    return ctypes.CFUNCTYPE(*types)(address)
+
+
+_fuse_mount = _versioned(b"fuse_mount", ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Args))
+_fuse_new = _versioned(
+    b"fuse_new",
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.POINTER(_Args),
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+)
+_fuse_chan_new = _versioned(
+    b"fuse_chan_new",
+    ctypes.c_void_p,
+    ctypes.POINTER(_ChannelOps),
+    ctypes.c_int,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+)
+_lib.fuse_get_session.restype = ctypes.c_void_p
+_lib.fuse_get_session.argtypes = [ctypes.c_void_p]
+_lib.fuse_chan_fd.argtypes = [ctypes.c_void_p]
+_lib.fuse_session_process.restype = None
+_lib.fuse_session_process.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+def _args(*words: str) -> _Args:
+    encoded = [word.encode() for word in words]
+    array = (ctypes.c_char_p * (len(encoded) + 1))(*encoded, None)
+    return _Args(len(encoded), array, 0)
+
+
+def detach(path: bytes) -> bool:
+    """Unmount even when in use. False when nothing is mounted there."""
+    return bool(_libc.umount2(path, _MNT_DETACH) == 0)
+
+
+def unmount(path: bytes) -> int:
+    """Unmount; 0 or the errno."""
+    return 0 if _libc.umount2(path, 0) == 0 else ctypes.get_errno()
+
+
+class Mount(fuse.FUSE):  # type: ignore[misc]
+    """One replicated directory, mounted. `start` mounts and returns; a thread serves it."""
+
+    def __init__(self, operations: Operations, path: bytes, name: str, *, writeback: bool = False) -> None:
+        # fusepy's own __init__ mounts and serves until the end; its trampolines are what we inherit.
+        self.operations = operations
+        self.path = path
+        self.name = name
+        self.raw_fi = True
+        self.encoding = ENCODING
+        self.use_ns = True
+        self._writeback = writeback
+        self._fd = -1
+        self._thread: threading.Thread | None = None
+        self._opcode = 0
+        self._stat_type = fuse.c_stat
+        self._held: list[Any] = []  # what C code points to
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Mount and serve. Raises MountFailure."""
+        options = f"allow_other,default_permissions,suid,dev,fsname={self.name},subtype=safekit"
+        mount_args = _args("nfsbox", "-o", options)
+        self._chan = _fuse_mount(self.path, ctypes.byref(mount_args))
+        if not self._chan:
+            raise MountFailure(
+                errno.EIO,
+                f"cannot mount {os.fsdecode(self.path)}: check that /dev/fuse exists (modprobe fuse) and that the "
+                "directory is empty",
+            )
+        self._fd = _lib.fuse_chan_fd(self._chan)
+        new_args = _args(
+            "nfsbox",
+            "-o",
+            f"use_ino,entry_timeout={CACHE_SECONDS},attr_timeout={CACHE_SECONDS},negative_timeout=0,"
+            f"big_writes,max_write={kernel.MAX_WRITE},atomic_o_trunc",
+        )
+        ops = self._fuse_operations()
+        self._fuse = _fuse_new(
+            self._chan, ctypes.byref(new_args), ctypes.addressof(ops), ctypes.sizeof(ops), None
+        )
+        if not self._fuse:
+            detach(self.path)
+            raise MountFailure(errno.EIO, f"libfuse refuses to serve {os.fsdecode(self.path)}")
+        self._session = _lib.fuse_get_session(self._fuse)
+        self._own_channel = self._make_channel()
+        self._held += [mount_args, new_args, ops]
+        self._thread = threading.Thread(target=self._run, name=f"fuse {self.name}", daemon=True)
+        self._thread.start()
+
+    def _fuse_operations(self) -> Any:
+        ops = fuse.fuse_operations()
+        for entry in fuse.fuse_operations._fields_:
+            name, prototype = entry[:2]
+            wanted = {"ftruncate": "truncate", "fgetattr": "getattr"}.get(name, name)
+            value = getattr(self.operations, wanted, None)
+            if value is None:
+                continue
+            if hasattr(prototype, "argtypes"):
+                value = prototype(partial(self._wrapper, getattr(self, name)))
+            setattr(ops, name, value)
+        return ops
+
+    def _make_channel(self) -> Any:
+        def receive(_chan: object, _buffer: object, _size: int) -> int:
+            return -errno.ENOSYS
+
+        def send(_chan: object, vector: Any, count: int) -> int:
+            reply = b"".join(ctypes.string_at(vector[i].base, vector[i].len) for i in range(count))
+            if self._opcode == kernel.INIT:
+                return 0  # the kernel has had ours
+            try:
+                os.write(self._fd, kernel.without_cache(self._opcode, reply))
+            except OSError as error:
+                # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
+                return 0 if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
+            return 0
+
+        def destroy(_chan: object) -> None:
+            return None
+
+        ops = _ChannelOps(_RECEIVE(receive), _SEND(send), _DESTROY(destroy))
+        self._held.append(ops)
+        return _fuse_chan_new(ctypes.byref(ops), self._fd, kernel.BUFFER_SIZE, None)
+
+    def stop(self, *, force: bool = True) -> bool:
+        """Unmount; False when it is in use and not `force`. With `force`, files that are still open get errors.
+        Returns when the serving thread has ended."""
+        busy = unmount(self.path)
+        if busy == errno.EBUSY:
+            if not force:
+                return False
+            detach(self.path)
+            self._abort()
+        if self._thread is not None:
+            self._thread.join(10)
+        return True
+
+    def _abort(self) -> None:
+        device = os.minor(self._device) if self._device else 0
+        try:
+            with open(f"/sys/fs/fuse/connections/{device}/abort", "wb") as handle:
+                handle.write(b"1")
+        except OSError:
+            # Not visible here (a container): the loop ends when the last file is closed.
+            log.debug("%s: the connection could not be aborted", self.name)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop still serves."""
+        return self._thread is not None and self._thread.is_alive()
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    _device = 0
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception:
+            log.critical("the loop of %s ended: %s", self.name, traceback.format_exc())
+            raise
+        finally:
+            self.operations.ended()
+
+    def _loop(self) -> None:
+        fd = self._fd
+        buffer = bytearray(kernel.BUFFER_SIZE)
+        vector = [buffer]
+        view = memoryview(buffer)
+        pinned = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+        address = ctypes.addressof(pinned)
+        answers = memoryview(bytearray(kernel.MAX_WRITE + 4096))
+        ops = self.operations
+        readv, write, writev, preadv = os.readv, os.write, os.writev, os.preadv
+        unpack_in, unpack_write, unpack_read = (
+            kernel.IN.unpack_from,
+            kernel.WRITE_IN.unpack_from,
+            kernel.READ_IN.unpack_from,
+        )
+        pack_out, pack_write_out = kernel.OUT.pack, kernel.WRITE_OUT.pack
+        process, session = _lib.fuse_session_process, self._session
+        op_write, op_read, op_init = kernel.WRITE, kernel.READ, kernel.INIT
+        own: dict[int, Callable[[bytearray, int], bytes]] = {
+            kernel.FSYNC: self._on_fsync,
+            kernel.LSEEK: self._on_lseek,
+            kernel.FALLOCATE: self._on_fallocate,
+            kernel.FLUSH: self._on_flush,
+        }
+        while True:
+            try:
+                size = readv(fd, vector)
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    continue
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                    return
+                raise
+            _, opcode, unique, nodeid, *_ = unpack_in(buffer, 0)
+            try:
+                if opcode == op_write:
+                    handle, offset, count, flags = unpack_write(buffer, 40)
+                    try:
+                        done = ops.write_request(handle, offset, view[: 80 + count], flags)
+                        write(fd, pack_write_out(24, 0, unique, done, 0))
+                    except OSError as error:
+                        write(fd, pack_out(16, -(error.errno or errno.EIO), unique))
+                    continue
+                if opcode == op_read:
+                    handle, offset, count, _flags = unpack_read(buffer, 40)
+                    try:
+                        got = preadv(handle, [answers[:count]], offset)
+                    except OSError as error:
+                        write(fd, pack_out(16, -(error.errno or errno.EIO), unique))
+                    else:
+                        writev(fd, (pack_out(16 + got, 0, unique), answers[:got]))
+                    continue
+                answer = own.get(opcode)
+                if answer is not None:
+                    try:
+                        body = answer(buffer, size)
+                        write(fd, pack_out(16 + len(body), 0, unique) + body)
+                    except OSError as error:
+                        write(fd, pack_out(16, -(error.errno or errno.EIO), unique))
+                    continue
+                if opcode == op_init:
+                    self._on_init(buffer, unique)
+                    continue
+                if opcode == kernel.INTERRUPT:
+                    continue  # what it would interrupt is answered by the time we see this
+                if opcode == kernel.RENAME2:
+                    size = self._as_rename(view, size)
+                    if not size:
+                        write(fd, pack_out(16, -errno.EINVAL, unique))
+                        continue
+                    opcode = kernel.RENAME
+                self._opcode = opcode
+                ops.request = (opcode, nodeid)
+                ops.kill_privileges = self._kills(buffer, opcode)
+                process(session, address, size, self._chan if ops.caching else self._own_channel)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return
+                if error.errno != errno.ENOENT:  # the request was interrupted: nobody waits for the reply
+                    raise
+
+    @staticmethod
+    def _kills(buffer: bytearray, opcode: int) -> bool:
+        if opcode == kernel.SETATTR:
+            return bool(buffer[41] & 8)  # FATTR_KILL_SUIDGID, bit 11 of `valid`
+        if opcode == kernel.OPEN:
+            return bool(buffer[44] & 1)  # FUSE_OPEN_KILL_SUIDGID
+        return False
+
+    def _as_rename(self, view: memoryview, size: int) -> int:
+        """Rewrite a RENAME2 as the RENAME that libfuse knows; the kernel has checked NOREPLACE itself. Returns the
+        new size, 0 for an exchange, which the names that libfuse keeps cannot follow."""
+        newdir, flags, _ = kernel.RENAME2_IN.unpack_from(view, kernel.HEADER)
+        if flags & ~kernel.RENAME_NOREPLACE:
+            return 0
+        names = bytes(view[kernel.HEADER + 16 : size])
+        size -= 8
+        header = list(kernel.IN.unpack_from(view, 0))
+        header[0], header[1] = size, kernel.RENAME
+        kernel.IN.pack_into(view, 0, *header)
+        view[kernel.HEADER : kernel.HEADER + 8] = newdir.to_bytes(8, "little")
+        view[kernel.HEADER + 8 : size] = names
+        return size
+
+    def _on_init(self, buffer: bytearray, unique: int) -> None:
+        os.write(self._fd, kernel.init_reply(buffer, unique, writeback=self._writeback))
+        request = ctypes.create_string_buffer(kernel.libfuse_init(unique))
+        self._opcode = kernel.INIT
+        _lib.fuse_session_process(self._session, ctypes.addressof(request), len(request) - 1, self._own_channel)
+
+    def _on_fsync(self, buffer: bytearray, _size: int) -> bytes:
+        handle, flags = kernel.FSYNC_IN.unpack_from(buffer, kernel.HEADER)
+        self.operations.fsync("", flags & kernel.FSYNC_DATA, handle)
+        return b""
+
+    def _on_lseek(self, buffer: bytearray, _size: int) -> bytes:
+        handle, offset, whence = kernel.LSEEK_IN.unpack_from(buffer, kernel.HEADER)
+        return os.lseek(handle, offset, whence).to_bytes(8, "little")
+
+    def _on_fallocate(self, buffer: bytearray, _size: int) -> bytes:
+        handle, offset, length, mode = kernel.FALLOCATE_IN.unpack_from(buffer, kernel.HEADER)
+        self.operations.fallocate(handle, mode, offset, length)
+        return b""
+
+    def _on_flush(self, _buffer: bytearray, _size: int) -> bytes:
+        # Nothing is held back at close; the kernel need not ask again.
+        raise OSError(errno.ENOSYS, "flush")
+
+    # --- trampolines that fusepy lacks or that must not lose anything ---------------------------------------
+
+    @staticmethod
+    def _wrapper(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return func(*args, **kwargs) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except Exception:
+            log.error("error inside %s: %s", getattr(func, "__name__", func), traceback.format_exc())
+            return -errno.EIO
+
+    def init(self, conn: Any) -> Any:
+        return None
+
+    def destroy(self, private_data: Any) -> None:
+        return None
+
+    def getattr(self, path: bytes, buf: Any) -> int:
+        return self._fill(buf.contents, self.operations.lstat(path))
+
+    def fgetattr(self, path: bytes, buf: Any, fip: Any) -> int:
+        status = os.fstat(fip.contents.fh) if fip else self.operations.lstat(path)
+        return self._fill(buf.contents, status)
+
+    @staticmethod
+    def _fill(target: Any, status: os.stat_result) -> int:
+        target.st_ino = status.st_ino
+        target.st_mode = status.st_mode
+        target.st_nlink = status.st_nlink
+        target.st_uid = status.st_uid
+        target.st_gid = status.st_gid
+        target.st_rdev = status.st_rdev
+        target.st_size = status.st_size
+        target.st_blocks = status.st_blocks
+        target.st_blksize = status.st_blksize
+        time = target.st_atimespec
+        time.tv_sec, time.tv_nsec = divmod(status.st_atime_ns, 1_000_000_000)
+        time = target.st_mtimespec
+        time.tv_sec, time.tv_nsec = divmod(status.st_mtime_ns, 1_000_000_000)
+        time = target.st_ctimespec
+        time.tv_sec, time.tv_nsec = divmod(status.st_ctime_ns, 1_000_000_000)
+        return 0
+
+    def utimens(self, path: bytes, buf: Any) -> int:
+        def value(spec: Any) -> int | None:
+            if spec.tv_nsec == _UTIME_OMIT:
+                return None
+            return -1 if spec.tv_nsec == _UTIME_NOW else spec.tv_sec * 1_000_000_000 + spec.tv_nsec
+
+        times = (value(buf.contents.actime), value(buf.contents.modtime)) if buf else (-1, -1)
+        self.operations.utimens(path.decode(ENCODING), times)
+        return 0
+
+    def readdir(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any) -> int:
+        entry = self._stat_type()
+        for name, inode, mode in self.operations.entries(fip.contents.fh):
+            entry.st_ino = inode
+            entry.st_mode = mode
+            if filler(buf, name, entry, 0):
+                break
+        return 0
+
+    def listxattr(self, path: bytes, namebuf: Any, size: int) -> int:
+        names = b"".join(name + b"\0" for name in self.operations.xattr_names(path))
+        if not namebuf:
+            return len(names)
+        if len(names) > size:
+            return -errno.ERANGE
+        ctypes.memmove(namebuf, names, len(names))
+        return len(names)
+
+    def setxattr(self, path: bytes, name: bytes, value: Any, size: int, options: int, *_: Any) -> int:
+        data = ctypes.string_at(value, size)
+        self.operations.setxattr(path.decode(ENCODING), name.decode(ENCODING), data, options)
+        return 0
+
+    def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *_: Any) -> int:
+        data: bytes = self.operations.getxattr(path.decode(ENCODING), name.decode(ENCODING))
+        if not size:
+            return len(data)
+        if len(data) > size:
+            return -errno.ERANGE
+        ctypes.memmove(value, data, len(data))
+        return len(data)
+
+    def mounted(self) -> None:
+        """Note the device of the mount, now that the kernel has answered."""
+        self._device = os.stat(self.path).st_dev
+
+
+def entry_mode(entry: os.DirEntry[bytes]) -> int:
+    """Type of a directory entry as bits of a mode, without a stat where the file system tells it."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -1,0 +1,165 @@
+"""The secondary's side of the stream: operations are applied in the order in which they arrive.
+
+With async="second" a WRITE is acknowledged when it is here, before it is applied; everything else, and everything
+while the data is being resynchronised, after. With async="none" every operation is on disk before its
+acknowledgement. Strict: an operation that fails means that the two servers differ; the stream ends, and this
+server must resynchronise. Lenient (during a resynchronisation): what is in the way is removed, what is missing is
+reported, and the primary has it compared again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from nfsbox import apply
+from nfsbox.engine import Root, sync_filesystem
+from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
+
+_WRITE: Final = int(Op.WRITE)
+
+
+class Applier:
+    """Serves one stream in a thread of its own. `on_end(reason, handed_over)` is called once at its end, `on_strict`
+    when the resynchronisation is complete here (its reply must be durable)."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        roots: Sequence[Root],
+        *,
+        strict: bool,
+        durable: bool,
+        on_end: Callable[[str, bytes | None], None],
+        on_strict: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.channel = channel
+        self.roots = roots
+        self.strict = strict
+        self.durable = durable
+        self.token: bytes | None = None
+        self.applied = 0
+        self._on_end = on_end
+        self._on_strict = on_strict
+        self._sending = threading.Lock()
+        self._files = apply.OpenFiles()
+        self._tree = apply.Tree(roots)
+        self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Cut the stream and wait until what had arrived is applied."""
+        self.channel.shutdown()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        reason = "closed"
+        try:
+            self._serve()
+        except WireError as error:
+            reason = error.strerror or str(error)
+        except Exception:
+            reason = f"error inside nfsbox: {traceback.format_exc(limit=3)}"
+        finally:
+            self._files.close_all()
+            self.channel.close()
+            self._on_end(reason, self.token)
+
+    def _acknowledge(
+        self, number: int, code: int = 0, *, fresh: bool = False, late: bool = False, text: str = ""
+    ) -> None:
+        with self._sending:
+            self.channel.send(
+                Op.ACK, a=number, b=int(fresh), extra=code, flags=Flag.LATE if late else 0, body=text.encode(),
+                timeout=60.0,
+            )
+
+    def _serve(self) -> None:
+        channel, files = self.channel, self._files
+        unpack, pwrite = HEADER.unpack_from, os.pwrite
+        number = 0
+        while True:
+            frame = channel.receive()
+            if frame is None:
+                continue
+            number += 1
+            if frame[0] == _WRITE:
+                _, flags, _, _, fid, offset, _ = unpack(frame)
+                descriptor = files.get(fid, -errno.EBADF)
+                if self.strict and not self.durable and descriptor >= 0:
+                    if flags & 1:
+                        self._acknowledge(number)
+                    data = memoryview(frame)[HEADER_SIZE:]
+                    try:
+                        while data:
+                            done = pwrite(descriptor, data, offset)
+                            data = data[done:]
+                            offset += done
+                    except OSError as error:
+                        self._diverged(number, error, late=True)
+                    continue
+            self._one(number, frame)
+
+    def _one(self, number: int, frame: bytes) -> None:
+        code, fresh, text = 0, False, ""
+        op, flags = frame[0], frame[1]
+        if op == Op.CHECKPOINT:
+            threading.Thread(target=self._checkpoint, args=(number,), name="checkpoint", daemon=True).start()
+            return
+        try:
+            fresh = self._apply(op, frame)
+        except OSError as error:
+            code = error.errno or errno.EIO
+            text = f"{Op(op).name if op in set(Op) else op} {apply.describe(frame)}"
+            if self.strict:
+                self._diverged(number, error, text=text)
+        if flags & Flag.ACK:
+            self._acknowledge(number, code, fresh=fresh, text=text)
+
+    def _diverged(self, number: int, error: OSError, *, late: bool = False, text: str = "") -> None:
+        code = error.errno or errno.EIO
+        self._acknowledge(number, code, late=late, text=text)
+        what = f"operation {number} {text}".rstrip()
+        raise WireError(code, f"this server could not apply {what} ({error.strerror}): it must resynchronise")
+
+    def _apply(self, op: int, frame: bytes) -> bool:
+        if op == Op.STRICT:
+            fields = decode_map(memoryview(frame)[HEADER_SIZE:])
+            self._sync()
+            self._on_strict(fields)
+            self.strict = True
+            return False
+        if op == Op.HANDOVER:
+            self._sync()
+            self.token = bytes(memoryview(frame)[HEADER_SIZE:])
+            return False
+        if op == Op.PING:
+            return False
+        self.applied += 1
+        return apply.operation(self._tree, self._files, frame, strict=self.strict, durable=self.durable)
+
+    def _sync(self) -> None:
+        for root in self.roots:
+            descriptor = os.open(root.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_filesystem(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _checkpoint(self, number: int) -> None:
+        code = 0
+        try:
+            self._sync()
+        except OSError as error:
+            code = error.errno or errno.EIO
+        try:
+            self._acknowledge(number, code, late=True)
+        except WireError:
+            self.channel.shutdown()  # the serving thread reports the end

@@ -1,0 +1,241 @@
+"""The ordered stream of operations to the secondary, as the primary sees it (R1, R3, R8).
+
+A stream is RESYNC until the secondary is equal, then PAIRED. Operations are sent in the order in which they are
+applied here (the engine's order lock), and the thread that made one waits for its acknowledgement. Nobody reads
+acknowledgements on behalf of others in a thread of its own: whoever waits reads, so that with one request
+outstanding it blocks in recv itself.
+
+A RESYNC stream that breaks is dropped; nothing was promised. A PAIRED one that breaks holds the operations that
+are not acknowledged, until the engine is told what became of the peer.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, WireTimeout
+
+if TYPE_CHECKING:
+    from nfsbox.files import File
+
+_ACK: Final = int(Flag.ACK)
+_WRITE: Final = int(Op.WRITE)
+
+
+class State(Enum):
+    """Of a stream."""
+
+    RESYNC = "resync"
+    PAIRED = "paired"
+    LOST = "lost"
+
+
+class Stream:
+    """One session with one secondary. `on_lost(stream, was, reason)` is called once, from any thread."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        identity: int,
+        peer: str,
+        *,
+        paired: bool,
+        sendtimeout: float,
+        locktimeout: float,
+        on_lost: Callable[[Stream, State, str], None],
+    ) -> None:
+        self.channel = channel
+        self.identity = identity
+        self.peer = peer
+        self.state = State.PAIRED if paired else State.RESYNC
+        self.strict = paired
+        self.reason = ""
+        self.was = self.state
+        self._sendtimeout = sendtimeout
+        self._locktimeout = locktimeout
+        self._on_lost = on_lost
+        self._acked = 0
+        self._errors: dict[int, int] = {}
+        self._fresh: set[int] = set()  # acknowledged frames that made new content necessary
+        self._late: dict[int, int] = {}
+        self._next_fid = 0
+        self._reading = threading.Lock()
+        self._failing = threading.Lock()
+        self._turn = threading.Condition()
+        self._waiters = 0
+        self.replicated = 0  # bytes of application data
+        self.reintegrated = 0
+
+    # --- sending; the caller holds the order lock ------------------------------------------------------------
+
+    def send(
+        self, op: int, root: int, fid: int = 0, a: int = 0, b: int = 0, body: bytes = b"", *, extra: int = 0,
+        flags: int = _ACK,
+    ) -> int:
+        """Send an operation; the number to `wait` for. Never raises for a broken stream: `wait` tells."""
+        if self.state is not State.LOST:
+            try:
+                return self.channel.send_plain(
+                    HEADER.pack(op, flags, root, extra, fid, a, b) + body, self._sendtimeout
+                )
+            except WireError as error:
+                self.fail(_sending(error))
+        return self.channel.sent + 1
+
+    def send_write(self, root: int, fid: int, offset: int, frame: memoryview, flags: int = _ACK) -> int:
+        """Send a WRITE whose data stands in `frame` behind room for the header."""
+        if self.state is not State.LOST:
+            HEADER.pack_into(frame, 0, _WRITE, flags, root, 0, fid, offset, 0)
+            try:
+                return self.channel.send_plain(frame, self._sendtimeout)
+            except WireError as error:
+                self.fail(_sending(error))
+        return self.channel.sent + 1
+
+    def new_fid(self) -> int:
+        """A number for a file, used once in this session."""
+        self._next_fid += 1
+        return self._next_fid
+
+    def bind(self, file: File) -> None:
+        """Make sure that the secondary knows the file by its fid."""
+        if file.session != self.identity:
+            file.fid = self.new_fid()
+            file.session = self.identity
+            self.send(Op.OPEN, file.root, file.fid, body=file.path, flags=0)
+
+    def rebind(self, file: File) -> None:
+        """The secondary has another inode at the file's path now."""
+        if file.session == self.identity:
+            self.send(Op.OPEN, file.root, file.fid, body=file.path, flags=0)
+
+    # --- acknowledgements ----------------------------------------------------------------------------------
+
+    def wait(self, number: int, timeout: float | None = None) -> int:
+        """Wait until frame `number` is acknowledged; the errno of the secondary, 0 when all is well, ENOTCONN when
+        the stream is lost."""
+        started = time.monotonic()
+        limit = self._locktimeout if timeout is None else timeout
+        while self._acked < number:
+            if self.state is State.LOST:
+                return errno.ENOTCONN
+            if self._reading.acquire(False):
+                try:
+                    if self._acked < number:
+                        self._read()
+                finally:
+                    self._reading.release()
+                if self._waiters:
+                    with self._turn:
+                        self._turn.notify_all()
+            else:
+                with self._turn:
+                    self._waiters += 1
+                    if self._acked < number and self._reading.locked():
+                        self._turn.wait(0.1)
+                    self._waiters -= 1
+            if time.monotonic() - started > limit and self._acked < number:
+                self.fail(f"a request was not acknowledged within {limit:g} seconds (locktimeout)")
+        return self._errors.pop(number, 0) if self._errors else 0
+
+    def wait_late(self, number: int, timeout: float) -> int:
+        """Wait for a frame that the secondary works on beside the stream (CHECKPOINT)."""
+        end = time.monotonic() + timeout
+        while number not in self._late:
+            if self.state is State.LOST:
+                return errno.ENOTCONN
+            if time.monotonic() > end:
+                self.fail(f"the secondary did not write its data within {timeout:g} seconds")
+            if self._reading.acquire(False):
+                try:
+                    self._read()
+                finally:
+                    self._reading.release()
+                if self._waiters:
+                    with self._turn:
+                        self._turn.notify_all()
+            else:
+                with self._turn:
+                    self._waiters += 1
+                    if number not in self._late and self._reading.locked():
+                        self._turn.wait(0.1)
+                    self._waiters -= 1
+        return self._late.pop(number)
+
+    def was_fresh(self, number: int) -> bool:
+        """Whether the secondary had to make the entry of frame `number` anew."""
+        if number in self._fresh:
+            self._fresh.discard(number)
+            return True
+        return False
+
+    def _read(self) -> None:
+        try:
+            frame = self.channel.receive()
+        except WireError as error:
+            self.fail(error.strerror or str(error))
+            return
+        if frame is None:
+            return
+        op, flags, _, code, _, number, fresh = HEADER.unpack_from(frame)
+        if op != Op.ACK or number > self.channel.sent:
+            self.fail(f"unexpected frame {op} from the secondary")
+            return
+        if flags & Flag.LATE:
+            if code and self.strict:
+                self.fail(f"the secondary could not apply operation {number}: {_explain(frame, code)}")
+            self._late[number] = code
+            return
+        if code:
+            if self.strict:
+                self.fail(f"the secondary could not apply operation {number}: {_explain(frame, code)}")
+                return
+            self._errors[number] = code
+        if fresh:
+            self._fresh.add(number)
+        self._acked = number
+
+    @property
+    def pending(self) -> int:
+        """Frames not known to be acknowledged (frames that want none count until the next that does)."""
+        return max(0, self.channel.sent - self._acked)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def fail(self, reason: str) -> None:
+        """Break the stream; once."""
+        with self._failing:
+            if self.state is State.LOST:
+                return
+            self.was, self.state, self.reason = self.state, State.LOST, reason
+        self.channel.shutdown()
+        with self._turn:
+            self._turn.notify_all()
+        self._on_lost(self, self.was, reason)
+
+    def close(self) -> None:
+        """Orderly end: no `on_lost`."""
+        with self._failing:
+            if self.state is not State.LOST:
+                self.was, self.state, self.reason = self.state, State.LOST, "closed"
+        self.channel.shutdown()
+        with self._turn:
+            self._turn.notify_all()
+
+
+def _sending(error: WireError) -> str:
+    if isinstance(error, WireTimeout):
+        return f"{error.strerror} (sendtimeout)"
+    return error.strerror or str(error)
+
+
+def _explain(frame: bytes, code: int) -> str:
+    import os
+
+    text = frame[HEADER_SIZE:].decode("utf-8", "replace")
+    return f"{os.strerror(code)} {text}".strip()

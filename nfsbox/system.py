@@ -1,0 +1,52 @@
+"""System calls that Python does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+PUNCH_HOLE: Final = 0x3  # with KEEP_SIZE
+#: Modes of fallocate that change one file in place: allocate, punch, zero; those that move data are refused.
+FALLOCATE_MODES: Final = frozenset({0x0, 0x1, PUNCH_HOLE, 0x10, 0x11})
+
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_OMIT = (1 << 30) - 2
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
+
+
+_Times = _Timespec * 2
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2). Raises OSError."""
+    _check(_libc.fallocate(descriptor, mode, offset, length))
+
+
+def set_mtime(path: bytes, mtime_ns: int) -> None:
+    """Set the modification time only; a symbolic link's own. Raises OSError."""
+    times = _Times(_Timespec(0, _OMIT), _Timespec(*divmod(mtime_ns, 1_000_000_000)))
+    _check(_libc.utimensat(_AT_FDCWD, path, times, _AT_SYMLINK_NOFOLLOW))
+
+
+def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set times; None leaves one as it is. Raises OSError."""
+    parts = [_Timespec(0, _OMIT) if value is None else _Timespec(*divmod(value, 1_000_000_000))
+             for value in (atime_ns, mtime_ns)]
+    if isinstance(target, int):
+        _check(_libc.futimens(target, _Times(*parts)))
+    else:
+        _check(_libc.utimensat(_AT_FDCWD, target, _Times(*parts), _AT_SYMLINK_NOFOLLOW))
