@@ -48,6 +48,7 @@ class Admin:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.Task[None] | None = None
+        self._remade = False  # mounted again after a death in a pair, waiting for `alone`
         self._bandwidth: dict[str, int] = {}
         self._operations: dict[str, Callable[[Request], Awaitable[Fields | None]]] = {
             "prepare": self._prepare, "primary": self._primary, "secondary": self._secondary, "alone": self._alone,
@@ -175,6 +176,8 @@ class Admin:
             await self.nfsbox("primary", peer=self._peer(request), paired=True)
             self.role, self.paired = "primary", True
             return {"generation": state.current}
+        if request.fields.get("force"):
+            state = generations.forced(state, new_number())
         if not state.consistent:
             raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
         await self.reintegration.abandon()
@@ -186,7 +189,12 @@ class Admin:
 
     async def _alone(self, request: Request) -> Fields:
         state = generations.left_peer(self.known_state(), new_number(), time.time())
-        answer = await self.nfsbox("alone", state=generations.to_fields(state))
+        if self._remade:
+            answer = await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
+            self._remade = False
+            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
+        else:
+            answer = await self.nfsbox("alone", state=generations.to_fields(state))
         self.state, self.role, self.paired = state, "primary", False
         return {"held": answer.get("held", 0), "generation": state.current}
 
@@ -238,7 +246,7 @@ class Admin:
                     await self.nfsbox("state_set", state=generations.to_fields(self.state))
         finally:
             self._unwatch()  # its end is now wanted
-            self.role, self.paired, self.degraded = "none", False, False
+            self.role, self.paired, self.degraded, self._remade = "none", False, False, False
             self._clear_bandwidth()
         return {}
 
@@ -314,14 +322,14 @@ class Admin:
                                reaction=reaction)
         self.paired = False
         if role == "primary":
-            # The peer must not take part any more before anybody writes through the new mount.
+            # heart makes the server ALONE, and restarts the application when it hears `nfsbox_died`: not before the
+            # mount can be written again.
             self.degraded = True
-            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
             self.set_resource("rfs.degraded", "up")
             self._clear_bandwidth()
         elif role == "secondary":
             self.spawn(self.reintegration.abandon())
-            self.tell_heart("secondary_lost" if paired else "rfs_failed", "nfsbox ended unexpectedly")
+            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
         self._recovery = self.spawn(self._recover(role, paired))
 
     async def _recover(self, role: str, paired: bool) -> None:
@@ -329,12 +337,13 @@ class Admin:
         record that it is ALONE (`alone`)."""
         await self.process("nfsbox", True)
         state = await self._open(degraded=role == "primary")
-        if role == "primary":
-            if not paired:
-                state = generations.left_peer(state, new_number(), time.time())
-                await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
-                self.state = state
-                self.tell_heart("nfsbox_ready")
+        if role == "primary" and paired:
+            self._remade = True
+        elif role == "primary":
+            state = generations.left_peer(state, new_number(), time.time())
+            await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
+            self.state = state
+            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
         else:
             await self.nfsbox("standby", state=generations.to_fields(state))
             self.role = "standby"

@@ -1,0 +1,326 @@
+"""nfsadmin between a heart and an nfsbox that write down what they are asked: orders, records, deaths."""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfsbox.admin.service import Admin
+from nfsbox.generations import DataState, from_fields, to_fields
+from safekit import bus, seal
+from safekit.log import ModuleLog
+from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
+from safekit.paths import ModulePaths
+from safekit.process import Context, Lateness
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("SAFEMAPPER", str(sock.getsockname()[1]))
+    monkeypatch.setenv("SAFEVAR", str(tmp_path))
+    (tmp_path / "bus.key").write_text(seal.new_key().hex())
+    ModulePaths("AM").rfs.mkdir(parents=True)
+
+
+class World:
+    """A mapper, a heart, an nfsbox whose process is a sleeping child, and the Admin under test."""
+
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+        self.heart: list[tuple[str, Fields]] = []
+        self.box: list[tuple[str, Fields]] = []
+        self.stored: Fields | None = None
+        self.journal = "none"
+        self.refuse: dict[str, bus.BusError] = {}
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.process = self.new_process()
+        self.endpoints: list[bus.Endpoint] = []
+
+    def new_process(self) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(["sleep", "60"])
+        self.children.append(child)
+        return child
+
+    async def start(self) -> None:
+        self.endpoints.append(await bus.Endpoint.open("safeadmin", self.map, port=int(os.environ["SAFEMAPPER"])))
+        self.endpoints.append(await bus.Endpoint.open("AM/heart", self.on_heart))
+        self.endpoints.append(await bus.Endpoint.open("AM/nfsbox", self.on_box))
+        self.client = await bus.Endpoint.open("AM/reintegre", self.nothing)
+        self.endpoints.append(self.client)
+        lan = Lan("default", nodes=(LanNode("n1", "10.0.0.1"), LanNode("n2", "10.0.0.2")))
+        config = ModuleConfig("AM", 1, rfs=Rfs((Replicated("/replicated"),), flow="default", port=5600))
+        self.context = Context("nfsadmin", "AM", "n1", ModulePaths("AM"), config, ClusterConfig((lan,)),
+                               ModuleLog("AM", "nfsadmin", "n1"), await bus.Endpoint.open("AM/nfsadmin", self.serve),
+                               Lateness(1.0, lambda late: None))
+        self.endpoints.append(self.context.bus)
+        self.admin = Admin(self.context)
+
+    async def stop(self) -> None:
+        for endpoint in self.endpoints:
+            await endpoint.close()
+        for child in self.children:
+            child.kill()
+            child.wait()
+
+    async def map(self, request: bus.Request) -> Fields | None:
+        if request.op == "map_register":
+            self.ports[request.text("name")] = request.fields["_port"]
+            return None
+        return {"port": self.ports.get(request.text("name"), 0)}
+
+    async def nothing(self, request: bus.Request) -> None:
+        return None
+
+    async def serve(self, request: bus.Request) -> Fields | None:
+        return await self.admin.handle(request)
+
+    async def on_heart(self, request: bus.Request) -> Fields | None:
+        self.heart.append((request.op, request.fields))
+        if request.op == "process" and request.fields["name"] == "nfsbox" and request.fields["on"]:
+            self.process = self.new_process()
+        return None
+
+    async def on_box(self, request: bus.Request) -> Fields | None:
+        if request.op == "ping":
+            if self.process.poll() is not None:
+                await asyncio.sleep(5)
+            return {"pid": self.process.pid}
+        self.box.append((request.op, request.fields))
+        if request.op in self.refuse:
+            raise self.refuse.pop(request.op)
+        if "state" in request.fields:
+            self.stored = request.fields["state"]
+            (self.context.paths.rfs / "state").write_bytes(b"x")
+        if request.op == "prepare":
+            return {"state": self.stored, "journal": self.journal}
+        return {"session": 1, "held": 0, "state": self.stored}
+
+    async def ask(self, op: str, **fields: Any) -> Fields:
+        return await self.client.request("AM/nfsadmin", op, 10.0, **fields)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    def events(self) -> list[str]:
+        return [fields["kind"] for op, fields in self.heart if op == "event"]
+
+    @property
+    def state(self) -> DataState:
+        return from_fields(self.stored)
+
+
+def run(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def everything() -> None:
+        world = World()
+        await world.start()
+        try:
+            await scenario(world)
+        finally:
+            await world.stop()
+
+    asyncio.run(asyncio.wait_for(everything(), 30))
+
+
+PEER = DataState(77, peer=0, current=500)
+
+
+def test_first_start_as_primary_and_orderly_stop() -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.ask("prepare")
+        assert answer["consistent"] is True and answer["generation"] == 0
+        generation = (await world.ask("primary"))["generation"]
+        assert world.state.open and world.state.current == generation != 0
+        await world.ask("release")
+        assert [op for op, _ in world.box] == ["prepare", "primary", "release", "state_set"]
+        assert not world.state.open and world.state.closed_ns
+
+    run(scenario)
+
+
+def test_reintegration_marks_before_it_begins_and_records_before_it_tells() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2", fullsync=False)
+        secondary = next(f for op, f in world.box if op == "secondary")
+        assert (secondary["address"], secondary["port"], secondary["source"]) == ("10.0.0.2", 5600, "10.0.0.1")
+        await world.until(lambda: ("process", "reintegre") in [(o, f.get("name")) for o, f in world.heart])
+        answer = await world.ask("rei_begin", source=to_fields(PEER), pid=os.getpid())
+        assert (answer["kind"], answer["rule"]) == ("full", "first_synchronisation")
+        assert world.state.consistent is False and world.state.copying
+        assert "rfs_synced" not in world.events()
+        await world.ask("rei_end", source=to_fields(PEER))
+        assert world.state.consistent and (world.state.current, world.state.peer) == (500, 77)
+        await world.until(lambda: "rfs_synced" in world.events())
+        assert (await world.ask("status"))["paired"] is True
+
+    run(scenario)
+
+
+def test_a_connection_that_is_not_ready_yet_is_tried_again() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        world.refuse["secondary"] = bus.BusError("connect", "connection refused")
+        await world.ask("secondary", peer="n2")
+        assert [op for op, _ in world.box].count("secondary") == 2
+
+    run(scenario)
+
+
+def test_fullsync_is_asked_once_and_then_resumed() -> None:
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400))
+        source = DataState(77, peer=5, current=500, base=400)
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2", fullsync=True)
+        assert (await world.ask("rei_begin", source=to_fields(source), pid=0))["rule"] == "full_requested"
+        await world.ask("rei_failed", reason="cable")
+        await world.until(lambda: "rfs_failed" in world.events())
+        await world.ask("standby")
+        await world.ask("secondary", peer="n2")
+        assert (await world.ask("rei_begin", source=to_fields(source), pid=0))["rule"] == "full_resumed"
+
+    run(scenario)
+
+
+def test_an_incomplete_primary_is_refused_as_source_and_as_primary() -> None:
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400, consistent=False))
+        assert (await world.ask("prepare"))["consistent"] is False
+        with pytest.raises(bus.BusError) as caught:
+            await world.ask("primary")
+        assert caught.value.code == "inconsistent"
+        await world.ask("secondary", peer="n2")
+        with pytest.raises(bus.BusError) as caught:
+            await world.ask("rei_begin", source=to_fields(DataState(77, current=3, consistent=False)), pid=0)
+        assert caught.value.code == "refused"
+
+    run(scenario)
+
+
+def test_primforce_declares_the_data_valid_and_demands_everything() -> None:
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400, consistent=False))
+        await world.ask("prepare")
+        await world.ask("primary", force=True)
+        assert world.state.consistent and world.state.full_serial
+
+    run(scenario)
+
+
+def test_pair_asks_heart_before_it_answers() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        answer = await world.ask("pair", peer="n2", server=77)
+        assert [op for op, _ in world.heart if op == "pair"] == ["pair"]
+        assert from_fields(answer["state"]).peer == 77
+        before = world.state.current
+        await world.ask("alone")
+        assert (world.state.base, world.state.peer) == (before, 77) and world.state.current != before
+
+    run(scenario)
+
+
+def test_nfsbox_dies_on_a_prim_and_comes_back_without_replication() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        world.stored = (await world.ask("pair", peer="n2", server=77))["state"]  # nfsbox records it
+        world.box.clear()
+        world.process.kill()
+        await world.until(lambda: ("set", "rfs.degraded", "up", "nfsadmin") in
+                          [(o, f.get("resource"), f.get("value"), f.get("who")) for o, f in world.heart])
+        await world.ask("alone")
+        assert [op for op, _ in world.box] == ["prepare", "primary"]
+        assert world.box[0][1]["degraded"] is True
+        await world.until(lambda: "nfsbox_died" in world.events())  # the application may be restarted now
+        assert world.state.base, "the peer lacks what is written from now on"
+
+    run(scenario)
+
+
+def test_nfsbox_dies_on_an_alone() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        world.box.clear()
+        world.process.kill()
+        await world.until(lambda: [op for op, _ in world.box] == ["prepare", "primary"])
+        await world.until(lambda: "nfsbox_died" in world.events())
+
+    run(scenario)
+
+
+def test_nfsbox_dies_on_a_second() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        await world.ask("rei_begin", source=to_fields(PEER), pid=0)
+        await world.ask("rei_end", source=to_fields(PEER))
+        world.process.kill()
+        await world.until(lambda: "nfsbox_died" in world.events())
+        await world.ask("standby")
+        await world.ask("secondary", peer="n2")
+        assert world.state.clean is False, "it crashed, so what was in flight is compared"
+
+    run(scenario)
+
+
+def test_reintegre_that_dies_is_started_again_a_few_times() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        for number in range(4):
+            await world.until(lambda n=number: [f.get("on") for o, f in world.heart  # type: ignore[misc]
+                                                if f.get("name") == "reintegre"].count(True) == n + 1)
+            child = world.new_process()
+            await world.ask("rei_begin", source=to_fields(PEER), pid=child.pid)
+            child.kill()
+        await world.until(lambda: "rfs_failed" in world.events())
+
+    run(scenario)
+
+
+def test_the_stream_breaks_during_the_reintegration() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        await world.ask("rei_begin", source=to_fields(PEER), pid=0)
+        await world.ask("session_lost", reason="the primary is gone", role="secondary")
+        await world.until(lambda: "rfs_failed" in world.events())
+        assert world.state.consistent is False
+
+    run(scenario)
+
+
+def test_bandwidth_is_told_on_change_only() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        for value in (10, 10, 20):
+            await world.ask("rfs_bandwidth", replication=value, reintegration=0)
+        await world.until(lambda: [f["value"] for o, f in world.heart
+                                   if f.get("resource") == "rfs_bandwidth.replication"] == ["10", "20"])
+
+    run(scenario)
+
+
+def test_a_damaged_record_is_told_and_costs_a_full_reintegration() -> None:
+    async def scenario(world: World) -> None:
+        world.stored = {"server": "nonsense"}
+        assert (await world.ask("prepare"))["generation"] == 0
+        assert "copies everything" in world.context.log.path.read_text()
+
+    run(scenario)
