@@ -13,12 +13,12 @@ from safekit.process import Context, run
 
 
 async def defined(addr: str) -> bool:
-    """True when one of the addresses of `addr` is on a local interface and the kernel uses it."""
+    """True when one of the addresses of `addr` is on a local interface."""
     try:
         wanted = {ipaddress.ip_address(literal) for _, (literal, _) in await resolve(addr, 0, socket.SOCK_DGRAM)}
     except OSError:
         return False
-    return any(address.ip in wanted and not address.refused for address in net.addresses())
+    return any(address.ip in wanted for address in net.addresses())
 
 
 async def check(context: Context) -> None:
