@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_a_full_disk_stops_nothing(monkeypatch: pytest.MonkeyPatch, capfdbinary:
     def full(fd: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     writer.info("two")
     writer.info("three")
     monkeypatch.undo()

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit import files
 from safekit import resources as res
 
 
@@ -35,7 +34,12 @@ def test_set_and_read(path: Path) -> None:
 def test_a_durable_value_is_on_disk_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (synced.append(fd), real(fd))[1])
+
+    def fsync(fd: int) -> None:
+        synced.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     res.ResourceWriter(path).set("rfs.uptodate", "up", "heart")
     assert res.load(path)["rfs.uptodate"].value == "up"
     assert len(synced) == 2, "the file and its directory"
@@ -56,7 +60,7 @@ def test_a_durable_value_that_cannot_be_written_is_not_taken(path: Path, monkeyp
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         writer.set("rfs.uptodate", "up", "heart")
     assert writer.value("rfs.uptodate") == "down"
