@@ -93,15 +93,9 @@ class ResourceWriter:
         Raises ValueError for a name or value that does not fit a line, OSError when a durable value could
         not be put on disk: the caller must then not act on it.
         """
-        if not valid_name(name):
-            raise ValueError(f"{name!r} is not a resource name (class.id)")
-        if not value or len(value) > 256 or _BLANKS.search(value):
-            raise ValueError(f"{value!r} is not a resource value (one word)")
         previous = self.resources.get(name)
-        if previous is not None and previous.value == value:
+        if not self.put(name, value, setter):
             return False
-        self.resources[name] = Resource(name, value, time.time(), _BLANKS.sub("_", setter) or "unknown")
-        self._dirty = True
         if is_durable(name):
             try:
                 self.flush(durable=True)
@@ -111,6 +105,19 @@ class ResourceWriter:
                 else:
                     self.resources[name] = previous
                 raise
+        return True
+
+    def put(self, name: str, value: str, setter: str) -> bool:
+        """As `set`, without any write: for several values that one `flush` puts on disk together."""
+        if not valid_name(name):
+            raise ValueError(f"{name!r} is not a resource name (class.id)")
+        if not value or len(value) > 256 or _BLANKS.search(value):
+            raise ValueError(f"{value!r} is not a resource value (one word)")
+        previous = self.resources.get(name)
+        if previous is not None and previous.value == value:
+            return False
+        self.resources[name] = Resource(name, value, time.time(), _BLANKS.sub("_", setter) or "unknown")
+        self._dirty = True
         return True
 
     def remove(self, name: str) -> None:

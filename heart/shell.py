@@ -1,0 +1,363 @@
+"""The shell around the automaton: it feeds events in, carries actions out, and owns every clock and socket.
+
+Order that must hold: the actions of one decision are carried out in their
+order, durable memory included, before the next event is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from heart import configured
+from heart.actions import Abort, Action, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
+from heart.core import beat, deadline, decide, new_state
+from heart.effects import Effects
+from heart.events import Configured, Done, Event, Heard, Overslept, ResourceSet, SupervisorDied, Tick
+from heart.publish import History, Published, RunningMark
+from heart.state import State
+from heart.values import Beat, Command, Reason, Role
+from heart.wire import CONTEXT, LinkSocket
+from safekit.bus import BusError
+from safekit.neighbours import REFRESH_SECONDS, PermanentNeighbours
+from safekit.paths import cluster_dir
+from safekit.process import Context
+from safekit.scripts import ScriptRunner
+from safekit.seal import Opener, Sealer, load_key, next_epoch
+
+RECENT = 200
+"""Decisions kept in memory for `status`."""
+LINGER_PULSES = 3
+"""At the end of a stop the peer is told STOP again for so many pulses, or until it has heard it."""
+LINGER_SECONDS = 2.0
+SUPERVISOR_SECONDS = 1.0
+CLUSTER_SECONDS = 2.0
+FIRST_COMMAND_SECONDS = 60.0
+"""A heart that nobody orders anything ends after this long."""
+
+
+class Shell:
+    """One per heart."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.plan = configured.read(context.config, context.cluster, context.node)
+        paths = context.paths
+        paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+        incarnation = next_epoch(paths.var / "heart.epoch")
+        self.state: State = new_state(self.plan.setup, incarnation)
+        self.published = Published(paths)
+        self.history = History(paths.why, context.node)
+        self.mark = RunningMark(paths.marker)
+        self.scripts = ScriptRunner(paths, context.config.user, context.log)
+        self.effects = Effects(context, self.scripts, self._on_done)
+        self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
+        self.ended = asyncio.Event()
+        self.exit: Exit | None = None
+        self._sequence = 0
+        self._key = load_key(cluster_dir() / "cluster.key")
+        self._incarnation = incarnation
+        self._links: list[LinkSocket] = []
+        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        self._reply_token = 0
+        self._setters: dict[str, str] = {}
+        self._complained: dict[tuple[str, str], str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._neighbours = PermanentNeighbours()
+        self.die: Callable[[int], object] = os._exit
+
+    # -- events in, actions out
+
+    def feed(self, event: Event) -> None:
+        """One event, carried out completely.
+
+        When that fails (a memory that cannot be put on disk, a defect), heart ends at once: its successor
+        takes up what is on disk, which is always a state that may be acted on.
+        """
+        try:
+            self._feed(event)
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                self.context.log.event("internal", text=f"heart ends: {type(event).__name__}: {error!r}")
+            self.die(1)
+            raise
+
+    def _feed(self, event: Event) -> None:
+        decision = decide(self.state, event, time.monotonic())
+        peer_before = self.state.peer
+        self.state = decision.state
+        for action in decision.actions:
+            self._perform(action)
+        if self.state.peer is not peer_before:
+            self._look_at_peer(self.state.peer)
+        self.published.flush()
+        self._record(decision.reasons)
+        self._schedule()
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Log(code, fields):
+                self.context.log.event(code, **dict(fields))
+            case Remember(values):
+                self.published.remember(values, self._setters)
+            case Forget(names):
+                self.published.forget(names)
+            case Send():
+                self.send()
+            case Run(token, effect):
+                self.effects.start(token, effect)
+            case Abort(token):
+                self.effects.abort(token)
+            case Marker(present):
+                if present:
+                    self.scripts.trim_userlog()
+                self.mark.set(present)
+            case Reply():
+                future = self._replies.pop(action.token, None)
+                if future is not None and not future.done():
+                    future.set_result(action)
+            case Reboot():
+                self._start_task(self._reboot())
+            case Exit():
+                self.exit = action
+                self._start_task(self._end())
+
+    def _on_done(self, done: Done) -> None:
+        self.feed(done)
+
+    def _record(self, reasons: tuple[Reason, ...]) -> None:
+        now = time.time()
+        self.recent.extend((now, reason) for reason in reasons)
+        try:
+            self.history.record(reasons)
+        except OSError as error:
+            self._complain(("why", ""), f"the decision history cannot be written: {error}")
+
+    def _schedule(self) -> None:
+        """Tick when the automaton needs one.  A timer that is already right stays."""
+        due = deadline(self.state)
+        if self._timer is not None:
+            if abs(due - self._due) < 0.001:
+                return
+            self._timer.cancel()
+        self._due = due
+        delay = max(due - time.monotonic(), 0.001)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.feed(Tick())
+
+    # -- heartbeats
+
+    def send(self) -> None:
+        """Heartbeats on every link, now."""
+        self._sequence += 1
+        now = dataclasses.replace(beat(self.state), sequence=self._sequence)
+        for link in self._links:
+            link.send(now)
+
+    def _heard(self, ident: str, heard: Beat) -> None:
+        self.feed(Heard(ident, heard))
+
+    def _rejected(self, peer: str, ident: str, reason: str) -> None:
+        self._complain((peer, ident), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
+
+    def _complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
+        """Say something once, until it changes."""
+        if self._complained.get(about) == reason or len(self._complained) > RECENT:
+            return
+        self._complained[about] = reason
+        if code == "internal":
+            self.context.log.event(code, text=reason)
+        else:
+            self.context.log.event(code, reason=reason, **fields)
+
+    def _look_at_peer(self, peer: Beat | None) -> None:
+        self.published.remote(peer)
+        if peer is None or not peer.signature or not self.state.setup.signature:
+            return
+        if peer.signature != self.state.setup.signature:
+            if self._complained.get(("signature", peer.node)) != peer.signature:
+                self._complained["signature", peer.node] = peer.signature
+                self.context.log.event("config_differs", peer=peer.node)
+        else:
+            self._complained.pop(("signature", peer.node), None)
+
+    async def open_links(self) -> None:
+        """Open the sockets of all links; those without an address yet are tried again at each pulse."""
+        sealer = self._sealer()
+        for route in self.plan.routes:
+            opener = Opener(self._key, CONTEXT + self.context.module, [self.plan.setup.peer])
+            self._links.append(
+                LinkSocket(route, self.context.module, sealer, opener, self._heard, self._rejected)
+            )
+        for link in self._links:
+            await link.open()
+            self._start_task(self._pulse(link))
+
+    def _sealer(self) -> Sealer:
+        return Sealer(self._key, CONTEXT + self.context.module, self.context.node, self._incarnation)
+
+    async def _pulse(self, link: LinkSocket) -> None:
+        """Heartbeats of one link, for as long as it is used."""
+        while link in self._links:
+            if link.problem:
+                await link.open()
+                if link.problem:
+                    self._complain(("link", link.route.ident), f"heartbeat {link.route.ident}: {link.problem}")
+                else:
+                    self._complained.pop(("link", link.route.ident), None)
+            self._sequence += 1
+            link.send(dataclasses.replace(beat(self.state), sequence=self._sequence))
+            await asyncio.sleep(link.route.pulse)
+
+    async def reload(self) -> None:
+        """A dynamic configuration: heartbeats, scripts, rules and limits change while the module runs."""
+        self.context.reload()
+        plan = configured.read(self.context.config, self.context.cluster, self.context.node)
+        self.scripts.user = self.context.config.user
+        self._key = load_key(cluster_dir() / "cluster.key")
+        old, self._links = self._links, []
+        for link in old:
+            link.close()
+        self.plan = plan
+        # another epoch: nonces may never repeat under one key
+        self._incarnation = next_epoch(self.context.paths.var / "heart.epoch")
+        await self.open_links()
+        self.feed(Configured(plan.setup))
+
+    # -- requests
+
+    async def ask(self, make: Any) -> Reply:
+        """Feed the event `make(token)` and wait for its answer."""
+        self._reply_token += 1
+        token = self._reply_token
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[token] = future
+        self.feed(make(token))
+        try:
+            return await asyncio.wait_for(future, 5.0)
+        finally:
+            self._replies.pop(token, None)
+
+    def set_resource(self, name: str, value: str, who: str) -> bool:
+        """A resource set from outside; True when its value changed."""
+        before = self.state.resources.get(name)
+        self._setters[name] = who
+        self.feed(ResourceSet(name, value, who))
+        return self.state.resources.get(name) != before
+
+    # -- watching
+
+    def start_watching(self) -> None:
+        """What goes on beside the events."""
+        self._start_task(self._watch_supervisor())
+        self._start_task(self._watch_cluster())
+        if self.plan.permanent_arp:
+            self._start_task(self._keep_neighbours())
+
+    async def _watch_supervisor(self) -> None:
+        """supervisord runs the others: its end is an event (M5)."""
+        sock = Path(self.context.paths.supervisor_sock)
+        failures = 0
+        while True:
+            await asyncio.sleep(SUPERVISOR_SECONDS)
+            try:
+                reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(sock)), 5.0)
+                writer.close()
+                del reader
+                failures = 0
+            except (OSError, TimeoutError):
+                failures += 1
+            if failures == 2 and self.exit is None and self.state.role is not Role.STOP:
+                self.feed(SupervisorDied())
+
+    async def _watch_cluster(self) -> None:
+        """cluster() of the rules is safeadmin's view."""
+        from heart.events import ClusterView
+
+        while True:
+            value = "unknown"
+            with contextlib.suppress(BusError):
+                reply = await self.context.bus.request("safeadmin", "cluster", 1.0, module=self.context.module)
+                value = str(reply.get("cluster", reply.get("value", "unknown")))
+            if value != self.state.cluster:
+                self.feed(ClusterView(value))
+            await asyncio.sleep(CLUSTER_SECONDS)
+
+    async def _keep_neighbours(self) -> None:
+        while True:
+            try:
+                await self._neighbours.refresh(self.plan.permanent_arp)
+            except (OSError, ValueError) as error:
+                addresses = ", ".join(self.plan.permanent_arp)
+                self._complain(("arp", addresses), str(error), code="arp_refused", addr=addresses)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def on_late(self, seconds: float) -> None:
+        """The frame measured that the loop woke late."""
+        self.feed(Overslept(seconds))
+
+    # -- the end
+
+    async def _reboot(self) -> None:
+        self.context.log.event("rebooting")
+        process = await asyncio.create_subprocess_exec("systemctl", "reboot")
+        await process.wait()
+
+    async def _end(self) -> None:
+        """The module has stopped: make sure that the peer heard it, then have our supervisor end."""
+        limit = time.monotonic() + min(LINGER_PULSES * self.state.setup.pulse, LINGER_SECONDS)
+        said = self._sequence
+        while time.monotonic() < limit:
+            peer = self.state.peer
+            if peer is None or (peer.echo[0] == self.state.incarnation and peer.echo[1] >= said):
+                break
+            await asyncio.sleep(0.02)
+        assert self.exit is not None
+        operation = "respawn" if self.exit.respawn else "ended"
+        try:
+            await self.context.bus.request("safeadmin", operation, 2.0, module=self.context.module)
+        except BusError as error:
+            self.context.log.debug(f"safeadmin was not told {operation}: {error.text}")
+            with contextlib.suppress(Exception):
+                await self.effects.supervisor.shutdown()
+        self.ended.set()
+
+    def _start_task(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+
+        def finished(done: asyncio.Task[None]) -> None:
+            if done in self._tasks:
+                self._tasks.remove(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.context.log.event("internal", text=f"heart: {type(error).__name__}: {error}")
+
+        task.add_done_callback(finished)
+
+    async def close(self) -> None:
+        """Leave: sockets, timers, tasks.  Scripts that run are left to run: their module goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for link in self._links:
+            link.close()
+
+    def command(self, command: Command) -> None:
+        """A command without an asker."""
+        from heart.events import Ordered
+
+        self.feed(Ordered(command))
+

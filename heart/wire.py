@@ -1,0 +1,225 @@
+"""Heartbeats on the wire: one datagram format, one socket per link (DESIGN 3).
+
+A datagram is a sealed msgpack map.  What arrives is checked field by field
+before it becomes a Beat: length, types, ranges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import msgpack
+
+from heart.values import Beat, Color, Role, SwapNotice
+from safekit.seal import Opener, Sealer, SealError
+
+PROTOCOL = 1
+CONTEXT = "heartbeat"
+MAX_PAYLOAD = 32 * 1024
+MAX_TEXT = 256
+MAX_RESOURCES = 256
+
+
+class BadBeat(ValueError):
+    """A datagram that is authentic and still not a heartbeat; the text says what is wrong."""
+
+
+_INTS = ("incarnation", "sequence", "term", "claim", "fence")
+_BOOLS = ("paired", "lastprim", "degraded", "eligible", "forced", "default_prim", "serving", "stream_lost")
+_TEXTS = ("node", "uptodate", "former", "action", "signature")
+_PAIRS = ("echo", "grant", "fenced")
+_KNOWN = {item.name for item in fields(Beat)}
+
+
+def pack(beat: Beat, module: str) -> bytes:
+    """Bytes of a heartbeat of a module."""
+    message: dict[str, Any] = {"v": PROTOCOL, "module": module}
+    for name in (*_INTS, *_BOOLS, *_TEXTS, *_PAIRS):
+        message[name] = getattr(beat, name)
+    message["role"], message["color"] = beat.role.value, beat.color.value
+    message["resources"] = dict(beat.resources)
+    if beat.swap is not None:
+        swap = beat.swap
+        message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
+    return cast(bytes, msgpack.packb(message))
+
+
+def unpack(payload: bytes, module: str) -> Beat:
+    """The heartbeat in `payload`.  Raises BadBeat, and nothing else, whatever the bytes are."""
+    if len(payload) > MAX_PAYLOAD:
+        raise BadBeat(f"{len(payload)} bytes, at most {MAX_PAYLOAD}")
+    try:
+        message = msgpack.unpackb(payload, max_buffer_size=MAX_PAYLOAD)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise BadBeat(f"not msgpack: {error}") from None
+    if not isinstance(message, dict):
+        raise BadBeat("not a map")
+    if message.get("v") != PROTOCOL:
+        raise BadBeat(f"heartbeat protocol {message.get('v')!r}, ours is {PROTOCOL}")
+    if message.get("module") != module:
+        raise BadBeat(f"of module {str(message.get('module'))[:64]!r}, not {module!r}")
+    values: dict[str, Any] = {}
+    for name in _INTS:
+        values[name] = _integer(message.get(name), name)
+    for name in _BOOLS:
+        values[name] = _typed(message.get(name), bool, name)
+    for name in _TEXTS:
+        values[name] = _text(message.get(name), name)
+    for name in _PAIRS:
+        pair = _typed(message.get(name), list, name)
+        if len(pair) != 2:
+            raise BadBeat(f"{name}: two numbers expected")
+        values[name] = (_integer(pair[0], name), _integer(pair[1], name))
+    try:
+        values["role"], values["color"] = Role(str(message.get("role"))), Color(str(message.get("color")))
+    except ValueError as error:
+        raise BadBeat(str(error)) from None
+    return Beat(**values, resources=_resources(message.get("resources")), swap=_swap(message.get("swap")))
+
+
+def _typed(value: object, kind: type, name: str) -> Any:
+    if type(value) is not kind:
+        raise BadBeat(f"{name}: {kind.__name__} expected")
+    return value
+
+
+def _integer(value: object, name: str) -> int:
+    number = cast(int, _typed(value, int, name))
+    if not 0 <= number < 1 << 63:
+        raise BadBeat(f"{name}: out of range")
+    return number
+
+
+def _text(value: object, name: str) -> str:
+    text = cast(str, _typed(value, str, name))
+    if len(text) > MAX_TEXT:
+        raise BadBeat(f"{name}: longer than {MAX_TEXT}")
+    return text
+
+
+def _resources(value: object) -> tuple[tuple[str, str], ...]:
+    table = _typed(value, dict, "resources")
+    if len(table) > MAX_RESOURCES:
+        raise BadBeat(f"resources: more than {MAX_RESOURCES}")
+    return tuple(sorted((_text(k, "resource name"), _text(v, "resource value")) for k, v in table.items()))
+
+
+def _swap(value: object) -> SwapNotice | None:
+    if value is None:
+        return None
+    parts = _typed(value, list, "swap")
+    if len(parts) != 4:
+        raise BadBeat("swap: four fields expected")
+    issuer, number, phase, nosync = parts
+    return SwapNotice(
+        _text(issuer, "swap"), _integer(number, "swap"), _text(phase, "swap"), bool(_typed(nosync, bool, "swap"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Addresses of a link: where this server binds, where the peer is reached."""
+
+    ident: str
+    own: str
+    peer: str
+    port: int
+    pulse: float
+
+
+class LinkSocket(asyncio.DatagramProtocol):
+    """One heartbeat link.
+
+    The socket is bound to this server's address on the lan; while that address
+    does not exist (interface down) `reopen` is tried at every pulse.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        module: str,
+        sealer: Sealer,
+        opener: Opener,
+        heard: Callable[[str, Beat], None],
+        rejected: Callable[[str, str, str], None],
+    ) -> None:
+        self.route = route
+        self._module = module
+        self._sealer = sealer
+        self._opener = opener
+        self._heard = heard
+        self._rejected = rejected
+        self._transport: asyncio.DatagramTransport | None = None
+        self._opening = False
+        self.problem = ""
+
+    async def open(self) -> None:
+        """Bind; `problem` tells why not."""
+        if self._transport is not None or self._opening:
+            return
+        self._opening = True
+        try:
+            await self._bind()
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"{self.route.own} port {self.route.port}: {error.strerror or error}"
+        finally:
+            self._opening = False
+
+    async def _bind(self) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.route.own, self.route.port, type=socket.SOCK_DGRAM)
+        family, _, _, _, address = found[0]
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            await loop.create_datagram_endpoint(lambda: self, sock=sock)
+        except OSError:
+            sock.close()
+            raise
+        peers = await loop.getaddrinfo(self.route.peer, self.route.port, family=family, type=socket.SOCK_DGRAM)
+        self._peer = peers[0][4]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+
+    def error_received(self, exc: Exception) -> None:
+        """Port unreachable, no route: the silence that follows is what counts."""
+
+    def send(self, beat: Beat) -> None:
+        """Send a heartbeat, if the link can."""
+        if self._transport is None or self._transport.is_closing() or not hasattr(self, "_peer"):
+            return
+        try:
+            self._transport.sendto(self._sealer.seal(pack(beat, self._module)), self._peer)
+        except OSError as error:
+            self.problem = str(error.strerror)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        try:
+            opened = self._opener.open(data)
+            beat = unpack(opened.payload, self._module)
+        except SealError as error:
+            if error.kind != "replay":
+                self._rejected(str(addr[0]), self.route.ident, error.detail)
+            return
+        except BadBeat as error:
+            self._rejected(str(addr[0]), self.route.ident, str(error))
+            return
+        if beat.node == opened.sender:
+            self._heard(self.route.ident, beat)
+
+    def close(self) -> None:
+        """Stop using the link."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None

@@ -1,0 +1,163 @@
+"""The user scripts of a module: environment, output, time-outs (guide 13.7, 14).
+
+The caller gives the order; scripts of one module run one at a time.  A script
+runs in a session of its own, so that a time-out or an abort ends it with all
+the processes that still belong to that session; what it leaves running when it
+ends by itself (the application) is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safekit.log import ModuleLog
+from safekit.model.types import User
+from safekit.paths import ModulePaths
+
+FORCE = "force"
+STOP_PREFIX = "stop_"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a script ended.  ``status`` is its exit status (128 + signal when killed), None when it did not
+    run; ``seconds`` is how long it took."""
+
+    name: str
+    status: int | None
+    seconds: float = 0.0
+    timed_out: bool = False
+
+
+def environment(paths: ModulePaths, user: User) -> dict[str, str]:
+    """Environment of user scripts: this process's, then SAFE..., then the <var> of the configuration."""
+    return {**os.environ, **paths.environment(), **dict(user.vars)}
+
+
+def time_limit(name: str, args: Sequence[str], user: User) -> float | None:
+    """Seconds that a call may take: stop scripts nicely or with force; None for the others."""
+    if not name.startswith(STOP_PREFIX):
+        return None
+    return float(user.forcestoptimeout if args and args[0] == FORCE else user.nicestoptimeout)
+
+
+class ScriptRunner:
+    """Runs the scripts of SAFEUSERBIN, one at a time.
+
+    Without a <user> tag (`user` None) nothing runs.  `scripts_dir` defaults to the active configuration's.
+    """
+
+    def __init__(
+        self, paths: ModulePaths, user: User | None, log: ModuleLog, *, scripts_dir: Path | None = None
+    ) -> None:
+        self._paths = paths
+        self._log = log
+        self._dir = scripts_dir
+        self._lock = asyncio.Lock()
+        self._running: asyncio.subprocess.Process | None = None
+        self.user = user
+
+    def trim_userlog(self) -> None:
+        """At module start: an application log that has reached its limit begins again (userlogsize, KB)."""
+        if self.user is None or self.user.logging == "none":
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if self._paths.userlog.stat().st_size >= self.user.userlogsize_kb * 1024:
+                os.truncate(self._paths.userlog, 0)
+
+    def path(self, name: str) -> Path | None:
+        """Where a script is; None when the module does not have it."""
+        path = (self._dir or self._paths.userbin) / name
+        return path if path.is_file() else None
+
+    async def run(self, name: str, args: Sequence[str], extra: Mapping[str, str] | None = None) -> Outcome:
+        """Run one script to its end, its time-out or `abort`.
+
+        A missing script is skipped silently; a script that cannot be run is
+        logged and skipped.  Cancelling this call kills the script.
+        """
+        async with self._lock:
+            path = self.path(name)
+            if self.user is None or path is None:
+                return Outcome(name, None)
+            self._log.event("script", name=name)
+            started = time.monotonic()
+            try:
+                process = await self._spawn(path, args, extra or {})
+            except OSError as error:
+                self._log.event("script_failed", name=name, reason=_reason(path, error))
+                return Outcome(name, None)
+            self._running = process
+            timed_out = False
+            try:
+                try:
+                    await asyncio.wait_for(process.wait(), time_limit(name, args, self.user))
+                except TimeoutError:
+                    timed_out = True
+                    self._log.event("script_timeout", name=name, seconds=time_limit(name, args, self.user))
+                    _kill(process)
+                    await process.wait()
+                except asyncio.CancelledError:
+                    _kill(process)
+                    raise
+            finally:
+                self._running = None
+            seconds = time.monotonic() - started
+            status = process.returncode if process.returncode is not None else -signal.SIGKILL
+            status = 128 - status if status < 0 else status
+            self._log.event("script_end", name=name, status=status, seconds=f"{seconds:.2f}")
+            return Outcome(name, status, seconds, timed_out)
+
+    def abort(self) -> bool:
+        """Kill the script that runs, with its session; True when there was one."""
+        if self._running is None:
+            return False
+        _kill(self._running)
+        return True
+
+    async def _spawn(
+        self, path: Path, args: Sequence[str], extra: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        user = self.user or User()
+        output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if user.logging == "none" else self._open_userlog()
+        try:
+            return await asyncio.create_subprocess_exec(
+                str(path),
+                *args,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=str(path.parent),
+                env={**environment(self._paths, user), **extra},
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+
+    def _open_userlog(self) -> int:
+        self._paths.userlog.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+        return os.open(self._paths.userlog, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """The script leads its session's process group; what it started in the foreground is in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if error.errno == errno.EACCES:
+        return f"{path} is not executable: chmod +x it in the module's bin directory, then run config"
+    if error.errno == errno.ENOEXEC:
+        return f"{path} has no interpreter line: its first line must be #!/bin/sh or the like"
+    if error.errno == errno.ENOENT:
+        return f"{path}: the interpreter of its first line does not exist"
+    return f"{path}: {error.strerror}"
