@@ -13,8 +13,6 @@ import contextlib
 import ctypes
 import ipaddress
 import os
-import signal
-from pathlib import Path
 
 from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, with_descendants
 from safekit.bus import Endpoint
@@ -27,11 +25,17 @@ from safekit.net import addresses, delete_address
 from safekit.netlink import Netlink
 from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, load
+from safekit.scripts import ScriptRunner
 
 SCRIPTS = ("stop_sec", "stop_prim", "stop_second", "stop_both")
+SCRIPT_MARGIN = 5.0
 MAX_LAYERS = 8
 _MNT_DETACH = 2
 _LAST = ("circlog",)
+_ORDERLY: tuple[tuple[str, str, float, dict[str, bool]], ...] = (
+    ("vipd", "vip_unset", 3.0, {}),
+    ("nfsadmin", "release", 5.0, {"force": True}),
+)
 
 
 async def run(
@@ -46,12 +50,14 @@ async def run(
     # SIGKILL at once: asked nicely, supervisord would first stop what the application still needs.
     await end_processes(deciders, patience=0)
     await end_processes(with_descendants(p for p in before if p.kind is Kind.SCRIPT), patience=0)
-    await _stop_application(paths, config, log)
-    for target, op, patience in (("vipd", "vip_unset", 3.0), ("nfsadmin", "release", 5.0)):
+    state = load(paths.resources).get("state.local")
+    runner = ScriptRunner(paths, config.user if config is not None else User(), log)
+    await _run_scripts(SCRIPTS, ["force", state.value if state else "STOP", "STOP", "stop"], runner)
+    for target, op, patience, fields in _ORDERLY:
         # Orderly where that still works; what fails is done below by force.
         with contextlib.suppress(BusError):
             if any(p.name == target for p in before):
-                await bus.request(f"{module}/{target}", op, patience)
+                await bus.request(f"{module}/{target}", op, patience, **fields)
     left = [p for p in find(module) if p.kind is Kind.PRODUCT and p.name not in _LAST]
     stuck = await end_processes(left, patience=2.0)
     for process in stuck:
@@ -60,61 +66,20 @@ async def run(
         )
     _remove_addresses(config, log)
     _unmount(config, log)
+    await _run_scripts(("poststop", "transition"), ["WAIT", "STOP", "stop"], runner)
     await end_processes([p for p in find(module) if p.kind is Kind.PRODUCT])
     _write_stop(paths, who, log)
     log.event("local_state", state="STOP", color="red")
     log.event("end_of_stop")
 
 
-async def _stop_application(paths: ModulePaths, config: ModuleConfig | None, log: ModuleLog) -> None:
-    """The stop scripts, with `force` (ambiguities of 14.1: the order of WAIT to STOP)."""
-    user = (config.user if config is not None else None) or User()
-    state = load(paths.resources).get("state.local")
-    environment = {**os.environ, **dict(user.vars), **paths.environment()}
-    for name in SCRIPTS:
-        script = paths.userbin / name
-        if not os.access(script, os.X_OK):
-            continue
-        log.event("script", name=name)
-        await _run_script(
-            [str(script), "force", state.value if state else "STOP", "STOP", "forcestop"],
-            environment,
-            paths.userlog if user.logging == "userlog" else Path(os.devnull),
-            user.forcestoptimeout,
-            log,
-        )
-
-
-async def _run_script(
-    command: list[str], environment: dict[str, str], output: Path, timeout: float, log: ModuleLog
-) -> None:
-    name = os.path.basename(command[0])
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    except OSError:
-        descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError as error:
-        log.event("script_failed", name=name, reason=error.strerror or str(error))
-        return
-    finally:
-        os.close(descriptor)
-    try:
-        await asyncio.wait_for(process.wait(), timeout)
-    except TimeoutError:
-        log.event("script_timeout", name=name, seconds=timeout)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+async def _run_scripts(names: tuple[str, ...], args: list[str], runner: ScriptRunner) -> None:
+    """User scripts one after the other, each within forcestoptimeout whatever it does."""
+    bound = (runner.user or User()).forcestoptimeout + SCRIPT_MARGIN
+    for name in names:
+        # The runner kills a stop script that is too long; one that waits in the kernel outlives even that.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), 5.0)
+            await asyncio.wait_for(runner.run(name, args), bound)
 
 
 def _remove_addresses(config: ModuleConfig | None, log: ModuleLog) -> None:

@@ -245,7 +245,7 @@ class ModuleRuntime:
         try:
             write_configuration(
                 self.name,
-                module_programs(rfs=config.rfs is not None, vip=config.vip is not None),
+                module_programs(config, checkers(config, net.local_interfaces())),
                 {"SAFENODE": self.node},
             )
             child = spawn(self.name)

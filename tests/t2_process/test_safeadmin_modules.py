@@ -190,7 +190,7 @@ def test_forcestop_of_a_heart_that_hangs(node: Node, tmp_path: Path) -> None:
     node.control("am", "forcestop", who="root")
     until("the module is stopped", lambda: not node.module("am")["running"], 25)
     assert not node.processes("am")
-    assert trace.read_text() == "stop_prim force ALONE STOP forcestop\n"
+    assert trace.read_text() == "stop_prim force ALONE STOP stop\n"
     resources = load(node.var("am") / "resources")
     assert resources["state.local"].value == "STOP" and resources["state.color"].value == "red"
     texts = node.texts("am")
