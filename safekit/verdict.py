@@ -38,6 +38,8 @@ class Situation:
     remote_since: float
     resources: Mapping[str, str] = field(default_factory=dict)
     heart: bool = True
+    fresh: bool = False
+    """Configured, and never synchronised with the other server."""
 
     def is_(self, name: str, value: str) -> bool:
         """True when the resource has that value."""
@@ -98,6 +100,13 @@ def _stopped(s: Situation) -> Verdict:
             s.since,
             "the module is stopped here, and a reintegration of its data was interrupted",
             f"start the server that has the up-to-date data, then {_start_here(s)}",
+        )
+    if s.fresh:
+        return Verdict(
+            Kind.STOPPED,
+            s.since,
+            "the module has never been started",
+            f"safekit prim -m {s.module} on the server that has the data, then safekit second -m {s.module} on the other",
         )
     if s.is_("rfs.uptodate", "down"):
         return Verdict(

@@ -39,16 +39,7 @@ def change_setting(module: str | None, setting: str, value: str, *, mirror: bool
             f"module {paths.module} is {view.state} ({view.color}): not a stable state",
             f"safekit waitstart -m {paths.module}, then the same command again",
         )
-    bus(
-        "safeadmin",
-        "set",
-        CONTROL_TIMEOUT,
-        module=paths.module,
-        resource=f"usersetting.{setting}",
-        value=value,
-        who=who(),
-        identity=session().identity or who(),
-    )
+    bus(f"{paths.module}/heart", "control", CONTROL_TIMEOUT, action=setting, value=value, who=who())
     return 0
 
 

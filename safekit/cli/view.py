@@ -52,6 +52,7 @@ class ModuleView:
     @property
     def verdict(self) -> Verdict:
         """The verdict on what this server knows."""
+        uptodate = self.resources.get("rfs.uptodate")
         return judge(
             Situation(
                 self.module,
@@ -64,6 +65,7 @@ class ModuleView:
                 self.remote_since,
                 {name: resource.value for name, resource in self.resources.items()},
                 self.heart,
+                uptodate is not None and uptodate.value == "down" and uptodate.setter == "config",
             )
         )
 

@@ -64,7 +64,7 @@ def explain(decision: Decision, resources: Mapping[str, Resource]) -> list[str]:
     """Lines for people. An input that still has its value is shown with who set it and when."""
     head = f"{moment(decision.time)}  {decision.action or 'no action'}  (rule {decision.rule})"
     lines = [head]
-    if decision.text:
+    if decision.text and not decision.text.startswith(f"{decision.rule}: {decision.action}"):
         lines.append(f"    {decision.text}")
     for name, given in sorted(decision.inputs.items()):
         value, setter, since = given, "", 0.0

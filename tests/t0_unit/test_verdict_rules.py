@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,11 @@ def test_mirror(local: str, remote: str, resources: Mapping[str, str], kind: Kin
     assert verdict.kind is kind
     assert step in verdict.next_step
     assert bool(step) == bool(verdict.next_step)
+
+
+def test_a_module_that_was_never_started_wants_prim() -> None:
+    fresh = replace(situation("STOP red", "UNKNOWN grey", {"rfs.uptodate": "down"}), fresh=True)
+    assert judge(fresh).next_step.startswith("safekit prim -m AM on the server that has the data")
 
 
 def test_the_waiting_resource_is_named() -> None:
