@@ -17,10 +17,12 @@ from safeadmin import forcestop
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Registry
 from safeadmin.processes import SUPERVISORD, Kind, Process, Watch, describe_status, end_processes, find
+from safekit import net
 from safekit.bus import Endpoint, Fields
 from safekit.buswire import BusError, BusTimeout, UnknownTarget
 from safekit.files import process_start_time
 from safekit.log import ModuleLog
+from safekit.model.checkers import checkers
 from safekit.model.types import User
 from safekit.paths import ModulePaths
 from safekit.resources import load
