@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from safekit.files import write_atomic
+from safekit.model.checkers import Checker
+from safekit.model.types import ModuleConfig
 from safekit.paths import ModulePaths, process_program
 
 RPC_LIMIT = 1 << 20
@@ -48,16 +51,29 @@ NFSCHECK = Program("nfscheck", priority=450)
 REINTEGRE = Program("reintegre", autorestart=False, priority=450)
 VIPD = Program("vipd", priority=350)
 ARPREROUTE = Program("arpreroute", priority=450)
+ERRD = Program("errd", priority=450)
 RFS_PROGRAMS = (NFSBOX, NFSADMIN, NFSCHECK, REINTEGRE)
 
 
-def module_programs(*, rfs: bool, vip: bool) -> tuple[Program, ...]:
+def checker_program(checker: Checker) -> Program:
+    """A checker runs under a name of its own: there may be several of one kind."""
+    return Program(
+        checker.process,
+        priority=450,
+        arguments=("--ident", shlex.quote(checker.ident)),
+        program=process_program(checker.program),
+    )
+
+
+def module_programs(config: ModuleConfig, checkers: Sequence[Checker] = ()) -> tuple[Program, ...]:
     """The processes of a module, by what it configures."""
     return (
         CIRCLOG,
         HEART,
-        *(RFS_PROGRAMS if rfs else ()),
-        *((VIPD, ARPREROUTE) if vip else ()),
+        *(RFS_PROGRAMS if config.rfs is not None else ()),
+        *((VIPD, ARPREROUTE) if config.vip is not None else ()),
+        *((ERRD,) if config.errd is not None else ()),
+        *map(checker_program, checkers),
     )
 
 
