@@ -1,0 +1,248 @@
+"""Two servers' replication processes on the loopback: real nfsbox, nfsadmin and reintegre, and a heart that does as
+the test says. For tests and benchmarks."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safekit import seal
+from safekit.bus import BusError, Endpoint, Request
+from safekit.log import parse_line
+from safekit.model.codec import to_json
+from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+MODULES = {"nfsbox": "nfsbox.main", "nfsadmin": "nfsbox.admin.main", "reintegre": "reintegre.main",
+           "nfscheck": "nfsbox.check.main"}
+Fields = dict[str, Any]
+
+
+class Node:
+    """One server: its directories, its processes, and what its heart was told."""
+
+    def __init__(self, pair: Pair, name: str, base: Path, address: str) -> None:
+        self.pair, self.name, self.base, self.address = pair, name, base, address
+        self.var, self.safe = base / "var", base / "safe"
+        self.dir = base / "replicated"
+        self.backing = base / "replicated_For_SafeKit_Replication"
+        self.events: list[Fields] = []
+        self.resources: dict[str, str] = {}
+        self.pairs = 0
+        self.refuse_pair = False
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.endpoints: list[Endpoint] = []
+        self.ports: dict[str, int] = {}
+        self.prefix: Sequence[str] = ()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.mapper = sock.getsockname()[1]
+        for path in (self.var / "cluster", self.var / "modules/AM/rfs", self.var / "modules/AM/log",
+                     self.safe / "private/modules/AM/conf", self.backing):
+            path.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(self.dir):
+            self.dir.symlink_to(self.backing.name)
+        (self.var / "nodename").write_text(name)
+        (self.var / "bus.key").write_text(pair.bus_key)
+        (self.var / "cluster/cluster.key").write_text(pair.key)
+
+    def configure(self, rfs: Rfs) -> None:
+        """Write the active configuration."""
+        mine = replace(rfs, replicated=tuple(replace(r, dir=str(self.dir)) for r in rfs.replicated), flow="default",
+                       port=self.pair.port)
+        config = ModuleConfig("AM", 1, rfs=mine)
+        (self.safe / "private/modules/AM/conf/active.json").write_bytes(_bytes(to_json(config)))
+        (self.var / "cluster/cluster.json").write_bytes(_bytes(to_json(self.pair.cluster())))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SAFE": str(self.safe), "SAFEVAR": str(self.var), "SAFEMAPPER": str(self.mapper),
+                "SAFENODE": self.name, "SAFEMODULE": "AM", "PYTHONPATH": str(CHECKOUT)}
+
+    # -- processes
+    def launch(self, name: str) -> subprocess.Popen[bytes]:
+        """Start one of the processes unless it runs."""
+        running = self.processes.get(name)
+        if running is not None and running.poll() is None:
+            return running
+        log = open(self.var / f"modules/AM/log/{name}.out", "ab")  # noqa: SIM115  (the child's)
+        with log:
+            self.processes[name] = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", MODULES[name], "-m", "AM"], env=self.environment, cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return self.processes[name]
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Kill a process and wait for its end."""
+        process = self.processes.get(name)
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+            process.wait(15)
+
+    def power_off(self) -> None:
+        """Every process dies at once; the mount is left dead, as after a crash of them all."""
+        for name in ("nfsadmin", "reintegre", "nfscheck", "nfsbox"):
+            self.kill(name)
+
+    def up(self) -> None:
+        """nfsbox and nfsadmin run; answers of a former life are forgotten."""
+        self.events.clear()
+        self.launch("nfsbox")
+        self.launch("nfsadmin")
+
+    # -- the bus
+    async def open(self) -> None:
+        saved = {name: os.environ.get(name) for name in ("SAFEVAR", "SAFEMAPPER")}
+        os.environ.update(SAFEVAR=str(self.var), SAFEMAPPER=str(self.mapper))
+        try:
+            self.endpoints.append(await Endpoint.open("safeadmin", self._map, port=self.mapper,
+                                                      admin_port=self.mapper))
+            self.endpoints.append(await Endpoint.open("AM/heart", self._heart, admin_port=self.mapper))
+        finally:
+            for name, value in saved.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+    async def _map(self, request: Request) -> Fields | None:
+        if request.op == "map_register":
+            self.ports[request.text("name")] = request.fields["_port"]
+            return None
+        return {"port": self.ports.get(request.text("name"), 0)}
+
+    async def _heart(self, request: Request) -> Fields | None:
+        fields = request.fields
+        match request.op:
+            case "event":
+                self.events.append({"kind": fields["kind"], "reason": fields.get("reason", "")})
+            case "set":
+                self.resources[fields["resource"]] = fields["value"]
+            case "process":
+                if fields["on"]:
+                    self.launch(fields["name"])
+                elif fields["name"] in self.processes:
+                    self.processes[fields["name"]].terminate()
+            case "pair":
+                if self.refuse_pair:
+                    raise BusError("not_primary", "the test says no")
+                self.pairs += 1
+        return None
+
+    def ask(self, op: str, *, target: str = "nfsadmin", timeout: float = 60.0, **fields: Any) -> Fields:
+        """A request of heart. Raises BusError. A process that is starting is waited for."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return self.pair.run(self.endpoints[1].request(f"AM/{target}", op, timeout, **fields))
+            except BusError as error:
+                if error.code != "unknown_target" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.events]
+
+    def log(self) -> list[tuple[str, str]]:
+        """(code, English text) of the module log."""
+        path = self.var / "modules/AM/log/module.log"
+        if not path.exists():
+            return []
+        lines = (parse_line(line) for line in path.read_text(errors="replace").splitlines())
+        return [(line.code, line.english) for line in lines if line is not None]
+
+    def output(self) -> str:
+        """What processes wrote to their error output, for a failing test."""
+        found = sorted((self.var / "modules/AM/log").glob("*"))
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
+
+
+class Pair:
+    """n1 and n2. Use as a context manager."""
+
+    def __init__(self, base: Path, rfs: Rfs | None = None, addresses: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
+                 port: int = 0) -> None:
+        self.rfs = rfs or Rfs((Replicated("/replicated"),))
+        self.bus_key, self.key = seal.new_key().hex(), seal.new_key().hex()
+        self.addresses = addresses
+        self.port = port or _free_port()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.n1, self.n2 = (Node(self, name, base / name, address)
+                            for name, address in zip(("n1", "n2"), addresses, strict=True))
+        self.configure(self.rfs)
+        for node in self.nodes:
+            self.run(node.open())
+
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        return self.n1, self.n2
+
+    def configure(self, rfs: Rfs) -> None:
+        self.rfs = rfs
+        for node in self.nodes:
+            node.configure(rfs)
+
+    def cluster(self) -> ClusterConfig:
+        return ClusterConfig((Lan("default", nodes=(LanNode("n1", self.addresses[0]),
+                                                    LanNode("n2", self.addresses[1]))),))
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(300)
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            with contextlib.suppress(BusError, subprocess.TimeoutExpired):
+                node.power_off()
+            subprocess.run(["umount", "-l", str(node.dir)], stderr=subprocess.DEVNULL, check=False)
+            for endpoint in node.endpoints:
+                self.run(endpoint.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(5)
+
+    # -- what hearts do together
+    def start_primary(self, node: Node, **fields: Any) -> None:
+        node.up()
+        node.ask("prepare")
+        node.ask("primary", **fields)
+
+    def start_secondary(self, node: Node, timeout: float = 60.0, **fields: Any) -> None:
+        """Reintegrate `node` and wait until it is equal."""
+        node.up()
+        node.ask("prepare")
+        self.reintegrate(node, timeout, **fields)
+
+    def reintegrate(self, node: Node, timeout: float = 60.0, **fields: Any) -> None:
+        node.ask("secondary", **fields)
+        self.until(lambda: {"rfs_synced", "rfs_failed"} & set(node.kinds()), timeout, node)
+        assert "rfs_failed" not in node.kinds(), (node.events, node.log()[-10:])
+
+    def until(self, condition: Callable[[], object], timeout: float = 30.0, node: Node | None = None) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                told = "\n".join(n.output() for n in ((node,) if node else self.nodes))
+                raise AssertionError(f"not within {timeout} s: {json.dumps([n.events for n in self.nodes])}\n{told}")
+            time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

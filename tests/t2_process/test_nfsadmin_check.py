@@ -1,0 +1,86 @@
+"""nfscheck: a mount that answers, one that is frozen, one that is gone."""
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from nfsbox.check.main import MOST_STUCK, Checker, is_mounted
+from safekit.process import Context
+
+FILE_SYSTEM = """
+import sys, fuse
+class Empty(fuse.Operations):
+    pass
+fuse.FUSE(Empty(), sys.argv[1], foreground=True, nothreads=True)
+"""
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    point = tmp_path / "mo unt"
+    point.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", FILE_SYSTEM, str(point)])
+    deadline = time.monotonic() + 10
+    while not os.path.ismount(point):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    yield point, process
+    process.kill()
+    process.wait()
+    subprocess.run(["umount", "-l", str(point)], check=True)
+
+
+def probe(directory: Path | str, milliseconds: int) -> bool:
+    checker = Checker(cast(Context, None))
+    return asyncio.run(checker.probe(str(directory), milliseconds))
+
+
+def test_a_mount_that_answers(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    assert probe(mount[0], 5000)
+
+
+def test_a_frozen_mount_does_not_hold_us(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    point, process = mount
+    process.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    try:
+        assert not probe(point, 400)
+        assert time.monotonic() - begin < 5
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_mount_whose_server_died(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    point, process = mount
+    process.kill()
+    process.wait()
+    assert not probe(point, 5000)
+
+
+def test_children_that_cannot_be_killed_are_bounded() -> None:
+    class Stuck:
+        returncode = None
+
+    checker = Checker(cast(Context, None))
+    checker._stuck = [cast(asyncio.subprocess.Process, Stuck()) for _ in range(MOST_STUCK)]
+    assert asyncio.run(checker.round(["/"], 1000)) == "/", "no more are started, and that is no answer"
+
+
+def test_mounted_is_read_from_the_table(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    point, process = mount
+    assert is_mounted(str(point))
+    assert not is_mounted(str(point.parent))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert is_mounted(str(point)), "without asking the mount"
+    finally:
+        process.send_signal(signal.SIGCONT)

@@ -1,0 +1,264 @@
+"""The real processes of two servers: first synchronisation, zones, crashes, interruptions, role changes."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from safekit.bus import BusError
+from safekit.model.types import Replicated, Rfs
+from tests.t2_process.reintegre_primary import tree
+from tests.t2_process.rfs_pair import Node, Pair
+
+ZONE = 1 << 20
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    rfs = Rfs((Replicated("/replicated"),), ruzone_blocksize=ZONE, reipacketsize=ZONE)
+    with Pair(tmp_path, rfs) as found:
+        yield found
+
+
+def populate(node: Node, files: int = 60) -> None:
+    for number in range(files):
+        path = node.backing / f"d{number % 7}" / f"f{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(1 + number * 997))
+    (node.backing / "link").symlink_to("d0/f0")
+    os.link(node.backing / "d1/f1", node.backing / "hard")
+
+
+def equal(pair: Pair) -> None:
+    """The data of both servers; a moment is allowed for what is acknowledged but not applied."""
+    deadline = time.monotonic() + 5
+    while tree(pair.n1.backing) != tree(pair.n2.backing):
+        if time.monotonic() > deadline:
+            one, two = tree(pair.n1.backing), tree(pair.n2.backing)
+            different = {k: (one.get(k), two.get(k)) for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+            raise AssertionError(f"{len(different)} entries differ: {dict(list(different.items())[:5])}")
+        time.sleep(0.05)
+
+
+def told(node: Node, code: str) -> list[str]:
+    return [text for found, text in node.log() if found == code]
+
+
+def leave(pair: Pair, primary: Node, secondary: Node) -> None:
+    """The secondary stops in order."""
+    secondary.ask("standby")
+    primary.ask("alone")
+    secondary.ask("release")
+    for name in ("nfsadmin", "nfsbox"):
+        secondary.kill(name, signal.SIGTERM)
+
+
+def test_first_synchronisation_then_replication_then_only_zones(pair: Pair) -> None:
+    populate(pair.n1)
+    (pair.n2.backing / "stale").write_bytes(b"old")
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    equal(pair)
+    assert pair.n1.pairs == 1
+    assert told(pair.n2, "updating_tree") and told(pair.n2, "copied") and told(pair.n2, "reintegration_ended")
+    assert "first_synchronisation" in told(pair.n2, "reintegration_verdict")[0]
+    (pair.n1.dir / "live").write_bytes(b"replicated at once")
+    big = pair.n1.dir / "big"
+    big.write_bytes(os.urandom(8 * ZONE))
+    equal(pair)
+    leave(pair, pair.n1, pair.n2)
+    with open(big, "r+b") as handle:
+        os.pwrite(handle.fileno(), b"zone five", 5 * ZONE + 10)
+    (pair.n1.dir / "d2/f2").unlink()
+    pair.start_secondary(pair.n2)
+    equal(pair)
+    assert "changed_zones" in told(pair.n2, "reintegration_verdict")[-1]
+    assert told(pair.n2, "copied")[-1].startswith("Copied 1 files, 1.0 MB"), told(pair.n2, "copied")
+
+
+def test_nothing_changed_nothing_copied_twice_in_a_row(pair: Pair) -> None:
+    populate(pair.n1)
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    for _ in range(2):
+        leave(pair, pair.n1, pair.n2)
+        pair.start_secondary(pair.n2)
+    equal(pair)
+    assert len(told(pair.n2, "copied")) == 1, "only the first one copied"
+    assert len(told(pair.n2, "reintegration_ended")) == 3
+
+
+def test_secondary_killed_then_reintegrated(pair: Pair) -> None:
+    populate(pair.n1)
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    (pair.n1.dir / "d3/f3").write_bytes(b"just before")
+    pair.n2.power_off()
+    pair.until(lambda: "replication_lost" in pair.n1.kinds())
+    pair.n1.ask("alone")
+    (pair.n1.dir / "d4/f4").write_bytes(b"alone")
+    pair.start_secondary(pair.n2)
+    equal(pair)
+
+
+def test_primary_killed_and_the_secondary_takes_over(pair: Pair) -> None:
+    populate(pair.n1)
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    (pair.n1.dir / "acknowledged").write_bytes(b"kept")
+    pair.n1.power_off()
+    pair.until(lambda: "secondary_lost" in pair.n2.kinds())
+    pair.n2.ask("primary")
+    assert (pair.n2.dir / "acknowledged").read_bytes() == b"kept"
+    (pair.n2.dir / "d5/f5").write_bytes(b"on the new primary")
+    (pair.n1.backing / "garbage of the dead primary").write_bytes(b"x")
+    pair.start_secondary(pair.n1)
+    equal(pair)
+
+
+def test_application_writes_during_the_reintegration(pair: Pair) -> None:
+    populate(pair.n1, 300)
+    big = pair.n1.backing / "big"
+    big.write_bytes(os.urandom(40 * ZONE))
+    pair.start_primary(pair.n1)
+    stop = threading.Event()
+    done: list[int] = []
+
+    def application() -> None:
+        number = 0
+        with open(pair.n1.dir / "big", "r+b") as handle:
+            while not stop.is_set():
+                os.pwrite(handle.fileno(), b"%08d" % number, (number * 7919) % (40 * ZONE))
+                name = pair.n1.dir / f"d{number % 7}" / f"new{number % 50}"
+                name.write_bytes(b"%d" % number)
+                os.rename(name, pair.n1.dir / f"d{number * 3 % 7}" / f"moved{number % 40}")
+                if number % 10 == 0:
+                    os.rename(pair.n1.dir / f"d{number % 7}", pair.n1.dir / "aside")
+                    os.rename(pair.n1.dir / "aside", pair.n1.dir / f"d{number % 7}")
+                number += 1
+        done.append(number)
+
+    thread = threading.Thread(target=application)
+    thread.start()
+    try:
+        pair.start_secondary(pair.n2, timeout=90)
+    finally:
+        stop.set()
+        thread.join()
+    assert done and done[0] > 20
+    equal(pair)
+
+
+def test_interrupted_and_resumed(pair: Pair) -> None:
+    pair.configure(replace(pair.rfs, reiallowedbw=20_000))
+    for number in range(20):
+        (pair.n1.backing / f"f{number}").write_bytes(os.urandom(4 * ZONE))
+    pair.start_primary(pair.n1)
+    pair.n2.up()
+    pair.n2.ask("prepare")
+    pair.n2.ask("secondary")
+    pair.until(lambda: sum(f.stat().st_blocks for f in pair.n2.backing.glob("f*")) * 512 > 20 * ZONE)
+    pair.n2.power_off()
+    pair.n2.up()
+    assert pair.n2.ask("prepare")["consistent"] is False
+    with pytest.raises(BusError):
+        pair.n2.ask("primary")
+    before = pair.n1.ask("status", target="nfsbox")["bytes_sent"]
+    pair.until(lambda: pair.n1.ask("status", target="nfsbox")["session"] == "none")
+    pair.reintegrate(pair.n2, 120)
+    equal(pair)
+    assert "full_resumed" in told(pair.n2, "reintegration_verdict")[-1]
+    assert pair.n1.ask("status", target="nfsbox")["bytes_sent"] < 75 * ZONE, before
+
+
+def test_swap_without_reintegration(pair: Pair) -> None:
+    populate(pair.n1)
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    pair.n1.ask("demote")
+    pair.n2.ask("primary", swap=True)
+    pair.n1.ask("secondary", swap=True)
+    (pair.n2.dir / "after the swap").write_bytes(b"x")
+    equal(pair)
+    with pytest.raises(OSError, match="Read-only"):
+        (pair.n1.dir / "refused").write_bytes(b"x")
+    assert len(told(pair.n1, "reintegration_ended")) == 0
+
+
+def test_the_stream_is_refused_when_heart_refuses_the_pair(pair: Pair) -> None:
+    populate(pair.n1, 5)
+    pair.n1.refuse_pair = True
+    pair.start_primary(pair.n1)
+    pair.n2.up()
+    pair.n2.ask("prepare")
+    pair.n2.ask("secondary")
+    pair.until(lambda: "rfs_failed" in pair.n2.kinds())
+    assert "rfs_synced" not in pair.n2.kinds()
+    pair.n1.refuse_pair = False
+    pair.n2.ask("standby")
+    pair.n2.events.clear()
+    pair.reintegrate(pair.n2)
+    equal(pair)
+
+
+def test_a_frozen_primary_and_reitimeout(pair: Pair) -> None:
+    pair.configure(replace(pair.rfs, reitimeout=2, reiallowedbw=5_000))
+    for number in range(10):
+        (pair.n1.backing / f"f{number}").write_bytes(os.urandom(2 * ZONE))
+    pair.start_primary(pair.n1)
+    pair.n2.up()
+    pair.n2.ask("prepare")
+    pair.n2.ask("secondary")
+    pair.until(lambda: any(pair.n2.backing.glob("f*")))
+    pair.n1.processes["nfsbox"].send_signal(signal.SIGSTOP)
+    try:
+        pair.until(lambda: "rfs_failed" in pair.n2.kinds(), 20)
+    finally:
+        pair.n1.processes["nfsbox"].send_signal(signal.SIGCONT)
+    assert pair.n2.ask("status")["consistent"] is False
+
+
+def test_nfsbox_dies_on_the_primary_and_the_directory_comes_back(pair: Pair) -> None:
+    populate(pair.n1, 5)
+    pair.start_primary(pair.n1)
+    pair.n1.kill("nfsbox")
+    pair.until(lambda: "nfsbox_died" in pair.n1.kinds())
+    assert pair.n1.resources["rfs.degraded"] == "up"
+    (pair.n1.dir / "written degraded").write_bytes(b"x")
+    assert (pair.n1.backing / "written degraded").exists()
+    with pytest.raises(BusError):
+        pair.start_secondary(pair.n2)
+
+
+def test_detail_and_progress(pair: Pair) -> None:
+    pair.configure(replace(pair.rfs, reidetail=True, reiallowedbw=10_000))
+    for number in range(10):
+        (pair.n1.backing / f"f{number}").write_bytes(os.urandom(2 * ZONE))
+    pair.start_primary(pair.n1)
+    pair.n2.up()
+    pair.n2.ask("prepare")
+    pair.n2.ask("secondary")
+    seen: list[dict[str, object]] = []
+
+    def watch(node: Node) -> Callable[[], bool]:
+        def look() -> bool:
+            shown = node.ask("status")["reintegration"]
+            if shown and shown.get("bytes"):
+                seen.append(shown)
+            return bool(seen)
+
+        return look
+
+    pair.until(watch(pair.n2))
+    assert seen[0]["files_total"] and seen[0]["rule"] == "first_synchronisation"
+    pair.until(watch(pair.n1))
+    pair.until(lambda: int(pair.n1.resources.get("rfs_bandwidth.reintegration", "0")) > 0)
+    pair.until(lambda: "rfs_synced" in pair.n2.kinds(), 60)
+    assert len(told(pair.n2, "reintegration_detail")) >= 10
+    pair.until(lambda: pair.n1.resources["rfs_bandwidth.reintegration"] == "0")
