@@ -6,6 +6,7 @@ lan names, and how often an element may appear. References are checked by safeki
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from safekit.model import ports
 from safekit.model.build_check import build_check, build_errd
 from safekit.model.findings import Finding, Places
 from safekit.model.read import Reader
+from safekit.model.regex import posix_regex
 from safekit.model.types import (
     DEFAULT_REIPACKETSIZE,
     DEFAULT_SUFFIX,
@@ -332,7 +334,8 @@ class Builder:
         def take(child: Node, attribute: str, target: str) -> None:
             at = f"{path}.{target}[{len(lists[target])}]"
             self.places.note(at, child.line_of(attribute), f"{child.tag} {attribute}")
-            lists[target].append(child.attributes[attribute])
+            value = child.attributes[attribute]
+            lists[target].append(posix_regex(value) if attribute == "regexpath" else posixpath.normpath(value))
 
         for child in node.named("tocheck"):
             take(child, "path", "tocheck")

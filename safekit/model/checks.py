@@ -17,22 +17,6 @@ from safekit.model.findings import Finding, Places
 from safekit.model.types import ClusterConfig, Errd, Heart, ModuleConfig, Replicated, Rfs, Vip, VirtualAddr
 
 _PATH_PART_MAX = 255
-_POSIX_CLASSES = {
-    "alnum": "a-zA-Z0-9",
-    "alpha": "a-zA-Z",
-    "blank": r" \t",
-    "digit": "0-9",
-    "lower": "a-z",
-    "upper": "A-Z",
-    "space": r"\s",
-    "xdigit": "0-9A-Fa-f",
-    "punct": r"!-/:-@\[-`{-~",
-}
-
-
-def posix_regex(expression: str) -> str:
-    """An expression of `man regex` in Python's notation: the [:class:] names are all that differs."""
-    return re.sub(r"\[:([a-z]+):\]", lambda m: _POSIX_CLASSES.get(m.group(1), m.group(0)), expression)
 
 
 def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -204,7 +188,7 @@ class _Checker:
                     self.error(f"{path}.{field}[{index}]", message)
         for index, expression in enumerate(replicated.notreplicated_regex):
             at = f"{path}.notreplicated_regex[{index}]"
-            self._regex(expression, at)
+            self._regex(expression.encode("utf-8", "surrogateescape"), at)
             if expression.startswith("/"):
                 self.warn(at, "paths are matched relative to the replicated directory and never begin with /")
 
@@ -327,9 +311,10 @@ class _Checker:
                     f"expected another name than {proc.proc_class}",
                 )
 
-    def _regex(self, expression: str, path: str) -> None:
+    def _regex(self, expression: str | bytes, path: str) -> None:
+        """Compiled as it will be used: on names of files, which are bytes, or on commands, which are text."""
         try:
-            re.compile(posix_regex(expression))
+            re.compile(expression)
         except (re.error, OverflowError, RecursionError) as error:
             self.error(path, f"not a regular expression: {error}; expected one as in man regex")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safekit.model.findings import Places
+from safekit.model.regex import posix_regex
 from safekit.model.xmlload import Node
 
 
@@ -25,6 +26,11 @@ class Reader:
             return None
         self.places.note(f"{self.path}.{field}", self.node.line_of(attribute), f"{self.node.tag} {attribute}")
         return value.strip() if attribute != "value" else value
+
+    def expression(self, attribute: str, field: str) -> str | None:
+        """A regular expression in Python's notation."""
+        value = self.optional(attribute, field)
+        return None if value is None else posix_regex(value)
 
     def text(self, attribute: str, field: str, default: str) -> str:
         value = self.optional(attribute, field)

@@ -15,7 +15,7 @@ from typing import cast
 
 from lxml import etree
 
-from safekit.model.findings import Finding
+from safekit.model.findings import ConfigError, Finding
 from safekit.model.xmlload import Node
 from safekit.paths import private_conf
 
@@ -46,9 +46,15 @@ class Schema:
 
 @functools.cache
 def load(name: str) -> Schema:
-    """The schema SAFE/private/conf/<name>.xsd. Raises OSError or lxml errors when the installation is broken."""
+    """The schema SAFE/private/conf/<name>.xsd. Raises ConfigError when the installation is broken."""
+    path = private_conf() / f"{name}.xsd"
     parser = etree.XMLParser(no_network=True, resolve_entities=False, remove_comments=True)
-    document = etree.parse(str(private_conf() / f"{name}.xsd"), parser)
+    try:
+        document = etree.parse(str(path), parser)
+        validator = etree.XMLSchema(document)
+    except (OSError, etree.XMLSyntaxError, etree.XMLSchemaParseError) as error:
+        message = f"the product's schema cannot be used ({error}); install the product again"
+        raise ConfigError([Finding(str(path), 0, "", message)]) from error
     xsd = document.getroot()
     docs = {
         str(kind.get("name")): " ".join((kind.findtext(f"{_XS}annotation/{_XS}documentation") or "").split())
@@ -58,7 +64,7 @@ def load(name: str) -> Schema:
     root = xsd.find(f"{_XS}element")
     if root is None:
         raise ValueError(f"{name}.xsd declares no element")
-    return Schema(etree.XMLSchema(document), str(root.get("name")), _shape(root, docs, named))
+    return Schema(validator, str(root.get("name")), _shape(root, docs, named))
 
 
 def _shape(element: etree._Element, docs: dict[str, str], named: dict[str, etree._Element]) -> Shape:

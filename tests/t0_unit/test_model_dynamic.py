@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from safekit.model import directories, dynamic, schema
-from safekit.model.checks import overlap, posix_regex, valid_netmask
+from safekit.model.checks import overlap, valid_netmask
 from safekit.model.findings import Places
+from safekit.model.regex import posix_regex
 from safekit.model.types import (
     Check,
     Errd,

@@ -145,9 +145,14 @@ def test_dedicated_replication_network(loader: Loader) -> None:
     heart = (
         '<heart pulse="100" timeout="1000"><heartbeat name="default"/><heartbeat name="repli" ident="flow"/></heart>'
     )
-    config = loader.config(mirror('<rfs><replicated dir="/d"><notreplicated path="file1"/></replicated></rfs>', heart))
+    inside = (
+        '<rfs><replicated dir="/d"><notreplicated path="file1"/><notreplicated path="./a//b/"/>'
+        '<notreplicated regexpath=".*[[:digit:]]\\.tmp"/></replicated></rfs>'
+    )
+    config = loader.config(mirror(inside, heart))
     assert config.rfs is not None and config.rfs.flow == "repli"
-    assert config.rfs.replicated[0].notreplicated_paths == ("file1",)
+    assert config.rfs.replicated[0].notreplicated_paths == ("file1", "a/b")
+    assert config.rfs.replicated[0].notreplicated_regex == (r".*[0-9]\.tmp",)
     assert config.heart is not None and {b.pulse_ms for b in config.heart.heartbeats} == {100}
     assert [b.ident for b in config.heart.heartbeats] == ["default", "flow"]
 
