@@ -10,6 +10,8 @@ from pathlib import Path
 
 DEFAULT_MAPPER_PORT = 6259
 SAFEINI = "/etc/safeini.xml"
+_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
+_MAPPER = re.compile(rb"""<safeini\b[^<>]*\smapper\s*=\s*["'](\d{1,5})["']""")
 _MODULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -73,14 +75,13 @@ def mapper_port() -> int:
     override = os.environ.get("SAFEMAPPER")
     if override:
         return int(override)
-    import xml.etree.ElementTree as ElementTree  # late: half of what importing this module would cost
-
+    # No XML parser: importing one would be a tenth of the time of every command.
     try:
         with open(SAFEINI, "rb") as handle:
-            value = ElementTree.fromstring(handle.read(65536)).get("mapper")
-    except (OSError, ElementTree.ParseError):
-        return DEFAULT_MAPPER_PORT
-    return int(value) if value and value.isdigit() else DEFAULT_MAPPER_PORT
+            found = _MAPPER.search(_COMMENT.sub(b"", handle.read(65536)))
+    except OSError:
+        found = None
+    return int(found[1]) if found else DEFAULT_MAPPER_PORT
 
 
 def valid_module_name(name: str) -> bool:

@@ -106,7 +106,8 @@ def _stopped(s: Situation) -> Verdict:
             Kind.STOPPED,
             s.since,
             "the module has never been started",
-            f"safekit prim -m {s.module} on the server that has the data, then safekit second -m {s.module} on the other",
+            f"safekit prim -m {s.module} on the server that has the data, "
+            f"then safekit second -m {s.module} on the other",
         )
     if s.is_("rfs.uptodate", "down"):
         return Verdict(
