@@ -600,3 +600,28 @@ def test_what_changes_the_system_is_in_the_commands_log(server: Server, admin: N
     assert [line[2] for line in lines] == ["running", "return    0", "running", "return    1"]
     assert lines[0][3] == lines[1][3] == "prim -u web@192.168.1.8 -m mirror"
     assert lines[0][1] == lines[1][1]
+
+
+# ------------------------------------------------------------------ completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(server: Server, shell: str) -> None:
+    done = server.run("completion", shell)
+    assert done.returncode == 0
+    assert "_SAFEKIT_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("safekit sta", {"start", "state"}), ("safekit state -m m", {"mirror"}), ("safekit module un", {"uninstall"})],
+)
+def test_completion_of_words_and_modules(server: Server, words: str, expected: set[str]) -> None:
+    make_module()
+    server.extra = {
+        "_SAFEKIT_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = server.run()
+    assert expected <= {line.split(",")[-1] for line in done.stdout.splitlines()}, done.stderr
