@@ -123,7 +123,7 @@ def convert(directory: str, suffix: str, table: Iterable[Mount]) -> State | None
         raise OSError(errno.EBUSY if found is State.MOUNT_POINT else errno.EINVAL, problem)
     backing = directory + suffix
     if found is State.PLAIN:
-        os.rename(directory, backing)
+        _rename(directory, backing)
     elif os.path.lexists(directory):
         os.rmdir(directory)
     try:
@@ -136,6 +136,17 @@ def convert(directory: str, suffix: str, table: Iterable[Mount]) -> State | None
             os.rename(backing, directory)
         raise
     return found
+
+
+def _rename(directory: str, backing: str) -> None:
+    try:
+        os.rename(directory, backing)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A directory of the lower layer of an overlay, as in the image of a container.
+        copy = f"cp -a {directory} {directory}.new && rm -rf {directory} && mv {directory}.new {directory}"
+        raise OSError(errno.EXDEV, f"{directory} comes from an image and cannot be renamed; run {copy}") from error
 
 
 def restore(directory: str, suffix: str, table: Iterable[Mount]) -> bool:

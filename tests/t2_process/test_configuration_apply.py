@@ -355,6 +355,26 @@ def test_mount_point_is_refused_with_the_procedure_and_accepted_after_it(server:
     assert server.data.is_dir() and not server.data.is_symlink()
 
 
+def test_directory_of_an_image_is_refused_with_the_way_out(server: Server) -> None:
+    """The lower layer of an overlay, as in a container: the kernel does not rename its directories."""
+    place = server.root / "layers"
+    for name in ("lower/db", "upper", "work", "merged"):
+        (place / name).mkdir(parents=True)
+    layers = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work,redirect_dir=off"
+    made = subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", str(place / "merged")], check=False)
+    assert made.returncode == 0
+    try:
+        server.write(data=place / "merged" / "db")
+        with pytest.raises(ConfigureError, match="cannot be renamed; run cp -a"):
+            configuration.apply("AM")
+        assert (place / "merged" / "db").is_dir() and not ModulePaths("AM").active.exists()
+        (place / "merged" / "db").rmdir()
+        (place / "merged" / "db").mkdir()
+        assert configuration.apply("AM").converted == (str(place / "merged" / "db"),)
+    finally:
+        subprocess.run(["umount", str(place / "merged")], check=True)
+
+
 def test_link_that_a_crash_took_away_is_made_again(server: Server) -> None:
     configuration.apply("AM")
     server.data.unlink()
