@@ -24,7 +24,7 @@ from nfsbox.files import File
 from nfsbox.mount import ENCODING, entry_mode
 from nfsbox.push import export
 from nfsbox.stream import Stream
-from nfsbox.system import FALLOCATE_MODES, fallocate
+from nfsbox.system import FALLOCATE_MODES, fallocate, set_mtime
 from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE
@@ -334,6 +334,12 @@ class Operations(fuse.Operations):  # type: ignore[misc]
     def unlink(self, path: str) -> None:
         """Remove a name."""
         relative, real = self._split(path)
+        if is_hidden(relative):
+            # The name was given up long ago: the directory must not look changed now, and only here.
+            mtime = self._directory_mtime(relative)
+            os.unlink(real)
+            set_mtime(os.path.dirname(real), mtime)
+            return
         if self._excluded(relative):
             os.unlink(real)
             return

@@ -84,12 +84,11 @@ class Applier:
     def _serve(self) -> None:
         channel, files = self.channel, self._files
         unpack, pwrite = HEADER.unpack_from, os.pwrite
-        number = 0
         while True:
             frame = channel.receive()
             if frame is None:
                 continue
-            number += 1
+            number = channel.received
             if frame[0] == _WRITE:
                 _, flags, _, _, fid, offset, _ = unpack(frame)
                 descriptor = files.get(fid, -errno.EBADF)

@@ -64,7 +64,7 @@ class Stream:
         self._fresh: set[int] = set()  # acknowledged frames that made new content necessary
         self._late: dict[int, int] = {}
         self._next_fid = 0
-        self._reading = threading.Lock()
+        self._reading = threading.Lock()  # whoever holds it is in recv
         self._failing = threading.Lock()
         self._turn = threading.Condition()
         self._waiters = 0

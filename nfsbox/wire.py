@@ -435,7 +435,7 @@ def expect(frame: bytes, op: Op) -> memoryview:
 def decode_map(body: bytes | memoryview) -> dict[str, Any]:
     """A msgpack map with text keys. Raises WireError for anything else. Bytes stay bytes."""
     try:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=True, max_buffer_size=MAX_FRAME)
+        value = msgpack.unpackb(body, raw=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise WireError(errno.EPROTO, f"malformed message: {error}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):

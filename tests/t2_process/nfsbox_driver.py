@@ -8,6 +8,7 @@ What the box notifies is collected and returned by {"op": "notes"}.
 from __future__ import annotations
 
 import base64
+import faulthandler
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ def plain(value: Any) -> Any:
 
 def main() -> None:
     os.umask(0)
+    faulthandler.register(10)
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if os.environ.get("NFSBOX_DEBUG") else logging.INFO)
     options = json.loads(sys.argv[1])
     replicated = tuple(

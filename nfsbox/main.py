@@ -1,0 +1,81 @@
+"""The process nfsbox: replicated file system of a module. What it does is in box.py, what it serves in control.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from nfsbox.box import Box, BoxError, Place
+from nfsbox.control import Announcer, Control
+from safekit.bus import BusError, Handler, Request
+from safekit.paths import cluster_dir
+from safekit.process import Context, run
+from safekit.seal import load_key
+
+_served: list[Control] = []
+
+
+def _handler(_context: Context) -> Handler:
+    async def handle(request: Request) -> dict[str, object] | None:
+        if not _served:
+            raise BusError("starting", "nfsbox is starting")
+        return await _served[0].handle(request)
+
+    return handle
+
+
+async def _ticks(box: Box) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(box.tick)
+
+
+async def _main(context: Context) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    rfs = context.config.rfs
+    if rfs is None:
+        context.log.event("internal", text="nfsbox: the module replicates nothing (no <rfs>)")
+        return 2
+    # Modes of replicated entries are exactly what the application asked for.
+    os.umask(0)
+    # A thread that serves the file system must not wait long for the interpreter while another one computes.
+    sys.setswitchinterval(0.0005)
+    try:
+        key = load_key(cluster_dir() / "cluster.key")
+    except (OSError, ValueError) as error:
+        context.log.event("internal", text=f"nfsbox: no cluster key: {error}; run safekit cluster config")
+        return 2
+    address = context.cluster.bind_address(rfs.flow, context.node)
+    place = Place(
+        context.module, context.node, context.paths.rfs, key, (address, rfs.port) if address else None
+    )
+    announcer = Announcer(context.module, context.bus, asyncio.get_running_loop())
+    try:
+        box = Box(place, rfs, announcer.notify, announcer.pair)
+    except BoxError as error:
+        context.log.event("internal", text=f"nfsbox: {error.text}")
+        return 2
+    _served.append(Control(box))
+    tasks = [asyncio.create_task(announcer.run()), asyncio.create_task(_ticks(box))]
+    await context.stopping.wait()
+    try:
+        await asyncio.to_thread(box.release)
+    except BoxError as error:
+        context.log.event("internal", text=f"nfsbox: {error.text}")
+        return 1
+    finally:
+        for task in tasks:
+            task.cancel()
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    run("nfsbox", _main, handler=_handler)
+
+
+if __name__ == "__main__":
+    main()
