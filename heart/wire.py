@@ -53,7 +53,7 @@ def unpack(payload: bytes, module: str) -> Beat:
     if len(payload) > MAX_PAYLOAD:
         raise BadBeat(f"{len(payload)} bytes, at most {MAX_PAYLOAD}")
     try:
-        message = msgpack.unpackb(payload, max_buffer_size=MAX_PAYLOAD)
+        message = msgpack.unpackb(payload)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise BadBeat(f"not msgpack: {error}") from None
     if not isinstance(message, dict):
