@@ -219,6 +219,8 @@ def _exclusive() -> Iterator[None]:
         directory.mkdir(mode=0o770, parents=True, exist_ok=True)
         with locked(directory / ".lock", wait=False):
             yield
+    except PermissionError as error:
+        raise ConfigureError(f"{error.filename}: {error.strerror}", "run the command as root") from error
     except BlockingIOError as error:
         raise ConfigureError("another configuration is being applied on this server", "try again after it") from error
 

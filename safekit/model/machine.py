@@ -6,13 +6,12 @@ import os
 import posixpath
 import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from safekit.model.checks import ip_address, overlap
+from safekit.model.checks import ip_address, overlap, valid_netmask
 from safekit.model.cluster import resolve
 from safekit.model.directories import Mount, State, explain, state
 from safekit.model.findings import Finding, Places
-from safekit.model.types import ClusterConfig, ModuleConfig, Rfs
+from safekit.model.types import ClusterConfig, Interface, ModuleConfig, Rfs, VirtualAddr
 from safekit.paths import safe, safevar
 
 #: How long the look-up of all names together may take, in seconds.
@@ -112,15 +111,29 @@ def _addresses(config: ModuleConfig, places: Places, others: Mapping[str, Module
     found = []
     for number, interface in enumerate(config.vip.interfaces if config.vip is not None else ()):
         path = f"vip.interfaces[{number}]"
-        if interface.name is not None and not Path("/sys/class/net", interface.name).exists():
-            message = f'this server has no network interface "{interface.name}" now; the start waits for it'
-            found.append(places.finding(f"{path}.name", message, "warning"))
         for index, address in enumerate(interface.addresses):
+            homeless = _homeless(interface, address)
+            if homeless is not None:
+                found.append(places.finding(f"{path}.addresses[{index}].addr", homeless, "warning"))
             owner = taken.get(str(ip_address(address.addr) or address.addr.lower()))
             if owner is not None:
                 message = f"{address.addr} is a virtual address of the module {owner} already; expected another address"
                 found.append(places.finding(f"{path}.addresses[{index}].addr", message))
     return found
+
+
+def _homeless(interface: Interface, address: VirtualAddr) -> str | None:
+    """Why the address could not be set on this server now; None when it could. An interface may come later."""
+    ip = ip_address(address.addr)
+    if ip is None or (address.netmask is not None and not valid_netmask(address.netmask)):
+        return None
+    from safekit import net
+
+    try:
+        net.place(ip, net.links(), net.addresses(), name=interface.name, netmask=address.netmask)
+    except net.PlaceError as error:
+        return str(error)
+    return None
 
 
 def _ports(config: ModuleConfig, places: Places, others: Mapping[str, ModuleConfig]) -> list[Finding]:

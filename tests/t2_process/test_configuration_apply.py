@@ -338,6 +338,14 @@ def test_two_modules_share_neither_directory_nor_address(server: Server) -> None
     assert configuration.apply("BM").config.heart.heartbeats[0].port == 8889  # type: ignore[union-attr]
 
 
+def test_address_without_a_network_here_is_a_warning(server: Server) -> None:
+    result = configuration.apply("AM")
+    (warning,) = result.warnings
+    assert (warning.line, warning.element) == (10, "virtual_addr addr") and "no interface is in its network" in str(
+        warning
+    )
+
+
 def test_mount_point_is_refused_with_the_procedure_and_accepted_after_it(server: Server) -> None:
     with small_disk(server.data):
         with pytest.raises(ConfigError) as caught:
