@@ -20,7 +20,7 @@ from safeadmin.processes import SUPERVISORD, Kind, Process, Watch, describe_stat
 from safekit import net
 from safekit.bus import Endpoint, Fields
 from safekit.buswire import BusError, BusTimeout, UnknownTarget
-from safekit.files import process_start_time
+from safekit.files import boot_identity, process_start_time
 from safekit.log import ModuleLog
 from safekit.model.checkers import checkers
 from safekit.model.types import User
@@ -87,6 +87,11 @@ class ModuleRuntime:
         return self.supervised or self.heart or self.forcing
 
     @property
+    def ending(self) -> bool:
+        """The module has stopped, and its last processes are about to go."""
+        return self._expecting_end and self.running and not self.forcing
+
+    @property
     def forcing(self) -> bool:
         """A forced stop is at work."""
         return self._forcing is not None and not self._forcing.done()
@@ -95,6 +100,14 @@ class ModuleRuntime:
         """Whether the resource file says STOP: then there is nothing to take up."""
         state = load(self.paths.resources).get("state.local")
         return state is None or state.value == "STOP"
+
+    def interrupted(self) -> bool:
+        """Whether the module ran in this boot of the server and was never stopped."""
+        try:
+            mark = self.paths.marker.read_text(errors="replace").strip()
+        except OSError:
+            return False
+        return mark == boot_identity() and not self._stopped()
 
     def _in_order(self, status: int | None) -> bool:
         """Whether the end of a process is the end of a stop, not a death."""
@@ -182,7 +195,7 @@ class ModuleRuntime:
         """M5: supervisord and heart are both gone while the module runs: start them again. heart takes up the
         role that the resource file tells."""
         async with self._lock:
-            if self.supervised or self.heart or self.forcing or self._stopped():
+            if self.supervised or self.heart or self.forcing or not self.interrupted():
                 return
             now = time.monotonic()
             if len(self._respawns) == MAX_RESPAWNS and now - self._respawns[0] < RESPAWN_SECONDS:
@@ -298,16 +311,22 @@ class ModuleRuntime:
             await self._end_supervisord()
 
     async def _end_supervisord(self) -> None:
-        self._expecting_end = True
-        with contextlib.suppress(SupervisorError):
-            await Supervisor(self.paths.supervisor_sock).shutdown()
+        await self._dismiss()
         if not await self.until(lambda: not self.supervised and not self.heart, LAST_WORK_SECONDS):
             await end_processes([p for p in find(self.name) if p.kind is Kind.PRODUCT])
 
+    async def _dismiss(self) -> None:
+        """From here on supervisord starts nothing any more; it ends when its processes have ended."""
+        self._expecting_end = True
+        with contextlib.suppress(SupervisorError):
+            await Supervisor(self.paths.supervisor_sock).shutdown()
+
     async def ended(self) -> None:
-        """heart says that the module has stopped: end its supervisord."""
+        """heart says that the module has stopped. Before it gets the answer and leaves, supervisord must know,
+        or it would start another heart."""
         if self.supervised:
-            await self._end_supervisord()
+            await self._dismiss()
+            self.background(self._end_supervisord())
 
     async def respawn(self, fields: Fields) -> None:
         """heart has stopped the module because its supervisord died: when it is gone, start again."""

@@ -103,8 +103,7 @@ class Service:
         supervisord and heart meanwhile."""
         if not self._record.is_new():
             for name in self.registry.names():
-                if ModulePaths(name).marker.exists():
-                    await self._runtime(name).rescue()
+                await self._runtime(name).rescue()
             return
         await asyncio.gather(*(self._boot_start(m) for m in self.registry.all() if m.boot))
         try:
@@ -246,12 +245,12 @@ class Service:
 
     async def _perform(self, name: str, fields: Fields) -> Fields:
         """Do what control asks. Raises BusError."""
-        module = self.registry.get(name)
+        module, known = self.registry.get(name), self.runtimes.get(name)
         facts = {
             "installed": module is not None,
             "configured": module is not None and module.config is not None,
             "in_cluster": self.cluster is not None,
-            "running": self._running(name),
+            "running": known is not None and known.running and not known.ending,
             "mode": module.mode if module is not None else "",
             "problem": module.problem if module is not None else "",
         }
@@ -409,5 +408,5 @@ class Service:
         return {"accepted": True}
 
     async def _ended(self, request: Request) -> Fields:
-        self._keep(self._runtime(self._module(request)).ended())
+        await self._runtime(self._module(request)).ended()
         return {"accepted": True}

@@ -37,8 +37,8 @@ FAKE_HEART = """
 import asyncio, os, sys, time
 from safekit.process import run
 from safekit.bus import BusError
+from safekit.files import boot_identity
 from safekit.resources import ResourceWriter
-from safekit.supervision import Supervisor
 
 async def main(context):
     writer = ResourceWriter(context.paths.resources)
@@ -75,7 +75,7 @@ def handler(context):
         if action == "prim":
             raise BusError("refused", "the other server is primary; use start")
         if action in ("start", "second"):
-            context.paths.marker.touch()
+            context.paths.marker.write_text(boot_identity())
             writer.set("state.local", "ALONE", "heart")
             writer.flush()
         elif action in ("stop", "shutdown", "forcestop"):
@@ -85,7 +85,8 @@ def handler(context):
                 writer.flush()
                 context.paths.marker.unlink(missing_ok=True)
                 context.log.event("end_of_stop")
-                await Supervisor(context.paths.supervisor_sock).shutdown()
+                await context.bus.request("safeadmin", "ended", module=context.module)
+                os._exit(0)
             context.task = asyncio.get_running_loop().create_task(stop())
         return {"accepted": True}
     return serve

@@ -65,6 +65,16 @@ def test_start_state_stop(node: Node) -> None:
     node.started("am")
 
 
+def test_a_start_right_behind_a_stop_waits_for_its_end(node: Node) -> None:
+    node.start()
+    for number in range(1, 4):
+        assert node.control("am", "start")["accepted"] is True
+        until("it runs", lambda number=number: node.texts("am").count("Action start called by root") == number)
+        node.control("am", "stop")
+        until("it stopped", lambda number=number: node.texts("am").count("End of stop") == number)
+    assert not [text for text in node.texts("am") if "died" in text]
+
+
 @pytest.mark.parametrize("action", ["restart", "swap", "stopwait"])
 def test_commands_for_a_running_module_are_refused_when_it_is_stopped(node: Node, action: str) -> None:
     node.start()
