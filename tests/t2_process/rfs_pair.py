@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 MODULES = {"nfsbox": "nfsbox.main", "nfsadmin": "nfsbox.admin.main", "reintegre": "reintegre.main",
            "nfscheck": "nfsbox.check.main"}
 Fields = dict[str, Any]
+_CLONE_NEWNET = 0x40000000
 
 
 class Node:
@@ -44,7 +46,8 @@ class Node:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.endpoints: list[Endpoint] = []
         self.ports: dict[str, int] = {}
-        self.prefix: Sequence[str] = ()
+        self.netns = pair.netns.get(name, "")
+        self.prefix: Sequence[str] = ("nsenter", f"--net={self.netns}") if self.netns else ()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", 0))
             self.mapper = sock.getsockname()[1]
@@ -106,12 +109,15 @@ class Node:
         saved = {name: os.environ.get(name) for name in ("SAFEVAR", "SAFEMAPPER")}
         os.environ.update(SAFEVAR=str(self.var), SAFEMAPPER=str(self.mapper))
         try:
-            self.endpoints.append(await Endpoint.open("safeadmin", self._map, port=self.mapper,
-                                                      admin_port=self.mapper))
-            self.endpoints.append(await Endpoint.open("AM/heart", self._heart, admin_port=self.mapper))
+            with inside(self.netns):
+                await self._open()
         finally:
             for name, value in saved.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+    async def _open(self) -> None:
+        self.endpoints.append(await Endpoint.open("safeadmin", self._map, port=self.mapper, admin_port=self.mapper))
+        self.endpoints.append(await Endpoint.open("AM/heart", self._heart, admin_port=self.mapper))
 
     async def _map(self, request: Request) -> Fields | None:
         if request.op == "map_register":
@@ -165,6 +171,27 @@ class Node:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
 
 
+@contextlib.contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """This thread makes its sockets in a network namespace, given by its file."""
+    if not netns:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    home, there = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(netns, os.O_RDONLY)
+    try:
+        if libc.setns(there, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {netns}")
+        try:
+            yield
+        finally:
+            if libc.setns(home, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "cannot leave the network namespace")
+    finally:
+        os.close(home)
+        os.close(there)
+
+
 def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
@@ -173,10 +200,11 @@ class Pair:
     """n1 and n2. Use as a context manager."""
 
     def __init__(self, base: Path, rfs: Rfs | None = None, addresses: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
-                 port: int = 0) -> None:
+                 port: int = 0, netns: dict[str, str] | None = None) -> None:
         self.rfs = rfs or Rfs((Replicated("/replicated"),))
         self.bus_key, self.key = seal.new_key().hex(), seal.new_key().hex()
         self.addresses = addresses
+        self.netns = netns or {}
         self.port = port or _free_port()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
