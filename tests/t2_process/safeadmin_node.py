@@ -171,12 +171,12 @@ class Node:
         active = self.safe / "private" / "modules" / name
         (active / "conf").mkdir(parents=True, exist_ok=True)
         (active / "bin").mkdir(exist_ok=True)
-        heart = Heart((Heartbeat("default", "default", 8888),)) if mode == "mirror" else None
+        if mode == "mirror":
+            fields.setdefault("heart", Heart((Heartbeat("default", "default", 8888),)))
         config = ModuleConfig(
             name,
             number,
             Service(mode),  # type: ignore[arg-type]
-            heart=heart,
             user=User(nicestoptimeout=5, forcestoptimeout=5),
             signature="cd" * 32,
             configured_at=1.0,
