@@ -195,8 +195,11 @@ def _stop_wait(t: Turn, command: Command) -> None:
 
 
 def restart(t: Turn) -> None:
-    """Stop and start the application in place."""
+    """Stop and start the application in place.  A role that was left meanwhile has nothing to restart."""
     s = t.s
+    if not s.role.running:
+        t.because("restart", "nothing to restart", role=s.role.value)
+        return
     s.action = "restart"
     t.become(s.role, Color.MAGENTA)
     t.follow(*plans.restart(s.role))

@@ -1,0 +1,167 @@
+"""Random schedules for the simulated pair: what happens, when, from one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.t1_simulation.mirror_world import TIMEOUT, Options, Violation, World
+
+
+def options_of(seed: int) -> Options:
+    """The kind of schedule is part of the seed."""
+    kind = seed % 10
+    return Options(
+        rfs=kind != 9,
+        links=2 if kind in (3, 7) else 1,
+        prims=kind == 8,
+        defaultprim={5: "A", 6: "lastprim"}.get(kind, "alone"),
+        partitions=kind != 4,
+    )
+
+
+def run(seed: int, trace: Callable[[str], None] | None = None) -> World:
+    """One schedule: a healthy pair, chaos, then peace; raises Violation."""
+    options = options_of(seed)
+    world = World(seed, options, trace)
+    world.chaos = False
+    for name in "AB":
+        world.power_on(name)
+    world.order("A", "prim" if options.rfs else "start")
+    world.run_until(10.0)
+    world.order("B", "second" if options.rfs else "start")
+    world.run_until(25.0)
+    if options.rfs:
+        world.check_settled()
+    world.forced = False
+    world.chaos = True
+    _plan_chaos(world)
+    world.run_until(25.0 + options.chaos_seconds)
+    _peace(world)
+    start = world.now
+    while world.now < start + options.settle_seconds:
+        world.run_until(world.now + 5.0)
+        for name, server in world.servers.items():
+            if server.heart is None and server.powered:
+                world.order(name, "start")
+        if world.now > start + 25.0:
+            try:
+                world.check_settled()
+                return world
+            except Violation as error:
+                if "not PRIM" not in str(error) and "without its app" not in str(error):
+                    raise
+    world.check_settled()
+    return world
+
+
+def _plan_chaos(world: World) -> None:
+    pick = world.random
+    for _ in range(pick.randint(2, 7)):
+        delay = pick.uniform(0, world.options.chaos_seconds)
+        kind = pick.choice(_KINDS if world.options.partitions else _KINDS_WITHOUT_PARTITION)
+        world.at(delay, lambda kind=kind: kind(world))  # type: ignore[misc]
+
+
+def _peace(world: World) -> None:
+    world.chaos = False
+    world.say("-", "== peace")
+    for wire in world.wires.values():
+        wire.cut, wire.loss, wire.duplicate, wire.slow = False, 0.0, 0.0, 0.05
+    for name in "AB":
+        world.power_on(name)
+
+
+def _one(world: World) -> str:
+    return world.random.choice("AB")
+
+
+def _crash(world: World) -> None:
+    name = _one(world)
+    world.power_off(name)
+    world.at(world.random.uniform(0.5, 20), lambda: _boot(world, name))
+
+
+def _crash_both(world: World) -> None:
+    for name in "AB":
+        world.at(world.random.choice((0.0, world.random.uniform(0, 3))), lambda name=name: world.power_off(name))  # type: ignore[misc]
+        world.at(world.random.uniform(3.5, 20), lambda name=name: _boot(world, name))  # type: ignore[misc]
+
+
+def _boot(world: World, name: str) -> None:
+    world.power_on(name)
+    if world.servers[name].heart is None:
+        world.order(name, "start")
+
+
+def _cut(world: World, *, both: bool) -> None:
+    seconds = world.random.uniform(0.5, 15)
+    directions = "AB" if both else _one(world)
+    indexes = range(world.options.links) if world.random.random() < 0.7 else [0]
+    world.say("-", f"== cut {directions} links {list(indexes)} for {seconds:.1f} s")
+    keys = [(d, i) for d in directions for i in indexes]
+    for key in keys:
+        world.wires[key].cut = True
+    world.impaired_until = max(world.impaired_until, world.now + seconds + 2 * TIMEOUT)
+
+    def heal() -> None:
+        world.say("-", "== healed")
+        for key in keys:
+            world.wires[key].cut = False
+
+    world.at(seconds, heal)
+
+
+def _cut_both_ways(world: World) -> None:
+    _cut(world, both=True)
+
+
+def _cut_one_way(world: World) -> None:
+    _cut(world, both=False)
+
+
+def _noise(world: World) -> None:
+    wire = world.wires[_one(world), 0]
+    wire.loss, wire.duplicate, wire.slow = world.random.uniform(0, 0.4), 0.3, world.random.choice((0.05, 0.5, 1.5))
+    seconds = world.random.uniform(2, 15)
+    world.impaired_until = max(world.impaired_until, world.now + seconds + 2 * TIMEOUT)
+
+    def quiet() -> None:
+        wire.loss, wire.duplicate, wire.slow = 0.0, 0.0, 0.05
+
+    world.at(seconds, quiet)
+
+
+def _freeze(world: World) -> None:
+    world.freeze(_one(world), world.random.uniform(0.5, 12))
+
+
+def _short_freeze(world: World) -> None:
+    world.freeze(_one(world), world.random.uniform(0.5, 3))
+
+
+def _kill_heart(world: World) -> None:
+    world.kill_heart(_one(world))
+
+
+def _stream(world: World) -> None:
+    """The replication connection breaks although the heartbeats go on."""
+    server = world.servers[_one(world)]
+    if server.stream is not None:
+        world.say(server.name, "== replication stream broken")
+        world._break_stream(server)
+
+
+def _command(world: World) -> None:
+    actions = ["stop", "start", "restart", "swap", "swap", "stopstart", "forcestop", "second", "stop", "stopwait"]
+    if world.options.prims:
+        actions += ["prim", "primforce"]
+    name, action = _one(world), world.random.choice(actions)
+    world.order(name, action)
+    if action in ("stop", "forcestop"):
+        world.at(world.random.uniform(0.5, 12), lambda: _boot(world, name))
+
+
+_KINDS_WITHOUT_PARTITION = (
+    _crash, _crash, _crash_both, _short_freeze, _kill_heart, _stream, _command, _command, _command,
+)  # fmt: skip
+_KINDS = (*_KINDS_WITHOUT_PARTITION, _cut_both_ways, _cut_one_way, _noise, _freeze)
