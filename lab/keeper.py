@@ -113,13 +113,13 @@ class Keeper:
         return child.stdout.readline().rstrip("\n")
 
     def poweroff(self, names: list[str]) -> None:
-        """Cables first, on all of them: no packet of the first one dying may reach the last one alive."""
+        """Silence first, on all of them: no packet of the first one dying may reach the last one alive."""
         for name in names:
             self.plan.require_machine(name)
             if name not in self.state.machines:
                 raise LabError(f"{name} is off already", f"safelab poweron {name}")
         for name in names:
-            self.switch.unplug(name)
+            self.switch.isolate(name)
         processes = [self.state.machines[name] for name in names]
         for process in processes:
             kernel.send_signal(process.pid, signal.SIGKILL)

@@ -122,7 +122,7 @@ def run(name: str | None, cwd: str | None, environment: Sequence[str], node: str
 @name_option
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
 def poweroff(name: str | None, nodes: tuple[str, ...]) -> None:
-    """The power fails: cables first, then every process of the node is killed; several nodes at the same moment.
+    """The power fails: the network is silent, then every process is killed; several nodes at the same moment.
 
     The kernel is shared, so what a process had written without fsync is still there after poweron; on a real server it
     may be lost.

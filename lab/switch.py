@@ -66,8 +66,17 @@ class Switch:
             )
             self._apply(cable)
 
+    def isolate(self, machine: str) -> None:
+        """No frame of the machine goes anywhere any more, while its links still look alive: a server that loses its
+        power does not see its cables go. Killing it comes second: a dead namespace goes on answering for a while."""
+        ip(*(f"link set {port} nomaster" for port in map(self._bridged, self.plan.cables(machine))))
+
+    def _bridged(self, cable: Cable) -> str:
+        """The port of a cable that is in the bridge."""
+        return cable.delayed if (cable.node, cable.lan) in self._relays else cable.port
+
     def unplug(self, machine: str) -> None:
-        """Take all cables away at once: a power-off. The dead namespace would go on answering."""
+        """Take all cables of a machine away."""
         if self._plugged.pop(machine, None) is None:
             return
         for cable in self.plan.cables(machine):

@@ -88,6 +88,7 @@ class Story:
         self.watch_for(self.seconds, load)
 
         self.screen.title("5. node1 boots; what it missed is copied while the client goes on")
+        self.watcher.booting(one)
         one.poweron()
         self.wait_pair("node2", "node1", load)
         self.watch_for(self.seconds / 2, load)
@@ -167,7 +168,7 @@ class Story:
                 break
             if self.lab.node(second).is_on and str(self.watcher.last[second]) == "SECOND magenta":
                 line = reintegration(self.lab.node(second)) or ""
-                if line and line != shown:
+                if line and not line.startswith("0/0") and line != shown:
                     self.screen.say(f"{second}  reintegration: {line}")
                     shown = line
             if time.monotonic() > end:

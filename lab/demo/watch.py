@@ -66,8 +66,8 @@ class ServerState:
         return f"{self.state} {self.color}".strip()
 
 
-def server_state(node: Node) -> ServerState:
-    """Read from outside: it costs the node nothing."""
+def server_state(node: Node, booted: float) -> ServerState:
+    """Read from outside: it costs the node nothing. `booted`: Unix time; older states are from another life."""
     if not node.is_on:
         return ServerState("power off", "")
     var = Path(f"/proc/{node.process.pid}/root/var/safekit/modules/{MODULE}")
@@ -76,7 +76,11 @@ def server_state(node: Node) -> ServerState:
     except OSError:  # not started yet, or the power just failed
         return ServerState("STOP", "red")
     state, color = resources.get("state.local"), resources.get("state.color")
-    return ServerState(state.value if state else "STOP", color.value if color else "red")
+    if state is None:
+        return ServerState("STOP", "red")
+    if max(state.since, color.since if color else 0.0) < booted:
+        return ServerState("booting", "")
+    return ServerState(state.value, color.value if color else "red")
 
 
 class StateWatcher:
@@ -86,9 +90,14 @@ class StateWatcher:
         self.lab = lab
         self.screen = screen
         self.last: dict[str, ServerState] = {}
+        self._booted = dict.fromkeys(lab.nodes, 0.0)
+
+    def booting(self, node: Node) -> None:
+        """The node is being powered on."""
+        self._booted[node.name] = time.time()
 
     def look(self) -> dict[str, ServerState]:
-        now = {node.name: server_state(node) for node in self.lab}
+        now = {node.name: server_state(node, self._booted[node.name]) for node in self.lab}
         for name, state in now.items():
             if self.last.get(name) != state:
                 others = ", ".join(f"{other} {now[other]}" for other in now if other != name)
