@@ -142,6 +142,10 @@ class Server:
         if engine.role is not Role.PRIMARY:
             refuse(channel, Refusal.ROLE, "this server is not primary")
             return
+        old = engine.stream
+        if old is not None and old.peer == peer:
+            # It would not connect if it still had that one: nobody has noticed here, because nothing was sent.
+            old.fail("the secondary connected again")
         if engine.stream is not None:
             refuse(channel, Refusal.BUSY, f"this server has a secondary already ({engine.stream.peer})")
             return

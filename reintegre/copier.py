@@ -24,7 +24,9 @@ from reintegre.progress import Meter
 
 #: Bytes compared by one request: long enough to hide the round trip, short enough for `reitimeout`.
 BATCH = 64 << 20
-_ANOTHER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
+#: Errors that say that a name is gone, or is something else now, on either server.
+MOVED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY,
+                   errno.EEXIST})
 
 
 class Stopped(Exception):
@@ -90,7 +92,7 @@ class Copier:
         try:
             return self._file(work)
         except OSError as error:
-            if error.errno not in _ANOTHER:
+            if error.errno not in MOVED:
                 raise
             # The name is gone, or names something else now: it is looked at again.
             return Outcome(0, again=True)

@@ -2,7 +2,6 @@
 nothing is left."""
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from reintegre.copier import Copier, FileWork, Pairs, Stopped
+from reintegre.copier import MOVED, Copier, FileWork, Pairs, Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
@@ -20,6 +19,8 @@ from reintegre.walk import Found, Key, Walker
 
 WALKERS = 2
 QUEUED_FILES = 4096
+#: Times that one name may change under our hands before it counts as a fault.
+MOST_TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Session:
         self._services: list[Service] = []
         self._roots: dict[int, _Root] = {}
         self._revisit: set[tuple[int, bytes, bool]] = set()
+        self._tries: dict[Key, int] = {}
 
     # --- from outside -------------------------------------------------------------------------------------
 
@@ -188,12 +190,23 @@ class Session:
         except BaseException as error:
             self.stop(error)
 
+    def _walker(self, primary: Primary) -> Walker:
+        return Walker(primary, self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
+                      self._give_directory, self._give_file, self._later, self._hooks.detail)
+
+    def _later(self, root: int, path: bytes) -> None:
+        """Look at an entry again. Raises ProtocolFault when that happens without end."""
+        with self._changed:
+            tries = self._tries[root, path] = self._tries.get((root, path), 0) + 1
+            self._revisit.add((root, path, False))
+        if tries > MOST_TRIES:
+            raise ProtocolFault(f"{path!r} cannot be made equal: {tries} attempts failed")
+
     def _walk(self) -> None:
         self._guarded(self._walk_jobs)
 
     def _walk_jobs(self) -> None:
-        walker = Walker(self._open(), self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
-                        self._give_directory, self._give_file, self._hooks.detail)
+        walker = self._walker(self._open())
         while True:
             with self._changed:
                 while not self._jobs.directories and not self._stop.is_set():
@@ -222,12 +235,12 @@ class Session:
             outcome = copier.file(work)
             self.meter.finished()
             with self._changed:
-                if outcome.again:
-                    self._revisit.add((work.root, work.path, False))
                 if outcome.copied:
                     self._roots[work.root].files += 1
                     self._roots[work.root].bytes += outcome.copied
                     self._roots[work.root].end = time.monotonic()
+            if outcome.again:
+                self._later(work.root, work.path)
             if outcome.copied:
                 self._hooks.detail(f"copied {work.path!r}: {outcome.copied} of {work.size} bytes")
             self._finished()
@@ -236,8 +249,7 @@ class Session:
 
     def _rounds(self, control: Primary, server: int) -> dict[str, object] | None:
         """Whatever changed its name or failed meanwhile is compared again until the primary has nothing left."""
-        walker = Walker(control, self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
-                        self._give_directory, self._give_file, self._hooks.detail)
+        walker = self._walker(control)
         reported = False
         while True:
             self._links(control)
@@ -269,18 +281,28 @@ class Session:
         if root >= len(self._trees):
             raise ProtocolFault(f"no replicated directory {root}")
         tree = self._trees[root]
-        remote, local = control.stat(root, path), tree.entry(path)
-        if remote is None:
-            if local is not None and path:
-                walker.delete(root, path)
+        try:
+            remote, local = control.stat(root, path), tree.entry(path)
+            if remote is None:
+                if local is not None and path:
+                    walker.delete(root, path)
+                return
+            above = path.rpartition(b"/")[0]
+            if path and not os.path.isdir(tree.path(above)):
+                # It can only be made when what is above it is there.
+                self._again(control, walker, root, above, True)
+            if remote.is_dir:
+                new = local is None or not local.is_dir
+                control.push_entry(root, path)
+                if deep or new:
+                    self._give_directory(root, path, True)
+                return
+        except OSError as error:
+            if error.errno not in MOVED:
+                raise
+            self._later(root, path)
             return
-        if remote.is_dir:
-            new = local is None or not local.is_dir
-            control.push_entry(root, path)
-            if deep or new:
-                self._give_directory(root, path, True)
-            return
-        walker.entry(root, path, remote, local, True)
+        walker.try_entry(root, path, remote, local, True)
 
     def _links(self, control: Primary) -> None:
         self._settle()
@@ -296,16 +318,15 @@ class Session:
                 try:
                     control.push_link(root, first, path)
                 except OSError as error:
-                    if error.errno not in (errno.ESTALE, errno.ENOENT):
+                    if error.errno not in MOVED:
                         raise
-                    self._revisit.add((root, path, False))
+                    self._later(root, path)
                 self._hooks.detail(f"link {path!r} to {first!r}")
             elif name is not None:
                 # The name that stood for the file is gone: this one does.
                 with self._found.lock:
                     self._found.first_name[root, name.ino] = path
-                with self._changed:
-                    self._revisit.add((root, path, False))
+                self._later(root, path)
 
     def _times(self, control: Primary) -> None:
         """Entries made or removed in a directory moved its time."""
@@ -316,8 +337,14 @@ class Session:
                 here = os.lstat(self._trees[root].path(path)).st_mtime_ns
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if here != mtime:
+            if here == mtime:
+                continue
+            try:
                 control.push_entry(root, path)
+            except OSError as error:
+                if error.errno not in MOVED:
+                    raise
+                self._later(root, path)
 
     def _report(self) -> None:
         for root, count in self._roots.items():

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reintegre.copier import FileWork, Pairs
+from reintegre.copier import MOVED, FileWork, Pairs
 from reintegre.local import LocalTree, join
 from reintegre.plan import Content, Entry, Trust, content, same_attributes, same_kind
 from reintegre.primary import Primary
@@ -33,7 +33,7 @@ class Walker:
     def __init__(self, primary: Primary, trees: Sequence[LocalTree], trust: Trust,
                  recorded: Mapping[Key, frozenset[int] | None], found: Found, meter: Meter, pairs: Pairs,
                  give_directory: Callable[[int, bytes, bool], None], give_file: Callable[[FileWork], None],
-                 detail: Callable[[str], None]) -> None:
+                 later: Callable[[int, bytes], None], detail: Callable[[str], None]) -> None:
         self._primary = primary
         self._trees = trees
         self._trust = trust
@@ -43,6 +43,7 @@ class Walker:
         self._pairs = pairs
         self._give_directory = give_directory
         self._give_file = give_file
+        self._later = later
         self._detail = detail
 
     def directory(self, root: int, path: bytes, again: bool) -> None:
@@ -65,7 +66,7 @@ class Walker:
             if local is None:
                 local = tree.names(path)
             for remote in entries:
-                self.entry(root, join(path, remote.name), remote, local.pop(remote.name, None), again)
+                self.try_entry(root, join(path, remote.name), remote, local.pop(remote.name, None), again)
             self._found.entries += len(entries)
         for name in local or ():
             self.delete(root, join(path, name))
@@ -79,6 +80,15 @@ class Walker:
         """Remove what the primary does not have."""
         if self._primary.push_delete(root, path):
             self._detail(f"removed {path!r}")
+
+    def try_entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
+        """`entry`; what cannot be made because a name above moved meanwhile is looked at again later."""
+        try:
+            self.entry(root, path, remote, local, again)
+        except OSError as error:
+            if error.errno not in MOVED:
+                raise
+            self._later(root, path)
 
     def entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
         """Make one entry equal, or queue what takes longer."""

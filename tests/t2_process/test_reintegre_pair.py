@@ -100,8 +100,7 @@ def test_secondary_killed_then_reintegrated(pair: Pair) -> None:
     pair.start_secondary(pair.n2)
     (pair.n1.dir / "d3/f3").write_bytes(b"just before")
     pair.n2.power_off()
-    pair.until(lambda: "replication_lost" in pair.n1.kinds())
-    pair.n1.ask("alone")
+    pair.n1.ask("alone")  # heart hears it by the heartbeats
     (pair.n1.dir / "d4/f4").write_bytes(b"alone")
     pair.start_secondary(pair.n2)
     equal(pair)
@@ -232,8 +231,7 @@ def test_nfsbox_dies_on_the_primary_and_the_directory_comes_back(pair: Pair) -> 
     assert pair.n1.resources["rfs.degraded"] == "up"
     (pair.n1.dir / "written degraded").write_bytes(b"x")
     assert (pair.n1.backing / "written degraded").exists()
-    with pytest.raises(BusError):
-        pair.start_secondary(pair.n2)
+    assert pair.n1.ask("status")["degraded"] is True
 
 
 def test_detail_and_progress(pair: Pair) -> None:
