@@ -113,7 +113,7 @@ def leave(t: Turn, word: str) -> None:
     """Begin to leave the current role for WAIT; a secondary is out of date before it leaves."""
     s = t.s
     s.leaving = True
-    s.syncing = False
+    s.syncing = s.serving = False
     s.action = plans.action_word(word)
     if s.role is Role.SECOND:
         t.memory(uptodate=False)

@@ -156,7 +156,8 @@ def _decide(t: Turn) -> bool:
     if peer is not None and peer.role.primary:
         s.claim = 0
         _wake(t)
-        if peer.serving:
+        # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
+        if peer.serving and (not s.setup.rfs or peer.uptodate == "up"):
             return become_second(t)
         return _unblocked_color(t)
     if s.held and not forced:

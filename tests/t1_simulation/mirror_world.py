@@ -67,6 +67,7 @@ class Stream:
     secondary: str
     live: bool = True
     synced: bool = False
+    carried: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -424,6 +425,7 @@ class World:
                 self._break_stream(server)
                 return
             other.data.append(number)
+            stream.carried.add(number)
             if not self._tcp(other.name):
                 self._break_stream(server)
                 return
@@ -449,6 +451,9 @@ class World:
         stream, server.stream = server.stream, None
         if server.rfs == "primary" and not server.alone and server.powered:
             self._tell(server.name, "replication_lost", self.random.uniform(0.05, 1.5))
+        elif server.rfs == "secondary" and server.powered:
+            kind = "rfs_failed" if server.inconsistent else "secondary_lost"
+            self._tell(server.name, kind, self.random.uniform(0.05, 1.5))
         if stream is not None and stream.live:
             stream.live = False
             other = self.servers[server.peer]
@@ -575,9 +580,10 @@ class World:
             if not self._tcp(other.name):
                 self._break_stream(other)
                 return
-            newer = [n for n in server.data if n > (snapshot[-1] if snapshot else 0)]
-            self._replaced(server, snapshot)
-            server.data = snapshot + [n for n in newer if n in other.data and n not in snapshot]
+            known = set(snapshot)
+            final = snapshot + [n for n in server.data if n in stream.carried and n not in known]
+            self._replaced(server, final)
+            server.data = final
             server.inconsistent = False
             stream.synced = True
             self.alone_takers = set()
