@@ -9,8 +9,10 @@ import grp
 import os
 import signal
 import sys
+import traceback
+from typing import Any
 
-from safeadmin.adminlog import AdminLog
+from safeadmin.adminlog import AdminLog, Complaints
 from safeadmin.service import Service
 from safeadmin.systemd import Notifier
 from safekit.bus import BusError
@@ -39,7 +41,11 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    lateness = Lateness(1.0, lambda late: log.info(f"late by {late:.1f} s: the server is overloaded"))
+    complaints = Complaints(log)
+    lateness = Lateness(
+        1.0, lambda late: _said(complaints, "late", f"safeadmin was late by {late:.1f} s: the server is overloaded")
+    )
+    loop.set_exception_handler(lambda _, context: _defect(log, context))
     measuring = loop.create_task(lateness.run())
     service = Service(log)
     try:
@@ -69,6 +75,18 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
     return 0
 
 
+def _said(complaints: Complaints, problem: str, text: str) -> None:
+    complaints.say("safeadmin", problem, text)
+
+
+def _defect(log: AdminLog, context: dict[str, Any]) -> None:
+    """An exception that nobody caught: the daemon goes on, and says so."""
+    error = context.get("exception")
+    log.error(f"defect in safeadmin: {context.get('message')}: {error!r}")
+    if isinstance(error, BaseException):
+        traceback.print_exception(error)
+
+
 def main() -> None:
     """Entry point. Exit status 1 when the daemon cannot run; the reason is in its log and on standard error."""
     set_process_name("safeadmin")
@@ -85,12 +103,13 @@ def main() -> None:
     for what, reason in (("lock its memory", lock_memory()), ("run with real-time priority", run_realtime())):
         if reason is not None:
             log.info(f"safeadmin cannot {what} ({reason}): it may be late when the server is overloaded")
-    try:
-        with locked(safevar() / "safeadmin.lock", wait=False):
-            status = asyncio.run(serve(log, notifier))
-    except BlockingIOError:
-        log.error(f"another safeadmin runs with {safevar()}; service safeadmin status")
-        status = 1
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(safevar() / "safeadmin.lock", wait=False))
+        except BlockingIOError:
+            log.error(f"another safeadmin runs with {safevar()}; service safeadmin status")
+            sys.exit(1)
+        status = asyncio.run(serve(log, notifier))
     sys.exit(status)
 
 

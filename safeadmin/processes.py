@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from safekit.files import process_start_time
-from safekit.paths import ModulePaths, process_program
+from safekit.paths import ModulePaths, process_program, safevar, valid_module_name
 
 SUPERVISORD = "safesupervisord"
 _COMMAND = "safekit"
@@ -102,21 +102,31 @@ def _kind(arguments: list[bytes], paths: ModulePaths) -> tuple[str, Kind] | None
     return None
 
 
+def find_all() -> dict[str, list[Process]]:
+    """The living processes of the modules of this SAFEVAR, by module, in one pass over /proc."""
+    prefix, ours = b"SAFEMODULE=", f"SAFEVAR={safevar()}".encode()
+    found: dict[str, list[Process]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        variables = _read(int(entry), "environ")
+        names = [os.fsdecode(v[len(prefix) :]) for v in variables if v.startswith(prefix)]
+        if len(names) != 1 or ours not in variables or not valid_module_name(names[0]):
+            continue
+        process = _process(int(entry), ModulePaths(names[0]))
+        if process is not None:
+            found.setdefault(names[0], []).append(process)
+    return found
+
+
 def find(module: str) -> list[Process]:
     """The living processes of a module on this server, whoever started them."""
-    paths = ModulePaths(module)
-    wanted = {f"SAFEMODULE={module}".encode(), f"SAFEVAR={paths.environment()['SAFEVAR']}".encode()}
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        pid = int(entry)
-        if pid == os.getpid() or not wanted <= set(_read(pid, "environ")):
-            continue
-        what, born = _kind(_read(pid, "cmdline"), paths), process_start_time(pid)
-        if what is not None and born is not None:
-            found.append(Process(pid, born, _parent(pid), *what))
-    return found
+    return find_all().get(module, [])
+
+
+def _process(pid: int, paths: ModulePaths) -> Process | None:
+    what, born = _kind(_read(pid, "cmdline"), paths), process_start_time(pid)
+    return None if what is None or born is None else Process(pid, born, _parent(pid), *what)
 
 
 def with_descendants(scripts: Iterable[Process]) -> list[Process]:

@@ -217,7 +217,13 @@ class ModuleRuntime:
         """Run something that nobody waits for; kept so that it is not lost."""
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.log.event("internal", text=f"defect in safeadmin: {type(error).__name__}: {error}")
+
+        task.add_done_callback(ended)
         return task
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:

@@ -30,7 +30,7 @@ from safeadmin.cluster import Cluster
 from safeadmin.facts import NodeFacts
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Installed, Registry
-from safeadmin.processes import find
+from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
 from safekit.bus import ADMIN, BusError, Endpoint, Fields, Request
 from safekit.files import locked, write_atomic
@@ -39,7 +39,7 @@ from safekit.model.types import ClusterConfig, User
 from safekit.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
 from safekit.process import Unconfigured, load_cluster
 from safekit.resources import ResourceWriter, valid_name
-from safekit.seal import derive, load_key
+from safekit.seal import load_key
 
 SET_SECONDS = 5.0
 FACTS_SECONDS = 2.0
@@ -91,10 +91,8 @@ class Service:
         """Take the port, find the modules that run, join the cluster. Raises OSError when the port is taken,
         BusError when the bus key cannot be read."""
         self.bus = await Endpoint.open(ADMIN, self._serve, port=mapper_port())
-        for name in self.registry.names():
-            processes = find(name)
-            if processes:
-                self._runtime(name).adopt(processes)
+        for name, processes in find_all().items():
+            self._runtime(name).adopt(processes)
         await self.reload()
         self._keep(self._follow_facts())
 
@@ -148,12 +146,21 @@ class Service:
             await self.cluster.close()
         await self.bus.close()
         if orderly:
-            self._record.forget()
+            try:
+                self._record.forget()
+            except OSError as error:
+                self.log.error(f"{self._record.path}: {error.strerror}; modules will not start at boot")
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(done: asyncio.Task[Any]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.log.error(f"defect in safeadmin: {type(error).__name__}: {error}")
+
+        task.add_done_callback(ended)
 
     # Cluster
 
@@ -164,7 +171,7 @@ class Service:
             self.node = node_name()
             try:
                 config = load_cluster()
-                wanted = (config, self._key(config), self.node)
+                wanted = (config, self._key(), self.node)
                 if self._applied == wanted and self.cluster is not None:
                     await self.cluster.resolve_again()
                     self.log.info("cluster configuration unchanged, addresses looked up again")
@@ -192,14 +199,13 @@ class Service:
             if runtime.heart:
                 self.bus.notify(f"{name}/heart", "reload")
 
-    def _key(self, config: ClusterConfig) -> bytes:
-        """The cluster key. Without a key file (`cluster delkey`) datagrams are sealed with what everybody who
-        has cluster.xml knows: this separates clusters, it keeps no secret."""
+    def _key(self) -> bytes:
+        """The cluster key. Raises Unconfigured: nothing goes over a wire in clear."""
+        path = cluster_dir() / "cluster.key"
         try:
-            return load_key(cluster_dir() / "cluster.key")
-        except FileNotFoundError:
-            self.log.error("there is no cluster key: cluster messages are not secret; safekit cluster genkey")
-            return derive(config.signature.encode()[:64], "no cluster key")
+            return load_key(path)
+        except (OSError, ValueError) as error:
+            raise Unconfigured(f"there is no cluster key: {error}; run safekit cluster config FILE") from None
 
     def _facts(self) -> NodeFacts:
         modules = tuple(module.facts(self._running(module.name)) for module in self.registry.all())
@@ -260,6 +266,8 @@ class Service:
             text = f"{way.text} ({self._cluster_problem})" if way.code == "no_cluster" else way.text
             raise BusError(way.code, text)
         runtime = self._runtime(name)
+        if runtime.forcing and way is not Way.FORCE:
+            raise BusError("stopping", f"module {name} is being stopped by force; safekit waitstop -m {name}")
         if way is Way.NOTHING:
             return {"accepted": True, "note": f"module {name} is stopped already"}
         if way is Way.FORCE:
