@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from heart.rules.source import default_text, module_rules
 from heart.values import Link, Setup
 from heart.wire import Route
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.paths import private_conf
+from safekit.rules.source import default_text, module_rules
 
 
 class Unusable(Exception):

@@ -6,11 +6,11 @@ running module; WAIT is decided at once (start and wake-up).
 
 from __future__ import annotations
 
-from heart.rules.ast import Assign
-from heart.rules.evaluator import Verdict, View, evaluate
 from heart.state import State
 from heart.turn import Turn
 from heart.values import Role
+from safekit.rules.ast import Assign
+from safekit.rules.evaluator import Verdict, View, evaluate
 
 MAX_ROUNDS = 4
 """Evaluations in a row, when assignments keep changing what the rules see."""

@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 from heart.commands import loop_reached
 from heart.configured import Unusable
 from heart.events import Born, Ordered, PairAsked, Replication
-from heart.rules.lexer import RuleError
-from heart.rules.source import RulesFileError
 from heart.shell import FIRST_COMMAND_SECONDS, Shell
 from heart.values import Command, Role
 from safekit.bus import BusError, Handler, Request
 from safekit.process import Context, run
 from safekit.resources import valid_name
+from safekit.rules.lexer import RuleError
+from safekit.rules.source import RulesFileError
 
 BOOT_WORDS = ("boot", "at boot time")
 NEWS = ("replication_lost", "nfsbox_died", "secondary_lost", "rfs_synced", "rfs_failed")

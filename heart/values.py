@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from heart.rules.ast import Rule
+from safekit.rules.ast import Rule
 
 
 class Role(StrEnum):

@@ -33,9 +33,9 @@ from heart.actions import (
     Vip,
 )
 from heart.events import Born, Done, Heard, Ordered, PairAsked, Replication, Tick
-from heart.rules.source import default_text, module_rules
 from heart.state import State
 from heart.values import Color, Command, Link, Role, Setup
+from safekit.rules.source import default_text, module_rules
 
 RULES = module_rules("", default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml"))
 DURABLE = frozenset(

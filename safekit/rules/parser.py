@@ -6,7 +6,7 @@ name the rule in the log, so they must be unique within one text.
 
 from __future__ import annotations
 
-from heart.rules.ast import (
+from safekit.rules.ast import (
     STATES,
     Act,
     And,
@@ -23,7 +23,7 @@ from heart.rules.ast import (
     Truth,
     Verb,
 )
-from heart.rules.lexer import RuleError, Token, tokens
+from safekit.rules.lexer import RuleError, Token, tokens
 
 FUNCTIONS = ("hostname", "isdefaultprim", "cluster")
 MAX_DEPTH = 60

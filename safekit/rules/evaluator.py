@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from heart.rules.ast import (
+from safekit.rules.ast import (
     Act,
     And,
     Assign,

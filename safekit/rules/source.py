@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from heart.rules.ast import Rule
-from heart.rules.parser import parse
+from safekit.rules.ast import Rule
+from safekit.rules.parser import parse
 
 SYNCDELTA_RULE = """
 force_uptodate:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from heart.rules.ast import Position
+from safekit.rules.ast import Position
 
 MAX_TEXT = 256 * 1024
 """Longest rules text accepted, in characters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from heart.rules.ast import Act, And, Call, Compare, Expression, Not, Or, Resource, Rule, State, Text, Truth
+from safekit.rules.ast import Act, And, Call, Compare, Expression, Not, Or, Resource, Rule, State, Text, Truth
 
 
 def render(rules: Iterable[Rule]) -> str:
