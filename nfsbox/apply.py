@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from nfsbox.engine import Root
 from nfsbox.exclusions import parent
-from nfsbox.system import fallocate, set_mtime, set_times
+from nfsbox.system import PIECE, fallocate, set_mtime, set_times
 from nfsbox.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, valid_path
 
 _ACL_PREFIX: Final = b"system.posix_acl_"
@@ -114,7 +114,7 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, durab
 def _write(descriptor: int, _extra: int, a: int, _b: int, body: memoryview, durable: bool) -> None:
     flags = os.RWF_DSYNC if durable else 0
     while body:
-        done = os.pwritev(descriptor, [body], a, flags)
+        done = os.pwritev(descriptor, [body[:PIECE]], a, flags)
         body = body[done:]
         a += done
 

@@ -24,7 +24,7 @@ from nfsbox.files import File
 from nfsbox.mount import ENCODING, entry_mode
 from nfsbox.push import export
 from nfsbox.stream import Stream
-from nfsbox.system import FALLOCATE_MODES, fallocate, set_mtime
+from nfsbox.system import FALLOCATE_MODES, PIECE, fallocate, set_mtime, write_pieces
 from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE
@@ -657,14 +657,13 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             stream = engine.stream
             if stream is None or file.orphan:
                 stream = None
-                done = os.pwrite(fh, data, offset)
+                done = os.pwrite(fh, data, offset) if size <= PIECE else write_pieces(fh, data, offset)
             else:
                 if file.session != stream.identity:
                     stream.bind(file)
-                number = stream.send_write(self.index, file.fid, offset, request[_FRAME:])
                 stream.replicated += size
                 try:
-                    done = os.pwrite(fh, data, offset)
+                    number, done = self._send_and_write(stream, file, fh, offset, request)
                 except OSError:
                     self._heal(stream, fh, file, offset, size)
                     file.version += 1
@@ -678,6 +677,24 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             if code and not stream.strict:
                 self._revisit_file(file)
         return done
+
+    def _send_and_write(
+        self, stream: Stream, file: File, fh: int, offset: int, request: memoryview
+    ) -> tuple[int, int]:
+        """Send, then write here while the peer works. The header of a piece stands where the data before it was,
+        which has been sent and written by then. The number to wait for, and the bytes written here."""
+        size = len(request) - _DATA
+        at = 0
+        while size - at > PIECE:
+            frame = request[_FRAME + at : _DATA + at + PIECE]
+            stream.send_write(self.index, file.fid, offset + at, frame, 0)
+            wrote = os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
+            if wrote != PIECE:
+                return stream.send(Op.PING, 0), at + wrote
+            at += PIECE
+        frame = request[_FRAME + at :]
+        number = stream.send_write(self.index, file.fid, offset + at, frame)
+        return number, at + os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
 
     def _record(self, file: File, first: int, last: int) -> None:
         tracker = self.engine.tracker

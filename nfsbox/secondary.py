@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from nfsbox import apply
 from nfsbox.engine import Root, sync_filesystem
+from nfsbox.system import PIECE
 from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
 
 _WRITE: Final = int(Op.WRITE)
@@ -84,8 +85,9 @@ class Applier:
     def _serve(self) -> None:
         channel, files = self.channel, self._files
         unpack, pwrite = HEADER.unpack_from, os.pwrite
+        receive, send_ack, sending = channel.receive, channel.send_ack, self._sending
         while True:
-            frame = channel.receive()
+            frame = receive()
             if frame is None:
                 continue
             number = channel.received
@@ -94,11 +96,12 @@ class Applier:
                 descriptor = files.get(fid, -errno.EBADF)
                 if self.strict and not self.durable and descriptor >= 0:
                     if flags & 1:
-                        self._acknowledge(number)
+                        with sending:
+                            send_ack(number)
                     data = memoryview(frame)[HEADER_SIZE:]
                     try:
                         while data:
-                            done = pwrite(descriptor, data, offset)
+                            done = pwrite(descriptor, data[:PIECE], offset)
                             data = data[done:]
                             offset += done
                     except OSError as error:
@@ -120,6 +123,10 @@ class Applier:
             if self.strict:
                 self._diverged(number, error, text=text)
         if flags & Flag.ACK:
+            if not (code or fresh):
+                with self._sending:
+                    self.channel.send_ack(number)
+                return
             self._acknowledge(number, code, fresh=fresh, text=text)
 
     def _diverged(self, number: int, error: OSError, *, late: bool = False, text: str = "") -> None:

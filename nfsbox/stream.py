@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ACK: Final = int(Flag.ACK)
 _WRITE: Final = int(Op.WRITE)
+_ACKNOWLEDGE: Final = int(Op.ACK)
 
 
 class State(Enum):
@@ -183,10 +184,10 @@ class Stream:
         if frame is None:
             return
         op, flags, _, code, _, number, fresh = HEADER.unpack_from(frame)
-        if op != Op.ACK or number > self.channel.sent:
+        if op != _ACKNOWLEDGE or number > self.channel.sent:
             self.fail(f"unexpected frame {op} from the secondary")
             return
-        if flags & Flag.LATE:
+        if flags:  # LATE is the only one
             if code and self.strict:
                 self.fail(f"the secondary could not apply operation {number}: {_explain(frame, code)}")
             self._late[number] = code

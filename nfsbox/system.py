@@ -18,6 +18,26 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _OMIT = (1 << 30) - 2
 
 
+#: Data is written in pieces of this size: the kernel makes page cache units as large as the write, and every later
+#: small write to a large unit costs what the unit's size costs (ext4: 3 us in 4 KiB units, 14 us in 1 MiB units).
+PIECE: Final = 128 << 10
+
+
+def write_pieces(descriptor: int, data: memoryview, offset: int) -> int:
+    """Write at an offset; returns the bytes written, fewer than asked when the disk is full after some.
+    Raises OSError when nothing could be written."""
+    size = len(data)
+    done = 0
+    while done < size:
+        try:
+            done += os.pwrite(descriptor, data[done : done + PIECE], offset + done)
+        except OSError:
+            if done:
+                return done
+            raise
+    return done
+
+
 class _Timespec(ctypes.Structure):
     _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
 

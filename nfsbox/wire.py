@@ -175,6 +175,13 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
+_ACK: Final = int(Op.ACK)
+_ACK_SIZE: Final = 4 + HEADER_SIZE + 16
+_ACK_LENGTH: Final = LENGTH.pack(HEADER_SIZE + 16)
+_unpack_length = LENGTH.unpack_from
+_pack_length = LENGTH.pack
+
+
 class Channel:
     """One sealed connection, blocking. Sending and receiving may be done by different threads, but each by one
     thread at a time (callers lock). After any WireError the channel is dead."""
@@ -182,6 +189,7 @@ class Channel:
     def __init__(self, sock: socket.socket, sender: StreamCipher, receiver: StreamCipher) -> None:
         self.sock = sock
         self.fileno = sock.fileno()
+        self._recv_into = sock.recv_into
         self._seal = sender.seal
         self._open = receiver.open
         self.sent = 0  # frames: the number of the last frame sent
@@ -244,29 +252,41 @@ class Channel:
             rest = rest[done:]
             last = time.monotonic()
 
+    def send_ack(self, number: int) -> None:
+        """Acknowledge frame `number`: what every replicated write pays for. Raises WireError."""
+        sealed = self._seal(HEADER.pack(_ACK, 0, 0, 0, 0, number, 0), _ACK_LENGTH)
+        try:
+            done = self.sock.send(_ACK_LENGTH + sealed)
+        except (BlockingIOError, InterruptedError):
+            done = 0
+        except OSError as error:
+            raise WireClosed(error.errno or errno.EPIPE, f"connection lost while sending: {error}") from None
+        if done < _ACK_SIZE:
+            self._push(memoryview(_ACK_LENGTH + sealed)[done:], 60.0)
+        self.sent += 1
+
     def receive(self) -> bytes | None:
         """The next frame, header first; None when nothing came for SLICE seconds. Raises WireError."""
-        view = self._view
         low, high = self._low, self._high
+        if low == high:
+            low = high = 0
         while True:
             have = high - low
             if have >= 4:
-                (size,) = LENGTH.unpack_from(self._buffer, low)
-                if size < HEADER_SIZE + 16 or size > self.limit:
-                    raise WireError(errno.EPROTO, f"frame of {size} bytes refused")
+                (size,) = _unpack_length(self._buffer, low)
                 if have >= size + 4:
                     break
+                if size < HEADER_SIZE + 16 or size > self.limit:
+                    raise WireError(errno.EPROTO, f"frame of {size} bytes refused")
                 if low + size + 4 > len(self._buffer):
-                    view = self._make_room(low, high, size + 4)
+                    self._make_room(low, high, size + 4)
                     low, high = 0, have
-            elif have == 0:
-                low = high = 0
-            elif low + 4 > len(self._buffer):
-                view = self._make_room(low, high, 4)
+            elif have and low + 4 > len(self._buffer):
+                self._make_room(low, high, 4)
                 low, high = 0, have
             self._low, self._high = low, high
             try:
-                got = self.sock.recv_into(view[high:])
+                got = self._recv_into(self._view[high:])
             except (BlockingIOError, InterruptedError):
                 if self.closed:
                     raise WireClosed(errno.EPIPE, "connection closed here") from None
@@ -276,15 +296,18 @@ class Channel:
             if not got:
                 raise WireClosed(errno.EPIPE, "connection closed by the peer")
             high += got
+        if size < HEADER_SIZE + 16 or size > self.limit:
+            raise WireError(errno.EPROTO, f"frame of {size} bytes refused")
+        end = low + 4 + size
         try:
-            frame = self._open(view[low + 4 : low + 4 + size], LENGTH.pack(size))
+            frame = self._open(self._view[low + 4 : end], _pack_length(size))
         except SealError as error:
             raise WireError(errno.EPROTO, error.detail) from None
-        self._low, self._high = low + 4 + size, high
+        self._low, self._high = end, high
         self.received += 1
         return frame
 
-    def _make_room(self, low: int, high: int, need: int) -> memoryview:
+    def _make_room(self, low: int, high: int, need: int) -> None:
         if need > len(self._buffer):
             grown = bytearray(max(need, min(2 * len(self._buffer), MAX_FRAME + 4)))
             grown[: high - low] = self._buffer[low:high]
@@ -292,7 +315,6 @@ class Channel:
         else:
             self._buffer[: high - low] = bytes(self._buffer[low:high])
         self._view = memoryview(self._buffer)
-        return self._view
 
     def receive_within(self, seconds: float) -> bytes:
         """The next frame. Raises WireTimeout when it does not come in time."""
