@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from circlog import keeper as keeper_module
 from circlog.keeper import DiskReport, Keeper, State, check_space, event_lines
+from safekit.files import write_atomic
 from safekit.log import Line, ModuleLog, format_line, parse_line
 
 
@@ -137,10 +137,10 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
         tick()
         return real_write(descriptor, data)
 
-    monkeypatch.setattr(keeper_module.os, "write", write)
-    monkeypatch.setattr(keeper_module.os, "replace", wrap(os.replace))
-    monkeypatch.setattr(keeper_module.os, "ftruncate", wrap(os.ftruncate))
-    monkeypatch.setattr(keeper_module, "write_atomic", wrap(keeper_module.write_atomic))
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "replace", wrap(os.replace))
+    monkeypatch.setattr(os, "ftruncate", wrap(os.ftruncate))
+    monkeypatch.setattr("circlog.keeper.write_atomic", wrap(write_atomic))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_half_line_and_is_made_good(log_dir: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper_module.os, "write", full)
+        patch.setattr(os, "write", full)
         for _ in range(3):
             with pytest.raises(OSError, match="space"):
                 keeper.step()
@@ -216,7 +216,7 @@ def test_space_is_checked(log_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     real = os.statvfs(log_dir)
     fields = list(real)
     fields[3] = 1
-    monkeypatch.setattr(keeper_module.os, "statvfs", lambda _: os.statvfs_result(fields))
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
     with pytest.raises(OSError, match="space"):
         check_space(log_dir)
 
