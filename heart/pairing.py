@@ -32,7 +32,8 @@ def pair_healthy(t: Turn) -> bool:
 def check_pair(t: Turn) -> None:
     """On a primary: begin to break the pair when the secondary left it, and go on with what was begun."""
     s = t.s
-    if not s.role.primary or s.sacrificed:
+    if not s.role.primary or (s.leaving and s.setup.rfs and not s.uptodate):
+        # the data was left to the secondary, or given up
         s.breaking, s.break_asked = "", ""
         return
     cause = s.break_asked or _broken(t)
@@ -183,7 +184,10 @@ def peer_fenced(t: Turn) -> bool:
 
 @step
 def leave_memory(t: Turn, _: str) -> None:
-    """Just before a primary says that it left: with a complete secondary, that one has the data now."""
+    """The application is stopped: with a complete secondary, that one has the data from now on.
+
+    Before the stream is closed: its end must not look like a failure of the pair.
+    """
     s = t.s
     if s.role.primary and s.paired and pair_healthy(t):
         t.memory(uptodate=False)

@@ -129,8 +129,8 @@ def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
         *scripts(_STOPS[role], role, Role.WAIT, action),
         *((Vip("unset"),) if role is not Role.SECOND else ()),
         *((Do("settle_pair"), Hold("pair_settled")) if role.primary else ()),
-        Rfs("standby"),
         Do("leave_memory"),
+        Rfs("standby"),
         once(("transition",), role, Role.WAIT, action),
         Do("arrive_in_wait"),
     )

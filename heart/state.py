@@ -93,7 +93,7 @@ class State:
     # swap
     swap: Swap | None = None
     swaps: int = 0
-    swap_seen: int = 0
+    swap_seen: tuple[int, int] = (0, 0)
     swap_refused: int = 0
 
     # failover machine

@@ -39,8 +39,10 @@ def possible(t: Turn) -> str:
 def begin(t: Turn, *, nosync: bool) -> None:
     """Issue a swap from this server (after `possible` said nothing)."""
     s = t.s
-    s.swaps = max(s.swaps, s.incarnation << 8) + 1
-    _engage(t, s.setup.node, s.swaps, nosync, "asked")
+    s.swaps += 1
+    # unlike any number of an earlier incarnation, and small enough for the wire
+    number = ((s.incarnation & 0xFFFFFFFF) << 12) + s.swaps
+    _engage(t, s.setup.node, number, nosync, "asked")
 
 
 def react(t: Turn) -> None:
@@ -51,14 +53,15 @@ def react(t: Turn) -> None:
         if s.swap_refused and (notice is None or notice.number != s.swap_refused):
             s.swap_refused = 0
         return
-    if notice.number <= s.swap_seen or notice.phase == "refused":
+    mark = (peer.incarnation, notice.number)
+    if mark <= s.swap_seen or notice.phase == "refused":
         return
     if not t.idle() or s.leaving or s.stopping:
         return
     fits = s.role is Role.SECOND and s.color is Color.GREEN and peer.role is Role.PRIM
     if s.role.primary:
         fits = peer.role is Role.SECOND and pairing.pair_healthy(t)
-    s.swap_seen = notice.number
+    s.swap_seen = mark
     if fits:
         _engage(t, notice.issuer, notice.number, notice.nosync, "begun")
     else:
