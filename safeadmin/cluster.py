@@ -1,5 +1,5 @@
 """The membership on the wire: one UDP socket a framework lan, everything sealed with the cluster key
-(guide 12, 12.1.3). The decisions are in membership.py; here are sockets, timers and complaints."""
+(guide 12, 12.1.3). The decisions are in safekit.membership; here are sockets, timers and complaints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from safeadmin.adminlog import AdminLog, Complaints
+from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, NodeFacts
-from safeadmin.membership import ClusterStatus, Membership, Pulse, Reason, Rules, bits, cluster_status
 from safeadmin.wire import Facts, Message, OtherConfiguration, Want, WireError, configuration_id, decode, encode
 from safekit.files import write_atomic
+from safekit.membership import Membership, Pulse, Reason, Rules, bits
 from safekit.model.types import ClusterConfig, Lan
 from safekit.seal import Opener, Sealer, SealError, next_epoch
 

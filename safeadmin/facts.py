@@ -12,8 +12,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from safeadmin.membership import Membership, bits
 from safeadmin.wire import MAX_FACTS, Facts, Want
+from safekit.membership import Membership, bits
 from safekit.model.codec import CodecError, from_json, to_json
 
 

@@ -2,7 +2,7 @@
 
     kind 1 | configuration 8 | body
 
-PULSE: rows of membership.py. WANT: a node's facts are missing here. FACTS: the facts of a node, told by
+PULSE: rows of safekit.membership. WANT: a node's facts are missing here. FACTS: the facts of a node, told by
 itself or passed on. `configuration` are the first bytes of the signature of cluster.xml: servers with
 different configurations number their nodes differently, so they must not listen to each other.
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from safeadmin.membership import MAX_NODES, Pulse, Row
+from safekit import pulsewire
+from safekit.membership import Pulse
 
 CONFIGURATION_SIZE = 8
 MAX_FACTS = 60_000
-_ROW = struct.Struct(">BQQIQ")
 _WANT = struct.Struct(">BQQ")
 _PULSE, _WANT_KIND, _FACTS_KIND = 1, 2, 3
 
@@ -67,8 +67,7 @@ def configuration_id(signature: str) -> bytes:
 def encode(message: Message, configuration: bytes) -> bytes:
     """The payload of a datagram."""
     if isinstance(message, Pulse):
-        rows = b"".join(_ROW.pack(*row) for row in message.rows)
-        return bytes([_PULSE]) + configuration + rows
+        return bytes([_PULSE]) + configuration + pulsewire.pack(message)
     if isinstance(message, Want):
         body = _WANT.pack(message.node, message.incarnation, message.facts)
         return bytes([_WANT_KIND]) + configuration + body
@@ -87,7 +86,10 @@ def decode(payload: bytes, configuration: bytes, nodes: int) -> Message:
     if payload[1:start] != configuration:
         raise OtherConfiguration("another cluster configuration: apply the same cluster.xml on every server")
     if kind == _PULSE:
-        return _decode_pulse(body, nodes)
+        try:
+            return pulsewire.unpack(body, nodes)
+        except pulsewire.PulseError as error:
+            raise WireError(str(error)) from None
     if kind not in (_WANT_KIND, _FACTS_KIND):
         raise WireError(f"unknown kind of message {kind}")
     if len(body) < _WANT.size or len(body) - _WANT.size > MAX_FACTS:
@@ -100,17 +102,3 @@ def decode(payload: bytes, configuration: bytes, nodes: int) -> Message:
     if len(body) != _WANT.size:
         raise WireError(f"message of kind {kind} with {len(body)} bytes")
     return Want(node, incarnation, facts)
-
-
-def _decode_pulse(body: bytes, nodes: int) -> Pulse:
-    if not body or len(body) % _ROW.size or len(body) > _ROW.size * MAX_NODES:
-        raise WireError(f"pulse of {len(body)} bytes")
-    rows = tuple(Row(*fields) for fields in _ROW.iter_unpack(body))
-    seen = 0
-    for row in rows:
-        if row.node >= nodes or row.hears >> nodes or row.hears >> row.node & 1:
-            raise WireError(f"row of node {row.node} hearing {row.hears:#x} among {nodes} nodes")
-        if seen >> row.node & 1:
-            raise WireError(f"two rows of node {row.node}")
-        seen |= 1 << row.node
-    return Pulse(rows)

@@ -14,9 +14,10 @@ from safeadmin import wire
 from safeadmin.actions import ACTIONS, MIRROR_ONLY, Refusal, Way, plan
 from safeadmin.adminlog import MAX_BYTES, AdminLog, Complaints
 from safeadmin.boot import BootRecord
+from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, ModuleFacts, NodeFacts, pack, version
 from safeadmin.mapper import Mapper
-from safeadmin.membership import ClusterStatus, Membership, Pulse, Row, Rules, cluster_status
+from safekit.membership import Membership, Pulse, Row, Rules
 from safekit.model.codec import from_json
 
 UP, DOWN, UNKNOWN = ClusterStatus.UP, ClusterStatus.DOWN, ClusterStatus.UNKNOWN

@@ -14,10 +14,10 @@ import pytest
 from safeadmin_node import SIGNATURE, Node, cluster, free_port, until
 
 from safeadmin.cluster import CONTEXT
-from safeadmin.membership import Pulse, Row
 from safeadmin.wire import configuration_id, encode
 from safekit.buswire import BusError
 from safekit.buswire import encode as bus_encode
+from safekit.membership import Pulse, Row
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.seal import Sealer, new_key
 

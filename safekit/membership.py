@@ -1,4 +1,4 @@
-"""Which servers of the cluster answer, and who leads them (guide 12.1.3).
+"""Which servers answer each other, and who leads them: of the cluster (guide 12.1.3), of a farm (13.4).
 
 Every server tells, once a period, whom it hears; the others pass on what the members told.
 A link counts only when both ends hear each other, so a cut in one direction is a cut. The view
@@ -7,7 +7,7 @@ rows, so they reach the same view and the same leader without voting: the leader
 that has been up the longest, which keeps the leadership where it is when a server comes back.
 
 The core has no socket, file or clock: time comes in as `now` (seconds, monotonic), pulses come
-in and go out as values. Nodes are numbers: positions in the node list of cluster.xml.
+in and go out as values. Nodes are numbers: positions in a list of names that all of them have.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Pulse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings of <lans>, and who I am.
+    """The settings of <lans> or <farm>, and who I am.
 
     nodes: how many, 1 to 32. me: my number. pulse: seconds between two messages.
     mlost_count: periods of silence of the leader before another one leads.
@@ -92,6 +92,7 @@ class Cause(Enum):
     LEADER_SILENT = "leader_silent"
     FOLLOWER_SILENT = "follower_silent"
     RESTARTED = "restarted"
+    LEFT = "left"
     LINK_TOLD = "link_told"
 
 
@@ -241,12 +242,32 @@ class Membership:
             self._urgent = True
         self._adopt_view(now)
 
+    def pulse_now(self, now: float) -> Pulse:
+        """One more pulse, at once: for what the others wait for and may not wait for the next period.
+
+        The schedule stays. The caller bounds how often.
+        """
+        self._urgent = False
+        self._last_sent = now
+        return self._pulse()
+
+    def depart(self, node: int, incarnation: int, now: float) -> None:
+        """A node said, authentically, that this life of it ends: no silence is waited for."""
+        row = self._rows[node]
+        if node == self.rules.me or row is None or row.incarnation != incarnation:
+            return
+        self._hears[self.rules.me] &= ~(1 << node)
+        self._hears[node] = 0
+        self._note(Reason(Cause.LEFT, node, now))
+        self._urgent = True
+        self._adopt_view(now)
+
     # Rules
 
     def _note(self, reason: Reason) -> None:
         """Keeps a reason until a view follows from it: a link may break now, and the view change only
         when the others tell that theirs broke too."""
-        for cause in (Cause.HEARD, Cause.LEADER_SILENT, Cause.FOLLOWER_SILENT):
+        for cause in (Cause.HEARD, Cause.LEADER_SILENT, Cause.FOLLOWER_SILENT, Cause.LEFT):
             if reason.cause is not Cause.LINK_TOLD:
                 self._reasons.pop((cause, reason.node), None)
         self._reasons.pop((reason.cause, reason.node), None)
@@ -327,39 +348,3 @@ class Membership:
             assert row is not None, "who is heard or a member has told of itself"
             rows.append(row)
         return Pulse(tuple(rows))
-
-
-class ClusterStatus(Enum):
-    """The value of cluster() in a failover rule (guide 13.18)."""
-
-    UP = "up"
-    DOWN = "down"
-    UNKNOWN = "unknown"
-
-
-def cluster_status(
-    remote_nodes: frozenset[str] | None,
-    responding: frozenset[str],
-    configured_on: dict[str, bool],
-    settled: bool,
-) -> ClusterStatus:
-    """The value of cluster() for a module.
-
-    remote_nodes: the other nodes on the module's lans, None when the module is not configured
-    here or this server is in no cluster. responding: nodes that answer now. configured_on: for
-    nodes that told their facts, now or earlier, whether the module is configured there.
-    settled: whether silence means something yet.
-
-    up as soon as a remote node that has the module answers. down when every remote node that has
-    it, or may have it, is silent. In all other cases (nobody else has it, the answer is not in
-    yet, we just started) unknown: no rule may conclude from it that this server is alone.
-    """
-    if remote_nodes is None:
-        return ClusterStatus.UNKNOWN
-    candidates = frozenset(node for node in remote_nodes if configured_on.get(node, True))
-    answering = candidates & responding
-    if any(configured_on.get(node, False) for node in answering):
-        return ClusterStatus.UP
-    if answering or not candidates or not settled:
-        return ClusterStatus.UNKNOWN
-    return ClusterStatus.DOWN
