@@ -440,6 +440,9 @@ def _check_host() -> None:
 
 
 def _check_place(labs: Path) -> None:
+    """Raises LabError when labs cannot be kept there."""
+    if not os.access(labs, os.W_OK):
+        raise LabError(f"{labs} cannot be written", "export SAFELAB_DIR=DIRECTORY on a disk (ext4, xfs, btrfs)")
     if kernel.on_overlay(labs):
         raise LabError(
             f"{labs} lies on an overlay, which cannot carry the nodes' file systems",

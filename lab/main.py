@@ -15,7 +15,7 @@ from lab import cluster
 from lab.cluster import Lab
 from lab.errors import LabError
 from lab.plan import CLIENT
-from lab.state import NAME_VARIABLE, lab_directory, lab_names, load
+from lab.state import NAME_VARIABLE, lab_directory, lab_names, labs_directory, load
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -30,6 +30,10 @@ class LabGroup(click.Group):
             click.echo(f"Error: {error.cause}", err=True)
             if error.next_step:
                 click.echo(f"Next step: {error.next_step}", err=True)
+            sys.exit(1)
+        except OSError as error:
+            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Next step: see the message; labs are kept in {labs_directory()}", err=True)
             sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -201,3 +201,15 @@ def test_environment_of_the_product_is_complete(node_lab: Lab) -> None:
     assert node.run(["/opt/safekit/private/env/bin/supervisord", "--version"]).stdout.startswith("4.")
     answer = node.run(["/opt/safekit/safekit", "-p"]).stdout
     assert "/opt/safekit" in answer and "/var/safekit" in answer
+
+
+def test_an_installed_product_makes_labs_without_a_checkout(node_lab: Lab) -> None:
+    node = node_lab.nodes["node1"]
+    environment = {"SAFELAB_DIR": "/data/labs"}  # a node does not see this host's labs
+    safelab = "/opt/safekit/private/env/bin/safelab"
+    refused = node.run([safelab, "up"], check=False)
+    assert refused.returncode == 1 and "cannot be written" in refused.stderr and "SAFELAB_DIR" in refused.stderr
+    node.run([safelab, "up", "--nodes", "2"], env=environment, timeout=120)
+    inner = node.run([safelab, "run", "node2", "--", "/opt/safekit/safekit", "cluster", "confinfo"], env=environment)
+    assert "node1" in inner.stdout and "node2" in inner.stdout
+    assert "is removed" in node.run([safelab, "down"], env=environment).stdout
