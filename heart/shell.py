@@ -57,6 +57,7 @@ class Shell:
         self.history = History(paths.why, context.node)
         self.mark = RunningMark(paths.marker)
         self.scripts = ScriptRunner(paths, context.config.user, context.log)
+        self.scripts.end_leftover()
         self.effects = Effects(context, self.scripts, self._on_done)
         self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
         self.ended = asyncio.Event()

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safekit.files import process_start_time
 from safekit.log import ModuleLog
 from safekit.model.types import User
 from safekit.paths import ModulePaths
@@ -65,6 +66,28 @@ class ScriptRunner:
         self._running: asyncio.subprocess.Process | None = None
         self.user = user
 
+    @property
+    def _left(self) -> Path:
+        """Names the script that runs: pid and start time."""
+        return self._paths.var / "script.running"
+
+    def end_leftover(self) -> str:
+        """Kill the script that a killed predecessor of this process left running; its pid, "" when there is none.
+
+        Otherwise a stop script could still stop the application after it has been started again.
+        """
+        try:
+            words = self._left.read_text(encoding="ascii").split()
+            pid, born = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):
+            return ""
+        self._left.unlink(missing_ok=True)
+        if process_start_time(pid) != born:
+            return ""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        return str(pid)
+
     def trim_userlog(self) -> None:
         """At module start: an application log that has reached its limit begins again (userlogsize, KB)."""
         if self.user is None or self.user.logging == "none":
@@ -96,6 +119,7 @@ class ScriptRunner:
                 self._log.event("script_failed", name=name, reason=_reason(path, error))
                 return Outcome(name, None)
             self._running = process
+            self._remember(process.pid)
             timed_out = False
             try:
                 try:
@@ -110,11 +134,20 @@ class ScriptRunner:
                     raise
             finally:
                 self._running = None
+                self._left.unlink(missing_ok=True)
             seconds = time.monotonic() - started
             status = process.returncode if process.returncode is not None else -signal.SIGKILL
             status = 128 - status if status < 0 else status
             self._log.event("script_end", name=name, status=status, seconds=f"{seconds:.2f}")
             return Outcome(name, status, seconds, timed_out)
+
+    def _remember(self, pid: int) -> None:
+        """For `end_leftover`.  A full disk must not keep scripts from running."""
+        try:
+            self._paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+            self._left.write_text(f"{pid} {process_start_time(pid) or 0}", encoding="ascii")
+        except OSError as error:
+            self._log.debug(f"{self._left}: {error.strerror}")
 
     def abort(self) -> bool:
         """Kill the script that runs, with its session; True when there was one."""
@@ -123,9 +156,7 @@ class ScriptRunner:
         _kill(self._running)
         return True
 
-    async def _spawn(
-        self, path: Path, args: Sequence[str], extra: Mapping[str, str]
-    ) -> asyncio.subprocess.Process:
+    async def _spawn(self, path: Path, args: Sequence[str], extra: Mapping[str, str]) -> asyncio.subprocess.Process:
         user = self.user or User()
         output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if user.logging == "none" else self._open_userlog()
         try:

@@ -360,14 +360,10 @@ class World:
         server = self.servers[name]
         if not server.powered:
             return
-        alive = server.life == life and token in server.tokens
-        if server.life != life and server.heart is None and not server.mark:
-            return
-        server.tokens.pop(token, None)
+        alive = server.life == life and server.tokens.pop(token, None) is not None
         ok = True
-        if alive or isinstance(effect, Scripts | Rfs):
-            if not alive and isinstance(effect, Rfs):
-                return
+        # a script outlives a killed heart, until the next heart ends what is left of it
+        if alive or (isinstance(effect, Scripts) and server.heart is None and server.mark):
             ok = self._carry_out(name, effect)
         if alive:
             extra = {"consistent": not server.inconsistent} if _operation(effect) == "prepare" else {}
