@@ -40,6 +40,8 @@ class Situation:
     heart: bool = True
     fresh: bool = False
     """Configured, and never synchronised with the other server."""
+    peer_up: bool = False
+    """safeadmin of the other server answers: a silent module is stopped there, not lost."""
 
     def is_(self, name: str, value: str) -> bool:
         """True when the resource has that value."""
@@ -187,6 +189,13 @@ def _alone(s: Situation) -> Verdict:
             s.since,
             f"the application runs here; the other server waits{only}",
             f"safekit why -m {s.module} on the other server",
+        )
+    if s.remote_state == "UNKNOWN" and s.peer_up:
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"the application runs here; the module does not run on the other server{only}",
+            _start_there(s),
         )
     if s.remote_state == "UNKNOWN":
         return Verdict(

@@ -122,6 +122,9 @@ def require_admin() -> dict[str, Any]:
         time.sleep(max(0.0, started + ADMIN_INTERVAL - time.monotonic()))
     if announced:
         click.echo("", err=True)
+    if current.admin_state is not None:
+        for name, value in current.admin_state.get("cluster", {}).items():
+            current.admin_state["modules"].get(name, {})["cluster"] = value
     if current.admin_state is None:
         raise Failure(
             "safeadmin administrator daemon not running",

@@ -42,7 +42,8 @@ class ModuleView:
     running: bool
     heart: bool
     resources: Mapping[str, Resource]
-    progress: Progress | None = None
+    peer_server: str = "unknown"
+    """The other server as safeadmin sees it: up, down or unknown."""
 
     @property
     def transient(self) -> bool:
@@ -66,6 +67,7 @@ class ModuleView:
                 {name: resource.value for name, resource in self.resources.items()},
                 self.heart,
                 uptodate is not None and uptodate.value == "down" and uptodate.setter == "config",
+                self.peer_server == "up",
             )
         )
 
@@ -102,6 +104,7 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
         running,
         heart,
         resources,
+        str(known.get("cluster") or "unknown"),
     )
 
 

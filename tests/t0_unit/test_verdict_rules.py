@@ -63,6 +63,12 @@ def test_a_module_that_was_never_started_wants_prim() -> None:
     assert judge(fresh).next_step.startswith("safekit prim -m AM on the server that has the data")
 
 
+def test_a_silent_module_on_a_living_server_is_stopped_there() -> None:
+    verdict = judge(replace(situation("ALONE green", "UNKNOWN grey"), peer_up=True))
+    assert verdict.kind is Kind.DEGRADED
+    assert verdict.next_step == "safekit start -m AM on the other server"
+
+
 def test_the_waiting_resource_is_named() -> None:
     assert "ping.router" in judge(situation("WAIT red", "UNKNOWN grey", {"ping.router": "down"})).reason
 

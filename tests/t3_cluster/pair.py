@@ -229,13 +229,20 @@ class Pair:
         wait_for(reached, timeout, lambda: f"{prim.name} PRIM, {second.name} SECOND; {self.states()}\n{self.tail()}")
 
     def tail(self) -> str:
-        """The last lines of both logs, for messages."""
-        return "\n".join(
-            f"  {line.date} {line.node} {line.level} {line.process}: {line.english}"
-            for node in self.nodes
-            if node.is_on
-            for line in self._lines(node)[-25:]
-        )
+        """The last lines of both logs, and the last decisions, for messages."""
+        shown = []
+        for node in self.nodes:
+            if node.is_on:
+                shown += [f"  {x.date} {x.node} {x.level} {x.process}: {x.english}" for x in self._lines(node)[-25:]]
+                shown += [f"  {node.name} decided: {text}" for text in self._decisions(node)[-12:]]
+        return "\n".join(shown)
+
+    def _decisions(self, node: Node) -> list[str]:
+        try:
+            text = self.outside(node, f"{VAR}/{self.module}/why/decisions.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        return [f"{d['time']:.3f} {d['text']}" for d in map(json.loads, text.splitlines())]
 
     # --- logs
 
