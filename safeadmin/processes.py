@@ -81,6 +81,13 @@ def _read(pid: int, name: str) -> list[bytes]:
         return []
 
 
+def _pid_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
@@ -103,7 +110,11 @@ def _kind(arguments: list[bytes], paths: ModulePaths) -> tuple[str, Kind] | None
 
 
 def find_all() -> dict[str, list[Process]]:
-    """The living processes of the modules of this SAFEVAR, by module, in one pass over /proc."""
+    """The living processes of the modules of this SAFEVAR, by module, in one pass over /proc.
+
+    A lab node on this machine has the same paths: its processes, in a PID namespace of their own, are not ours.
+    """
+    space = _pid_namespace(os.getpid())
     prefix, ours = b"SAFEMODULE=", f"SAFEVAR={safevar()}".encode()
     found: dict[str, list[Process]] = {}
     for entry in os.listdir("/proc"):
@@ -112,6 +123,8 @@ def find_all() -> dict[str, list[Process]]:
         variables = _read(int(entry), "environ")
         names = [os.fsdecode(v[len(prefix) :]) for v in variables if v.startswith(prefix)]
         if len(names) != 1 or ours not in variables or not valid_module_name(names[0]):
+            continue
+        if _pid_namespace(int(entry)) != space:
             continue
         process = _process(int(entry), ModulePaths(names[0]))
         if process is not None:

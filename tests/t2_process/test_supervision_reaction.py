@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,26 @@ def test_children_outlive_a_killed_supervisord(node: Node) -> None:
     os.kill(supervisord, signal.SIGKILL)
     reap(supervisord)
     assert {name: node.pid("am", name) for name in before} == before
+
+
+def test_a_lab_node_with_the_same_paths_is_not_ours(node: Node) -> None:
+    program = str(node.programs / "nfsbox")
+    environment = {**node.environment, "SAFEMODULE": "am"}
+    ours = subprocess.Popen([program], env=environment)
+    theirs = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", program], env=environment)
+    try:
+        until("ours is found", lambda: node.pid("am", "nfsbox") == ours.pid)
+        child = Path(f"/proc/{theirs.pid}/task/{theirs.pid}/children")
+        until("theirs runs", lambda: b"nfsbox" in b"".join(cmdline(int(pid)) for pid in child.read_text().split()))
+        assert [process.pid for process in node.processes("am")] == [ours.pid]
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait(10)
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_the_death_of_a_foreign_process_is_seen_at_once_and_named(node: Node) -> None:
