@@ -833,7 +833,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             if stream is None or file.orphan or not engine.writable or file.session != stream.identity:
                 return
             attr = pack_attr(Set.MTIME, mtime=os.fstat(fh).st_mtime_ns)
-            stream.send(Op.SETATTR, self.index, file.fid, body=attr, flags=int(Flag.NONE))
+            stream.send(Op.SETATTR, self.index, file.fid, body=attr, flags=Flag.NONE)
 
     def release(self, path: Any, fi: Any) -> None:
         """The last close of a handle."""
@@ -851,5 +851,5 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             if engine.files.closed(file):
                 stream = engine.stream
                 if stream is not None and file.session == stream.identity:
-                    stream.send(Op.CLOSE, self.index, file.fid, flags=int(Flag.NONE))
+                    stream.send(Op.CLOSE, self.index, file.fid, flags=Flag.NONE)
         os.close(fh)

@@ -22,7 +22,7 @@ from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, WireError, pack_attr
 #: Data of one pushed frame; the application's writes wait behind at most _WINDOW of them.
 CHUNK: Final = 256 << 10
 _WINDOW: Final = 4
-_PUSHED: Final = int(Flag.ACK | Flag.RESYNC)
+_PUSHED: Final = Flag.ACK | Flag.RESYNC
 _ALL: Final = Set.MODE | Set.UID | Set.GID | Set.ATIME | Set.MTIME
 _ACL_PREFIX: Final = "system.posix_acl_"
 

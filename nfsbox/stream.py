@@ -12,6 +12,7 @@ are not acknowledged, until the engine is told what became of the peer.
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +24,10 @@ from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, WireT
 if TYPE_CHECKING:
     from nfsbox.files import File
 
-_ACK: Final = int(Flag.ACK)
+_ACK: Final = Flag.ACK
 _WRITE: Final = int(Op.WRITE)
+_CHECKPOINT: Final = int(Op.CHECKPOINT)
+_MORE: Final = int(socket.MSG_MORE)
 _ACKNOWLEDGE: Final = int(Op.ACK)
 
 
@@ -78,11 +81,14 @@ class Stream:
         self, op: int, root: int, fid: int = 0, a: int = 0, b: int = 0, body: bytes = b"", *, extra: int = 0,
         flags: int = _ACK,
     ) -> int:
-        """Send an operation; the number to `wait` for. Never raises for a broken stream: `wait` tells."""
+        """Send an operation; the number to `wait` for. Never raises for a broken stream: `wait` tells.
+        One that wants no acknowledgement may travel with the next."""
         if self.state is not State.LOST:
             try:
                 return self.channel.send_plain(
-                    HEADER.pack(op, flags, root, extra, fid, a, b) + body, self._sendtimeout
+                    HEADER.pack(op, flags, root, extra, fid, a, b) + body,
+                    self._sendtimeout,
+                    0 if flags & _ACK or op == _CHECKPOINT else _MORE,
                 )
             except WireError as error:
                 self.fail(_sending(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -16,6 +17,7 @@ FALLOCATE_MODES: Final = frozenset({0x0, 0x1, PUNCH_HOLE, 0x10, 0x11})
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _OMIT = (1 << 30) - 2
+_TIMES = struct.Struct("@llll")
 
 
 #: Data is written in pieces of this size: the kernel makes page cache units as large as the write, and every later
@@ -38,11 +40,8 @@ def write_pieces(descriptor: int, data: memoryview, offset: int) -> int:
     return done
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
-
-
-_Times = _Timespec * 2
+def _timespec(value: int | None) -> tuple[int, int]:
+    return (0, _OMIT) if value is None else divmod(value, 1_000_000_000)
 
 
 def _check(result: int) -> None:
@@ -58,15 +57,13 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 
 def set_mtime(path: bytes, mtime_ns: int) -> None:
     """Set the modification time only; a symbolic link's own. Raises OSError."""
-    times = _Times(_Timespec(0, _OMIT), _Timespec(*divmod(mtime_ns, 1_000_000_000)))
-    _check(_libc.utimensat(_AT_FDCWD, path, times, _AT_SYMLINK_NOFOLLOW))
+    set_times(path, None, mtime_ns)
 
 
 def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times; None leaves one as it is. Raises OSError."""
-    parts = [_Timespec(0, _OMIT) if value is None else _Timespec(*divmod(value, 1_000_000_000))
-             for value in (atime_ns, mtime_ns)]
+    """Set times of a path (a symbolic link's own) or descriptor; None leaves one as it is. Raises OSError."""
+    times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
     if isinstance(target, int):
-        _check(_libc.futimens(target, _Times(*parts)))
+        _check(_libc.futimens(target, times))
     else:
-        _check(_libc.utimensat(_AT_FDCWD, target, _Times(*parts), _AT_SYMLINK_NOFOLLOW))
+        _check(_libc.utimensat(_AT_FDCWD, target, times, _AT_SYMLINK_NOFOLLOW))
