@@ -19,6 +19,7 @@ from safekit.model.codec import CodecError, from_json
 from safekit.model.findings import ConfigError, Finding, errors, ordered
 from safekit.model.machine import check_machine
 from safekit.model.module import Examined, examine_module
+from safekit.model.rules_check import advice
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.paths import ModulePaths, node_name, safe, valid_module_name
 
@@ -137,7 +138,12 @@ def _examine(module: str) -> tuple[Examined, ClusterConfig]:
 
 
 def _check(
-    module: str, previous: ModuleConfig | None, running_state: str, others: Mapping[str, ModuleConfig]
+    module: str,
+    previous: ModuleConfig | None,
+    running_state: str,
+    others: Mapping[str, ModuleConfig],
+    *,
+    advise: bool = False,
 ) -> tuple[ModuleConfig, tuple[Finding, ...]]:
     """The new configuration and the warnings. Raises ConfigError with everything that was found."""
     examined, cluster = _examine(module)
@@ -159,6 +165,8 @@ def _check(
         if same and previous.rfs.suffix != config.rfs.suffix:
             message = f"the suffix of a configured module cannot change; run safekit deconfig -m {module} first"
             findings.append(places.finding("rfs.suffix", message))
+    if advise:
+        findings += advice(config, places)
     if errors(findings):
         raise ConfigError(ordered(findings))
     return config, ordered(findings)
@@ -173,7 +181,7 @@ def confcheck(module: str) -> CheckResult:
         previous = active(module)
     except ConfigureError:
         previous = None
-    config, warnings = _check(module, previous, "STOP", other_configurations(module))
+    config, warnings = _check(module, previous, "STOP", other_configurations(module), advise=True)
     status = run_script(ModulePaths(module), ModulePaths(module).bin_dir / "confcheck", config)
     return CheckResult(config, warnings, status)
 

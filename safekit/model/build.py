@@ -7,6 +7,7 @@ lan names, and how often an element may appear. References are checked by safeki
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import replace
 from typing import Any, cast
 
@@ -380,7 +381,8 @@ class Builder:
 
     def _failover(self, node: Node) -> Failover:
         r = self._reader(node, "failover")
-        rules = node.text.strip()
+        # whole blank lines go, the indentation of the first rule stays: messages tell columns
+        rules = re.sub(r"\A(?:[^\S\n]*\n)+", "", node.text).rstrip()
         if rules:
             self.places.note("failover.rules", node.text_line, "failover")
         return Failover(

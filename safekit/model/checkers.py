@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safekit.model.types import IntfCheck, IpCheck, ModuleConfig, When
 
@@ -54,9 +54,12 @@ def interface_checks(config: ModuleConfig, local: Sequence[LocalAddress]) -> tup
 
 
 def address_checks(config: ModuleConfig) -> tuple[IpCheck, ...]:
-    """IP checkers: explicit ones, and one for each <virtual_addr check="on">."""
-    found = {check.ident: check for check in config.check.ip}
+    """IP checkers: explicit ones, and one for each <virtual_addr check="on">.
+
+    They run where the application runs: in a mirror in phase prim, elsewhere in phase both.
+    """
     when: When = "prim" if config.service.mode == "mirror" else "both"
+    found = {check.ident: replace(check, when=when) for check in config.check.ip}
     for interface in config.vip.interfaces if config.vip is not None else ():
         for address in interface.addresses:
             if address.check:

@@ -11,8 +11,10 @@ from safekit.model import schema
 from safekit.model.build import Builder
 from safekit.model.checks import check_module, unsupported
 from safekit.model.findings import ConfigError, Finding, Places, errors, ordered
+from safekit.model.rules_check import check_rules
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.model.xmlload import expand_macros, parse, read_bytes
+from safekit.rules.source import default_rules, default_text
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def examine_module(
     findings += builder.findings
     if config is not None:
         findings += check_module(config, cluster, builder.places)
+        findings += check_rules(config, builder.places, default_text(default_rules()))
         if refuse_unsupported:
             findings += unsupported(config, builder.places)
     return Examined(config, builder.places, ordered(findings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from safekit.paths import private_conf
 from safekit.rules.ast import Rule
 from safekit.rules.parser import parse
 
@@ -17,6 +18,11 @@ force_uptodate:
 
 SYNCAT_RULE = "syncat_wait: if (rfs.syncat == down) then wait();"
 """Added when syncat is configured (guide 13.6.4.10)."""
+
+
+def default_rules() -> Path:
+    """Where the default failover rules are: SAFE/private/conf/include/failover.xml."""
+    return private_conf() / "include" / "failover.xml"
 
 
 class RulesFileError(Exception):
