@@ -103,7 +103,6 @@ class Run:
         finally:
             shown.cancel()
         await self.ask("rei_end", source=state if state is not None else info["state"])
-        self.context.log.event("reintegration_ended")
 
     def _primary_address(self, status: dict[str, Any]) -> Address:
         peer = status.get("peer") or self.context.config.peer(self.context.cluster, self.context.node)

@@ -123,6 +123,8 @@ class Reintegration:
         admin.state, admin.paired = state, True
         self.active = False
         self._unwatch()
+        # before heart knows, so that it stands before the state SECOND green in the log
+        admin.context.log.event("reintegration_ended")
         admin.tell_heart("rfs_synced")
 
     # --- the process --------------------------------------------------------------------------------------
