@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart import plans, running, swap, waiting
+from heart import hearing, plans, running, swap, waiting
 from heart.actions import Exit, Marker, Processes, Reboot
 from heart.turn import Turn, step
 from heart.values import Color, Command, Role
@@ -266,6 +266,8 @@ def end_of_stop(t: Turn, _: str) -> None:
     s.fence = 0
     t.memory(degraded=False)
     t.become(Role.STOP, Color.RED)
+    if kind != "stopstart" or s.rebooting:
+        hearing.hush(t)
     if kind == "stopstart" and s.rebooting:
         t.actions.append(Marker(False))
         t.actions.append(Reboot())

@@ -33,11 +33,11 @@ def on_heard(t: Turn, event: Heard) -> None:
         return
     s.heard_at = {**s.heard_at, event.link: t.now}
     if s.links[event.link] != "up":
-        _set_link(t, event.link, "up")
+        s.links = {**s.links, event.link: "up"}
     if mark > s.peer_mark:
         s.peer_mark = mark
         s.peer = beat
-        _show_remote(t, beat.role, beat.color)
+    show(t)
 
 
 def check_links(t: Turn) -> None:
@@ -45,8 +45,9 @@ def check_links(t: Turn) -> None:
     s = t.s
     for link in s.setup.links:
         if s.links.get(link.ident) != "down" and t.now - s.heard_at[link.ident] >= link.timeout:
-            _set_link(t, link.ident, "down")
+            s.links = {**s.links, link.ident: "down"}
     _forget_lost_peer(t)
+    show(t)
 
 
 def give_up_waiting(t: Turn) -> None:
@@ -54,8 +55,9 @@ def give_up_waiting(t: Turn) -> None:
     s = t.s
     for link in s.setup.links:
         if s.links.get(link.ident) == "init":
-            _set_link(t, link.ident, "down")
+            s.links = {**s.links, link.ident: "down"}
     _forget_lost_peer(t)
+    show(t)
 
 
 def notice_sleep(t: Turn) -> None:
@@ -91,7 +93,7 @@ def on_configured(t: Turn, event: Configured) -> None:
     s.link_marks = {ident: mark for ident, mark in s.link_marks.items() if ident in idents}
     s.setup = setup
     t.forget(f"heartbeat.{ident}" for ident in gone)
-    t.remember({f"heartbeat.{ident}": value for ident, value in s.links.items() if _shown(t, ident, value) == value})
+    t.remember({f"heartbeat.{ident}": "init" for ident in idents if f"heartbeat.{ident}" not in s.resources})
     t.because("configured", "new heartbeats are in use", links=",".join(idents))
 
 
@@ -100,22 +102,31 @@ def _shown(t: Turn, ident: str, value: str) -> str:
     return "down" if ident == "flow" and not t.s.setup.rfs and value != "init" else value
 
 
-def _set_link(t: Turn, ident: str, value: str) -> None:
-    t.s.links = {**t.s.links, ident: value}
-    shown = _shown(t, ident, value)
-    if t.remember({f"heartbeat.{ident}": shown}):
-        t.log("resource_set", name=f"heartbeat.{ident}", value=shown, who=HEART)
+def show(t: Turn) -> None:
+    """Publish and log what is heard.  A module that is not started says nothing: "End of stop" and the state
+    STOP are its last words, the action start its first ones."""
+    s = t.s
+    if s.role is Role.STOP and not s.intent:
+        return
+    for ident, value in s.links.items():
+        shown = _shown(t, ident, value)
+        if t.remember({f"heartbeat.{ident}": shown}) and shown != "init":
+            t.log("resource_set", name=f"heartbeat.{ident}", value=shown, who=HEART)
+    remote = (s.peer.role, s.peer.color) if s.peer is not None else (Role.UNKNOWN, Color.GREY)
+    if s.remote != remote:
+        s.remote = remote
+        t.remember({"state.remote": remote[0].value, "state.remotecolor": remote[1].value})
+        t.log("remote_state", state=remote[0].value, color=remote[1].value)
+
+
+def hush(t: Turn) -> None:
+    """The module has stopped: what it heard is no longer shown."""
+    s = t.s
+    s.remote = (Role.UNKNOWN, Color.GREY)
+    t.remember({f"heartbeat.{ident}": "init" for ident in s.links})
+    t.remember({"state.remote": Role.UNKNOWN.value, "state.remotecolor": Color.GREY.value})
 
 
 def _forget_lost_peer(t: Turn) -> None:
     if t.s.peer is not None and t.lost():
         t.s.peer = None
-        _show_remote(t, Role.UNKNOWN, Color.GREY)
-
-
-def _show_remote(t: Turn, role: Role, color: Color) -> None:
-    s = t.s
-    if s.remote != (role, color):
-        s.remote = (role, color)
-        t.remember({"state.remote": role.value, "state.remotecolor": color.value})
-        t.log("remote_state", state=role.value, color=color.value)

@@ -175,7 +175,9 @@ def _nfsbox_died(t: Turn) -> None:
         if s.swap is not None:
             s.swap = None
             t.memory(swapping=False)
-        commands.restart(t)
+        s.action = "restart"
+        t.become(s.role, Color.MAGENTA)
+        t.follow(*plans.degraded(s.role))
     elif s.role is Role.SECOND:
         secondary_failed(t, "nfsbox died")
 

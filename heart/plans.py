@@ -184,6 +184,24 @@ def adopted(role: Role) -> tuple[Step, ...]:
     )
 
 
+def degraded(role: Role) -> tuple[Step, ...]:
+    """nfsbox died under a primary: the application starts again on the mount that was remade without
+    replication.  The second `alone` waits for that mount."""
+    stops, starts = scripts(_STOPS[role], role, role, "restart"), scripts(_STARTS[Role.ALONE], role, role, "restart")
+    return (
+        Processes(False, "prim"),
+        Processes(False, "both"),
+        *stops,
+        Hold("pair_settled"),
+        Rfs("alone", on_failure="primary_failed"),
+        Do("serve"),
+        *starts,
+        Processes(True, "prim"),
+        Processes(True, "both"),
+        Do("stable"),
+    )
+
+
 def pair_complete(action: str) -> tuple[Step, ...]:
     """ALONE -> PRIM; the application goes on."""
     return (once(("transition", "start_sec"), Role.ALONE, Role.PRIM, action),)

@@ -7,7 +7,7 @@ turn before its first change).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from heart.actions import Step
 from heart.values import Beat, Color, Command, Role, Setup, SwapNotice
@@ -25,7 +25,7 @@ class Swap:
     deadline: float
 
 
-@dataclass(slots=True)
+@dataclass
 class State:
     """See the module's docstring.  Times are those of the caller's monotonic clock, in seconds."""
 
@@ -109,8 +109,7 @@ class State:
     def copy(self) -> State:
         """A copy whose attributes can be replaced freely."""
         twin = object.__new__(State)
-        for name in _NAMES:
-            setattr(twin, name, getattr(self, name))
+        twin.__dict__.update(self.__dict__)
         return twin
 
     def resource(self, name: str, default: str = "unknown") -> str:
@@ -153,8 +152,6 @@ class State:
         """failover="off" kept this server from taking over (module without replication)."""
         return self.resources.get("state.held") == "up"
 
-
-_NAMES = tuple(item.name for item in fields(State))
 
 _HEARTBEAT_EXCLUDED = ("state.", "usersetting.", "heartbeat.")
 MAX_SHARED = 200

@@ -27,23 +27,23 @@ def run(seed: int, trace: Callable[[str], None] | None = None) -> World:
     for name in "AB":
         world.power_on(name)
     world.order("A", "prim" if options.rfs else "start")
-    world.run_until(10.0)
+    world.run_until(7.0)
     world.order("B", "second" if options.rfs else "start")
-    world.run_until(25.0)
+    world.run_until(15.0)
     if options.rfs:
         world.check_settled()
     world.forced = False
     world.chaos = True
     _plan_chaos(world)
-    world.run_until(25.0 + options.chaos_seconds)
+    world.run_until(15.0 + options.chaos_seconds)
     _peace(world)
     start = world.now
     while world.now < start + options.settle_seconds:
-        world.run_until(world.now + 5.0)
+        world.run_until(world.now + 3.0)
         for name, server in world.servers.items():
             if server.heart is None and server.powered:
                 world.order(name, "start")
-        if world.now > start + 25.0:
+        if world.now > start + 14.0:
             try:
                 world.check_settled()
                 return world
