@@ -9,22 +9,25 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from safekit.model.types import AsyncMode, Replicated, Rfs
 from tests.t2_process.rfs_pair import Pair
 
 TICK = os.sysconf("SC_CLK_TCK")
+_numbers = count(1)
 
 
 @dataclass
 class Bed:
-    """A place to measure in; `pids` are the processes whose cost counts."""
+    """A place to measure in; `pids` are the processes whose cost counts, `backing` is where its files really are."""
 
     name: str
     directory: Path
     pids: tuple[int, ...] = ()
     enter: tuple[str, ...] = ()
+    backing: Path | None = None
 
     def cpu_seconds(self) -> float:
         """User and system time of the processes so far."""
@@ -53,7 +56,8 @@ def run(*words: str) -> None:
 @contextlib.contextmanager
 def veth() -> Iterator[tuple[dict[str, str], tuple[str, str]]]:
     """Two network namespaces and a cable between them: their files and addresses."""
-    one, two = f"skb{os.getpid()}a", f"skb{os.getpid()}b"
+    number = next(_numbers)
+    one, two = f"skb{os.getpid()}-{number}a", f"skb{os.getpid()}-{number}b"
     try:
         for name in (one, two):
             run("ip", "netns", "add", name)
@@ -81,7 +85,7 @@ def alone(base: Path) -> Iterator[Bed]:
     """The mount of an ALONE server: every change is recorded, nothing is sent."""
     with Pair(base / "alone", Rfs((Replicated("/replicated"),))) as pair:
         pair.start_primary(pair.n1)
-        yield Bed("mount alone", pair.n1.dir, (_pid(pair.n1.processes["nfsbox"]),))
+        yield Bed("mount alone", pair.n1.dir, (_pid(pair.n1.processes["nfsbox"]),), backing=pair.n1.backing)
 
 
 @contextlib.contextmanager
@@ -93,7 +97,7 @@ def replicated(base: Path, mode: AsyncMode = "second") -> Iterator[Bed]:
         pair.start_primary(pair.n1)
         pair.start_secondary(pair.n2)
         yield Bed(f"replicated, async={mode}", pair.n1.dir,
-                  (_pid(pair.n1.processes["nfsbox"]), _pid(pair.n2.processes["nfsbox"])))
+                  (_pid(pair.n1.processes["nfsbox"]), _pid(pair.n2.processes["nfsbox"])), backing=pair.n1.backing)
 
 
 def _pid(process: subprocess.Popen[bytes]) -> int:
@@ -139,7 +143,7 @@ def gluster(base: Path) -> Iterator[Bed]:
             directory.mkdir()
             _eventually(lambda: run(*_in(keepers[0]), "mount", "-t", "glusterfs", f"{addresses[0]}:/gv",
                                     str(directory)))
-            yield Bed("GlusterFS replica 2", directory, enter=tuple(_in(keepers[0])))
+            yield Bed("GlusterFS replica 2", directory, enter=tuple(_in(keepers[0])), backing=top / "n1" / "brick")
         finally:
             for keeper in keepers:
                 subprocess.run([*_in(keeper), "umount", "-l", str(top / "mounted")], check=False, capture_output=True)

@@ -33,13 +33,21 @@ def sequential_read(base: Path) -> float:
     path = base / "sequential"
     if not path.exists():
         sequential_write(base)
+    forget(path)
     with open(path, "rb", buffering=0) as handle:
-        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begin = time.perf_counter()
         size = 0
         while data := handle.read(MIB):
             size += len(data)
         return size / MIB / (time.perf_counter() - begin)
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the page cache."""
+    if path.exists():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def random_write(base: Path) -> float:
