@@ -1,7 +1,6 @@
 """One supervisord per running module: write its configuration, start it, ask it (DESIGN 2).
 
-The stock supervisord looks at its children once a second. Ours is the same program with a poller that a
-signal wakes, so that a dead child is noticed and restarted at once. Nothing dies with supervisord: its
+The program is the stock supervisord, woken by signals (safekit.supervisord). Nothing dies with it: its
 children keep running, and heart decides what to do.
 """
 
@@ -11,9 +10,7 @@ import asyncio
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
-import sys
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -234,39 +231,3 @@ class Supervisor:
     async def shutdown(self) -> None:
         """End supervisord and all that it runs, heart included; returns before they have ended."""
         await self._call("supervisor.shutdown")
-
-
-def main() -> None:
-    """Entry point of the supervisord of a module."""
-    from supervisor import poller, supervisord
-
-    class WakingPoller(poller.Poller):  # type: ignore[misc]
-        """Returns at once when a signal arrives, and once more, because supervisord reaps a child after it
-        has looked for what to restart."""
-
-        def initialize(self) -> None:
-            super().initialize()
-            self._wake, writer = os.pipe()
-            os.set_blocking(self._wake, False)
-            os.set_blocking(writer, False)
-            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            self._again = 0
-
-        def poll(self, timeout: float) -> tuple[list[int], list[int]]:
-            self.register_readable(self._wake)
-            readable, writable = super().poll(0 if self._again else timeout)
-            self._again = max(self._again - 1, 0)
-            if self._wake in readable:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake, 4096)
-                self._again = 3
-            return [fd for fd in readable if fd != self._wake], list(writable)
-
-    poller.Poller = WakingPoller
-    # supervisord refuses to say nothing about running as root; it is meant to here.
-    sys.argv += ["-u", "root"] if os.getuid() == 0 and "-u" not in sys.argv else []
-    supervisord.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -137,7 +137,7 @@ class Node:
         (self.safevar / "bus.key").write_text(self.key.hex())
         for program, module in (
             ("safeadmin", "safeadmin.main"),
-            ("safesupervisord", "safekit.supervision"),
+            ("safesupervisord", "safekit.supervisord"),
             ("circlog", "circlog.main"),
         ):
             self.program(program, ENTRY.format(module=module))
