@@ -141,10 +141,13 @@ class Membership:
     """The membership automaton of one server.
 
     Call tick() whenever next_wakeup() has come, receive() for each authentic pulse, and
-    take_changes() after either. incarnation: grows with every life of the process.
+    take_changes() after either. incarnation: grows with every life of the process. resumed: what the life
+    before, which ended a moment ago, had last heard of the others; their silence counts from now.
     """
 
-    def __init__(self, rules: Rules, incarnation: int, now: float, facts: int = 0) -> None:
+    def __init__(
+        self, rules: Rules, incarnation: int, now: float, facts: int = 0, resumed: tuple[Row, ...] = ()
+    ) -> None:
         self.rules = rules
         self.incarnation = incarnation
         self._sequence = 0
@@ -161,6 +164,14 @@ class Membership:
         self._judge_again = False
         self._changes: list[Change] = []
         self.view = View(0, 1 << rules.me, rules.me)
+        for row in resumed:
+            if row.node != rules.me:
+                self._rows[row.node] = row
+                self._hears[row.node] = row.hears
+                self._heard_at[row.node] = now
+                self._hears[rules.me] |= 1 << row.node
+                self._note(Reason(Cause.HEARD, row.node, now))
+        self._adopt_view(now)
 
     # What the shell asks
 

@@ -1,0 +1,377 @@
+"""Who takes part in the load balancing of a farm, and what this server accepts now. Pure.
+
+On top of the membership (safekit.membership), whose facts carry two things: whether a server takes part, and
+the assignment that it has put into its packet filters. The rules:
+
+- Owners are a function of those who take part and hear each other (buckets.py).
+- A bucket moves between living servers in two steps: who loses it lets go and says so; only then does the new
+  owner accept it. From a dead server it is taken at once. So no packet is accepted twice (F1), and what is
+  lost is a SYN in the few milliseconds between, which TCP repeats.
+- Open connections stay (F3): a server tells in which buckets it holds connections that it does not plainly
+  own; there, the new owner accepts new connections only. When the holder dies, so does its claim, and its
+  clients get a reset from the new owner.
+- A server that hears one which does not hear it, and which serves without it, gives way: exactly one of the
+  two ends of a cut in one direction knows of it.
+- A server that slept so long that the others may have taken over lets go first and takes part again later.
+
+Time is `now`, monotonic seconds; nodes are numbers in the order of their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+
+from safekit.jhash import BUCKETS
+from safekit.membership import Membership, Pulse, Row, Rules, bits
+from vipd.farm.buckets import NOBODY, Shares, bitmap_of
+
+_TAKES_PART = 1
+SETTLE_PULSES = 1.5
+SETTLE_SECONDS = 0.2
+PATIENCE_PULSES = 2.0
+PATIENCE_SECONDS = 0.3
+EXCLUDED_PULSES = 1.25
+MOVED_SECONDS = 2.0
+"""How long a bucket that has moved between living servers counts as shared, until all have told what they keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the packet filters of this server have to do.
+
+    participants: who takes part. owners: for each group the final owner of each bucket. mine: for each group
+    the bitmap accepted here now. shared: for each group the buckets in which another living server may hold
+    open connections, whoever owns them. final: every bucket of ours is accepted.
+    """
+
+    number: int
+    participants: tuple[int, ...]
+    owners: tuple[tuple[int, ...], ...]
+    mine: tuple[int, ...]
+    shared: tuple[int, ...]
+    final: bool
+
+    def same(self, other: Plan) -> bool:
+        return (self.participants, self.mine, self.shared, self.final) == (
+            other.participants,
+            other.mine,
+            other.shared,
+            other.final,
+        )
+
+
+class Event(Enum):
+    """What the log has to tell beside the plans."""
+
+    FROZEN = "frozen"
+    GAVE_WAY = "gave_way"
+    BACK = "back"
+    IMPATIENT = "impatient"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """An event, the node it is about, and seconds where it has some."""
+
+    event: Event
+    node: int
+    seconds: float = 0.0
+
+
+def assignment_key(participants: Iterable[int]) -> int:
+    """63 bits which stand for an assignment. Groups are the same everywhere, so the participants suffice."""
+    text = ",".join(map(str, participants)).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+class FarmCore:
+    """The decisions of one server. After each call look at `plan()`; apply it, then `confirm()` it."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        groups: Sequence[Shares],
+        incarnation: int,
+        now: float,
+        *,
+        joined: bool = False,
+        resumed: tuple[Row, ...] = (),
+    ) -> None:
+        """joined, resumed: the life before took part until a moment ago, and its filters still work."""
+        self.rules = rules
+        self._groups = tuple(groups)
+        self._joined = joined
+        self._started = now
+        self._not_before = now if resumed else now + max(SETTLE_PULSES * rules.pulse, SETTLE_SECONDS)
+        self._forced_wait = False
+        self._taking_part = joined and bool(resumed)
+        self.membership = Membership(rules, incarnation, now, int(self._taking_part), resumed)
+        self._participants: tuple[int, ...] = ()
+        self._key = assignment_key(())
+        self._applied = 0
+        self._owners = tuple((NOBODY,) * BUCKETS for _ in self._groups)
+        self._former = self._owners
+        self._mine = (0,) * len(self._groups)
+        self._awaited: frozenset[int] = frozenset()
+        self._pending = False
+        self._deadline = now
+        self._moved = (0,) * len(self._groups)
+        self._moved_until = now
+        self._kept_here = (0,) * len(self._groups)
+        self._kept: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._together: dict[int, int] = {}
+        self._excluded: dict[int, float] = {}
+        self._gave_way_to: int | None = None
+        self._news: list[News] = []
+        self._issued = Plan(0, (), self._owners, self._mine, self._moved, False)
+        if resumed:
+            # The filters have this assignment already: nothing is to be waited for.
+            self._participants = self._present()
+            self._key = assignment_key(self._participants)
+            self._owners = tuple(group.owners(self._participants) for group in self._groups)
+            self._former = self._owners
+            self._mine = tuple(bitmap_of(owners, rules.me) for owners in self._owners)
+            self._applied = self._key
+            self._publish()
+        self._decide(now)
+
+    # --------------------------------------------------------------------------- questions
+
+    @property
+    def taking_part(self) -> bool:
+        """Whether clients may be served here: joined, settled, and not given way to another server."""
+        return self._taking_part
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds for which the filters may go on without us: until the others take over. None when there are
+        no others, who could."""
+        if not self.membership.responding:
+            return None
+        return min(self.rules.mlost_count, self.rules.slost_count) * self.rules.pulse
+
+    @property
+    def kept_here(self) -> tuple[int, ...]:
+        """For each group the buckets in which this server holds connections that it does not plainly own."""
+        return self._kept_here
+
+    def plan(self) -> Plan:
+        """What the filters have to do now. A new number means a change."""
+        wanted = Plan(
+            self._issued.number, self._participants, self._owners, self._mine, self._shared(), not self._pending
+        )
+        if not wanted.same(self._issued) or self._issued.number == 0:
+            self._issued = Plan(
+                self._issued.number + 1, wanted.participants, wanted.owners, wanted.mine, wanted.shared, wanted.final
+            )
+        return self._issued
+
+    def take_news(self) -> list[News]:
+        """What happened since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def next_wakeup(self) -> float:
+        """When tick() wants to be called, at the latest."""
+        times = [self.membership.next_wakeup()]
+        if self._pending and self._applied == self._key:
+            times.append(self._deadline)
+        if self._moved_until != float("-inf"):
+            times.append(self._moved_until)
+        if self._joined and not self._taking_part and self._gave_way_to is None:
+            times.append(self._not_before)
+        return min(times)
+
+    # ------------------------------------------------------------------------------ orders
+
+    def join(self, now: float) -> None:
+        """Take part as soon as it is known who else does."""
+        self._joined = True
+        self._decide(now)
+
+    def leave(self, now: float) -> None:
+        """Let go of everything; open connections stay, and we stay a member that serves nobody new."""
+        self._joined = False
+        self._decide(now)
+
+    def confirm(self, number: int, kept: tuple[int, ...], now: float) -> Pulse | None:
+        """The plan is in the filters, and `kept` are the buckets with connections that stay here although the
+        bucket is not plainly ours. The pulse which must leave at once, if the others wait for it."""
+        changed = kept != self._kept_here
+        self._kept_here = kept
+        if number == self._issued.number and self._issued.participants == self._participants:
+            changed |= self._applied != self._key
+            self._applied = self._key
+            self._publish()
+            self._decide(now)
+        return self.membership.pulse_now(now) if changed else None
+
+    # ------------------------------------------------------------------------------ events
+
+    def tick(self, now: float) -> Pulse | None:
+        """The pulse to send, when one is due."""
+        late = now - max(self.next_wakeup(), self._started)
+        lease = self.lease
+        if lease is not None and late >= 0.8 * lease and self._taking_part:
+            self._news.append(News(Event.FROZEN, self.rules.me, late))
+            self._not_before = now + max(SETTLE_PULSES * self.rules.pulse, SETTLE_SECONDS)
+            self._forced_wait = True
+        pulse = self.membership.tick(now)
+        self._decide(now)
+        return pulse
+
+    def receive(self, pulse: Pulse, kept: tuple[int, ...], now: float) -> None:
+        """An authentic pulse of another server, with the buckets in which it keeps connections."""
+        row = pulse.rows[0]
+        if len(kept) == len(self._groups):
+            self._kept[row.node] = (row.incarnation, kept)
+        self.membership.receive(pulse, now)
+        self._decide(now)
+
+    def depart(self, node: int, incarnation: int, now: float) -> None:
+        """A server said that it ends."""
+        self.membership.depart(node, incarnation, now)
+        self._decide(now)
+
+    # ------------------------------------------------------------------------------- rules
+
+    def _alive(self) -> int:
+        return self.membership.view.members | self.membership.heard
+
+    def _present(self) -> tuple[int, ...]:
+        """Who takes part, as far as we and those we are connected to have told."""
+        found = []
+        for node in bits(self.membership.view.members):
+            row = self.membership.row(node)
+            if self._taking_part if node == self.rules.me else (row is not None and row.facts & _TAKES_PART):
+                found.append(node)
+        return tuple(found)
+
+    def _publish(self) -> None:
+        self.membership.set_facts(self._applied << 1 | int(self._taking_part))
+
+    def _decide(self, now: float) -> None:
+        self._watch_excluders(now)
+        self._enter_or_leave(now)
+        self._forget_the_dead()
+        participants = self._present()
+        if participants != self._participants:
+            self._assign(participants, now)
+        if self._pending:
+            self._finish_if_told(now)
+        if now >= self._moved_until:
+            self._moved = (0,) * len(self._groups)
+            self._moved_until = float("-inf")
+
+    def _enter_or_leave(self, now: float) -> None:
+        others = self.membership.view.members != 1 << self.rules.me
+        settled = now >= self._not_before or (others and not self._forced_wait)
+        takes_part = self._joined and settled and self._gave_way_to is None
+        if settled:
+            self._forced_wait = False
+        if takes_part != self._taking_part:
+            self._taking_part = takes_part
+            self._publish()
+
+    def _watch_excluders(self, now: float) -> None:
+        """Find a server which we hear, which takes part, and which does not count us in.
+
+        If we were together in this life of it, it has lost us. Otherwise the link may be forming.
+        """
+        view = self.membership.view.members
+        suspects = set(bits(self.membership.heard & ~view))
+        giving = None
+        for node in suspects:
+            row = self.membership.row(node)
+            if row is None or not row.facts & _TAKES_PART:
+                self._excluded.pop(node, None)
+                continue
+            since = self._excluded.setdefault(node, now)
+            if self._together.get(node) == row.incarnation or now - since >= EXCLUDED_PULSES * self.rules.pulse:
+                giving = node if giving is None else min(giving, node)
+        for node in list(self._excluded):
+            if node not in suspects:
+                del self._excluded[node]
+        for node in range(self.rules.nodes):
+            row = self.membership.row(node)
+            if view >> node & 1 and row is not None:
+                self._together[node] = row.incarnation
+            elif node not in suspects:
+                self._together.pop(node, None)
+        if giving is not None and self._gave_way_to is None and self._joined:
+            self._news.append(News(Event.GAVE_WAY, giving))
+        elif giving is None and self._gave_way_to is not None:
+            self._news.append(News(Event.BACK, self._gave_way_to))
+        self._gave_way_to = giving if self._joined else None
+
+    def _forget_the_dead(self) -> None:
+        """What a dead server kept, or the one before its restart, is kept no more: its clients are to be told."""
+        alive = self._alive()
+        for node, (incarnation, _) in list(self._kept.items()):
+            row = self.membership.row(node)
+            if not alive >> node & 1 or row is None or row.incarnation != incarnation:
+                del self._kept[node]
+
+    def _assign(self, participants: tuple[int, ...], now: float) -> None:
+        """A new assignment: let go at once, take from the dead at once, wait for the living."""
+        me, alive = self.rules.me, self._alive()
+        earlier = set(self._participants) | (set(self._awaited) if self._pending else set())
+        before = self._owners
+        former = self._former if self._pending else before
+        self._participants, self._key = participants, assignment_key(participants)
+        self._owners = tuple(group.owners(participants) for group in self._groups)
+        mine, moved = [], []
+        for owners, last, older, held in zip(self._owners, before, former, self._mine, strict=True):
+            accepted = shifted = 0
+            for bucket, owner in enumerate(owners):
+                holders = {last[bucket], older[bucket]} - {NOBODY}
+                living = any(holder != me and alive >> holder & 1 for holder in holders)
+                if owner == me and (held >> bucket & 1 or (holders - {me} and not living)):
+                    accepted |= 1 << bucket
+                if owner not in holders and any(alive >> holder & 1 for holder in holders):
+                    shifted |= 1 << bucket
+            mine.append(accepted)
+            moved.append(shifted)
+        self._former = before
+        self._mine = tuple(mine)
+        # Added to, not replaced: a farm that changes twice in a moment has moved both.
+        self._moved = tuple(a | b for a, b in zip(self._moved, moved, strict=True))
+        if any(self._moved):
+            self._moved_until = now + MOVED_SECONDS
+        self._awaited = frozenset(node for node in earlier | set(participants) if node != me)
+        self._deadline = now + max(PATIENCE_PULSES * self.rules.pulse, PATIENCE_SECONDS)
+        self._pending = True
+
+    def _finish_if_told(self, now: float) -> None:
+        if self._applied != self._key:
+            # Whoever sees our announcement must be right about us: let go and say so before taking more.
+            return
+        alive = self._alive()
+        open_ = [node for node in self._awaited if alive >> node & 1 and not self._told(node)]
+        if open_ and now < self._deadline:
+            return
+        if open_ and me_gains(self._owners, self._mine, self.rules.me):
+            self._news.append(News(Event.IMPATIENT, min(open_)))
+        self._pending = False
+        self._awaited = frozenset()
+        self._former = self._owners
+        self._mine = tuple(bitmap_of(owners, self.rules.me) for owners in self._owners)
+
+    def _told(self, node: int) -> bool:
+        row = self.membership.row(node)
+        return row is not None and row.facts >> 1 == self._key
+
+    def _shared(self) -> tuple[int, ...]:
+        shared = list(self._moved)
+        for _, kept in self._kept.values():
+            for group, bitmap in enumerate(kept):
+                shared[group] |= bitmap
+        return tuple(shared)
+
+
+def me_gains(owners: Sequence[Sequence[int]], mine: Sequence[int], me: int) -> bool:
+    """Whether buckets of `me` are not accepted yet."""
+    return any(bitmap_of(owner, me) & ~held for owner, held in zip(owners, mine, strict=True))
