@@ -119,7 +119,7 @@ def gluster(base: Path) -> Iterator[Bed]:
         try:
             for name in ("n1", "n2"):
                 home = top / name
-                for sub in ("lib", "log", "run", "brick"):
+                for sub in ("lib", "log", "brick"):
                     (home / sub).mkdir(parents=True)
                 keepers.append(subprocess.Popen(
                     ["nsenter", f"--net={namespaces[name]}", "unshare", "-m", "--propagation", "private", "sleep",
@@ -127,12 +127,14 @@ def gluster(base: Path) -> Iterator[Bed]:
             time.sleep(0.3)
             for keeper, name in zip(keepers, ("n1", "n2"), strict=True):
                 home = top / name
-                for source, target in (("lib", "/var/lib/glusterd"), ("log", "/var/log/glusterfs"),
-                                       ("run", "/var/run/gluster")):
+                # Its sockets have fixed names under /run.
+                run(*_in(keeper), "mount", "-t", "tmpfs", "tmpfs", "/run")
+                run(*_in(keeper), "mkdir", "/run/gluster")
+                for source, target in (("lib", "/var/lib/glusterd"), ("log", "/var/log/glusterfs")):
                     Path(target).mkdir(parents=True, exist_ok=True)
                     run(*_in(keeper), "mount", "--bind", str(home / source), target)
                 daemons.append(subprocess.Popen([*_in(keeper), "glusterd", "--no-daemon", "--pid-file",
-                                                 str(home / "pid")], stderr=subprocess.DEVNULL))
+                                                 "/run/glusterd.pid"], stderr=subprocess.DEVNULL))
             _eventually(lambda: run(*_in(keepers[0]), "gluster", "--mode=script", "peer", "probe", addresses[1]))
             bricks = [f"{address}:{top / name / 'brick'}" for address, name in
                       zip(addresses, ("n1", "n2"), strict=True)]
@@ -147,13 +149,21 @@ def gluster(base: Path) -> Iterator[Bed]:
         finally:
             for keeper in keepers:
                 subprocess.run([*_in(keeper), "umount", "-l", str(top / "mounted")], check=False, capture_output=True)
-            for name in ("n1", "n2"):
-                for path in (top / name).rglob("*.pid"):
-                    with contextlib.suppress(OSError, ValueError):
-                        os.kill(int(path.read_text()), 9)
+            for namespace in namespaces.values():
+                _kill_all_in(namespace)
             for process in (*daemons, *keepers):
                 process.kill()
                 process.wait()
+
+
+def _kill_all_in(namespace: str) -> None:
+    """Everything that runs in a network namespace of ours: GlusterFS leaves daemons of its own behind."""
+    number = os.stat(namespace).st_ino
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(entry / "ns/net").st_ino == number:
+                    os.kill(int(entry.name), 9)
 
 
 def _in(keeper: subprocess.Popen[bytes]) -> list[str]:
