@@ -165,3 +165,9 @@ _KINDS_WITHOUT_PARTITION = (
     _crash, _crash, _crash_both, _short_freeze, _kill_heart, _stream, _command, _command, _command,
 )  # fmt: skip
 _KINDS = (*_KINDS_WITHOUT_PARTITION, _cut_both_ways, _cut_one_way, _noise, _freeze)
+
+
+if __name__ == "__main__":
+    import sys
+
+    run(int(sys.argv[1]), print)

@@ -602,9 +602,14 @@ class World:
     def _authority(self, server: Server) -> None:
         """`server` acknowledges writes that its peer lacks from now on: nothing acknowledged may be missing."""
         other = self.servers[server.peer]
-        if self._claims(other) and self.now <= self.impaired_until:
+        heart = server.heart
+        if self._claims(other) and not self.forced:
             # a partition (or a frozen heart) without a witness: both may go on
-            self.split = True
+            silent = heart is None or heart.peer is None or self.now >= heart.break_deadline
+            if not silent and other.heart is not None and other.heart.role is Role.SECOND:
+                raise Violation(f"{server.name} goes on alone and hears {other.name}, which it did not tell (M3)")
+            if self.now <= self.impaired_until:
+                self.split = True
         missing = self.acked - set(server.data)
         if missing:
             if self.forced or (self.split and self.options.partitions):

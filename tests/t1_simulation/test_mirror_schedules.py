@@ -1,0 +1,122 @@
+"""Thousands of random schedules for the mirror automaton, with the invariants of DESIGN 4 as assertions.
+
+The number of schedules is SAFEKIT_SCHEDULES (10,000 by default), the first
+seed SAFEKIT_SEED.  A failing seed prints how to replay it:
+
+    python -m tests.t1_simulation.mirror_schedules SEED
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from heart import core, news, pairing, running, waiting
+from heart.events import Born
+from heart.turn import CONDITIONS, Turn
+from tests.t1_simulation.mirror_schedules import run
+from tests.t1_simulation.mirror_world import Violation
+
+COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "10000"))
+FIRST = int(os.environ.get("SAFEKIT_SEED", "0"))
+SLICES = 10
+TRACE_LINES = 120
+
+
+def replay(seed: int) -> str:
+    """The end of the trace of a schedule."""
+    lines: list[str] = []
+    try:
+        run(seed, lines.append)
+    except Exception as error:
+        lines.append(f"{type(error).__name__}: {error}")
+    return "\n".join(lines[-TRACE_LINES:])
+
+
+def campaign(first: int, count: int) -> None:
+    for seed in range(first, first + count):
+        try:
+            run(seed)
+        except Exception as error:
+            pytest.fail(
+                f"schedule {seed}: {type(error).__name__}: {error}\n"
+                f"replay: python -m tests.t1_simulation.mirror_schedules {seed}\n{replay(seed)}",
+                pytrace=False,
+            )
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+def test_schedules_keep_the_invariants(part: int) -> None:
+    size = max(COUNT // SLICES, 1)
+    campaign(FIRST + part * size, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(20))
+def test_long_campaign(part: int) -> None:
+    campaign(1_000_000 + part * 10_000, 10_000)
+
+
+def test_a_seed_replays_exactly() -> None:
+    for seed in (3, 8, 17):
+        assert replay(seed) == replay(seed)
+
+
+# -- rules broken on purpose: each must be found
+
+
+def found(first: int = 0, count: int = 1500) -> str:
+    """The first violation within `count` schedules, "" when there is none."""
+    for seed in range(first, first + count):
+        try:
+            run(seed)
+        except Violation as violation:
+            return str(violation)
+    return ""
+
+
+def test_finds_that_the_peer_was_not_told_before_writes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M3: the primary does not wait until the peer knows that it is out of date."""
+    monkeypatch.setattr(pairing, "peer_is_fenced", lambda t: True)
+    assert "M3" in found()
+
+
+def test_finds_an_unexpected_halt_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that crashed in a pair calls itself up to date."""
+    real = news.on_born
+
+    def forgetful(t: Turn, event: Born) -> None:
+        real(t, Born(event.resources, halted=False, adopt=event.adopt))
+
+    monkeypatch.setitem(core._HANDLERS, Born, forgetful)
+    assert "acknowledged writes" in found()
+
+
+def test_finds_a_primary_without_a_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: two waiting servers that hear each other both become primary."""
+    real: Callable[[Turn], bool] = waiting.settle
+
+    def hasty(t: Turn) -> bool:
+        s = t.s
+        if s.listening and s.intent and s.uptodate and t.peer_role.value == "WAIT":
+            return waiting.become_alone(t, "too hasty")
+        return real(t)
+
+    monkeypatch.setattr(waiting, "settle", hasty)
+    assert found(9, 1) or found(0, 3000)
+
+
+def test_finds_a_secondary_that_takes_over_with_old_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M2: a secondary in the middle of its reintegration becomes primary."""
+    take_over: Any = running._take_over
+    monkeypatch.setattr(running, "_primary_gone", lambda t, why: take_over(t, why))
+    assert found()
+
+
+def test_finds_a_swap_without_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: the new primary does not wait for the old one."""
+    monkeypatch.setitem(CONDITIONS, "swap_released", lambda t: True)
+    assert found()
