@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from safekit.installation.environment import fill_environment, install_packages, install_scripts
+from safekit.installation.native import build_libraries
 from safekit.installation.product import install_files
 from safekit.installation.remove import refuse_running_modules, uninstall
 from safekit.installation.source import Source, this_checkout
@@ -53,6 +54,7 @@ def install(source: Source, target: Target) -> list[str]:
     install_packages(source, target)
     install_scripts(source, target)
     templates = install_files(source, target, gid)
+    built = build_libraries(source, target)
     made_key = prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)
     service = install_service(target)
@@ -62,6 +64,7 @@ def install(source: Source, target: Target) -> list[str]:
         f"user and group safekit (group {gid}): root and members of the group may run the commands",
         f"module templates in {SAFE}/Application_Modules: {', '.join(templates) or 'none'}",
         f"key of the local bus: {SAFEVAR}/bus.key {'made' if made_key else 'kept'}",
+        built,
         service,
     ]
 
