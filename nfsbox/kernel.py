@@ -110,12 +110,31 @@ def libfuse_init(unique: int) -> bytes:
     return IN.pack(HEADER + len(body), INIT, unique, 0, 0, 0, 0, 0, 0) + body
 
 
-def without_cache(opcode: int, reply: bytes) -> bytes:
-    """A reply with its time-outs set to 0: the kernel asks again each time."""
-    if len(reply) <= OUT.size or reply[4:8] != b"\0\0\0\0":
+_ENTRIES: Final = frozenset((LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE))
+_ATTRIBUTES: Final = frozenset((GETATTR, SETATTR))
+_TYPE_AND_NAMES: Final = struct.Struct("<II")  # mode, nlink inside struct fuse_attr
+_MODE_IN_ENTRY: Final = OUT.size + 40 + 60
+_MODE_IN_ATTR: Final = OUT.size + 16 + 60
+
+
+def adjusted(opcode: int, reply: bytes, *, caching: bool) -> bytes:
+    """A reply of libfuse with the time-outs that are right. Without `caching` the kernel keeps neither names nor
+    attributes. With it, a file of several names has attributes that are asked for each time: the kernel takes its
+    names for different files, and would not see what is written through another one."""
+    if reply[4:8] != b"\0\0\0\0":
         return reply
-    if opcode in (LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE) and len(reply) >= 56:
-        return reply[:32] + bytes(24) + reply[56:]
-    if opcode in (GETATTR, SETATTR) and len(reply) >= 28:
-        return reply[:16] + bytes(12) + reply[28:]
+    if opcode in _ENTRIES:
+        if len(reply) < _MODE_IN_ENTRY + 8:
+            return reply
+        if not caching:
+            return reply[:32] + bytes(24) + reply[56:]
+        mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ENTRY)
+        if names > 1 and mode & 0o170000 == 0o100000:
+            return reply[:40] + bytes(8) + reply[48:52] + bytes(4) + reply[56:]
+    elif opcode in _ATTRIBUTES:
+        if len(reply) < _MODE_IN_ATTR + 8:
+            return reply
+        mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ATTR)
+        if not caching or (names > 1 and mode & 0o170000 == 0o100000):
+            return reply[:16] + bytes(12) + reply[28:]
     return reply

@@ -2,8 +2,8 @@
 
 libfuse's own loop hands every request to libfuse. Ours reads the same descriptor and answers reads and writes in
 place, straight from its buffer; the rest goes to libfuse and through fusepy to the same `Operations` object. It
-also tells the operations which request a callback belongs to, and lets no kernel cache live while this server is
-not primary (files change underneath then).
+also tells the operations which request a callback belongs to, and how long the kernel may keep a reply: not at all
+while this server is not primary, because files change underneath then.
 
 One thread per mount. The loop ends when the mount is gone.
 """
@@ -181,15 +181,20 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         return ops
 
     def _make_channel(self) -> Any:
+        operations, adjusted, string_at = self.operations, kernel.adjusted, ctypes.string_at
+
         def receive(_chan: object, _buffer: object, _size: int) -> int:
             return -errno.ENOSYS
 
         def send(_chan: object, vector: Any, count: int) -> int:
-            reply = b"".join(ctypes.string_at(vector[i].base, vector[i].len) for i in range(count))
-            if self._opcode == kernel.INIT:
+            opcode = self._opcode
+            if opcode == kernel.INIT:
                 return 0  # the kernel has had ours
+            reply = string_at(vector[0].base, vector[0].len)
+            for index in range(1, count):
+                reply += string_at(vector[index].base, vector[index].len)
             try:
-                os.write(self._fd, kernel.without_cache(self._opcode, reply))
+                os.write(self._fd, adjusted(opcode, reply, caching=operations.caching))
             except OSError as error:
                 # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
                 return 0 if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
@@ -258,7 +263,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             kernel.READ_IN.unpack_from,
         )
         pack_out, pack_write_out = kernel.OUT.pack, kernel.WRITE_OUT.pack
-        process, session = _lib.fuse_session_process, self._session
+        process, session, channel = _lib.fuse_session_process, self._session, self._own_channel
         op_write, op_read, op_init = kernel.WRITE, kernel.READ, kernel.INIT
         own: dict[int, Callable[[bytearray, int], bytes]] = {
             kernel.FSYNC: self._on_fsync,
@@ -316,7 +321,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 self._opcode = opcode
                 ops.request = (opcode, nodeid)
                 ops.kill_privileges = self._kills(buffer, opcode)
-                process(session, address, size, self._chan if ops.caching else self._own_channel)
+                process(session, address, size, channel)
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
@@ -395,11 +400,12 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         status = os.fstat(fip.contents.fh) if fip else self.operations.lstat(path)
         return self._fill(buf.contents, status)
 
-    @staticmethod
-    def _fill(target: Any, status: os.stat_result) -> int:
+    def _fill(self, target: Any, status: os.stat_result) -> int:
+        hidden = self.operations.hidden
         target.st_ino = status.st_ino
         target.st_mode = status.st_mode
-        target.st_nlink = status.st_nlink
+        # A name that stands for an unlinked open file is none that users may count.
+        target.st_nlink = status.st_nlink - (status.st_ino in hidden) if hidden else status.st_nlink
         target.st_uid = status.st_uid
         target.st_gid = status.st_gid
         target.st_rdev = status.st_rdev

@@ -55,6 +55,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
         self.request = (0, 0)  # opcode and node of the request that a callback belongs to
         self.kill_privileges = False
         self.handles: dict[int, File] = {}
+        self.hidden: set[int] = set()  # inodes of files that were unlinked while open
         self._writers: set[int] = set()
         self._kept: set[int] = set()
         self._kept_generation = -1
@@ -337,6 +338,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
         if is_hidden(relative):
             # The name was given up long ago: the directory must not look changed now, and only here.
             mtime = self._directory_mtime(relative)
+            self.hidden.discard(os.lstat(real).st_ino)
             os.unlink(real)
             set_mtime(os.path.dirname(real), mtime)
             return
@@ -428,6 +430,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
         engine = self.engine
         if self._excluded(source):
             os.rename(real_source, real_hidden)
+            self.hidden.add(os.lstat(real_hidden).st_ino)
             return
         engine.check_writable()
         status = os.lstat(real_source)
@@ -443,6 +446,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             else:
                 os.rename(real_source, real_hidden)
                 self._hidden = None
+            self.hidden.add(status.st_ino)
             if file is not None:
                 file.path = hidden
                 file.orphan = status.st_nlink == 1
@@ -515,14 +519,13 @@ class Operations(fuse.Operations):  # type: ignore[misc]
     # --- open files -----------------------------------------------------------------------------------------
 
     def _keep_pages(self, status: os.stat_result) -> bool:
-        """Whether pages that the kernel has of this file are good: it was opened before in this role, and no other
-        name of it has pages of its own."""
+        """Whether pages that the kernel has of this file are good: it was opened before in this role."""
         if self._kept_generation != self.engine.generation or len(self._kept) > _MAX_KEPT:
             self._kept = set()
             self._kept_generation = self.engine.generation
         known = status.st_ino in self._kept
         self._kept.add(status.st_ino)
-        return known and status.st_nlink == 1
+        return known
 
     def _opened(self, descriptor: int, relative: bytes, fi: Any, *, writer: bool) -> File:
         status = os.fstat(descriptor)
@@ -534,10 +537,11 @@ class Operations(fuse.Operations):  # type: ignore[misc]
         if writer:
             self._writers.add(descriptor)
         fi.fh = descriptor
-        if engine.role is Role.PRIMARY or local:
-            fi.keep_cache = 1 if self._keep_pages(status) else 0
+        if status.st_nlink > 1 or (engine.role is not Role.PRIMARY and not local):
+            # Changed through another name, or by replication, the data changes underneath: no page may be kept.
+            fi.direct_io = 1
         else:
-            fi.direct_io = 1  # replication changes the data underneath: no page may be kept
+            fi.keep_cache = 1 if self._keep_pages(status) else 0
         return file
 
     def open(self, path: str, fi: Any) -> int:
@@ -756,6 +760,8 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             self.handles[descriptor] = file
             self._writers.add(descriptor)
             self._truncate_handle(descriptor, length)
+            if file.times_due:
+                self._send_times(descriptor, file)
         finally:
             opened = self.handles.get(descriptor)
             if opened is not None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from nfsbox.engine import Engine, Root
+from nfsbox.exclusions import parent
 from nfsbox.files import File
 from nfsbox.stream import Stream
 from nfsbox.system import PUNCH_HOLE
@@ -283,16 +284,21 @@ def export(engine: Engine, root: Root, stream: Stream, path: bytes) -> int:
     number = 0
     real = root.real(path)
     pending = [(path, real)]
+    made = [(parent(path), os.path.dirname(real))]
     while pending:
         here, place = pending.pop()
         if root.exclusions.match(here):
             continue
         number, status = send_entry(engine, root, stream, here)
         if stat.S_ISDIR(status.st_mode):
+            made.append((here, place))
             with os.scandir(place) as listing:
                 pending += [(here + b"/" + entry.name, place + b"/" + entry.name) for entry in listing]
         elif stat.S_ISREG(status.st_mode) and status.st_size:
             number = _export_content(stream, root, place, here, status)
+    for here, place in made:
+        attr = pack_attr(Set.MTIME, mtime=os.lstat(place).st_mtime_ns)
+        number = stream.send(Op.PSETATTR, root.index, body=attr + here)
     return number
 
 

@@ -346,6 +346,10 @@ class Channel:
         self.shutdown()
         self.sock.close()
 
+    def __del__(self) -> None:
+        # A stream is only cut when it ends, because threads may be inside; the last of them leaves here.
+        self.sock.close()
+
 
 def _context(module: str, kind: Kind) -> str:
     return f"rfs/{module}/{kind.name.lower()}"

@@ -1,0 +1,401 @@
+"""Operations of every kind on the primary's mount: the secondary ends up alike (R1, R3, R7)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nfsbox_pair import Pair, assert_equal_soon, wait_for
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    made = Pair(
+        tmp_path_factory.mktemp("nfsbox"),
+        rfs={"acl": True},
+        replicated={
+            "read_only": True,
+            "notreplicated_paths": ["local", "cache/private"],
+            "notreplicated_regex": [".*\\.tmp"],
+        },
+    )
+    try:
+        yield made.up()
+        assert made.a("notes") is not None
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def m(pair: Pair) -> Iterator[Path]:
+    """The primary's mount; equality, and an unbroken pair, are checked after each test."""
+    yield pair.a.mount
+    assert_equal_soon(pair.a.backing, pair.b.backing)
+    assert pair.a("status")["session"] == "paired", pair.a("notes")
+
+
+def test_names(m: Path) -> None:
+    d = m / "names"
+    d.mkdir()
+    (d / "file").write_text("one")
+    os.rename(d / "file", d / "renamed")
+    (d / "sub").mkdir()
+    os.rename(d / "renamed", d / "sub" / "moved")
+    os.symlink("sub/moved", d / "link")
+    os.link(d / "sub" / "moved", d / "hard")
+    os.mkfifo(d / "fifo")
+    sock = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    os.chdir(d)  # a socket's path is limited to 107 bytes
+    try:
+        sock.bind("socket")
+    finally:
+        os.chdir(here)
+        sock.close()
+    os.mknod(d / "null", 0o20666, os.makedev(1, 3))
+    (d / "gone").mkdir()
+    (d / "gone").rmdir()
+    (d / "away").write_text("x")
+    (d / "away").unlink()
+    os.rename(d / "sub", d / "sub2")
+    assert (d / "sub2" / "moved").read_text() == "one"
+    assert sorted(os.listdir(d)) == ["fifo", "hard", "link", "null", "socket", "sub2"]
+
+
+def test_non_utf8_and_long_names(m: Path) -> None:
+    base = os.fsencode(m) + b"/bytes"
+    os.mkdir(base)
+    for name in (b"\xff\xfe", b"a b\nc", "é漢字".encode(), b"n" * 255):
+        with open(base + b"/" + name, "wb") as handle:
+            handle.write(name)
+    assert set(os.listdir(base)) == {b"\xff\xfe", b"a b\nc", "é漢字".encode(), b"n" * 255}
+    os.rename(base + b"/\xff\xfe", base + b"/\xfe\xff")
+
+
+def test_attributes(m: Path) -> None:
+    f = m / "attributes"
+    f.write_bytes(b"x")
+    os.chmod(f, 0o4751)
+    assert os.stat(f).st_mode & 0o7777 == 0o4751
+    os.chown(f, 1234, 4321)
+    assert os.stat(f).st_mode & 0o7777 == 0o751  # a change of owner takes the set-id bit
+    os.utime(f, ns=(1_111_111_111_111_111_111, 1_222_222_222_222_222_222))
+    assert os.stat(f).st_mtime_ns == 1_222_222_222_222_222_222
+    os.symlink("nowhere", m / "dangling")
+    os.chown(m / "dangling", 7, 8, follow_symlinks=False)
+    os.utime(m / "dangling", ns=(10**18, 10**18), follow_symlinks=False)
+    os.chmod(f, 0o4755)
+    with open(f, "ab") as handle:
+        handle.write(b"by root: keeps it")
+    assert os.stat(f).st_mode & 0o4000
+    os.chmod(f, 0o4777)
+    subprocess.run(
+        ["setpriv", "--reuid=1001", "--regid=1001", "--clear-groups", "sh", "-c", f"echo hi >> {f}"],
+        check=False,
+    )
+    d = m / "setgid"
+    d.mkdir()
+    os.chown(d, 0, 77)
+    os.chmod(d, 0o2775)
+    (d / "child").write_text("")
+    (d / "sub").mkdir()
+    assert os.stat(d / "child").st_gid == 77
+    assert os.stat(d / "sub").st_mode & 0o2000
+
+
+def test_extended_attributes_and_acl(m: Path) -> None:
+    f = m / "xattr"
+    f.write_text("x")
+    os.setxattr(f, "user.one", b"1\0binary")
+    os.setxattr(f, "user.two", b"2")
+    os.removexattr(f, "user.two")
+    os.setxattr(f, "trusted.t", b"t")
+    assert os.listxattr(f) and os.getxattr(f, "user.one") == b"1\0binary"
+    with pytest.raises(FileExistsError):
+        os.setxattr(f, "user.one", b"again", os.XATTR_CREATE)
+    subprocess.run(["setfacl", "-m", "u:1234:rw,g:55:r", str(f)], check=True)
+    d = m / "acl"
+    d.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:1234:rwx", str(d)], check=True)
+    (d / "inherits").write_text("x")
+    (d / "sub").mkdir()
+    assert "user:1234:rwx" in subprocess.run(
+        ["getfacl", "-n", str(d / "sub")], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_content(m: Path) -> None:
+    f = m / "content"
+    rng = random.Random(1)
+    with open(f, "wb", buffering=0) as handle:
+        for _ in range(200):
+            handle.seek(rng.randrange(1 << 20))
+            handle.write(rng.randbytes(rng.choice((1, 100, 4096, 70000))))
+        handle.truncate(500_000)
+        os.posix_fallocate(handle.fileno(), 0, 600_000)
+        assert os.fstat(handle.fileno()).st_size == 600_000
+        assert LIBC.fallocate(handle.fileno(), 3, ctypes.c_long(8192), ctypes.c_long(65536)) == 0
+        os.fsync(handle.fileno())
+    os.truncate(f, 400_000)
+    with open(m / "large", "wb", buffering=0) as handle:
+        for _ in range(4):
+            assert handle.write(rng.randbytes(1 << 20)) == 1 << 20
+        assert handle.write(rng.randbytes((1 << 20) - 4097)) > 0
+
+
+def test_append_by_two(m: Path) -> None:
+    f = m / "append"
+    one = os.open(f, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    two = os.open(f, os.O_WRONLY | os.O_APPEND)
+    for i in range(50):
+        os.write(one, b"1%03d" % i)
+        os.write(two, b"2%03d" % i)
+    os.close(one)
+    os.close(two)
+    assert f.read_bytes() == b"".join(b"1%03d2%03d" % (i, i) for i in range(50))
+
+
+def test_sparse(m: Path, pair: Pair) -> None:
+    f = m / "sparse"
+    with open(f, "wb", buffering=0) as handle:
+        handle.seek(5 << 30)
+        handle.write(b"end")
+        assert os.lseek(handle.fileno(), 0, os.SEEK_DATA) >= (5 << 30) - 4096
+    assert os.stat(pair.b.backing / "sparse").st_blocks * 512 < 1 << 20
+    assert os.stat(f).st_blocks * 512 < 1 << 20
+
+
+def test_shared_mapping(m: Path) -> None:
+    f = m / "mapped"
+    f.write_bytes(b"a" * 16384)
+    descriptor = os.open(f, os.O_RDWR)
+    with mmap.mmap(descriptor, 16384) as mapping:
+        mapping[4096:4100] = b"BBBB"
+        mapping.flush()
+        mapping[0:2] = b"CC"
+    os.close(descriptor)
+    os.sync()
+
+
+def test_open_file_survives_rename_and_unlink(m: Path, pair: Pair) -> None:
+    d = m / "open"
+    d.mkdir()
+    handle = open(d / "f", "wb", buffering=0)  # noqa: SIM115 - it must outlive its names
+    handle.write(b"before")
+    os.rename(d / "f", d / "g")
+    os.rename(d, m / "open2")
+    handle.write(b" after")
+    assert (m / "open2" / "g").read_bytes() == b"before after"
+    wait_for(lambda: (pair.b.backing / "open2" / "g").read_bytes() == b"before after")
+    os.link(m / "open2" / "g", m / "open2" / "other")
+    os.unlink(m / "open2" / "g")
+    handle.write(b" unlinked")
+    assert (m / "open2" / "other").read_bytes() == b"before after unlinked"
+    os.unlink(m / "open2" / "other")
+    handle.write(b" orphan")
+    assert os.fstat(handle.fileno()).st_size == 28
+    assert os.fstat(handle.fileno()).st_nlink == 0
+    os.fchmod(handle.fileno(), 0o600)
+    assert os.listdir(m / "open2") == []
+    assert not [name for name in os.listdir(pair.b.backing / "open2") if name.startswith(".fuse_hidden")]
+    handle.close()
+    (m / "open2").rmdir()
+
+
+def test_first_write_after_unlink_of_one_name(m: Path) -> None:
+    (m / "n1").write_bytes(b"12345678")
+    os.link(m / "n1", m / "n2")
+    with open(m / "n1", "r+b", buffering=0) as handle:
+        os.unlink(m / "n1")
+        handle.write(b"late")
+    assert (m / "n2").read_bytes() == b"late5678"
+
+
+def test_rename_over_open_file(m: Path, pair: Pair) -> None:
+    (m / "target").write_text("old")
+    old = open(m / "target", "r+b", buffering=0)  # noqa: SIM115 - it must outlive its name
+    for i in range(20):
+        (m / "target.new").write_text(f"new {i}")
+        os.rename(m / "target.new", m / "target")
+        assert (pair.b.backing / "target").read_text() == f"new {i}"
+    assert old.read() == b"old"
+    old.write(b"nobody sees")
+    old.close()
+    wait_for(lambda: not [name for name in os.listdir(pair.a.backing) if name.startswith(".fuse_hidden")])
+
+
+def test_rename_flags(m: Path) -> None:
+    (m / "r1").write_text("1")
+    (m / "r2").write_text("2")
+    one, two = os.fsencode(m / "r1"), os.fsencode(m / "r2")
+    assert LIBC.renameat2(-100, one, -100, two, 1) == -1
+    assert ctypes.get_errno() == 17
+    assert LIBC.renameat2(-100, one, -100, os.fsencode(m / "r3"), 1) == 0
+    assert LIBC.renameat2(-100, two, -100, os.fsencode(m / "r3"), 2) == -1
+    assert ctypes.get_errno() == 22
+
+
+def test_errors_change_nothing(m: Path) -> None:
+    (m / "full").mkdir()
+    (m / "full" / "x").write_text("x")
+    with pytest.raises(OSError, match="not empty"):
+        (m / "full").rmdir()
+    with pytest.raises(FileExistsError):
+        (m / "full").mkdir()
+    with pytest.raises(FileNotFoundError):
+        os.rename(m / "missing", m / "y")
+    with pytest.raises(NotADirectoryError):
+        os.mkdir(m / "full" / "x" / "y")
+    with pytest.raises(FileExistsError):
+        os.open(m / "full" / "x", os.O_CREAT | os.O_EXCL)
+
+
+def test_many_entries(m: Path) -> None:
+    d = m / "many"
+    d.mkdir()
+    for i in range(1500):
+        os.close(os.open(d / f"f{i}", os.O_CREAT | os.O_WRONLY))
+    assert len(os.listdir(d)) == 1500
+    for entry in os.scandir(d):
+        os.unlink(entry.path)
+    assert os.listdir(d) == []
+
+
+def test_locks(m: Path) -> None:
+    f = m / "lock"
+    f.write_text("")
+    with open(f) as one, open(f) as two:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_owner_is_the_caller(m: Path) -> None:
+    d = m / "public"
+    d.mkdir()
+    os.chmod(d, 0o777)
+    os.chmod(m, 0o755)
+    subprocess.run(
+        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c",
+         "umask 027; echo x > own; mkdir dir; ln -s a link; mkfifo fifo"],
+        check=True,
+        cwd=d,
+    )
+    for name in ("own", "dir", "link", "fifo"):
+        assert os.lstat(d / name).st_uid == 1000
+    assert os.stat(d / "own").st_mode & 0o777 == 0o640
+
+
+def test_secondary_refuses_changes(m: Path, pair: Pair) -> None:
+    (m / "protected").write_text("x")
+    for change in (
+        lambda: (pair.b.mount / "new").write_text("x"),
+        lambda: (pair.b.mount / "protected").unlink(),
+        lambda: os.chmod(pair.b.mount / "protected", 0o777),
+        lambda: os.rename(pair.b.mount / "protected", pair.b.mount / "other"),
+        lambda: os.truncate(pair.b.mount / "protected", 0),
+    ):
+        with pytest.raises(OSError, match="Read-only"):
+            change()
+    assert (pair.b.mount / "protected").read_text() == "x"
+
+
+def test_secondary_shows_the_latest(m: Path, pair: Pair) -> None:
+    for i in range(20):
+        (m / "seen").write_text(f"value {i}" * (i + 1))
+        assert (pair.b.mount / "seen").read_text() == f"value {i}" * (i + 1)
+    os.unlink(m / "seen")
+    assert not (pair.b.mount / "seen").exists()
+
+
+def test_random_program(m: Path) -> None:
+    """A few hundred random operations by a seeded program."""
+    rng = random.Random(7)
+    d = m / "random"
+    d.mkdir()
+    handles: list[int] = []
+    names = [d / f"n{i}" for i in range(12)]
+    for _ in range(500):
+        one, two = rng.choice(names), rng.choice(names)
+        with contextlib.suppress(OSError):
+            match rng.randrange(12):
+                case 0 | 1:
+                    handles.append(os.open(one, os.O_RDWR | os.O_CREAT))
+                case 2 | 3 | 4:
+                    if handles:
+                        os.pwrite(rng.choice(handles), rng.randbytes(rng.randrange(1, 9000)), rng.randrange(60000))
+                case 5:
+                    os.rename(one, two)
+                case 6:
+                    os.unlink(one)
+                case 7:
+                    os.link(one, two)
+                case 8:
+                    os.truncate(one, rng.randrange(50000))
+                case 9:
+                    if handles:
+                        os.close(handles.pop(rng.randrange(len(handles))))
+                case 10:
+                    os.chmod(one, rng.randrange(0o1000))
+                case 11:
+                    if handles:
+                        os.ftruncate(rng.choice(handles), rng.randrange(50000))
+    for descriptor in handles:
+        os.close(descriptor)
+
+
+def test_not_replicated_stays_local(m: Path, pair: Pair) -> None:
+    other = pair.b.backing
+    (m / "local").mkdir()
+    (m / "local" / "f").write_text("x")
+    (m / "a.tmp").write_text("x")
+    (m / "a.tmp.bak").write_text("y")
+    (m / "cache").mkdir()
+    (m / "cache" / "private").write_text("x")
+    (m / "cache" / "public").write_text("x")
+    assert (other / "a.tmp.bak").read_text() == "y"
+    assert sorted(os.listdir(other / "cache")) == ["public"]
+    assert not (other / "local").exists() and not (other / "a.tmp").exists()
+    # Across the border: what comes out is sent whole, what goes in is removed there.
+    os.rename(m / "a.tmp", m / "came")
+    assert (other / "came").read_text() == "x"
+    os.rename(m / "came", m / "b.tmp")
+    assert not (other / "came").exists()
+    (m / "local" / "tree").mkdir()
+    (m / "local" / "tree" / "deep").write_bytes(b"z" * 300_000)
+    os.rename(m / "local" / "tree", m / "tree")
+    assert (other / "tree" / "deep").read_bytes() == b"z" * 300_000
+    # The secondary may use its own local part.
+    (pair.b.mount / "c.tmp").write_text("mine")
+    assert not (pair.a.backing / "c.tmp").exists()
+    for path in (pair.b.mount / "c.tmp", m / "b.tmp", m / "local" / "f", m / "cache" / "private"):
+        path.unlink()
+    (m / "local").rmdir()
+    (m / "last").write_text("gives the directories one time again")
+    (m / "cache" / "last").write_text("")
+
+
+def test_sqlite(m: Path) -> None:
+    program = (
+        "import sqlite3, sys\n"
+        "for mode in ('wal', 'delete'):\n"
+        "    c = sqlite3.connect(sys.argv[1] + mode, isolation_level=None)\n"
+        "    c.execute(f'pragma journal_mode={mode}'); c.execute('pragma synchronous=full')\n"
+        "    c.execute('create table t(id integer primary key, v text)')\n"
+        "    for i in range(60): c.execute('insert into t(v) values(?)', ('x' * i * 20,))\n"
+        "    assert c.execute('pragma integrity_check').fetchone()[0] == 'ok'\n"
+        "    c.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(m / "db.")], check=True, timeout=60)
