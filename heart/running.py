@@ -7,6 +7,9 @@ from heart.actions import Hold
 from heart.turn import Turn, step
 from heart.values import Color, Command, Role
 
+MEETING_PULSES = 3
+"""After a split brain, pulses that the leaving server waits until the other has heard it."""
+
 
 def urgent(t: Turn) -> bool:
     """What may not wait for the end of the plan: only a plan that stands still or runs a start script is cut.
@@ -162,7 +165,7 @@ def _default_primary(t: Turn) -> bool:
 def _split_brain(t: Turn) -> bool:
     s, peer = t.s, t.peer
     if peer is None or not peer.role.primary:
-        s.split = False
+        s.split, s.split_since = False, 0.0
         return False
     if pairing.stays(t, peer):
         if not s.split:
@@ -174,6 +177,10 @@ def _split_brain(t: Turn) -> bool:
                 pairing.start_break(t, "split brain")
             elif s.role is Role.PRIM:
                 s.break_asked = "split brain"
+        return False
+    s.split_since = s.split_since or t.now
+    if peer.sees is not s.role and t.now - s.split_since < MEETING_PULSES * s.setup.pulse:
+        # let the other see this server as it was: both logs are to tell the same story
         return False
     t.log("splitbrain_exiting")
     t.because(

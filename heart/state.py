@@ -85,6 +85,7 @@ class State:
     stream_lost_at: float = 0.0
     split: bool = False
     """A split brain that this server survives has been logged."""
+    split_since: float = 0.0
     sacrificed: bool = False
     """This server leaves after a split brain: its data is given up."""
     swap_back: bool = False
@@ -172,6 +173,7 @@ def beat(s: State) -> Beat:
         echo=s.peer_mark,
         role=s.role,
         color=s.color,
+        sees=s.peer.role if s.peer is not None else Role.UNKNOWN,
         uptodate=get("rfs.uptodate", "unknown"),
         paired=s.paired,
         lastprim=s.lastprim,

@@ -114,7 +114,8 @@ class Beat:
 
     ``incarnation`` grows with every start of a heart, ``sequence`` within one;
     older beats than the last one are ignored.  ``echo`` is the incarnation and
-    sequence last heard from the receiver.  ``claim`` asks for the right to be
+    sequence last heard from the receiver, ``sees`` the role it had then
+    (UNKNOWN when it is lost).  ``claim`` asks for the right to be
     primary, ``grant`` gives it to an (incarnation, claim).  ``fence`` tells
     the receiver that its data is out of date; ``fenced`` is its durable
     acknowledgement (incarnation, fence).
@@ -126,6 +127,7 @@ class Beat:
     echo: tuple[int, int] = (0, 0)
     role: Role = Role.STOP
     color: Color = Color.RED
+    sees: Role = Role.UNKNOWN
     uptodate: str = "unknown"
     paired: bool = False
     lastprim: bool = False

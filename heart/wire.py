@@ -40,7 +40,7 @@ def pack(beat: Beat, module: str) -> bytes:
     message: dict[str, Any] = {"v": PROTOCOL, "module": module}
     for name in (*_INTS, *_BOOLS, *_TEXTS, *_PAIRS):
         message[name] = getattr(beat, name)
-    message["role"], message["color"] = beat.role.value, beat.color.value
+    message["role"], message["color"], message["sees"] = beat.role.value, beat.color.value, beat.sees.value
     message["resources"] = dict(beat.resources)
     if beat.swap is not None:
         swap = beat.swap
@@ -75,7 +75,8 @@ def unpack(payload: bytes, module: str) -> Beat:
             raise BadBeat(f"{name}: two numbers expected")
         values[name] = (_integer(pair[0], name), _integer(pair[1], name))
     try:
-        values["role"], values["color"] = Role(str(message.get("role"))), Color(str(message.get("color")))
+        values["role"], values["sees"] = Role(str(message.get("role"))), Role(str(message.get("sees")))
+        values["color"] = Color(str(message.get("color")))
     except ValueError as error:
         raise BadBeat(str(error)) from None
     return Beat(**values, resources=_resources(message.get("resources")), swap=_swap(message.get("swap")))

@@ -135,6 +135,7 @@ class World:
         self.impaired_until = 0.0
         self.chaos = True
         self.log: list[tuple[float, str, str]] = []
+        self.pair_replies: dict[int, Callable[[bool], None]] = {}
 
     # -- time
 
@@ -347,9 +348,8 @@ class World:
         duration = self.random.uniform(0.5, 6.0) if slow else self.random.uniform(0.01, 0.3)
         if self.trace is not None:
             self.say(name, f"RUN {token} {_describe(effect)} ({duration:.2f} s)")
-        if isinstance(effect, Scripts):
-            if any(call.name == "start_prim" for call in effect.calls):
-                self._app(server, True)
+        if isinstance(effect, Scripts) and any(call.name == "start_prim" for call in effect.calls):
+            self._app(server, True)
         power = self._power_id(server)
         self.at(duration, lambda: self._effect_done(name, life, power, token, effect))
 
@@ -567,7 +567,7 @@ class World:
                 return
             other.alone = False
             other.stream = stream
-            snapshot = [n for n in other.data]
+            snapshot = list(other.data)
             self.at(self.random.uniform(0.001, 0.1), lambda: apply(snapshot))
 
         def apply(snapshot: list[int]) -> None:
@@ -586,11 +586,8 @@ class World:
             self.split = self.forced = False
             self.at(self.random.uniform(0.001, 0.2), lambda: self.feed(server.name, Replication("rfs_synced")))
 
-        self._pending_pair = (other.name, token, paired)
         self.pair_replies[token] = paired
         self.feed(other.name, PairAsked(token))
-
-    pair_replies: dict[int, Callable[[bool], None]] = {}
 
     def _replied(self, name: str, token: int, ok: bool) -> None:
         paired = self.pair_replies.pop(token, None)
