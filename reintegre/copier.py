@@ -100,12 +100,15 @@ class Copier:
     def _file(self, work: FileWork) -> Outcome:
         ino = work.ino
         if work.attributes or work.content is Content.COPY:
-            kind, now, fresh = self._primary.push_entry(work.root, work.path)
+            kind, now, fresh, size = self._primary.push_entry(work.root, work.path)
             if kind != "file" or now not in (0, ino):
                 self._meter.compared(work.size)
                 return Outcome(0, again=kind != "gone")
             if fresh:
                 work = replace(work, content=Content.COPY)
+            if work.content is Content.COPY:
+                # What was written between the listing and this point of the stream had no file here to go to.
+                work = replace(work, size=max(work.size, size))
         if work.content is Content.SKIP:
             return Outcome(0)
         zones = every_zone(self._zone, work.size) if work.zones is None or work.content is not Content.ZONES \

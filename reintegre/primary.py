@@ -99,11 +99,11 @@ class Primary:
             raise ProtocolFault(f"{len(digests)} digests for {len(ranges)} zones")
         return int(answer["ino"]), int(answer["size"]), digests
 
-    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, int, bool]:
-        """Make or correct an entry here: its kind, its inode on the primary, and whether it has no content yet.
-        fresh: as a new object."""
+    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, int, bool, int]:
+        """Make or correct an entry here: its kind, its inode on the primary, whether it has no content yet, and its
+        size at this point of the stream. fresh: as a new object."""
         answer = self._call("push_entry", root=root, path=path, **({"fresh": True} if fresh else {}))
-        return str(answer["kind"]), int(answer.get("ino") or 0), bool(answer.get("fresh"))
+        return str(answer["kind"]), int(answer.get("ino") or 0), bool(answer.get("fresh")), int(answer.get("size") or 0)
 
     def push_zone(self, root: int, path: bytes, offset: int, length: int) -> tuple[int, int | None]:
         """Send a range of a file: bytes sent, and the inode they came from."""
