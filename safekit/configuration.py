@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from safekit import vhost
 from safekit.files import locked
 from safekit.model import directories, dynamic, store
 from safekit.model.application import LAST_CONFIG, Application, ApplyResult, ConfigureError, run_script
@@ -272,6 +273,10 @@ def deconfig(module: str, running_state: str = "STOP") -> tuple[str, ...]:
                 f"{error.filename + ': ' if error.filename else ''}{text}; {consequence}",
                 f"then run safekit deconfig -m {module} again",
             ) from error
+        try:
+            vhost.remove_absolute([config], other_configurations(module).values())
+        except OSError as error:
+            warnings.append(f"{error.filename}: {error.strerror}: remove this environment file by hand")
         try:
             shutil.rmtree(paths.active_store)
         except OSError as error:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safekit import vhost
 from safekit.files import locked, sync_directory
 from safekit.model import directories, store
 from safekit.model.codec import CodecError, from_json, to_json
@@ -115,6 +116,7 @@ class Application:
             shutil.rmtree(building)
         self.undo.append(("remove the new configuration", lambda: _remove(building, place / str(number))))
         store.prepare(root, building, to_json(self.config, indent=1).encode())
+        vhost.generate(self.config, self.paths, building / "bin")
         os.rename(building, place / str(number))
         sync_directory(place)
         return number
@@ -157,6 +159,7 @@ class Application:
             )
         )
         store.point(self.paths.active, self.paths.active_store, number)
+        vhost.generate_absolute(self.config, self.paths)
 
     def _script(self) -> None:
         status = run_script(self.paths, self.paths.userbin / "config", self.config)
@@ -197,6 +200,10 @@ class Application:
     def _clean_up(self, number: int) -> tuple[str, ...]:
         """What may fail without harm: each failure is a warning, the configuration stays active."""
         restored = []
+        try:
+            vhost.remove_absolute([self.previous] if self.previous else [], [self.config, *self.others.values()])
+        except OSError as error:
+            self._warn(f"{error.filename}: {error.strerror}: remove this environment file by hand")
         for directory, suffix in self._dropped():
             try:
                 if directories.restore(directory, suffix, directories.mounts()):

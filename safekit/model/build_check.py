@@ -113,7 +113,8 @@ def build_check(r: Reader) -> tuple[Check, list[Finding]]:
     splitbrain = None
     for node in r.node.named("splitbrain")[:1]:
         n = _child(r, node, "check.splitbrain")
-        splitbrain = SplitbrainCheck(n.text("ident", "ident", ""), n.text("arg", "arg", ""))
+        kind = cast(Any, n.text("exec", "exec", "ping"))
+        splitbrain = SplitbrainCheck(n.text("ident", "ident", ""), n.text("arg", "arg", ""), kind)
     check = Check(tuple(tcp), tuple(ping), tuple(intf), tuple(ip), tuple(custom), tuple(modules), splitbrain)
     return check, findings
 

@@ -14,9 +14,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from safekit.model.findings import Finding, Places
-from safekit.model.types import ClusterConfig, Errd, Heart, ModuleConfig, Replicated, Rfs, Vip, VirtualAddr
+from safekit.model.types import (
+    ClusterConfig,
+    Errd,
+    Heart,
+    Heartbeat,
+    LanNode,
+    ModuleConfig,
+    Replicated,
+    Rfs,
+    SplitbrainCheck,
+    Vip,
+    VirtualAddr,
+)
 
 _PATH_PART_MAX = 255
+_PAIR = 2
+_ADDRESS = re.compile(r"[A-Za-z0-9_.:%\-]{1,253}")
+_HTTP_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+)(:[0-9]{1,5})?(/[!-~]*)?")
 
 
 def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -325,9 +340,31 @@ class _Checker:
             self._unique(items, f"the ident {{!r}} is used by two <{kind}> checkers; give each its own")
         if check.splitbrain is not None and self.config.service.mode != "mirror":
             self.error("check.splitbrain", "the split-brain checker is for mirror modules only")
+        if check.splitbrain is not None:
+            self._witness(check.splitbrain)
         for index, module in enumerate(check.module):
             if module.name == self.config.name and module.addr in ("127.0.0.1", "::1"):
                 self.error(f"check.module[{index}].name", "a module cannot wait for itself; expected another module")
+
+    def _witness(self, check: SplitbrainCheck) -> None:
+        at, arg = "check.splitbrain.arg", check.arg
+        own = {node.name for beat in self._heartbeats() for node in self._nodes_of(beat.name)}
+        if check.exec == "http" and not _HTTP_URL.fullmatch(arg):
+            self.error(at, f'"{arg}" is not an URL; expected one such as http://10.0.0.9:8080/alive')
+        elif check.exec == "ping" and not _ADDRESS.fullmatch(arg):
+            self.error(at, f'"{arg}" is not an address; expected an IPv4 or IPv6 address, or a host name')
+        elif check.exec == "node" and arg not in self.cluster.node_names:
+            known = ", ".join(self.cluster.node_names)
+            self.error(at, f'"{arg}" is not a node of the cluster; expected a third server among {known}')
+        elif check.exec == "node" and arg in own and len(own) <= _PAIR:
+            self.error(at, f'"{arg}" runs this module itself; expected a third server')
+
+    def _heartbeats(self) -> tuple[Heartbeat, ...]:
+        return self.config.heart.heartbeats if self.config.heart is not None else ()
+
+    def _nodes_of(self, name: str) -> tuple[LanNode, ...]:
+        lan = self.cluster.lan(name)
+        return lan.nodes if lan is not None else ()
 
     def _user_and_vhost(self) -> None:
         if self.config.user is not None:
@@ -341,6 +378,13 @@ class _Checker:
             [(host.envfile, f"vhost[{i}].envfile") for i, host in enumerate(self.config.vhost)],
             "the file {!r} is used twice; give each virtual host name its own",
         )
+        for index, host in enumerate(self.config.vhost):
+            normal = posixpath.normpath(host.envfile)
+            if not host.envfile.startswith("/") and (normal == "." or normal.split("/")[0] == ".."):
+                self.error(
+                    f"vhost[{index}].envfile",
+                    f'"{host.envfile}" is not below SAFEUSERBIN; expected a relative path there, or an absolute one',
+                )
 
     def _failover(self) -> None:
         failover = self.config.failover

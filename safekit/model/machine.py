@@ -13,6 +13,7 @@ from safekit.model.directories import Mount, State, explain, state
 from safekit.model.findings import Finding, Places
 from safekit.model.types import ClusterConfig, Interface, ModuleConfig, Rfs, VirtualAddr
 from safekit.paths import safe, safevar
+from safekit.vhost import library
 
 #: How long the look-up of all names together may take, in seconds.
 RESOLVE_SECONDS = 5.0
@@ -38,6 +39,20 @@ def check_machine(
     found += _addresses(config, places, others)
     found += _ports(config, places, others)
     found += _names(config, places)
+    found += _vhost(config, places)
+    return found
+
+
+def _vhost(config: ModuleConfig, places: Places) -> list[Finding]:
+    found = []
+    if config.vhost and not library().exists():
+        message = f"{library()} is missing; install gcc, then run safekitinstall again"
+        found.append(places.finding("vhost", message))
+    own = safe() / "modules" / config.name / "bin"
+    for index, host in enumerate(config.vhost):
+        if not os.path.isabs(host.envfile) and (own / host.envfile).exists():
+            message = f"{own / host.envfile} exists already; expected the name of a file that config may make"
+            found.append(places.finding(f"vhost[{index}].envfile", message))
     return found
 
 

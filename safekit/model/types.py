@@ -398,11 +398,11 @@ class ModuleCheck:
 
 @dataclass(frozen=True)
 class SplitbrainCheck:
-    """<splitbrain>, 13.17. `arg` is the address of the witness."""
+    """<splitbrain>, 13.17. `arg` is the witness: an address (ping), an URL (http), a node of the cluster (node)."""
 
     ident: str
     arg: str
-    exec: Literal["ping"] = "ping"
+    exec: Literal["ping", "http", "node"] = "ping"
     when: When = "pre"
 
 

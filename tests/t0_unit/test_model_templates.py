@@ -26,10 +26,16 @@ def test_template_configures_without_warnings(template: Path) -> None:
     assert loaded.warnings == ()
 
 
+def _mirror(template: Path) -> bool:
+    return 'mode="mirror"' in (template / "conf" / "userconfig.xml").read_text()
+
+
 @pytest.mark.parametrize("template", TEMPLATES, ids=[t.name for t in TEMPLATES])
 def test_scripts_parse_and_are_executable(template: Path) -> None:
     scripts = sorted((template / "bin").iterdir())
-    assert {"start_prim", "stop_prim", "prestart"} <= {s.name for s in scripts}
+    start, stop = ("start_prim", "stop_prim") if _mirror(template) else ("start_both", "stop_both")
+    assert {start, stop, "prestart"} <= {s.name for s in scripts}
+    assert not {"poststop", "transition"} & {s.name for s in scripts}
     for script in scripts:
         subprocess.run(["sh", "-n", str(script)], check=True, timeout=10)
         if script.name in USER_SCRIPTS:

@@ -1,0 +1,47 @@
+"""The small libraries in C that are built on the server where they run (private/src)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from safekit.installation.source import Source
+from safekit.installation.target import InstallError, Target
+
+LIBRARIES = {"vhost.c": "libsafekitvhost.so"}
+COMPILERS = ("cc", "gcc", "clang")
+COMPILE_SECONDS = 60
+
+
+def build_libraries(source: Source, target: Target) -> str:
+    """Build what private/src holds into SAFE/private/lib; one line of what was done.
+
+    Without a compiler the product works, but for what needs the library: the configuration says so there.
+    Raises InstallError when a compiler fails.
+    """
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return "no C compiler: <vhost> cannot be used until gcc is installed and safekitinstall is run again"
+    directory = target.safe / "private" / "lib"
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name, library in LIBRARIES.items():
+        _build(compiler, source.path / "private" / "src" / name, directory / library)
+    return f"built {', '.join(LIBRARIES.values())}"
+
+
+def _build(compiler: str, code: Path, library: Path) -> None:
+    new = library.with_name(f".{library.name}.new")
+    command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", str(new), str(code)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallError(f"{compiler} cannot be run: {error}", "repair the C compiler") from error
+    if done.returncode:
+        raise InstallError(
+            f"{code} cannot be compiled: {done.stderr.strip()[-500:]}", "install libc6-dev, then run it again"
+        )
+    new.chmod(0o644)
+    # programs that have the old one loaded keep it
+    os.replace(new, library)
