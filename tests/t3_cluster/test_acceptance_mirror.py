@@ -251,7 +251,8 @@ def test_t4_2_9_power_off_of_the_primary(pair: Pair) -> None:
 def test_t4_2_10_split_brain(pair: Pair) -> None:
     prim, second = protected(pair)
     pair.wait_records(prim, 5)
-    pair.expect("failover_no_heartbeat", "splitbrain_staying", "splitbrain_exiting")
+    pair.expect("failover_no_heartbeat", "splitbrain_staying", "splitbrain_exiting", "vip_conflict")
+    pair.expect("reintegration_overwrites", "reintegration_lost_file")
     mark = pair.mark()
     for lan in pair.lab.plan.lans:
         prim.cut(lan)

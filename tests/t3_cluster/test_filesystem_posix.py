@@ -27,11 +27,6 @@ ACCEPTED = {
     ("renaming_with_flags", "c"): "follows from the refused exchange",
     ("unlinking", "directory of an open, unlinked file"):
         "an unlinked open file keeps a hidden name until it is closed, as on NFS",
-    ("hard_links", "through the other"):
-        "the FUSE library gives each name an inode of its own in the kernel: attributes seen through another name "
-        "are at most one time-out old",
-    ("hard_links", "mode is shared"): "the same",
-    ("hard_links", "names left"): "the same",
     ("access_control_lists", "inherited"):
         "the umask is applied before a default ACL is inherited: the FUSE library cannot ask the kernel not to",
 }
