@@ -224,6 +224,8 @@ def _wake(t: Turn) -> None:
         return
     rule = s.blocked
     s.blocked = ""
+    # the grace before WAIT turns red without a rule begins again
+    s.listen_until = t.now
     if rule not in ("failover-off", "waiting for the other server"):
         t.log("transition_rule", name="WAKEUP", rule="Implicit_WAKEUP")
     t.because("Implicit_WAKEUP", "no wait applies any more", was=rule)

@@ -37,7 +37,8 @@ from heart.state import State
 from heart.values import Color, Command, Link, Role, Setup
 from safekit.rules.source import default_text, module_rules
 
-RULES = module_rules("", default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml"))
+DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml")
+RULES = module_rules("", DEFAULT_RULES)
 DURABLE = frozenset(
     {"rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping", "rfs.inconsistent", "state.local",
      "state.term", "state.former", "state.held", "state.lastprimstate"}
@@ -110,6 +111,8 @@ class Options:
     chaos_seconds: float = 45.0
     settle_seconds: float = 70.0
     defaultprim: str = "alone"
+    failover: bool = True
+    rules: str = ""
 
 
 class World:
@@ -165,8 +168,9 @@ class World:
             hostname=name,
             links=self.links,
             rfs=self.options.rfs,
-            rules=RULES,
+            rules=module_rules(self.options.rules, DEFAULT_RULES) if self.options.rules else RULES,
             defaultprim=self.options.defaultprim,
+            failover=self.options.failover,
             period=2.0,
             handle_time=4.0,
         )

@@ -1,0 +1,157 @@
+"""Scenario files: commands and the expected trace, as text that a person can review (tests/golden/*.txt).
+
+A file begins with lines of the form below, then a line of dashes, then the
+trace: what each server logs, and the scripts and operations that it runs.
+
+    options rfs=no links=2 defaultprim=A failover=off rules=<text to the end of the line>
+    pair                    A prim, B second, until both are green (not traced)
+    A stop                  a command (with options: A swap nosync, A stopstart as tcpcheck)
+    wait 10                 let 10 seconds pass
+    power off A, power on A, kill heart A, freeze A 6, cut, cut A, heal, break stream A
+    set A tcp.id down tcpcheck
+
+SAFEKIT_GOLDEN=write rewrites the traces; review the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heart.actions import Log, Rfs, Run, Scripts, Vip
+from heart.events import Ordered, ResourceSet
+from heart.values import Command
+from safekit.messages import MESSAGES, render
+from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
+
+FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.txt"))
+RULE = "-" * 40
+
+
+class Steady(random.Random):
+    """No chance at all: every delay is the middle of its range, nothing is lost."""
+
+    def random(self) -> float:
+        return 0.999
+
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+class Stage(World):
+    """The simulated pair, telling what it does in the words of the log."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(0, options)
+        self.random = Steady()
+        self.chaos = False
+        self.lines: list[str] = []
+        self.telling = False
+
+    def tell(self, name: str, text: str) -> None:
+        if self.telling:
+            self.lines.append(f"{name}  {text}".rstrip())
+
+    def _perform(self, name: str, action: Any) -> None:
+        match action:
+            case Log(code, fields) if MESSAGES[code].level == "E":
+                self.tell(name, render(code, dict(fields)))
+            case Run(_, Scripts(calls)):
+                for call in calls:
+                    self.tell(name, f"  {call.name} {' '.join(call.args)}")
+            case Run(_, Rfs(operation, options)):
+                words = " ".join(word for word, on in options if on)
+                self.tell(name, f"  [replication] {operation} {words}")
+            case Run(_, Vip(operation)):
+                self.tell(name, f"  [address] {operation}")
+        super()._perform(name, action)
+
+
+def options_of(words: list[str]) -> Options:
+    text = " ".join(words)
+    rules = ""
+    if "rules=" in text:
+        text, _, rules = text.partition("rules=")
+    values = dict(word.split("=", 1) for word in text.split())
+    return Options(
+        rfs=values.get("rfs", "yes") == "yes",
+        links=int(values.get("links", "1")),
+        defaultprim=values.get("defaultprim", "alone"),
+        failover=values.get("failover", "on") == "on",
+        rules=rules,
+    )
+
+
+def play(script: str) -> list[str]:
+    """The trace of a scenario."""
+    lines = [line.split("#")[0].split() for line in script.splitlines()]
+    lines = [line for line in lines if line]
+    options = Options()
+    if lines and lines[0][0] == "options":
+        options = options_of(lines.pop(0)[1:])
+    stage = Stage(options)
+    for name in "AB":
+        stage.power_on(name)
+    if lines and lines[0] == ["pair"]:
+        lines.pop(0)
+        stage.order("A", "prim" if options.rfs else "start")
+        stage.run_until(10.0)
+        stage.order("B", "second" if options.rfs else "start")
+        stage.run_until(20.0)
+        stage.check_settled()
+    stage.telling = True
+    for words in lines:
+        stage.tell("-", "== " + " ".join(words)) if words[0] != "wait" else None
+        step(stage, words)
+    return stage.lines
+
+
+def step(stage: Stage, words: list[str]) -> None:
+    match words:
+        case ["wait", seconds]:
+            stage.run_until(stage.now + float(seconds))
+        case ["power", "off", name]:
+            stage.power_off(name)
+        case ["power", "on", name]:
+            stage.power_on(name)
+        case ["kill", "heart", name]:
+            stage.kill_heart(name)
+        case ["freeze", name, seconds]:
+            stage.freeze(name, float(seconds))
+        case ["cut", *names]:
+            for key in stage.wires:
+                if not names or key[0] in names:
+                    stage.wires[key].cut = True
+            stage.impaired_until = stage.now + 1000
+        case ["heal"]:
+            for wire in stage.wires.values():
+                wire.cut = False
+            stage.impaired_until = stage.now + 3 * TIMEOUT
+        case ["break", "stream", name]:
+            stage._break_stream(stage.servers[name])
+        case ["set", name, resource, value, who]:
+            stage.feed(name, ResourceSet(resource, value, who))
+        case [name, action, "as", identity]:
+            stage.feed(name, Ordered(Command(action, identity, automatic=True)))
+        case [name, action, *option]:
+            stage.order(name, action, *option)
+        case _:
+            raise ValueError(f"unknown step {' '.join(words)!r}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_scenario(path: Path) -> None:
+    script, _, expected = path.read_text(encoding="utf-8").partition(RULE + "\n")
+    trace = "\n".join(play(script)) + "\n"
+    if os.environ.get("SAFEKIT_GOLDEN") == "write":
+        path.write_text(f"{script}{RULE}\n{trace}", encoding="utf-8")
+        return
+    assert trace == expected
+
+
+def test_there_are_scenarios() -> None:
+    assert len(FILES) >= 15
