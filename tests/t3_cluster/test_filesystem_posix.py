@@ -1,4 +1,5 @@
 """The POSIX exerciser on a replicated directory: the same as on a plain one, and the same on both servers after it."""
+
 from __future__ import annotations
 
 import json
@@ -20,15 +21,21 @@ EXERCISER = Path(__file__).parent.parent / "posix" / "exerciser.py"
 
 #: (case, label) -> why the replicated directory may differ.
 ACCEPTED = {
-    ("two_descriptors", "temporary file"):
-        "O_TMPFILE needs a request that the FUSE library does not know; programs fall back to a name, as on NFS",
+    (
+        "two_descriptors",
+        "temporary file",
+    ): "O_TMPFILE needs a request that the FUSE library does not know; programs fall back to a name, as on NFS",
     ("renaming_with_flags", "exchange"): "RENAME_EXCHANGE cannot be told to the FUSE library; refused with EINVAL",
     ("renaming_with_flags", "b"): "follows from the refused exchange",
     ("renaming_with_flags", "c"): "follows from the refused exchange",
-    ("unlinking", "directory of an open, unlinked file"):
-        "an unlinked open file keeps a hidden name until it is closed, as on NFS",
-    ("access_control_lists", "inherited"):
-        "the umask is applied before a default ACL is inherited: the FUSE library cannot ask the kernel not to",
+    (
+        "unlinking",
+        "directory of an open, unlinked file",
+    ): "an unlinked open file keeps a hidden name until it is closed, as on NFS",
+    (
+        "access_control_lists",
+        "inherited",
+    ): "the umask is applied before a default ACL is inherited: the FUSE library cannot ask the kernel not to",
 }
 
 
@@ -62,8 +69,12 @@ def test_same_results_as_a_plain_directory(pair: Pair, tmp_path: Path) -> None:
     assert sum(len(lines) for lines in plain.values()) > 250
     assert not [case for case, lines in plain.items() if any(line[0] == "broken" for line in lines)]
     nothing = ["", None]
-    different = {(case, one[0] or two[0]): (one[1], two[1]) for case in plain
-                 for one, two in zip_longest(plain[case], mounted[case], fillvalue=nothing) if one != two}
+    different = {
+        (case, one[0] or two[0]): (one[1], two[1])
+        for case in plain
+        for one, two in zip_longest(plain[case], mounted[case], fillvalue=nothing)
+        if one != two
+    }
     unexpected = {key: values for key, values in different.items() if key not in ACCEPTED}
     assert not unexpected
 
@@ -71,8 +82,9 @@ def test_same_results_as_a_plain_directory(pair: Pair, tmp_path: Path) -> None:
 def test_both_servers_are_equal_after_it(pair: Pair) -> None:
     deadline = time.monotonic() + 10
     while (one := tree(pair.n1.backing)) != (two := tree(pair.n2.backing)):
-        assert time.monotonic() < deadline, \
-            {name: (one.get(name), two.get(name)) for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+        assert time.monotonic() < deadline, {
+            name: (one.get(name), two.get(name)) for name in one.keys() | two.keys() if one.get(name) != two.get(name)
+        }
         time.sleep(0.1)
     assert len(one) > 100
     assert not {"replication_lost", "secondary_lost"} & {*pair.n1.kinds(), *pair.n2.kinds()}
@@ -81,7 +93,10 @@ def test_both_servers_are_equal_after_it(pair: Pair) -> None:
 def test_the_secondary_can_be_read_and_not_written(pair: Pair) -> None:
     (pair.n1.dir / "visible").write_bytes(b"here")
     assert (pair.n2.dir / "visible").read_bytes() == b"here"
-    for refused in (lambda: (pair.n2.dir / "visible").write_bytes(b"x"), lambda: (pair.n2.dir / "visible").unlink(),
-                    lambda: (pair.n2.dir / "new").mkdir()):
+    for refused in (
+        lambda: (pair.n2.dir / "visible").write_bytes(b"x"),
+        lambda: (pair.n2.dir / "visible").unlink(),
+        lambda: (pair.n2.dir / "new").mkdir(),
+    ):
         with pytest.raises(OSError, match="Read-only file system"):
             refused()
