@@ -228,6 +228,17 @@ class Pair:
 
         wait_for(reached, timeout, lambda: f"{prim.name} PRIM, {second.name} SECOND; {self.states()}\n{self.tail()}")
 
+    def wait_copying(self, second: Node, timeout: float = 20.0) -> None:
+        """Wait until a reintegration of `second` has changed data, as `safekit state` shows it."""
+        self.wait(second, "SECOND magenta", timeout)
+
+        def copying() -> bool:
+            told = json.loads(second.safekit("state", "--json", "-m", self.module).stdout)["modules"][0]
+            return bool(told["reintegration"] and told["reintegration"]["bytes"] > 0)
+
+        wait_for(copying, timeout, lambda: f"progress of a reintegration; {self.states()}\n{self.tail()}")
+        assert "reintegration" in second.safekit("state", "-m", self.module).stdout
+
     def tail(self) -> str:
         """The last lines of both logs, and the last decisions, for messages."""
         shown = []

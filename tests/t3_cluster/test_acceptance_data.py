@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, assert_in_order, userconfig, wait_for
+from pair import Pair, assert_in_order, userconfig
 
 from lab.cluster import Lab
 
@@ -157,10 +157,7 @@ def test_t5_9_prim_after_an_interrupted_reintegration(pair: Pair) -> None:
     pair.one.safekit("prim", "-m", pair.module)
     pair.wait(pair.one, "ALONE green")
     pair.two.safekit("second", "-m", pair.module)
-    pair.wait(pair.two, "SECOND magenta")
-    wait_for(
-        lambda: "reintegration" in pair.two.safekit("state").stdout, 20, lambda: f"progress is shown\n{pair.tail()}"
-    )
+    pair.wait_copying(pair.two)
     pair.two.safekit("stop", "-m", pair.module)
     pair.wait(pair.two, "STOP red")
     pair.one.safekit("stop", "-m", pair.module)

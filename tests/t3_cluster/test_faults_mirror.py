@@ -199,10 +199,7 @@ def test_power_off_in_the_middle_of_a_reintegration_twice(pair: Pair) -> None:
     pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
     for _ in range(2):
         second.safekit("start", "-m", pair.module)
-        pair.wait(second, "SECOND magenta")
-        wait_for(
-            lambda: "reintegration" in second.safekit("state").stdout, 20, lambda: f"a reintegration\n{pair.tail()}"
-        )
+        pair.wait_copying(second)
         second.poweroff()
         pair.wait(prim, "ALONE green")
         pair.wait_records(prim, 20)
@@ -223,8 +220,7 @@ def test_the_primary_loses_power_while_it_reintegrates_the_secondary(pair: Pair)
     pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
     pair.expect("advice_primforce", "failover_no_heartbeat")
     second.safekit("start", "-m", pair.module)
-    pair.wait(second, "SECOND magenta")
-    wait_for(lambda: "reintegration" in second.safekit("state").stdout, 20, lambda: f"a reintegration\n{pair.tail()}")
+    pair.wait_copying(second)
     prim.poweroff()
     wait_for(
         lambda: pair.state(second) in ("WAIT red", "STOP red"),
