@@ -149,7 +149,10 @@ class Run:
 
     async def _show(self) -> None:
         """Progress, to our nfsadmin and to the primary, about once a second."""
-        reporting = Primary(await asyncio.to_thread(self.connect))
+        try:
+            reporting = Primary(await asyncio.to_thread(self.connect))
+        except OSError:
+            return
         try:
             while True:
                 assert self.session is not None
@@ -180,6 +183,9 @@ async def serve(context: Context) -> int:
         else:
             working.cancel()
         await asyncio.wait((working,), timeout=5.0)
+        error = working.exception() if working.done() and not working.cancelled() else None
+        if error is not None and not isinstance(error, Stopped | OSError):
+            raise error
         return 0
     error = working.exception()
     if error is None:

@@ -260,3 +260,22 @@ def test_detail_and_progress(pair: Pair) -> None:
     pair.until(lambda: "rfs_synced" in pair.n2.kinds(), 60)
     assert len(told(pair.n2, "reintegration_detail")) >= 10
     pair.until(lambda: pair.n1.resources["rfs_bandwidth.reintegration"] == "0")
+
+
+def test_told_to_stop_in_the_middle_it_leaves_no_error(pair: Pair) -> None:
+    pair.configure(replace(pair.rfs, reiallowedbw=2_000))
+    (pair.n1.backing / "big").write_bytes(os.urandom(20 * ZONE))
+    pair.start_primary(pair.n1)
+    pair.n2.up()
+    pair.n2.ask("prepare")
+    pair.n2.ask("secondary")
+    pair.until(lambda: (pair.n2.backing / "big").exists() and (pair.n2.backing / "big").stat().st_blocks)
+    pair.n2.ask("standby")
+    pair.n2.ask("release")
+    pair.until(lambda: pair.n2.processes["reintegre"].poll() is not None)
+    assert "Traceback" not in pair.n2.output()
+    assert pair.n2.dir.is_symlink()
+    pair.n2.kill("nfsadmin", signal.SIGTERM)
+    pair.n2.kill("nfsbox", signal.SIGTERM)
+    pair.n2.up()
+    assert pair.n2.ask("prepare")["consistent"] is False
