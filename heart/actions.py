@@ -49,13 +49,29 @@ class Vip:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Start or stop the processes of a phase: base, pre, both, prim, second."""
+    """Start or stop what runs in a phase: base, pre, both, prim, second, sec.
+
+    That is its checkers, and the watching of its processes by errd.
+    ``checkers`` is False while they are switched off, ``errd`` when only they
+    are meant.  With ``keep`` checkers that run already, and their resources,
+    stay as they are.
+    """
 
     start: bool
     phase: str
+    checkers: bool = True
+    errd: bool = True
+    keep: bool = False
 
 
-Effect = Scripts | Rfs | Vip | Processes
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Ask the split-brain witness; the Done is ok when it answers."""
+
+    ident: str
+
+
+Effect = Scripts | Rfs | Vip | Processes | Witness
 
 
 @dataclass(frozen=True, slots=True)

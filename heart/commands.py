@@ -66,6 +66,8 @@ def _refusal(t: Turn, command: Command) -> str:
         if s.role is Role.STOP or s.stopping:
             return f"the module is {s.role}: {action} needs a running module"
         return "" if command.option in ("on", "off") else f"{action}: found {command.option!r}, expected on or off"
+    if not s.setup.mirror and action in ("prim", "primforce", "second", "swap", "failover"):
+        return f"{action} is for mirror modules; this one is a {s.setup.mode} module"
     if action in STARTS:
         if s.role is Role.STOP and not s.intent and not s.stopping:
             return ""
@@ -140,10 +142,13 @@ def begin_start(t: Turn, intent: str) -> None:
     s.failover = s.setup.failover
     t.actions.append(Marker(True))
     for phase in ("pre", "both", "prim", "second"):
-        t.remember(dict.fromkeys(s.setup.checks_of(phase), "init"))
+        t.reset_checks(phase)
+    if s.setup.witness:
+        t.remember({"splitbrain.uptodate": "up"})
+    if s.setup.mirror:
+        t.remember({"usersetting.failover": "on" if s.failover else "off"})
     t.remember(
         {
-            "usersetting.failover": "on" if s.failover else "off",
             "usersetting.checker": "on",
             "usersetting.errd": "on",
             "state.wasprim": "up" if s.lastprim else "down",
@@ -217,10 +222,8 @@ def _setting(t: Turn, command: Command) -> None:
 
 def _switch_checkers(t: Turn, on: bool) -> None:
     s = t.s
-    phases = ["pre"] if s.role is not Role.STOP else []
-    if s.role.running:
-        phases += ["both", "second" if s.role is Role.SECOND else "prim"]
-    s.plan = (*s.plan, *(Processes(on, phase) for phase in phases if s.setup.checks_of(phase)))
+    phases = ("pre", *plans.phases(s.role)) if s.role is not Role.STOP else ()
+    s.plan = (*s.plan, *(Processes(on, phase, errd=False) for phase in phases if s.setup.checks_of(phase)))
 
 
 # -- maxloop

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heart import commands, hearing, machine, news, pairing, running, swap, waiting
+from heart import commands, hearing, machine, news, pairing, running, solo, swap, waiting, witness
 from heart.actions import Action, Send
 from heart.events import (
     Born,
@@ -79,6 +79,7 @@ def decide(state: State, event: Event, now: float) -> Decision:
 def _react(t: Turn) -> None:
     """Answers to the peer and to the clock that do not depend on the plan."""
     hearing.check_links(t)
+    witness.check(t)
     machine.settle_last_primary(t)
     waiting.react_to_claim(t)
     pairing.react_to_fence(t)
@@ -103,7 +104,7 @@ def _settle(t: Turn) -> bool:
     if s.leaving or s.stopping:
         return False
     if s.role is Role.WAIT:
-        return waiting.settle(t)
+        return waiting.settle(t) if s.setup.mirror else solo.settle(t)
     return s.role.running and running.settle(t)
 
 
@@ -121,6 +122,8 @@ def deadline(s: State) -> float:
     times += [at + link.timeout for link, at in _open_links(s)]
     if s.role is Role.WAIT and s.listening:
         times += [t for t in (s.listen_until, s.retry_at) if t > s.seen_at]
+    if s.role is Role.WAIT and s.verdict == "down":
+        times.append(s.verdict_retry)
     if s.candidate:
         times.append(s.candidate_since + s.setup.handle_time)
     if s.breaking == "fence":

@@ -7,26 +7,26 @@ is on the path of the heartbeats.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
-from heart.actions import Effect, Processes, Rfs, Scripts, Vip
+from heart.actions import Effect, Processes, Rfs, Scripts, Vip, Witness
 from heart.events import Done
+from heart.processes import ModuleProcesses
 from safekit.bus import BusError
 from safekit.process import Context
 from safekit.scripts import ScriptRunner
-from safekit.supervision import Supervisor, SupervisorError
+from safekit.supervision import SupervisorError
 
 RFS_SECONDS = {"prepare": 600.0, "demote": 150.0, "release": 120.0, "standby": 60.0}
 """Bounds of nfsadmin's operations; the others have RFS_DEFAULT."""
 RFS_DEFAULT = 60.0
 FORCED_SECONDS = 10.0
 VIP_SECONDS = 20.0
-
-_UNKNOWN_PID = 0
+WITNESS_ANSWER = 4.0
+"""More than a verdict takes (checkers.splitbraincheck.VERDICT_SECONDS)."""
+WITNESS_SECONDS = 3.0
+"""Until a witness that is not there counts as one that does not answer."""
 
 
 class Effects:
@@ -36,9 +36,9 @@ class Effects:
         self._context = context
         self._done = done
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._pids: dict[str, int] = {}
         self.scripts = scripts
-        self.supervisor = Supervisor(context.paths.supervisor_sock)
+        self.processes = ModuleProcesses(context)
+        self.supervisor = self.processes.supervisor
 
     def start(self, token: int, effect: Effect) -> None:
         """Begin an effect; its Done carries `token`."""
@@ -84,9 +84,12 @@ class Effects:
             case Vip(operation):
                 await self._vip(operation)
                 return Done(token)
-            case Processes(start, phase):
-                await self._phase(start, phase)
+            case Processes():
+                await self.processes.carry_out(effect)
                 return Done(token)
+            case Witness(ident):
+                return await self._witness(token, ident)
+        raise AssertionError(f"unknown effect {effect!r}")
 
     # -- replication and addresses
 
@@ -118,77 +121,19 @@ class Effects:
             # the application goes on: an address that cannot be set is told, and vipd tries again
             self._context.log.event("vip_failed", operation=operation, reason=error.text)
 
-    # -- processes
+    # -- the witness
 
-    def programs(self, phase: str) -> tuple[str, ...]:
-        """The processes of a phase, in the order of their start."""
-        config = self._context.config
-        if phase == "pre":
-            # from here on the mounts exist, and nfscheck has something to ask
-            return ("nfscheck",) if config.rfs is not None else ()
-        if phase != "base":
-            return ()
-        rfs = ("nfsbox", "nfsadmin") if config.rfs is not None else ()
-        vip = ("vipd", "arpreroute") if config.vip is not None else ()
-        return rfs + vip
-
-    async def _phase(self, start: bool, phase: str) -> None:
-        names = self.programs(phase)
-        for name in names if start else (*reversed(names), *(("reintegre",) if "nfsbox" in names else ())):
-            if start:
-                await self.start_process(name)
-            else:
-                await self.stop_process(name)
-
-    async def start_process(self, name: str) -> None:
-        """Have the supervisor run a process; one that an earlier supervisor left alive is kept."""
-        if await self._alive(name):
-            return
-        try:
-            await self.supervisor.start(name)
-        except SupervisorError as error:
-            self._context.log.event("process_not_started", name=name, reason=str(error))
-            raise
-
-    async def stop_process(self, name: str) -> None:
-        """Stop a process; without a supervisor, by signal."""
-        pid = await self._pid(name)
-        try:
-            await self.supervisor.stop(name)
-        except SupervisorError as error:
-            self._context.log.debug(f"supervisor: stop {name}: {error}")
-        if pid and await self._ends(pid, 0.0):
-            return
-        if pid:
-            for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-                if await self._ends(pid, patience):
-                    return
-
-    async def _alive(self, name: str) -> bool:
-        pid = await self._pid(name)
-        return bool(pid) and not await self._ends(pid, 0.0)
-
-    async def _pid(self, name: str) -> int:
-        try:
-            reply = await self._context.bus.request(
-                "safeadmin", "map_lookup", 1.0, name=f"{self._context.module}/{name}"
-            )
-        except BusError:
-            return _UNKNOWN_PID
-        return int(reply.get("pid") or _UNKNOWN_PID)
-
-    async def _ends(self, pid: int, patience: float) -> bool:
-        """True when the process is gone within `patience` seconds."""
-        deadline = asyncio.get_running_loop().time() + patience
+    async def _witness(self, token: int, ident: str) -> Done:
+        """A verdict that was taken after this call.  A checker that was killed is back within a second."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WITNESS_SECONDS
         while True:
             try:
-                with open(f"/proc/{pid}/stat", "rb") as handle:
-                    if handle.read().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
-                        return True
-            except OSError:
-                return True
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(0.02)
+                reply = await self._context.bus.request(
+                    f"{self._context.module}/splitbraincheck.{ident}", "isolated", WITNESS_ANSWER
+                )
+                return Done(token, reply.get("witness") == "up")
+            except BusError as error:
+                if loop.time() >= deadline:
+                    return Done(token, False, error.code, f"splitbraincheck does not answer: {error.text}")
+                await asyncio.sleep(0.1)

@@ -95,9 +95,9 @@ class Service:
         name, on = request.text("name"), bool(request.fields.get("on"))
         if name not in ("nfsbox", "reintegre", "nfscheck", "arpreroute"):
             raise BusError("bad_request", f"{name!r} is not a process that can be asked for")
-        effects = self.shell.effects
+        processes = self.shell.effects.processes
         try:
-            await (effects.start_process(name) if on else effects.stop_process(name))
+            await (processes.start_process(name) if on else processes.stop_process(name))
         except Exception as error:
             raise BusError("supervisor", str(error)) from error
         return {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from heart import commands, hearing, pairing, plans, running, waiting
+from heart import commands, hearing, pairing, plans, running, waiting, witness
+from heart.actions import Processes
 from heart.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.turn import STEPS, Turn, step
 from heart.values import Color, Role
@@ -63,13 +64,13 @@ def _adopt(t: Turn, role: Role) -> None:
     elif role is Role.WAIT:
         s.color = Color(color) if color in ("red", "magenta") else Color.MAGENTA
         t.become(Role.WAIT, Color.MAGENTA)
-        t.follow(*plans.resume())
+        t.follow(*plans.resume(adopted=True))
     elif s.color is Color.GREEN:
         if role is Role.ALONE and s.setup.rfs and not s.paired:
             # heart may have died between its memory and telling nfsadmin
             s.breaking = "alone"
     else:
-        if role.primary:
+        if role.primary or role is Role.UP:
             t.become(role, Color.MAGENTA)
             t.follow(*plans.adopted(role))
         else:
@@ -79,6 +80,9 @@ def _adopt(t: Turn, role: Role) -> None:
 def on_done(t: Turn, event: Done) -> None:
     """An effect ended.  A Done of an effect that was killed or replaced carries an old token: ignored."""
     s = t.s
+    if event.token and event.token == s.verdict_token:
+        witness.answered(t, event.ok, event.text or event.code)
+        return
     if event.token and event.token == s.break_token:
         pairing.alone_done(t, event.ok, event.text or event.code)
         return
@@ -86,6 +90,8 @@ def on_done(t: Turn, event: Done) -> None:
         return
     effect = s.busy_step
     s.busy, s.busy_step = 0, None
+    if isinstance(effect, Processes) and not effect.start:
+        t.reset_checks(effect.phase)
     if getattr(effect, "operation", "") == "prepare" and event.ok:
         s.consistent = event.consistent
     if not event.ok:

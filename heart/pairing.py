@@ -84,7 +84,7 @@ def start_break(t: Turn, cause: str) -> None:
 def peer_is_fenced(t: Turn) -> bool:
     """The peer cannot call itself up to date any more, or nothing can be known of it."""
     s, peer = t.s, t.peer
-    if t.lost() or t.now >= s.break_deadline:
+    if t.lost() or (t.now >= s.break_deadline and not t.undecided()):
         return True
     if peer is None:
         return False

@@ -64,12 +64,12 @@ def start(action: str) -> tuple[Step, ...]:
     )
 
 
-def resume() -> tuple[Step, ...]:
-    """The part of a start that a heart restarted in WAIT does again."""
+def resume(*, adopted: bool = False) -> tuple[Step, ...]:
+    """The part of a start that a heart restarted in WAIT does again (`adopted`: on what still runs)."""
     return (
         Processes(True, "base"),
         Rfs("prepare", on_failure="prepare_failed"),
-        Processes(True, "pre"),
+        Processes(True, "pre", keep=adopted),
         Do("listen"),
     )
 
@@ -89,7 +89,7 @@ def stop_from_wait(action: str) -> tuple[Step, ...]:
 def forced_stop(role: Role, action: str) -> tuple[Step, ...]:
     """Any state -> STOP without waiting for anybody's goodwill."""
     return (
-        *(Processes(False, phase) for phase in ("prim", "second", "both")),
+        *(Processes(False, phase) for phase in ("sec", "prim", "second", "both")),
         force_pass(role, Role.STOP, action),
         Vip("unset"),
         Do("leave_now"),
@@ -113,7 +113,26 @@ _STARTS = {
     Role.SECOND: ("start_both", "start_second", "start_sec"),
     Role.UP: ("start_both",),
 }
-_PHASES = {Role.ALONE: ("prim",), Role.PRIM: ("prim",), Role.SECOND: ("second",), Role.UP: ()}
+_PHASES = {
+    Role.ALONE: ("prim", "both"),
+    Role.PRIM: ("sec", "prim", "both"),
+    Role.SECOND: ("sec", "second", "both"),
+    Role.UP: ("both",),
+}
+"""What runs in a role, in the order of its stop; the start is in the opposite order, as the scripts are."""
+
+
+def phases(role: Role) -> tuple[str, ...]:
+    """The phases of a running role, in the order of their stop."""
+    return _PHASES.get(role, ())
+
+
+def _begin(role: Role) -> tuple[Processes, ...]:
+    return tuple(Processes(True, phase) for phase in reversed(_PHASES[role]))
+
+
+def _end(role: Role) -> tuple[Processes, ...]:
+    return tuple(Processes(False, phase) for phase in _PHASES[role])
 
 
 def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
@@ -122,10 +141,9 @@ def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
     With `revoke` the data is made read-only first: writes that wait for a
     secondary that went on alone fail now, instead of holding up stop scripts.
     """
-    own = _PHASES[role]
     return (
         *((Rfs("standby"),) if revoke else ()),
-        *(Processes(False, phase) for phase in (*own, "both")),
+        *_end(role),
         *scripts(_STOPS[role], role, Role.WAIT, action),
         *((Vip("unset"),) if role is not Role.SECOND else ()),
         *((Do("settle_pair"), Hold("pair_settled")) if role.primary else ()),
@@ -139,7 +157,7 @@ def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
 def to_alone(origin: Role, action: str, *, stops: tuple[str, ...], starts: tuple[str, ...]) -> tuple[Step, ...]:
     """WAIT or SECOND -> ALONE; the role and the memory were changed before."""
     return (
-        *((Processes(False, "second"),) if origin is Role.SECOND else ()),
+        *((Processes(False, "sec"), Processes(False, "second")) if origin is Role.SECOND else ()),
         *scripts(stops, origin, Role.ALONE, action),
         Hold("peer_fenced"),
         Rfs("primary", on_failure="primary_failed"),
@@ -156,20 +174,28 @@ def second_scripts(action: str) -> tuple[Step, ...]:
     """WAIT -> SECOND once the data is the same as on the primary."""
     return (
         *scripts(("transition", "start_both", "start_second", "start_sec"), Role.WAIT, Role.SECOND, action),
-        Processes(True, "both"),
-        Processes(True, "second"),
+        *_begin(Role.SECOND),
+        Do("stable"),
+    )
+
+
+def to_up(action: str) -> tuple[Step, ...]:
+    """WAIT -> UP of a farm or light module; the role was changed before."""
+    return (
+        Vip("set"),
+        *scripts(("transition", "start_both"), Role.WAIT, Role.UP, action),
+        *_begin(Role.UP),
         Do("stable"),
     )
 
 
 def restart(role: Role) -> tuple[Step, ...]:
     """Stop and start scripts of the current role, nothing else."""
-    phases = (*_PHASES[role], "both")
     return (
-        *(Processes(False, phase) for phase in phases),
+        *_end(role),
         *scripts(_STOPS[role], role, role, "restart"),
         *scripts(_STARTS[role], role, role, "restart"),
-        *(Processes(True, phase) for phase in phases),
+        *_begin(role),
         Do("stable"),
     )
 
@@ -189,27 +215,25 @@ def degraded(role: Role) -> tuple[Step, ...]:
     replication.  The second `alone` waits for that mount."""
     stops, starts = scripts(_STOPS[role], role, role, "restart"), scripts(_STARTS[Role.ALONE], role, role, "restart")
     return (
-        Processes(False, "prim"),
-        Processes(False, "both"),
+        *_end(role),
         *stops,
         Hold("pair_settled"),
         Rfs("alone", on_failure="primary_failed"),
         Do("serve"),
         *starts,
-        Processes(True, "prim"),
-        Processes(True, "both"),
+        *_begin(Role.ALONE),
         Do("stable"),
     )
 
 
 def pair_complete(action: str) -> tuple[Step, ...]:
     """ALONE -> PRIM; the application goes on."""
-    return (once(("transition", "start_sec"), Role.ALONE, Role.PRIM, action),)
+    return (once(("transition", "start_sec"), Role.ALONE, Role.PRIM, action), Processes(True, "sec"))
 
 
 def pair_broken(action: str) -> tuple[Step, ...]:
     """PRIM -> ALONE; the application goes on."""
-    return scripts(("stop_sec", "transition"), Role.PRIM, Role.ALONE, action)
+    return (Processes(False, "sec"), *scripts(("stop_sec", "transition"), Role.PRIM, Role.ALONE, action))
 
 
 def give(role: Role, nosync: bool) -> tuple[Step, ...]:
@@ -230,6 +254,7 @@ def give(role: Role, nosync: bool) -> tuple[Step, ...]:
         Rfs("secondary", (("swap", True), *options), on_failure="secondary_failed"),
         *scripts(starts, role, Role.SECOND, "swap"),
         Processes(True, "second"),
+        *((Processes(True, "sec"),) if role is not Role.PRIM else ()),
         Do("swap_end"),
     )
 

@@ -322,7 +322,9 @@ class Shell:
         said = self._sequence
         while time.monotonic() < limit:
             peer = self.state.peer
-            if peer is None or (peer.echo[0] == self.state.incarnation and peer.echo[1] >= said):
+            if peer is None or peer.role is Role.STOP:
+                break
+            if peer.echo[0] == self.state.incarnation and peer.echo[1] >= said:
                 break
             await asyncio.sleep(0.02)
         assert self.exit is not None

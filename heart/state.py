@@ -91,6 +91,12 @@ class State:
     swap_back: bool = False
     """defaultprim wants the application here as soon as this server is a complete secondary."""
 
+    # the witness (see heart.witness)
+    verdict: str = ""
+    """"" (not asked), up or down: what the witness said since nothing is heard any more."""
+    verdict_token: int = 0
+    verdict_retry: float = 0.0
+
     # swap
     swap: Swap | None = None
     swaps: int = 0

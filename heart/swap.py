@@ -24,7 +24,7 @@ def possible(t: Turn) -> str:
     s, peer = t.s, t.peer
     if s.role not in (Role.PRIM, Role.SECOND) or s.color is not Color.GREEN:
         return f"the module is {s.role} {s.color}, a swap needs PRIM green or SECOND green"
-    if not t.idle() or s.leaving or s.stopping or s.swap is not None:
+    if s.leaving or s.stopping or s.swap is not None:
         return "another operation is in progress"
     if peer is None:
         return "the other server is not heard"

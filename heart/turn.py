@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from heart.actions import (
@@ -117,9 +118,33 @@ class Turn:
         """The last heartbeat of the peer, None while nothing is heard."""
         return self.s.peer
 
-    def lost(self) -> bool:
+    def silent(self) -> bool:
         """Every heartbeat has been silent for its time-out."""
         return all(value == "down" for value in self.s.links.values())
+
+    def lost(self) -> bool:
+        """The peer is silent, and this server may act on that: with a witness, only after its word."""
+        return self.silent() and not self.undecided()
+
+    def undecided(self) -> bool:
+        """The peer is silent, and the witness has not said that this server may go on."""
+        return self.silent() and self.s.verdict != "up" and self.contested()
+
+    def contested(self) -> bool:
+        """Both servers could go on after a loss of all heartbeats, so that the witness has to decide.
+
+        A primary with a secondary that is known to be out of date, and such a
+        secondary, need no verdict: their memory has settled it.
+        """
+        s = self.s
+        if not s.setup.witness:
+            return False
+        if s.role is Role.WAIT:
+            forced = s.intent in ("prim", "primforce")
+            return not s.setup.rfs and not forced and s.resources.get("splitbrain.uptodate") != "down"
+        if s.role is Role.SECOND and s.setup.rfs and (not s.uptodate or s.syncing):
+            return False
+        return s.role.running and (not s.setup.rfs or s.paired)
 
     def heard(self) -> bool:
         """The peer speaks on some link."""
@@ -192,17 +217,31 @@ class Turn:
                 s.plan = s.plan[1:]
                 return True
         if isinstance(step, Processes):
-            self._checks(step)
+            if not s.setup.watched(step.phase):
+                s.plan = s.plan[1:]
+                return True
+            step = self._checks(step)
         s.plan = s.plan[1:]
         s.busy, s.busy_step = self.new_token(), step
         self.actions.append(Run(s.busy, step))
         return True
 
-    def _checks(self, step: Processes) -> None:
-        """Resources of checkers: init when their phase starts, and again when it stops."""
-        names = self.s.setup.checks_of(step.phase)
-        if names:
-            self.remember(dict.fromkeys(names, "init"))
+    def checkers_on(self) -> bool:
+        """`safekit checker off` has not switched them off."""
+        return self.s.resources.get("usersetting.checker") != "off"
+
+    def _checks(self, step: Processes) -> Processes:
+        """Resources of checkers are init when their phase starts.  When it stops they become so at the end
+        of the stop (`reset_checks`): a last word of a checker may still arrive."""
+        if not step.start:
+            return step
+        if not step.keep:
+            self.reset_checks(step.phase)
+        return replace(step, checkers=self.checkers_on())
+
+    def reset_checks(self, phase: str) -> None:
+        """Nothing is known of what the checkers of a phase look at."""
+        self.remember(dict.fromkeys(self.s.setup.checks_of(phase), "init"))
 
 
 STEPS: dict[str, Callable[[Turn, str], None]] = {}

@@ -55,7 +55,9 @@ class Setup:
 
     ``checks`` are the resources of the checkers by phase (pre, prim, second,
     both): they go to init when the phase starts, and WAIT is not left before
-    those of ``pre`` have left init.
+    those of ``pre`` have left init.  ``classes`` are the phases that errd
+    watches.  ``witness`` is the ident of the split-brain checker, "" without
+    one.  Farm and light modules (``mode``) have no peer.
     """
 
     node: str
@@ -72,22 +74,34 @@ class Setup:
     period: float = 5.0
     handle_time: float = 15.0
     checks: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    classes: tuple[str, ...] = ()
+    witness: str = ""
+    mode: str = "mirror"
     signature: str = ""
 
     @property
     def timeout(self) -> float:
         """After this long without any heartbeat the peer is lost."""
-        return max(link.timeout for link in self.links)
+        return max((link.timeout for link in self.links), default=0.0)
 
     @property
     def pulse(self) -> float:
         """The longest period between two heartbeats of a link."""
-        return max(link.pulse for link in self.links)
+        return max((link.pulse for link in self.links), default=1.0)
 
     @property
     def is_default_prim(self) -> bool:
         """isdefaultprim(): the name may be the node's or the host's (any case)."""
         return self.defaultprim.casefold() in (self.node.casefold(), self.hostname.casefold())
+
+    @property
+    def mirror(self) -> bool:
+        """Two servers, a primary and a secondary."""
+        return self.mode == "mirror"
+
+    def watched(self, phase: str) -> bool:
+        """Something starts and stops with the phase."""
+        return phase in ("base", "pre") or phase in self.classes or bool(self.checks_of(phase))
 
     def checks_of(self, phase: str) -> tuple[str, ...]:
         """Resources of the checkers of a phase."""

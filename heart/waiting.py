@@ -105,10 +105,16 @@ def settle(t: Turn) -> bool:
             return False
     if _refused(t):
         return True
-    if any(s.resources.get(name) == "init" for name in s.setup.checks_of("pre")):
+    if unchecked(t):
         s.claim = 0
-        return _unblocked_color(t)
+        return unblocked_color(t)
     return _decide(t)
+
+
+def unchecked(t: Turn) -> bool:
+    """A checker of phase pre has not spoken yet.  While they are switched off nobody waits for them."""
+    resources = t.s.resources
+    return t.checkers_on() and any(resources.get(name) == "init" for name in t.s.setup.checks_of("pre"))
 
 
 def _refused(t: Turn) -> bool:
@@ -152,41 +158,41 @@ def _decide(t: Turn) -> bool:
     verdict = machine.verdict(t, uptodate=forced)
     if verdict.verb is not None and verdict.verb.value == "wait" and verdict.winner is not None:
         s.claim = 0
-        return _block(t, verdict.winner.label, verdict.winner.inputs)
+        return block(t, verdict.winner.label, verdict.winner.inputs)
     if peer is not None and peer.role.primary:
         s.claim = 0
-        _wake(t)
+        wake(t)
         # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
         if peer.serving and (not s.setup.rfs or peer.uptodate == "up"):
             return become_second(t)
-        return _unblocked_color(t)
+        return unblocked_color(t)
     if s.held and not forced:
-        return _block_silently(t, "failover-off")
+        return block_silently(t, "failover-off")
     if not (s.uptodate or forced):
         s.claim = 0
-        return _block_silently(t, "waiting for the other server") if peer is not None else False
-    _wake(t)
+        return block_silently(t, "waiting for the other server") if peer is not None else False
+    wake(t)
     s.eligible = s.grant == (0, 0)
     if not s.eligible:
-        return _unblocked_color(t)
+        return unblocked_color(t)
     if peer is None or peer.role is Role.STOP:
         return become_alone(t, "nobody else is heard" if peer is None else "the other server is stopped")
     if peer.role is not Role.WAIT:
         s.claim = 0
-        return _unblocked_color(t)
+        return unblocked_color(t)
     if peer.eligible and not pairing.takes_first(s, peer):
         s.claim = 0
-        return _unblocked_color(t)
+        return unblocked_color(t)
     if not s.claim:
         s.claims += 1
         s.claim = s.claims
         t.because("claim", "asks the peer for its grant", claim=s.claim, uptodate=s.uptodate)
     if peer.grant == (s.incarnation, s.claim):
         return become_alone(t, "granted by the other server")
-    return _unblocked_color(t)
+    return unblocked_color(t)
 
 
-def _block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
+def block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
     s = t.s
     if s.blocked != label:
         if label == "notuptodate_server":
@@ -203,12 +209,12 @@ def _block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
     return False
 
 
-def _block_silently(t: Turn, why: str) -> bool:
+def block_silently(t: Turn, why: str) -> bool:
     """Red without a rule: after the grace of a period, so that a normal start stays magenta."""
     s = t.s
     if s.color is Color.RED:
         if s.blocked not in ("", why):
-            _wake(t)
+            wake(t)
         return False
     if why == "failover-off" or t.now >= s.listen_until + s.setup.period:
         s.blocked = why
@@ -218,7 +224,7 @@ def _block_silently(t: Turn, why: str) -> bool:
     return False
 
 
-def _wake(t: Turn) -> None:
+def wake(t: Turn) -> None:
     s = t.s
     if not s.blocked:
         return
@@ -232,7 +238,7 @@ def _wake(t: Turn) -> None:
     t.become(Role.WAIT, Color.MAGENTA)
 
 
-def _unblocked_color(t: Turn) -> bool:
+def unblocked_color(t: Turn) -> bool:
     """Not blocked by a rule: magenta while the start goes on."""
     if t.s.color is Color.RED and not t.s.blocked:
         t.become(Role.WAIT, Color.MAGENTA)
@@ -255,7 +261,7 @@ def become_alone(t: Turn, why: str) -> bool:
             for step in steps
         )
         s.consistent = True
-    _enter(t)
+    enter(t)
     t.become(
         Role.ALONE,
         Color.MAGENTA,
@@ -276,7 +282,7 @@ def become_second(t: Turn) -> bool:
     full = s.intent == "fullsync"
     t.because("become_second", "WAIT -> SECOND", peer=t.peer_role.value, uptodate=s.uptodate, fullsync=full)
     peer_term = t.peer.term if t.peer is not None else 0
-    _enter(t)
+    enter(t)
     s.syncing = s.setup.rfs
     t.become(
         Role.SECOND,
@@ -305,7 +311,7 @@ def wants_primary_back(t: Turn) -> bool:
     return s.setup.is_default_prim
 
 
-def _enter(t: Turn) -> None:
+def enter(t: Turn) -> None:
     s = t.s
     s.listening, s.intent, s.blocked = False, "", ""
     s.claim, s.eligible, s.retry_at = 0, False, 0.0

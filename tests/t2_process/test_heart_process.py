@@ -1,0 +1,245 @@
+"""The process heart: real heartbeats, files, scripts and bus; its neighbours are played (heart_pair)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safekit import seal
+from safekit.bus import BusError
+from tests.t2_process.heart_pair import Two, until
+
+
+def play(root: Path, scene: Callable[[Two], Awaitable[None]], limit: float = 60.0, **service: Any) -> None:
+    async def everything() -> None:
+        async with Two(root, **service) as two:
+            await scene(two)
+
+    asyncio.run(asyncio.wait_for(everything(), limit))
+
+
+def in_order(lines: list[str], wanted: list[str]) -> None:
+    rest = iter(lines)
+    for text in wanted:
+        assert any(line == text for line in rest), f"{text!r} is missing, or out of order, in {lines}"
+
+
+def test_a_pair_forms_stops_and_the_other_takes_over(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        in_order(two.n1.events(), ["Action prim called by root", "Local state WAIT magenta", "Script start_prim",
+                                   "Local state ALONE green", "Remote state SECOND green", "Local state PRIM green"])
+        in_order(two.n2.events(), ["Action second called by root", "Local state SECOND green",
+                                   "Remote state PRIM green"])
+        assert two.n2.resources()["remote.rfs.uptodate"] == "up"
+        assert two.n1.resources()["state.remote"] == "SECOND"
+        assert two.n1.resources()["heartbeat.flow"] == "up"
+        assert two.n1.asked_of("nfsadmin") == ["prepare", "primary"]
+        assert two.n1.file["marker"].exists()
+        await two.n1.control("stop")
+        await two.reach("STOP red", "ALONE green")
+        in_order(two.n1.events(), ["Action stop called by root", "Script stop_prim", "End of stop",
+                                   "Local state STOP red"])
+        in_order(two.n2.events(), ["Reason of failover: remote stop", "Script start_prim"])
+        assert not two.n1.file["marker"].exists()
+        assert two.n1.resources()["rfs.uptodate"] == "down" and two.n2.resources()["rfs.uptodate"] == "up"
+        await until(lambda: "ended" in two.n1.asked_of("safeadmin"), two.show)
+        assert two.n1.heart is not None and two.n1.heart.wait(10) == 0
+        assert [line for line in two.n2.trace() if line.startswith("start_")] == [
+            "start_both WAIT SECOND start", "start_second WAIT SECOND start", "start_sec WAIT SECOND start",
+            "start_prim SECOND ALONE stop",
+        ]  # fmt: skip
+
+    play(tmp_path, scene)
+
+
+def test_a_planned_swap_is_fast(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        for node in (two.n1, two.n2):
+            node.asked.clear()
+        await two.n1.control("swap")
+        await two.reach("SECOND green", "PRIM green")
+        assert two.n1.asked_of("nfsadmin") == ["demote", "secondary swap"]
+        assert two.n2.asked_of("nfsadmin") == ["primary swap"]
+        unset = next(at for at, who, what in two.n1.asked if what == "vip_unset")
+        again = next(at for at, who, what in two.n2.asked if what == "vip_set")
+        print(f"address unset to set again: {(again - unset) * 1000:.0f} ms")
+        assert again - unset < 2.0
+
+    play(tmp_path, scene)
+
+
+def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        for node, state in ((two.n1, "PRIM green"), (two.n2, "SECOND green")):
+            trace, asked = node.trace(), len(node.asked_of("nfsadmin"))
+            node.kill_heart()
+            node.start_heart()
+            await until(lambda node=node: "AM/heart" in node.ports, two.show)  # type: ignore[misc]
+            assert (await node.tell("status"))["state"] == state.split()[0]
+            await asyncio.sleep(1.5)
+            assert (two.n1.state(), two.n2.state()) == ("PRIM green", "SECOND green"), two.show()
+            assert node.trace() == trace and len(node.asked_of("nfsadmin")) == asked
+            assert f"heart was restarted and takes the module over as it is: {state}" in node.events()
+
+    play(tmp_path, scene)
+
+
+def test_a_power_failure_is_not_an_adoption(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        two.n1.kill_heart()
+        two.n1.file["marker"].write_text("another boot")
+        await until(lambda: two.n2.state() == "ALONE green", two.show)
+        in_order(two.n2.events(), ["Resource heartbeat.flow set to down by heart", "Remote state UNKNOWN grey",
+                                   "Reason of failover: no heartbeat", "Script start_prim"])
+        two.n1.start_heart()
+        await two.n1.control("start", who="boot")
+        in_order(two.n1.events(), ["Previous halt unexpected", "Action start called at boot time"])
+        await until(lambda: two.n1.state() == "SECOND magenta", two.show)
+        assert two.n1.resources()["rfs.uptodate"] == "down"
+
+    play(tmp_path, scene)
+
+
+def test_a_broken_stream_fences_the_secondary_before_writes_go_on(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        await two.n1.nfsadmin_event("replication_lost")
+        await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), two.show)
+        assert two.n2.resources()["rfs.uptodate"] == "down", "durable before nfsadmin is told"
+        assert two.n1.resources()["rfs.paired"] == "down"
+        await until(lambda: two.n2.asked_of("nfsadmin").count("secondary") == 2, two.show)
+        await two.synchronise(two.n1, two.n2)
+        await two.reach("PRIM green", "SECOND green")
+
+    play(tmp_path, scene)
+
+
+def test_supervisord_died_means_an_orderly_stop_and_a_new_one(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        assert two.n1.supervisor is not None
+        two.n1.supervisor.close()
+        os.unlink(two.n1.file["supervisor_sock"])
+        await until(lambda: "respawn" in two.n1.asked_of("safeadmin"), two.show, 15)
+        assert any("supervisord of the module died" in text for text in two.n1.events())
+        await until(lambda: two.n2.state() == "ALONE green", two.show)
+        assert two.n1.state() == "STOP red" and "stop_prim PRIM WAIT stopstart" in two.n1.trace()
+
+    play(tmp_path, scene)
+
+
+def test_strangers_are_refused_with_one_line(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        two.n1.start_heart()
+        await two.n1.control("prim")
+        await until(lambda: two.n1.state() == "ALONE green", two.show)
+        (two.n2.root / "var/cluster/cluster.key").write_text(seal.new_key().hex())
+        two.n2.start_heart()
+        await two.n2.control("start")
+        await until(lambda: two.n2.state() == "WAIT red", two.show)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for size in range(0, 400, 7):
+                sock.sendto(os.urandom(size), ("127.0.0.1", _port(two)))
+        await asyncio.sleep(1.5)
+        for node in (two.n1, two.n2):
+            lines = [line for line in node.log() if line.code == "peer_rejected"]
+            assert 1 <= len(lines) <= 3, [line.english for line in lines]
+            assert any("another key" in line.english for line in lines)
+        assert two.n1.resources()["state.remote"] == "UNKNOWN"
+
+    play(tmp_path, scene)
+
+
+def _port(two: Two) -> int:
+    from safekit.model.codec import from_json
+    from safekit.model.types import ModuleConfig
+
+    config = from_json(ModuleConfig, two.n1.file["active_json"].read_bytes())
+    assert config.heart is not None
+    return config.heart.heartbeats[0].port
+
+
+def test_commands_are_refused_with_a_sentence_and_the_loop_is_counted(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        n1 = two.n1
+        n1.start_heart()
+        with pytest.raises(BusError, match="stopped"):
+            await n1.control("restart")
+        await n1.control("prim")
+        await until(lambda: n1.state() == "ALONE green", two.show)
+        for action, word in (("prim", "already ALONE"), ("start", "already started"), ("swap", "needs PRIM green"),
+                             ("dance", "unknown action")):
+            with pytest.raises(BusError, match=word):
+                await n1.control(action)
+        assert (await n1.tell("set", resource="custom.x", value="down", who="customscript"))["changed"]
+        assert not (await n1.tell("set", resource="custom.x", value="down", who="customscript"))["changed"]
+        assert n1.events().count("Resource custom.x set to down by customscript") == 1
+        await n1.tell("set", resource="rfs.uptodate", value="down", who="root")
+        assert n1.resources()["rfs.uptodate"] == "up", "the memory of the data is heart's own"
+        counts = [await n1.tell("incloop", identity="handler") for _ in range(4)]
+        assert [c["count"] for c in counts] == [1, 2, 3, 4]
+        assert [c["reached"] for c in counts] == [False, False, False, True]
+        assert (await n1.tell("checkloop"))["reached"]
+        assert not (await n1.tell("resetloop"))["reached"]
+        assert (await n1.tell("status"))["history"]
+        assert list(n1.file["why"].glob("*.jsonl"))
+
+    play(tmp_path, scene)
+
+
+def test_forcestop_gets_through_a_start_script_that_hangs(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        n1 = two.n1
+        script = n1.file["userbin"] / "start_prim"
+        script.write_text(f"#!/bin/sh\necho $$ > {n1.root}/pid\nsleep 1000\n")
+        n1.start_heart()
+        await n1.control("prim")
+        await until(lambda: (n1.root / "pid").exists(), two.show)
+        assert n1.state() == "ALONE magenta"
+        await n1.control("stop")
+        await until(lambda: n1.state() == "STOP red", two.show)
+        assert "stop_prim ALONE WAIT stop" in n1.trace()
+
+    play(tmp_path, scene)
+
+
+def test_a_frozen_heart_does_not_take_its_peer_for_dead(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        assert two.n2.heart is not None
+        two.n2.heart.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(0.7)
+        two.n2.heart.send_signal(signal.SIGCONT)
+        await asyncio.sleep(1.2)
+        assert (two.n1.state(), two.n2.state()) == ("PRIM green", "SECOND green"), two.show()
+
+    play(tmp_path, scene)
+
+
+def test_an_idle_heart_costs_next_to_nothing(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        assert two.n1.heart is not None
+        before = _cpu(two.n1.heart.pid)
+        await asyncio.sleep(3.0)
+        used = (_cpu(two.n1.heart.pid) - before) / 3.0
+        print(f"idle heart with pulse 100 ms: {used * 100:.2f}% of a core")
+        assert used < 0.2
+
+    play(tmp_path, scene)
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
