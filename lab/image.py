@@ -21,6 +21,7 @@ from safekit.installation.main import install
 from safekit.installation.source import Source, this_checkout
 from safekit.installation.system import install_settings, make_account, prepare_safevar
 from safekit.installation.target import SAFE, SAFEVAR, Target, make_directory
+from safekit.installation.web import install_web
 
 IMAGES = ".images"
 _KEPT = 3
@@ -110,7 +111,7 @@ def build(building: Path, labs: Path) -> None:
             place.unlink(missing_ok=True)
     source = source_of_product()
     if source is not None:
-        install(source, target)
+        install(source, target, quiet=True)
     else:
         _fresh_state(target)
     kernel.detach(root / "run")
@@ -125,6 +126,7 @@ def _fresh_state(target: Target) -> None:
     make_directory(target.safe / "private/modules", mode=0o2770, gid=gid)
     prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)
+    install_web(target, gid, opened=False)
 
 
 if __name__ == "__main__":

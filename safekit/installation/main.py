@@ -15,7 +15,8 @@ from safekit.installation.product import install_files
 from safekit.installation.remove import refuse_running_modules, uninstall
 from safekit.installation.source import Source, this_checkout
 from safekit.installation.system import install_service, install_settings, make_account, prepare_safevar
-from safekit.installation.target import SAFE, SAFEVAR, InstallError, Target
+from safekit.installation.target import SAFE, SAFEVAR, InstallError, Target, write_file
+from safekit.installation.web import OPEN_WARNING, USER, install_web
 
 MINIMUM_FREE = 150 * 1024 * 1024
 
@@ -43,8 +44,12 @@ def check_target(target: Target) -> None:
     refuse_running_modules(target, "an upgrade")
 
 
-def install(source: Source, target: Target) -> list[str]:
-    """Install or upgrade; modules, states and keys that are there stay. Returns what was done, one line each."""
+def install(source: Source, target: Target, *, open_web: bool = False, quiet: bool = False) -> list[str]:
+    """Install or upgrade; modules, states and keys that are there stay. Returns what was done, one line each.
+
+    `open_web`: the web service asks nobody for a password (the guide's default). `quiet`: a password that was
+    made is left in a file for root, as nobody reads the lines.
+    """
     check_target(target)
     upgrade = (target.safe / "safekit").exists()
     gid = make_account(target)
@@ -57,8 +62,9 @@ def install(source: Source, target: Target) -> list[str]:
     built = build_libraries(source, target)
     made_key = prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)
+    web = install_web(target, gid, opened=open_web)
     service = install_service(target)
-    return [
+    lines = [
         f"SafeKit {source.version} is {'upgraded' if upgrade else 'installed'}: "
         f"SAFE={target.safe}, SAFEVAR={target.safevar}",
         f"user and group safekit (group {gid}): root and members of the group may run the commands",
@@ -67,6 +73,13 @@ def install(source: Source, target: Target) -> list[str]:
         built,
         service,
     ]
+    if web.opened:
+        lines.append(OPEN_WARNING)
+    if web.password is not None:
+        lines.append(f"user {USER} of the web service has the password {web.password}   (shown this once: note it)")
+        if quiet:
+            write_file(target.safevar / "admin-password", f"{web.password}\n", mode=0o600)
+    return lines
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,10 +98,13 @@ def install(source: Source, target: Target) -> list[str]:
     is_flag=True,
     help="With --uninstall: remove modules, states, keys, account too.",
 )
-def main(quiet: bool, root: Path, removing: bool, everything: bool) -> None:
-    """Install SafeKit on this server: SAFE=/opt/safekit, SAFEVAR=/var/safekit, the service safeadmin.
+@click.option("--open", "open_web", is_flag=True, help="No passwords in the web service, whoever reaches it commands.")
+def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bool) -> None:
+    """Install SafeKit on this server: SAFE=/opt/safekit, SAFEVAR=/var/safekit, safeadmin and safewebserver.
 
-    Running it again upgrades or repairs; modules, states and keys are kept.
+    Running it again upgrades or repairs; modules, states and keys are kept. The first installation makes the
+    user admin of the web service, with the password in the variable SAFEKIT_PASSWORD or a new one that is
+    shown once (with -q: left in /var/safekit/admin-password).
     """
     target = Target(root.resolve())
     try:
@@ -96,7 +112,10 @@ def main(quiet: bool, root: Path, removing: bool, everything: bool) -> None:
             raise InstallError("--all is only for --uninstall", "safekitinstall --uninstall --all")
         if removing and everything and not quiet:
             click.confirm(f"Delete {target.safe} and {target.safevar} with all modules, states and keys?", abort=True)
-        lines = uninstall(target, everything=everything) if removing else install(this_checkout(), target)
+        if removing:
+            lines = uninstall(target, everything=everything)
+        else:
+            lines = install(this_checkout(), target, open_web=open_web, quiet=quiet)
     except (InstallError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         if isinstance(error, InstallError):

@@ -9,8 +9,10 @@ from safekit.installation.target import SAFE, InstallError, Target, make_directo
 
 ACCOUNT = "safekit"
 UNIT = "safeadmin.service"
-UNIT_FILE = f"/etc/systemd/system/{UNIT}"
-WANTED_BY = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
+WEB_UNIT = "safewebserver.service"
+UNITS = (UNIT, WEB_UNIT)
+UNIT_FILES = "/etc/systemd/system"
+WANTED_BY = "/etc/systemd/system/multi-user.target.wants"
 SAFEINI = "/etc/safeini.xml"
 PROFILE = "/etc/profile.d/safekit.sh"
 COMPLETION = "/usr/share/bash-completion/completions/safekit"
@@ -103,27 +105,41 @@ def systemctl(*arguments: str) -> None:
         )
 
 
+def _at_boot(target: Target, unit: str) -> bool:
+    """The web service may be switched off by `safekit boot weboff`, which an upgrade respects."""
+    if unit != WEB_UNIT:
+        return True
+    setting = target.safevar / "boot.web"
+    return not setting.exists() or setting.read_text().strip() != "off"
+
+
 def install_service(target: Target) -> str:
-    """The unit of safeadmin, enabled, and (re)started where systemd runs. Returns what was done."""
-    unit = (target.safe / "private" / "conf" / "systemd" / UNIT).read_text()
-    write_file(target.at(UNIT_FILE), unit)
+    """The units of safeadmin and safewebserver, enabled, and (re)started where systemd runs. What was done."""
+    for unit in UNITS:
+        text = (target.safe / "private" / "conf" / "systemd" / unit).read_text()
+        write_file(target.at(f"{UNIT_FILES}/{unit}"), text)
+    enabled = [unit for unit in UNITS if _at_boot(target, unit)]
+    names = " and ".join(unit.removesuffix(".service") for unit in enabled)
     if systemd_is_running(target):
         systemctl("daemon-reload")
-        systemctl("enable", UNIT)
-        systemctl("restart", UNIT)
-        return "safeadmin is started, and starts at boot"
-    link = target.at(WANTED_BY)
-    if not link.is_symlink():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(UNIT_FILE)
-    return "safeadmin starts at boot"
+        for unit in enabled:
+            systemctl("enable", unit)
+            systemctl("restart", unit)
+        return f"{names}: started, and start at boot"
+    for unit in enabled:
+        link = target.at(f"{WANTED_BY}/{unit}")
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"{UNIT_FILES}/{unit}")
+    return f"{names}: start at boot"
 
 
 def remove_service(target: Target) -> None:
-    if systemd_is_running(target) and target.at(UNIT_FILE).exists():
-        systemctl("disable", "--now", UNIT)
-    for path in (WANTED_BY, UNIT_FILE):
-        target.at(path).unlink(missing_ok=True)
+    for unit in reversed(UNITS):
+        if systemd_is_running(target) and target.at(f"{UNIT_FILES}/{unit}").exists():
+            systemctl("disable", "--now", unit)
+        for folder in (WANTED_BY, UNIT_FILES):
+            target.at(f"{folder}/{unit}").unlink(missing_ok=True)
     if systemd_is_running(target):
         systemctl("daemon-reload")
 

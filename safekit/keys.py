@@ -1,0 +1,166 @@
+"""Which keys protect what (guide 9.3, 9.6, 10.4).
+
+The cluster key protects everything between the servers. A module may have a key of its own: `module genkey`
+puts it in SAFE/modules/AM/conf, so that it travels, is signed and becomes active with the configuration.
+
+A new cluster key waits in `cluster.key.next` until the configuration is distributed. The keys before the
+present one are kept for this server to ask with: a server that missed a change of key still has an old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from safekit.files import write_atomic
+from safekit.paths import ModulePaths, cluster_dir
+from safekit.seal import KEY_SIZE, derive, load_key, new_key
+
+MODULE_KEY = "module.key"
+NEXT_KEY = "cluster.key.next"
+FORMER_KEYS = "cluster.key.former"
+FORMER_KEPT = 3
+GRACE_SECONDS = 300.0
+"""How long the module key of the previous configuration is still accepted: servers are configured one after the
+other."""
+
+
+def cluster_key() -> bytes:
+    """The key that this server uses. Raises OSError, ValueError."""
+    return load_key(cluster_dir() / "cluster.key")
+
+
+def next_key() -> bytes | None:
+    """The key made by `cluster genkey` that is not in force yet. Raises ValueError for a damaged file."""
+    try:
+        return load_key(cluster_dir() / NEXT_KEY)
+    except FileNotFoundError:
+        return None
+
+
+def make_next_key() -> bytes:
+    """Prepare a new cluster key. Raises OSError."""
+    key = new_key()
+    _write_secret(cluster_dir() / NEXT_KEY, key.hex() + "\n")
+    return key
+
+
+def former_keys() -> tuple[bytes, ...]:
+    """The keys before the present one, newest first; damaged lines are passed over."""
+    try:
+        lines = (cluster_dir() / FORMER_KEYS).read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return ()
+    found = []
+    for line in lines:
+        try:
+            key = bytes.fromhex(line)
+        except ValueError:
+            continue
+        if len(key) == KEY_SIZE:
+            found.append(key)
+    return tuple(found)
+
+
+def remember_former(key: bytes) -> None:
+    """Note the key that is about to be replaced. Raises OSError."""
+    kept = [key, *(k for k in former_keys() if k != key)][:FORMER_KEPT]
+    _write_secret(cluster_dir() / FORMER_KEYS, "".join(f"{k.hex()}\n" for k in kept))
+
+
+def asking_keys() -> tuple[bytes, ...]:
+    """The keys with which this server may ask another one, the likely one first."""
+    found: list[bytes] = []
+    try:
+        found.append(cluster_key())
+    except (OSError, ValueError):
+        found = []
+    found += [key for key in former_keys() if key not in found]
+    return tuple(found)
+
+
+def fingerprint(key: bytes) -> str:
+    """Twelve hexadecimal digits by which two servers compare keys without showing them."""
+    return derive(key, "fingerprint", size=6).hex()
+
+
+def overall_signature(configuration: str, key: bytes) -> str:
+    """One signature (hex) for a cluster configuration and its key: equal only when both are (guide 9.3)."""
+    return hashlib.sha256(f"{configuration}:{fingerprint(key)}".encode()).hexdigest()
+
+
+def give_module_key(module: str) -> None:
+    """Make a key for the module, used from its next configuration on. Raises OSError."""
+    _write_secret(ModulePaths(module).conf_dir / MODULE_KEY, new_key().hex() + "\n")
+
+
+def take_module_key(module: str) -> bool:
+    """Erase the module's key, from its next configuration on. False when it had none. Raises OSError."""
+    try:
+        (ModulePaths(module).conf_dir / MODULE_KEY).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def module_key(module: str) -> bytes | None:
+    """The key in the active configuration, None without one. Raises ValueError for a damaged file, OSError."""
+    try:
+        return load_key(ModulePaths(module).active / "conf" / MODULE_KEY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def wire_keys(module: str) -> tuple[bytes, ...]:
+    """The keys of a module's wires: the first one seals, all of them open.
+
+    The module's own key, else the cluster key. For a while after a configuration the key of the previous one
+    is accepted too. A damaged module key is an error, never a reason to go on with another key. Raises
+    OSError, ValueError.
+    """
+    own = module_key(module)
+    present = own if own is not None else cluster_key()
+    former = _former_wire_key(module)
+    return (present,) if former is None or former == present else (present, former)
+
+
+def encrypted(module: str) -> bool:
+    """Value of the resource `encryption` (10.4): whether the module has a key of its own."""
+    return module_key(module) is not None
+
+
+def _former_wire_key(module: str) -> bytes | None:
+    """Key of the configuration before the active one, while the active one is young."""
+    paths = ModulePaths(module)
+    try:
+        number = int(os.path.basename(os.readlink(paths.active)))
+        applied = os.lstat(paths.active).st_mtime
+    except (OSError, ValueError):
+        return None
+    if not 0 <= time.time() - applied < GRACE_SECONDS:
+        return None
+    previous = [n for n in _numbers(paths.active_store) if n < number]
+    if not previous:
+        return None
+    try:
+        return load_key(paths.active_store / str(max(previous)) / "conf" / MODULE_KEY)
+    except FileNotFoundError:
+        return cluster_key()
+    except ValueError:
+        return None
+
+
+def _numbers(store: Path) -> tuple[int, ...]:
+    try:
+        return tuple(int(name) for name in os.listdir(store) if name.isdecimal())
+    except FileNotFoundError:
+        return ()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    from safekit.model.cluster import give_to_group
+
+    write_atomic(path, text.encode(), mode=0o640)
+    give_to_group(path)

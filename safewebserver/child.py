@@ -1,0 +1,81 @@
+"""Commands run as child processes, so that what the service does is what the command line does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from safekit.paths import safe
+
+MAX_OUTPUT = 4 << 20
+MAX_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended. `status` as in the shell (128 + signal when it was killed)."""
+
+    status: int
+    output: str
+    truncated: bool = False
+
+
+def program() -> list[str]:
+    """The command `safekit` of the product that this service belongs to."""
+    installed = safe() / "safekit"
+    return [str(installed)] if os.access(installed, os.X_OK) else [sys.executable, "-m", "safekit.cli.main"]
+
+
+class Commands:
+    """Runs at most MAX_AT_ONCE commands at a time; the others wait their turn."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(MAX_AT_ONCE)
+        self._running: set[asyncio.Task[Result]] = set()
+
+    async def run(
+        self, words: Sequence[str], timeout: float, alive: Callable[[], Awaitable[None]] | None = None
+    ) -> Result | None:
+        """Run `safekit WORDS`; None when it has not ended after `timeout` seconds, and then it goes on.
+
+        `alive` is awaited every second meanwhile. A command is never killed half-way because its asker left.
+        """
+        task = asyncio.create_task(self._run(tuple(words)))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while not task.done():
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return None
+            await asyncio.wait({task}, timeout=min(1.0, left))
+            if alive is not None and not task.done():
+                await alive()
+        return task.result()
+
+    async def _run(self, words: tuple[str, ...]) -> Result:
+        async with self._turn:
+            process = await asyncio.create_subprocess_exec(
+                *program(),
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+            assert process.stdout is not None
+            kept, truncated = bytearray(), False
+            while data := await process.stdout.read(65536):
+                room = MAX_OUTPUT - len(kept)
+                kept += data[:room]
+                truncated |= len(data) > room
+            status = await process.wait()
+        return Result(status if status >= 0 else 128 - status, kept.decode("utf-8", "replace"), truncated)
+
+    async def close(self) -> None:
+        """Let running commands end; the service is not there any more to tell."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=5.0)

@@ -1,0 +1,74 @@
+"""The process safewebserver (guide 10.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+from aiohttp import web
+
+from safekit.bus import Endpoint, Request
+from safekit.process import set_process_name
+from safewebserver.api import Api
+from safewebserver.app import make_app
+from safewebserver.child import Commands
+from safewebserver.identity import Gate
+from safewebserver.modules import Modules
+from safewebserver.settings import SettingsError, load_settings
+
+NAME = "safewebserver"
+CLOSE_SECONDS = 2.0
+
+
+async def _ping(request: Request) -> dict[str, object] | None:
+    return {"pid": os.getpid()} if request.op == "ping" else None
+
+
+async def _serve() -> int:
+    settings = load_settings()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    bus = await Endpoint.open(NAME, _ping)
+    commands = Commands()
+    app = make_app(Gate(settings), Api(Modules(bus), commands))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False)
+    await runner.setup()
+    try:
+        for port, role in settings.listen:
+            # Without a host: IPv4 and, where the system has it, IPv6.
+            await web.TCPSite(runner, None, port, backlog=256).start()
+            print(f"{NAME}: TCP port {port}, at most the role {role.label}", flush=True)
+        if not settings.authenticated:
+            print(
+                f"{NAME}: Warning: no password is asked for: whoever reaches the port commands this server. "
+                "To ask for one: uncomment `Define usefile` in SAFE/web/conf/httpd.conf; safekit webserver restart",
+                flush=True,
+            )
+        await stopping.wait()
+    finally:
+        await runner.cleanup()
+        await commands.close()
+        await bus.close()
+    return 0
+
+
+def main() -> int:
+    """Serve until SIGTERM. 2 when the settings are wrong, 1 when a port cannot be had."""
+    set_process_name(NAME)
+    os.umask(0o007)
+    try:
+        return asyncio.run(_serve())
+    except SettingsError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{NAME}: {error}; see who has the port: ss -ltnp", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What is not the API: health checks, the load balancing test page, the first page (guide 3.1.2, 4.3.5, 13.5.3)."""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+
+from aiohttp import web
+
+from safekit.paths import node_name
+from safekit.resources import load
+from safewebserver.api import need
+from safewebserver.modules import NoModule, incarnation, local_state, paths_of, ready
+from safewebserver.settings import Role
+
+NO_STORE = {"Cache-Control": "no-store"}
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+
+
+def page(name: str, **values: str) -> web.Response:
+    """One of our pages; `{{name}}` in it is replaced by the value, escaped."""
+    text = (resources.files("safewebserver") / "pages" / name).read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace("{{" + key + "}}", html.escape(value))
+    policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'self'; form-action 'none'"
+    return web.Response(
+        text=text, content_type="text/html", charset="utf-8", headers={**NO_STORE, "Content-Security-Policy": policy}
+    )
+
+
+async def ready_txt(request: web.Request) -> web.Response:
+    """OK (200) where the module's service is, NOT FOUND (404) elsewhere. For load balancers: no password (G4)."""
+    try:
+        here = ready(paths_of(request.match_info["module"]))
+    except NoModule:
+        here = False
+    return web.Response(text="OK" if here else "NOT FOUND", status=200 if here else 404, headers=NO_STORE)
+
+
+async def state_json(request: web.Request) -> web.Response:
+    """State, colour and number of starts of a module, for module checkers of this and of other clusters."""
+    try:
+        paths = paths_of(request.match_info["module"])
+    except NoModule as error:
+        return web.json_response({"error": "no_module", "text": str(error)}, status=404, headers=NO_STORE)
+    state, color = local_state(paths)
+    resource = load(paths.resources).get("state.local")
+    return web.json_response(
+        {
+            "node": node_name(),
+            "module": paths.module,
+            "state": state,
+            "color": color,
+            "ready": ready(paths),
+            "incarnation": incarnation(paths),
+            "since": resource.since if resource is not None else 0.0,
+        },
+        headers=NO_STORE,
+    )
+
+
+async def mosaic(request: web.Request) -> web.Response:
+    """Shows which server answers; loaded again and again through a virtual address, the names alternate."""
+    peer = request.remote or ""
+    return page("mosaic.html", node=node_name(), client=peer, host=request.host)
+
+
+def loopback(host: str) -> bool:
+    """Whether a Host header names the visitor's own machine: of no use for links between servers (3.1.2)."""
+    return host in _LOOPBACK or host.rpartition(":")[0] in _LOOPBACK
+
+
+async def index(request: web.Request) -> web.Response:
+    """The first page."""
+    need(request, Role.MONITOR)
+    return page("index.html", node=node_name())
+
+
+async def localhost(request: web.Request) -> web.Response:
+    """Why the console is not shown under a loopback address."""
+    return page("localhost.html", node=node_name())
+
+
+async def script(request: web.Request) -> web.Response:
+    """The script of the first page."""
+    text = (resources.files("safewebserver") / "pages" / "index.js").read_text(encoding="utf-8")
+    return web.Response(text=text, content_type="text/javascript", charset="utf-8", headers=NO_STORE)
+
+
+def routes() -> list[web.RouteDef]:
+    """Every route that is not the API."""
+    return [
+        web.get("/", index),
+        web.get("/safekit/index.js", script),
+        web.get("/safekit/mosaic.html", mosaic),
+        web.get("/safekit/localhost.html", localhost),
+        web.get("/var/modules/{module}/ready.txt", ready_txt),
+        web.get("/var/modules/{module}/state.json", state_json),
+    ]
