@@ -5,6 +5,7 @@ local nfsbox while we look; an entry that vanishes meanwhile is no error.
 """
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -78,8 +79,8 @@ class LocalTree:
         """Digests of ranges; b"" for one beyond the end. None when there is no such regular file."""
         try:
             descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError, OSError) as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in (40, 6):  # ELOOP, ENXIO
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
                 return None
             raise
         try:

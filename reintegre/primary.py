@@ -27,8 +27,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """Zones that a server recorded: per (root, path) a set of zone numbers, None for the whole file; and the
-    directories in which names changed."""
+    """Zones that a server recorded: per (root, path) a set of zone numbers, None for the whole file."""
 
     reliable: bool
     files: Mapping[tuple[int, bytes], frozenset[int] | None]

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 NOBODY, OTHER = 65534, 65533
@@ -145,11 +145,6 @@ def run(directory: str, wanted: list[str]) -> dict[str, list[list[Any]]]:
             recorder.note("broken", f"{type(error).__name__}: {error}".replace(directory, ""))
         record[name] = recorder.lines
     return record
-
-
-def flags(**named: int) -> Iterator[tuple[str, int]]:
-    """Readable flag tables."""
-    yield from named.items()
 
 
 if __name__ == "__main__":
