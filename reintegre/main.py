@@ -182,6 +182,8 @@ async def serve(context: Context) -> int:
             job.session.stop(Stopped("the module leaves the reintegration"))
         else:
             working.cancel()
+        # What it meets after we have left is no news to anybody.
+        working.add_done_callback(lambda left: left.cancelled() or left.exception())
         await asyncio.wait((working,), timeout=5.0)
         error = working.exception() if working.done() and not working.cancelled() else None
         if error is not None and not isinstance(error, Stopped | OSError):

@@ -108,6 +108,7 @@ class Reintegration:
         marked = generations.receiving(state, found, source)
         await admin.nfsbox("state_set", state=generations.to_fields(marked))
         admin.state, self.verdict = marked, found
+        admin.set_resource("rfs.inconsistent", "up")
         admin.fullsync = False  # from here on an interruption is resumed
         code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
         admin.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
@@ -121,6 +122,7 @@ class Reintegration:
         state = generations.received(admin.known_state(), source, time.time())
         await admin.nfsbox("state_set", state=generations.to_fields(state))
         admin.state, admin.paired = state, True
+        admin.set_resource("rfs.inconsistent", "down")
         self.active = False
         self._unwatch()
         # before heart knows, so that it stands before the state SECOND green in the log

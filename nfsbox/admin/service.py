@@ -178,6 +178,7 @@ class Admin:
             return {"generation": state.current}
         if request.fields.get("force"):
             state = generations.forced(state, new_number())
+            self.set_resource("rfs.inconsistent", "down")
         if not state.consistent:
             raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
         await self.reintegration.abandon()

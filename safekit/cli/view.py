@@ -66,7 +66,9 @@ class ModuleView:
                 self.remote_since,
                 {name: resource.value for name, resource in self.resources.items()},
                 self.heart,
-                uptodate is not None and uptodate.value == "down" and uptodate.setter == "config",
+                uptodate is not None
+                and (uptodate.value, uptodate.setter) == ("down", "config")
+                and "state.local" not in self.resources,
                 self.peer_server == "up",
             )
         )
