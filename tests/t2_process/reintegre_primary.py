@@ -223,7 +223,8 @@ def tree(base: Path) -> dict[str, tuple[Any, ...]]:
                 value = os.readlink(path)
             elif stat.S_ISREG(s.st_mode):
                 value = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-            found[relative] = (s.st_mode, s.st_uid, s.st_gid, 0 if stat.S_ISDIR(s.st_mode) else s.st_size, s.st_mtime_ns,
-                               s.st_rdev, s.st_nlink if not stat.S_ISDIR(s.st_mode) else 0, value,
+            is_directory = stat.S_ISDIR(s.st_mode)
+            found[relative] = (s.st_mode, s.st_uid, s.st_gid, 0 if is_directory else s.st_size, s.st_mtime_ns,
+                               s.st_rdev, 0 if is_directory else s.st_nlink, value,
                                xattrs(os.fsencode(path)), names.setdefault(s.st_ino, relative))
     return found
