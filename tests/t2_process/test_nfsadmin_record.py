@@ -1,0 +1,49 @@
+"""The durable record as nfsadmin reads it, and the demand of a full reintegration by `config`."""
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nfsbox.admin.record import boot_time_ns, demand_full, read, unwatched_since_boot
+from nfsbox.generations import DataState, decode, encode, to_fields, verdict
+
+
+def test_config_demands_everything(tmp_path: Path) -> None:
+    assert demand_full(tmp_path) is False, "a server without a record begins with everything anyway"
+    state = DataState(2, peer=1, current=100)
+    (tmp_path / "state").write_bytes(encode(state))
+    assert demand_full(tmp_path)
+    changed = decode((tmp_path / "state").read_bytes())
+    assert verdict(DataState(1, peer=2, current=100), changed).rule == "full_demanded"
+    (tmp_path / "state").write_bytes(b"damaged")
+    assert demand_full(tmp_path) is False
+
+
+def test_boot_time_is_in_the_past() -> None:
+    assert 0 < boot_time_ns() < time.time_ns()
+
+
+def test_nobody_watched_since_a_boot_after_the_last_record(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.write_bytes(b"x")
+    now = time.time_ns()
+    os.utime(state, ns=(now, now))
+    assert unwatched_since_boot(state, now - 10**9) == 0
+    assert unwatched_since_boot(state, now + 10**9) == now + 10**9
+
+
+@pytest.mark.parametrize(("journal", "base", "tracked"), [
+    ("clean", 7, True), ("crash", 7, True), ("none", 0, True), ("none", 7, False), ("bad", 0, False)])
+def test_which_journals_are_trusted(journal: str, base: int, tracked: bool) -> None:
+    state = DataState(2, peer=1, current=100, base=base, open=True)
+    found = read(to_fields(state), journal, 0)
+    assert not found.fault
+    assert (found.state.tracked, found.state.clean) == (tracked, False)
+
+
+def test_a_damaged_state_begins_anew_and_says_why() -> None:
+    found = read({"damaged": "checksum"}, "clean", 0)
+    assert found.fault and found.state.current == 0 and found.state.server
