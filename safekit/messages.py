@@ -145,6 +145,29 @@ _TABLE = (
             "Processus {name} : {count} en cours, au moins {atleast} et au plus {atmax} attendus{died}"),
     Message("errd_handler", "I", "Handler {handler} of proc {name} ended: {status}",
             "Le traitement {handler} du processus {name} s'est terminé : {status}"),
+    # Farm
+    Message("farm_membership", "E", "farm membership: {members} (group {group})",
+            "membres de la ferme : {members} (groupe {group})"),
+    Message("farm_load", "E", "farm load: {bits}/256 (group {group})", "charge de la ferme : {bits}/256 (groupe {group})"),
+    Message("farm_change", "I", "Farm: {node} {what}", "Ferme : {node} {what}"),
+    Message("farm_frozen", "E", "Farm: this server stood still for {seconds} s; the others may have taken over, it takes"
+            " part again",
+            "Ferme : ce serveur a été figé pendant {seconds} s ; les autres ont pu reprendre sa charge, il participe à"
+            " nouveau"),
+    Message("farm_gave_way", "E", "Farm: {node} is heard but does not hear this server, and serves without it: this"
+            " server gives way; check the network from here to {node}",
+            "Ferme : {node} est entendu mais n'entend pas ce serveur et sert sans lui : ce serveur s'efface ; vérifier"
+            " le réseau d'ici vers {node}"),
+    Message("farm_back", "E", "Farm: {node} hears this server again", "Ferme : {node} entend à nouveau ce serveur"),
+    Message("farm_impatient", "I", "Farm: {node} has not confirmed its new share in time: its buckets are taken",
+            "Ferme : {node} n'a pas confirmé sa nouvelle part à temps : elle est reprise"),
+    Message("farm_filter", "E", "Farm: the packet filter was changed by another program ({who}): restored",
+            "Ferme : le filtre de paquets a été modifié par un autre programme ({who}) : rétabli"),
+    Message("farm_filter_failed", "E", "Farm: the packet filter cannot be set: {reason}",
+            "Ferme : le filtre de paquets ne peut pas être mis en place : {reason}"),
+    Message("farm_lan", "E", "Farm: lan {lan} is not usable yet: {reason}", "Ferme : réseau {lan} inutilisable : {reason}"),
+    Message("farm_resumed", "I", "Farm: vipd goes on with the packet filters of its life before",
+            "Ferme : vipd reprend les filtres de paquets de sa vie précédente"),
     # Our own processes
     Message("process_died", "E", "Process {name} (pid {pid}) died: {status}; {reaction}",
             "Le processus {name} (pid {pid}) est mort : {status} ; {reaction}"),
@@ -206,5 +229,20 @@ register(
                 " servers", "La configuration du module diffère sur {peer} : appliquer la même sur les deux serveurs"),
         Message("rebooting", "E", "Reboot of the server after an automatic stopstart",
                 "Redémarrage du serveur après un stopstart automatique"),
+    )
+)  # fmt: skip
+
+# Checkers, process death detection, and the processes that heart follows
+register(
+    (
+        Message("process_again", "I", "Process {name} runs again (pid {pid}) after {seconds} s without it",
+                "Le processus {name} tourne de nouveau (pid {pid}) après {seconds} s d'absence"),
+        Message("errd_unreachable", "E", "errd does not take up {operation} of class {name}: {reason}; its processes"
+                " are not watched", "errd ne prend pas en compte {operation} de la classe {name} : {reason} ; ses"
+                " processus ne sont pas surveillés"),
+        Message("errd_resumed", "I", "errd was restarted: it watches again {classes}",
+                "errd a été relancé : il surveille de nouveau {classes}"),
+        Message("killed", "I", "Signal {signal} sent to {count} processes {name} by {who}",
+                "Signal {signal} envoyé à {count} processus {name} par {who}"),
     )
 )  # fmt: skip

@@ -60,13 +60,17 @@ class Holder:
         *,
         reset: bool,
         changed: Callable[[], None],
+        alone: bool = True,
     ) -> None:
+        """alone: one server has the addresses at a time, and the network must learn which one. In a farm all
+        have them: others of the farm are no news, and what is announced is decided elsewhere."""
         self._log = log
         self._requests = tuple(requests)
         self._resolver = resolver
         self._wires = wires
         self._path = ledger_path
         self._reset = reset
+        self._alone = alone
         self._changed = changed
         self._kernel = Netlink()
         self._lock = asyncio.Lock()
@@ -187,9 +191,15 @@ class Holder:
 
     def announce(self, link: Link) -> None:
         """Tell the network of an interface again (it was plugged in again)."""
-        for held in self.held.values():
+        for held in self.held.values() if self._alone else ():
             if held.link.index == link.index:
                 self._wires.take_over(link, held.wanted.ip, held.wanted.request.arpreroute)
+
+    def announce_all(self) -> None:
+        """Tell the network that every held address is here, with one repetition."""
+        for held in self.held.values():
+            self._wires.take_over(held.link, held.wanted.ip, held.wanted.request.arpreroute)
+            asyncio.get_running_loop().call_later(REPEAT_AFTER, self._repeat, held)
 
     def interface_gone(self, index: int) -> None:
         """An interface was deleted; one made again under its name has another index."""
@@ -227,7 +237,7 @@ class Holder:
             heard = await self._wires.probe(absent)
         except OSError as error:
             problems.append(self._problem("vip_kernel", "probe", f"the network cannot be asked: {error.strerror}"))
-        own = {link.mac for link in links}
+        own = {link.mac for link in links} | self._wires.shared
         peers = self._wires.peer_macs()
         self.refused.clear()
         for wanted, where in candidates:
@@ -260,16 +270,17 @@ class Holder:
         held = Held(wanted, where.link, where.prefix, time.monotonic())
         ledger.save(self._path, [*(h.entry for h in self.held.values()), held.entry])
         net.add_address(self._kernel, where, wanted.ip)
-        self._wires.take_over(where.link, wanted.ip, wanted.request.arpreroute)
+        if self._alone:
+            self._wires.take_over(where.link, wanted.ip, wanted.request.arpreroute)
         self.held[wanted.ip] = held
         text = wanted.request.text
         self._told = {known for known in self._told if known[1] != text}
-        if finding.verdict is Verdict.PEER:
+        if finding.verdict is Verdict.PEER and self._alone:
             self._log.event("vip_taken_over", addr=text, node=finding.who, mac=mac_text(finding.mac))
         self._log.event("vip_set", addr=text, ip=str(wanted.ip), interface=where.link.name, prefix=where.prefix)
         if not where.link.carrier:
             self._log.event("vip_link", interface=where.link.name, state="down")
-        elif where.link.resolves:
+        elif where.link.resolves and self._alone:
             asyncio.get_running_loop().call_later(REPEAT_AFTER, self._repeat, held)
 
     def _repeat(self, held: Held) -> None:

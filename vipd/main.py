@@ -1,13 +1,13 @@
 """vipd: the virtual addresses of a module.
 
-In a mirror module it holds them while heart says so; see vipd.holder. Bus operations, each answered when it
-is done: vip_init (at start, in WAIT: remove what a crash left), vip_set, vip_unset, status, announcements.
+In a farm module see vipd.farm.process. In a mirror module it holds them while heart says so; see vipd.holder.
+Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_set,
+vip_unset, status, announcements.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any, NoReturn
 
 from safekit import resources
@@ -15,17 +15,17 @@ from safekit.bus import BusError, Handler, Request
 from safekit.model.types import Vip
 from safekit.packets import mac_text
 from safekit.process import Context, run
-from vipd.announce import Announcement
+from vipd.farm.process import FarmVipd
 from vipd.holder import Holder
 from vipd.kernel_events import KernelEvents
 from vipd.names import Resolver
 from vipd.plan import Verdict, peer_addresses, requests
+from vipd.teller import Teller
 from vipd.watcher import Watcher
 from vipd.wires import Wires
 
 PRIMARY_STATES = frozenset({"PRIM", "ALONE"})
 PEER_REFRESH_SECONDS = 30.0
-TELL_TRIES = 5
 
 
 class Vipd:
@@ -34,7 +34,6 @@ class Vipd:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._ready = asyncio.Event()
-        self._tell = asyncio.Event()
         vip = context.config.vip or Vip()
         self._wires = Wires(peer_addresses(context.cluster, context.node), self._conflict)
         self.holder = Holder(
@@ -46,6 +45,7 @@ class Vipd:
             reset=vip.tcpreset,
             changed=self._changed,
         )
+        self._teller = Teller(context, self.holder.announcements)
         self.watcher = Watcher(context.log, self.holder, self._notify_heart)
 
     async def handle(self, request: Request) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ class Vipd:
                 await self._sweep()
             await self.holder.listen()
             self._ready.set()
-            tasks = [asyncio.create_task(self._refresh_peers()), asyncio.create_task(self._tell_arpreroute())]
+            tasks = [asyncio.create_task(self._refresh_peers()), asyncio.create_task(self._teller.run())]
             await self._context.stopping.wait()
         finally:
             for task in tasks:
@@ -106,28 +106,9 @@ class Vipd:
                     self._wires.learn_peer(mac, peer)
             await asyncio.sleep(PEER_REFRESH_SECONDS)
 
-    async def _tell_arpreroute(self) -> NoReturn:
-        """arpreroute is told of each change. It also asks when it starts, so that telling may fail."""
-        while True:
-            await self._tell.wait()
-            self._tell.clear()
-            for _ in range(TELL_TRIES):
-                told: list[Announcement] = self.holder.announcements()
-                try:
-                    await self._context.bus.request(
-                        f"{self._context.module}/arpreroute",
-                        "announce",
-                        timeout=1.0,
-                        announcements=[a.to_fields() for a in told],
-                    )
-                    break
-                except BusError:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._tell.wait(), 1.0)
-
     def _changed(self) -> None:
         self.watcher.changed()
-        self._tell.set()
+        self._teller.changed.set()
 
     def _conflict(self, ip: Any, mac: bytes, who: str, interface: str) -> None:
         self.watcher.conflict(ip, mac, who, interface)
@@ -159,10 +140,10 @@ class Vipd:
 
 def main() -> NoReturn:
     """Entry point of the process."""
-    made: list[Vipd] = []
+    made: list[Vipd | FarmVipd] = []
 
     def handler(context: Context) -> Handler:
-        made.append(Vipd(context))
+        made.append(FarmVipd(context) if context.config.service.mode == "farm" else Vipd(context))
         return made[0].handle
 
     async def body(_: Context) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from safekit.model.types import ClusterConfig, Interface, Vip
+from safekit.model.types import ClusterConfig, Interface, Vip, Where
 from safekit.net import IP
 from safekit.packets import Heard, Sort
 
@@ -38,14 +38,13 @@ class Wanted:
     ip: IP
 
 
-def requests(vip: Vip) -> tuple[Request, ...]:
-    """The addresses that the primary server takes (where="one_side_alias" on a real interface)."""
+def requests(vip: Vip, where: Where = "one_side_alias") -> tuple[Request, ...]:
+    """The addresses which a server takes: one_side_alias on the primary one, alias on every server of a farm."""
     return tuple(
         _request(interface, address.addr, address.netmask)
         for interface in vip.interfaces
-        if interface.kind == "real"
         for address in interface.addresses
-        if address.where == "one_side_alias"
+        if address.where == where
     )
 
 

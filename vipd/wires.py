@@ -56,6 +56,7 @@ class Wires:
         self._claims: dict[IP, _Claim] = {}
         self._peer_macs: dict[bytes, str] = {}
         self._heard: list[Heard] | None = None
+        self._shared: frozenset[bytes] = frozenset()
 
     # ------------------------------------------------------------------------ peers
 
@@ -76,6 +77,15 @@ class Wires:
         """MACs of the other nodes of the cluster, with their names."""
         self.refresh_peers()
         return dict(self._peer_macs)
+
+    def share(self, macs: Iterable[bytes]) -> None:
+        """MACs that have the addresses together with us: the other servers of a farm, a virtual MAC."""
+        self._shared = frozenset(macs)
+
+    @property
+    def shared(self) -> frozenset[bytes]:
+        """MACs whose claims to our addresses are right."""
+        return self._shared
 
     # ---------------------------------------------------------------------- sockets
 
@@ -173,10 +183,10 @@ class Wires:
                 self._judge(said, link)
 
     def _judge(self, said: Heard, link: Link) -> None:
-        finding = judge(said.address, (said,), {link.mac}, self._peer_macs)
+        finding = judge(said.address, (said,), {link.mac} | self._shared, self._peer_macs)
         if finding.verdict is Verdict.FOREIGN:
             # Perhaps another interface of ours, or a peer that was not in the tables yet.
-            own = {known.mac for known in net.links()}
+            own = {known.mac for known in net.links()} | self._shared
             finding = judge(said.address, (said,), own, self.peer_macs())
         if finding.verdict is Verdict.FREE:
             return

@@ -146,6 +146,11 @@ class FarmCore:
         return self._taking_part
 
     @property
+    def wants_part(self) -> bool:
+        """Whether heart wants this server to take part."""
+        return self._joined
+
+    @property
     def lease(self) -> float | None:
         """Seconds for which the filters may go on without us: until the others take over. None when there are
         no others, who could."""

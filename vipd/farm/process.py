@@ -1,0 +1,211 @@
+"""vipd in a farm module: what heart and the tools ask of it (guide 6, 13.4, 13.5).
+
+Bus operations, each answered when its effect is there:
+
+    vip_init    at the start of the module, in WAIT: remove what a crash left, become a member of the farm that
+                takes no part yet.                                              -> {removed: [addr]}
+    vip_set     set the addresses and their filters, closed. BusError as in a mirror ('vip_duplicate', ...),
+                'farm_filter'.                                                  -> {set: [addr]}
+    farm_join   take part: from now on clients come. After start_both.          -> status
+    farm_leave  take no part: nobody new comes, open connections stay. Before stop_both.
+                                                                                -> {connections: how many}
+    vip_unset   leave, reset what is still open, remove addresses and filters, say goodbye. -> {unset: [addr]}
+    status      members, shares, bitmaps, addresses. announcements: for arpreroute.
+
+Each may be repeated. vipd stopped or killed leaves addresses and filters as they are; when it is back, it goes
+on with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from safekit import net
+from safekit.bus import BusError, Request
+from safekit.model.types import Vip
+from safekit.net import Address, Link
+from safekit.packets import mac_text
+from safekit.process import Context
+from vipd.announce import Announcement
+from vipd.farm import memory, place
+from vipd.farm.engine import NftablesEngine
+from vipd.farm.layout import Layout
+from vipd.farm.nft import NftError
+from vipd.farm.service import Farm
+from vipd.holder import Holder
+from vipd.kernel_events import KernelEvents
+from vipd.names import Resolver
+from vipd.plan import peer_addresses, requests
+from vipd.teller import Teller
+from vipd.watcher import Watcher
+from vipd.wires import Wires
+
+
+class FarmVipd:
+    """The process."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._ready = asyncio.Event()
+        self._vip = context.config.vip or Vip()
+        self._wires = Wires(peer_addresses(context.cluster, context.node), self._conflict)
+        self._requests = requests(self._vip, "alias")
+        self._resolver = Resolver()
+        self.holder = Holder(
+            context.log,
+            self._requests,
+            self._resolver,
+            self._wires,
+            context.paths.var / "vip.json",
+            reset=self._vip.tcpreset,
+            changed=self._changed,
+            alone=False,
+        )
+        self.watcher = Watcher(context.log, self.holder, self._notify_heart)
+        self._teller = Teller(context, self._announcements)
+        self._farm: Farm | None = None
+        self._unusable = ""
+
+    async def handle(self, request: Request) -> dict[str, Any] | None:
+        """One bus request; it waits until what was there at start has been looked at."""
+        await self._ready.wait()
+        if request.op == "announcements":
+            return {"announcements": [a.to_fields() for a in self._announcements()]}
+        farm = self._farm
+        if farm is None:
+            raise BusError("farm_unusable", self._unusable)
+        match request.op:
+            case "vip_init":
+                await farm.stop(remove=True)
+                await farm.clean(await self._layout(quiet=True))
+                removed = await self.holder.release("vip_leftover")
+                await farm.observe()
+                return {"removed": removed}
+            case "vip_set":
+                return {"set": await self._set(farm)}
+            case "farm_join":
+                return await farm.join()
+            case "farm_leave":
+                return await farm.leave()
+            case "vip_unset":
+                return {"unset": await self._unset(farm)}
+            case "status":
+                return {**farm.status(), **self._held()}
+        raise BusError("unknown_op", f"vipd of a farm module does not serve {request.op!r}")
+
+    async def main(self) -> None:
+        """Run until SIGTERM. Addresses and filters stay: their removal is heart's order."""
+        events = KernelEvents(self._address, self._link, self.watcher.lost)
+        telling = asyncio.create_task(self._teller.run())
+        try:
+            await self._begin()
+            self._ready.set()
+            await self._context.stopping.wait()
+        finally:
+            telling.cancel()
+            if self._farm is not None:
+                await self._farm.stop(remove=False)
+            events.close()
+            self.holder.close()
+
+    async def _begin(self) -> None:
+        try:
+            self._farm = Farm(self._context, NftablesEngine(), self._wires.share)
+        except (NftError, ValueError) as error:
+            self._unusable = str(error)
+            self._context.log.event("farm_filter_failed", reason=str(error))
+            return
+        self._farm.moved = self._moved
+        if memory.load(self._context.paths.var / memory.FILE).set:
+            await self.holder.adopt()
+            try:
+                layout = await self._layout()
+                assert layout is not None
+                await self._farm.resume(layout)
+            except BusError as error:
+                # heart orders the addresses again when it starts the module again.
+                self._context.log.event("internal", text=f"vipd: {error.text}")
+        with contextlib.suppress(OSError):
+            await self.holder.listen()
+
+    async def _layout(self, *, quiet: bool = False) -> Layout | None:
+        """Where the filters go. Raises BusError('vip_place'), unless quiet: then None."""
+        farm = self._farm
+        assert farm is not None
+        known = await self._resolver.known(self._requests)
+        resolved = {wanted.request.text: wanted.ip for wanted in known}
+        try:
+            return place.layout(
+                self._context.config, farm.names, self._context.node, resolved, net.links(), net.addresses()
+            )
+        except ValueError as error:
+            if quiet:
+                return None
+            self._context.log.event("vip_not_set", addr="", reason=str(error))
+            raise BusError("vip_place", str(error)) from None
+
+    async def _set(self, farm: Farm) -> list[str]:
+        await farm.observe()
+        # Whose MACs may answer for the addresses is in the messages of the others.
+        await farm.settled()
+        layout = await self._layout()
+        assert layout is not None
+        # First the filter, then the address: a server that takes no part must not answer for it.
+        if farm.layout != layout or not farm.installed:
+            await farm.install(layout)
+        return await self.holder.acquire()
+
+    async def _unset(self, farm: Farm) -> list[str]:
+        with contextlib.suppress(BusError):
+            # Others that do not answer must not keep this server from stopping.
+            await farm.leave()
+        removed = await self.holder.release()
+        await farm.stop(remove=True)
+        return removed
+
+    def _moved(self, lost: bool) -> None:
+        """The set of servers that take part has changed. One of them tells the network where the addresses
+        are: needed for the clients of a server that is gone (vmac_directed), harmless otherwise."""
+        farm = self._farm
+        if lost and farm is not None and farm.announces():
+            self.holder.announce_all()
+        self._teller.changed.set()
+
+    def _announcements(self) -> list[Announcement]:
+        return self.holder.announcements() if self._farm is not None and self._farm.announces() else []
+
+    def _changed(self) -> None:
+        self.watcher.changed()
+        self._teller.changed.set()
+
+    def _address(self, there: bool, address: Address) -> None:
+        self.watcher.address(there, address)
+
+    def _link(self, there: bool, link: Link) -> None:
+        self.watcher.link(there, link)
+        if self._farm is not None:
+            self._farm.link_changed(there, link)
+
+    def _conflict(self, ip: Any, mac: bytes, who: str, interface: str) -> None:
+        self.watcher.conflict(ip, mac, who, interface)
+
+    def _notify_heart(self, kind: str, **fields: Any) -> None:
+        self._context.bus.notify(f"{self._context.module}/heart", "event", kind=kind, **fields)
+
+    def _held(self) -> dict[str, Any]:
+        missing = self.watcher.missing()
+        held = [
+            {
+                "addr": h.wanted.request.text,
+                "ip": str(ip),
+                "interface": h.link.name,
+                "prefix": h.prefix,
+                "mac": mac_text(h.link.mac),
+                "present": ip not in missing,
+            }
+            for ip, h in self.holder.held.items()
+        ]
+        refused = [{"ip": str(ip), "mac": mac_text(f.mac)} for ip, f in self.holder.refused.items()]
+        return {"addresses": held, "refused": refused}

@@ -1,0 +1,345 @@
+"""The nftables rules of a farm, as text. Pure.
+
+One table of family netdev for a module. What changes (who owns which bucket) is in maps and sets, replaced in
+one transaction; the rules stay. Names end with the number of the interface.
+
+    lease   protocols that may pass. Its elements end by themselves: a server whose vipd is dead or frozen stops
+            accepting when the others take over. Empty: closed.
+    speak   protocols in which this server answers for the virtual addresses.
+    t4 t6   verdict of a bucket for TCP; p: for UDP; a: for ARP and neighbour discovery; m4 m6: for TCP that
+            another server passed on.
+    keep    connections that stay here, by address and port; a new SYN ends such an entry.
+    fresh   connections accepted here in a bucket which another living server shares.
+
+vmac_invisible: every server gets every frame; who does not own the bucket drops it. vmac_directed: the server
+whose MAC the client knows passes it on to the owner; a frame from another server is never passed on again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+
+from safekit.net import IP
+from safekit.packets import mac_text
+from vipd.farm.layout import SEED, Balance, Connection, Layout, Proto, Verdicts, Wire
+
+_SYN = "tcp flags & (fin|syn|rst|ack) == syn"
+_TUPLE = {4: "ip saddr . tcp sport . ip daddr . tcp dport", 6: "ip6 saddr . tcp sport . ip6 daddr . tcp dport"}
+_ADDRESS = {4: "ip", 6: "ip6"}
+_OTHER_MAPS: tuple[tuple[str, Proto], ...] = (("p", "udp"), ("a", "arp"))
+KEEP_SIZE = 1 << 18
+_TARGET = "@th,64,128"
+_OPTION = "@th,192,8"
+
+
+def _hash(rule: Balance, version: int, *, fragment: bool = False) -> str:
+    ip = _ADDRESS[version]
+    kind = rule.filter
+    if kind == "on_ipid" and version == 4:
+        return f"jhash ip id mod 256 seed {SEED}"
+    if kind == "on_addr" or fragment:
+        # The later fragments of a datagram have no ports.
+        return f"jhash {ip} saddr mod 256 seed {SEED}"
+    return f"jhash {ip} saddr . {rule.proto} sport mod 256 seed {SEED}"
+
+
+def _match(rule: Balance, version: int) -> str:
+    address = f"{_ADDRESS[version]} daddr {rule.vip} " if rule.vip is not None else ""
+    return address + (f"{rule.proto} dport {rule.port}" if rule.port is not None else f"meta l4proto {rule.proto}")
+
+
+def _set(values: Iterable[object]) -> str:
+    return "{ " + ", ".join(map(str, values)) + " }"
+
+
+def _applies(rule: Balance, version: int) -> bool:
+    return rule.vip is None or rule.vip.version == version
+
+
+class _Text:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def chain(self, name: str, *rules: str, hook: str = "") -> None:
+        self.lines.append(f" chain {name} {{")
+        if hook:
+            self.lines.append(f"  {hook}")
+        self.lines.extend(f"  {rule}" for rule in rules if rule)
+        self.lines.append(" }")
+
+    def set(self, name: str, definition: str) -> None:
+        self.lines.append(f" set {name} {{ {definition} }}")
+
+    def map(self, name: str) -> None:
+        self.lines.append(f" map {name} {{ typeof meta length : verdict; size 256; }}")
+
+
+def names(wire: Wire, group: int) -> dict[str, str]:
+    """Names of the maps of a group on an interface."""
+    return {kind: f"{kind}_{wire.number}_{group}" for kind in ("t4", "t6", "p", "a", "m4", "m6")}
+
+
+def kinds(layout: Layout, wire: Wire, group: int) -> tuple[str, ...]:
+    """The maps which the rules of a group need on an interface; each costs a few milliseconds a swap."""
+    needed: list[str] = []
+    for version, vips in ((4, wire.v4), (6, wire.v6)):
+        if vips and any(r.group == group and _applies(r, version) for r in layout.rules_of(wire, "tcp")):
+            needed.append(f"t{version}")
+            if wire.mode == "directed":
+                needed.append(f"m{version}")
+    needed += [kind for kind, proto in _OTHER_MAPS if any(r.group == group for r in layout.rules_of(wire, proto))]
+    return tuple(needed)
+
+
+def table(layout: Layout) -> str:
+    """The commands that make the table anew, closed. What it held before is gone in the same transaction."""
+    text = _Text()
+    text.set("lease", "type ether_type; flags timeout;")
+    text.set("speak", "type ether_type;")
+    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        key = f"type {kind} . inet_service . {kind} . inet_service;"
+        text.set(f"keep{version}", f"{key} flags dynamic; size {KEEP_SIZE};")
+        text.set(f"fresh{version}", f"{key} flags dynamic, timeout; timeout 1d; size {KEEP_SIZE};")
+        tuple_ = _TUPLE[version]
+        text.chain(
+            f"grace{version}",
+            f"{_SYN} update @fresh{version} {{ {tuple_} }} accept",
+            f"{tuple_} @fresh{version} accept",
+            "drop",
+        )
+        text.chain(f"odd{version}", f"{_SYN} update @fresh{version} {{ {tuple_} }} accept", "drop")
+    for wire in layout.wires:
+        _wire(text, layout, wire)
+    body = "\n".join(text.lines)
+    name = f"netdev {layout.table}"
+    return f"add table {name}\ndelete table {name}\ntable {name} {{\n{body}\n}}\n"
+
+
+def remove(layout: Layout) -> str:
+    """The commands that remove the table, there or not."""
+    return f"add table netdev {layout.table}\ndelete table netdev {layout.table}\n"
+
+
+def _wire(text: _Text, layout: Layout, wire: Wire) -> None:
+    n = wire.number
+    for group in range(len(layout.groups)):
+        for kind in kinds(layout, wire, group):
+            text.map(names(wire, group)[kind])
+    if wire.mode == "directed":
+        text.set(f"peers_{n}", "type ether_addr;")
+        for node in range(layout.nodes):
+            if node != layout.me:
+                text.chain(f"fwd_{n}_{node}")
+        for version in (4, 6):
+            _directed_chains(text, layout, wire, version)
+    _resolution(text, layout, wire)
+    for version, vips in ((4, wire.v4), (6, wire.v6)):
+        if vips:
+            text.chain(f"v{version}_{n}", *_traffic(layout, wire, version))
+    entry = []
+    if wire.v4:
+        entry += [f"ether type arp arp daddr ip {_set(wire.v4)} jump arp_{n}", f"ip daddr {_set(wire.v4)} jump v4_{n}"]
+    if wire.v6:
+        entry.append(f"ip6 daddr {_set(wire.v6)} jump v6_{n}")
+        entry += [f"icmpv6 type nd-neighbor-solicit {_TARGET} {_hex(ip)} jump nd_{n}" for ip in wire.v6]
+    text.chain(f"in_{n}", *entry, hook=f'type filter hook ingress device "{wire.device}" priority -10; policy accept;')
+    if wire.vmac is not None:
+        _egress(text, wire)
+
+
+def _hex(ip: IP) -> str:
+    return f"0x{ip.packed.hex()}"
+
+
+def _to_host(wire: Wire) -> str:
+    mac = wire.vmac if wire.vmac is not None else wire.gather
+    return f"ether daddr {mac_text(mac)} meta pkttype set host"
+
+
+def _resolution(text: _Text, layout: Layout, wire: Wire) -> None:
+    """ARP requests and neighbour solicitations for the virtual addresses."""
+    n, rules = wire.number, layout.rules_of(wire, "arp")
+    four = [
+        f"arp operation request {f'arp daddr ip {rule.vip} ' if rule.vip else ''}"
+        f"jhash arp saddr ip mod 256 seed {SEED} vmap @{names(wire, rule.group)['a']}"
+        for rule in rules
+        if _applies(rule, 4)
+    ]
+    six = [
+        f"{f'{_TARGET} {_hex(rule.vip)} ' if rule.vip else ''}"
+        f"jhash ip6 saddr mod 256 seed {SEED} vmap @{names(wire, rule.group)['a']}"
+        for rule in rules
+        if _applies(rule, 6)
+    ]
+    gate = "meta protocol != @lease drop"
+    if wire.v4:
+        silent = "arp operation request meta protocol != @speak drop"
+        text.chain(f"arp_{n}", gate, _to_host(wire), silent, *four)
+    if wire.v6:
+        text.chain(f"nd_{n}", gate, _to_host(wire), "meta protocol != @speak drop", *six)
+
+
+def _traffic(layout: Layout, wire: Wire, version: int) -> list[str]:
+    tcp, udp = layout.rules_of(wire, "tcp"), layout.rules_of(wire, "udp")
+    tcp = tuple(rule for rule in tcp if _applies(rule, version))
+    udp = tuple(rule for rule in udp if _applies(rule, version))
+    lines = ["meta protocol != @lease drop", _to_host(wire)]
+    tuple_ = _TUPLE[version]
+    ports = _ports(tcp)
+    if tcp:
+        lines.append(f"{ports} {_SYN} delete @keep{version} {{ {tuple_} }}")
+        lines.append(f"{ports} {tuple_} @keep{version} accept")
+    if wire.mode == "directed":
+        if tcp:
+            lines.append(f"{ports} {tuple_} @fresh{version} accept")
+        lines.append(f"ether daddr {mac_text(wire.gather)} drop")
+        lines.append(f"ether saddr @peers_{wire.number} goto peer{version}_{wire.number}")
+    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
+    for rules in (tcp, udp):
+        for vip in (*(r.vip for r in rules if r.vip is not None), None):
+            rule = next((r for r in rules if r.vip in (vip, None)), None)
+            if rule is not None:
+                address = f"{_ADDRESS[version]} daddr {vip} " if vip is not None else ""
+                target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
+                hash_ = _hash(rule, version, fragment=True)
+                lines.append(f"{part} {address}meta l4proto {rule.proto} {hash_} vmap @{target}")
+    for rule in (*tcp, *udp):
+        target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
+        lines.append(f"{_match(rule, version)} counter {_hash(rule, version)} vmap @{target}")
+    lines.append("meta protocol != @speak drop")
+    return list(dict.fromkeys(lines))
+
+
+def _ports(rules: Sequence[Balance]) -> str:
+    if any(rule.port is None for rule in rules):
+        return "meta l4proto tcp"
+    return f"tcp dport {_set(sorted({rule.port for rule in rules if rule.port is not None}))}"
+
+
+def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> None:
+    n, tuple_ = wire.number, _TUPLE[version]
+    gather = f'ether daddr set {mac_text(wire.gather)} ether saddr set {mac_text(wire.mac)} fwd to "{wire.device}"'
+    text.chain(f"grace{version}_{n}", f"{_SYN} update @fresh{version} {{ {tuple_} }} accept", gather)
+    for node in range(layout.nodes):
+        if node != layout.me:
+            text.chain(f"share{version}_{n}_{node}", f"{_SYN} goto fwd_{n}_{node}", gather)
+    rules = [rule for rule in layout.rules_of(wire, "tcp") if _applies(rule, version)]
+    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
+    decided = [
+        f"{_match(rule, version)} {_hash(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
+        for rule in rules
+    ]
+    text.chain(f"peer{version}_{n}", f"{part} accept", *decided, "accept")
+
+
+def _egress(text: _Text, wire: Wire) -> None:
+    """Whoever asks for a virtual address learns the virtual MAC; no frame ever comes from it."""
+    assert wire.vmac is not None
+    lines = []
+    if wire.v4:
+        lines.append(f"ether type arp arp saddr ip {_set(wire.v4)} arp saddr ether set {mac_text(wire.vmac)}")
+    if wire.v6:
+        text.chain(ndfix(wire))
+        for ip in wire.v6:
+            lines.append(f"icmpv6 type nd-neighbor-advert {_TARGET} {_hex(ip)} {_OPTION} 2 jump {ndfix(wire)}")
+            lines.append(f"ip6 saddr {ip} icmpv6 type nd-neighbor-solicit {_OPTION} 1 jump {ndfix(wire)}")
+    hook = f'type filter hook egress device "{wire.device}" priority 0; policy accept;'
+    text.chain(f"out_{wire.number}", *lines, hook=hook)
+
+
+def ndfix(wire: Wire) -> str:
+    """The chain that rewrites link addresses in neighbour discovery; its rule is not text (see nft.py)."""
+    return f"ndfix_{wire.number}"
+
+
+# ------------------------------------------------------------------------------- what changes
+
+
+def lease(layout: Layout, seconds: float | None) -> str:
+    """Let packets pass for that many seconds, None without an end, 0 not at all."""
+    if seconds == 0:
+        return f"flush set netdev {layout.table} lease\n"
+    end = "" if seconds is None else f" timeout {max(1, round(seconds * 1000))}ms"
+    elements = ", ".join(f"{protocol}{end}" for protocol in ("ip", "ip6", "arp"))
+    name = f"netdev {layout.table} lease"
+    return f"flush set {name}\nadd element {name} {{ {elements} }}\n"
+
+
+def keep(layout: Layout, connections: Iterable[Connection]) -> str:
+    """Add connections that stay here."""
+    lists: dict[int, list[str]] = {4: [], 6: []}
+    for client, port, vip, service in sorted(connections):
+        version = 4 if len(vip) == 4 else 6
+        lists[version].append(f"{ip_address(client)} . {port} . {ip_address(vip)} . {service}")
+    return "".join(
+        f"add element netdev {layout.table} keep{version} {{ {', '.join(found)} }}\n"
+        for version, found in lists.items()
+        if found
+    )
+
+
+def state(layout: Layout, verdicts: Verdicts) -> str:
+    """The commands that put verdicts into the table, to be run in one transaction."""
+    name = f"netdev {layout.table}"
+    lines = [f"flush set {name} speak"]
+    if verdicts.speaks:
+        lines.append(f"add element {name} speak {{ ip, ip6, arp }}")
+    for wire in layout.wires:
+        if wire.mode == "directed":
+            lines += _forwarding(layout, wire, verdicts, name)
+        for group in range(len(layout.groups)):
+            for kind, elements in _elements(layout, wire, group, verdicts).items():
+                target = f"{name} {names(wire, group)[kind]}"
+                lines.append(f"flush map {target}")
+                if elements:
+                    lines.append(f"add element {target} {{ {', '.join(elements)} }}")
+    lines += [f"flush set {name} keep4", f"flush set {name} keep6"]
+    return "\n".join(lines) + "\n" + keep(layout, verdicts.keep)
+
+
+def _forwarding(layout: Layout, wire: Wire, verdicts: Verdicts, name: str) -> list[str]:
+    lines = [f"flush set {name} peers_{wire.number}"]
+    known: dict[int, bytes] = {}
+    for node, macs in verdicts.macs.items():
+        if node != layout.me and wire.number < len(macs) and len(macs[wire.number]) == 6:
+            known[node] = macs[wire.number]
+    if known:
+        listed = _set(sorted({mac_text(mac) for mac in known.values()}))
+        lines.append(f"add element {name} peers_{wire.number} {listed}")
+    for node in range(layout.nodes):
+        if node == layout.me:
+            continue
+        lines.append(f"flush chain {name} fwd_{wire.number}_{node}")
+        mac = known.get(node)
+        action = (
+            "drop"
+            if mac is None
+            else f'ether saddr set {mac_text(wire.mac)} ether daddr set {mac_text(mac)} fwd to "{wire.device}"'
+        )
+        lines.append(f"add rule {name} fwd_{wire.number}_{node} {action}")
+    return lines
+
+
+def _elements(layout: Layout, wire: Wire, group: int, verdicts: Verdicts) -> dict[str, list[str]]:
+    """Elements of the maps of a group. Every bucket is there, so that no packet passes through a hole."""
+    n, directed = wire.number, wire.mode == "directed"
+    mine, shared = verdicts.mine[group], verdicts.shared[group]
+    found: dict[str, list[str]] = {kind: [] for kind in kinds(layout, wire, group)}
+    for bucket, owner in enumerate(verdicts.owners[group]):
+        ours, common = mine >> bucket & 1, shared >> bucket & 1
+        foreign = directed and not ours and 0 <= owner < layout.nodes and owner != layout.me
+        for kind in found:
+            if kind == "a":
+                verdict = "accept" if ours else "drop"
+            elif kind.startswith("m"):
+                verdict = "accept" if ours and not common else f"goto odd{kind[1]}"
+            elif ours:
+                grace = f"goto grace{kind[1:]}_{n}" if directed else f"goto grace{kind[1:]}"
+                verdict = grace if common and kind != "p" else "accept"
+            elif foreign:
+                verdict = f"goto share{kind[1]}_{n}_{owner}" if common and kind != "p" else f"goto fwd_{n}_{owner}"
+            else:
+                verdict = "drop"
+            found[kind].append(f"{bucket} : {verdict}")
+    return found

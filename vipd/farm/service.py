@@ -1,0 +1,572 @@
+"""The farm in vipd: membership on the wire, decisions into packet filters, news to the log and to heart.
+
+Everything that changes the filters goes through one task, one plan after the other; the membership goes on
+meanwhile. An order of heart is answered when its effect is in the filters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from safekit import net
+from safekit.bus import BusError
+from safekit.membership import Pulse, Rules
+from safekit.model.types import Farm as FarmConfig
+from safekit.model.types import Vip
+from safekit.net import IP, Link
+from safekit.paths import cluster_dir
+from safekit.process import Context
+from safekit.seal import Opener, Sealer, load_key, next_epoch
+from vipd.farm import memory, place
+from vipd.farm.buckets import Shares, bitmap_text, percentages
+from vipd.farm.core import Event, FarmCore, News, Plan
+from vipd.farm.engine import Engine, EngineError
+from vipd.farm.layout import Connection, Layout, Verdicts
+from vipd.farm.links import Links
+from vipd.farm.monitor import RulesetMonitor
+from vipd.farm.sockets import open_connections, stay
+from vipd.farm.wire import Bye, OtherConfiguration, Told, WireError, configuration_id, decode, encode
+
+JOIN_SECONDS = 15.0
+LEAVE_SECONDS = 10.0
+REFRESH_SECONDS = 1.0
+RESTORE_SECONDS = 0.05
+HEART_SECONDS = 1.0
+
+
+class Farm:
+    """One module's farm on this server. `moved()` is called when who announces the addresses may have changed."""
+
+    def __init__(self, context: Context, engine: Engine, share: Callable[[Iterable[bytes]], None]) -> None:
+        self._context, self._engine, self._share = context, engine, share
+        config = context.config.farm
+        assert config is not None, "a farm module has <farm>"
+        self._config: FarmConfig = config
+        self.names = tuple(sorted(context.config.nodes(context.cluster)))
+        if context.node not in self.names:
+            raise ValueError(f"{context.node} is not on the lans of <farm> ({', '.join(self.names)}): correct <farm>")
+        self.me = self.names.index(context.node)
+        self.groups = (context.config.vip or Vip()).groups
+        self._configuration = configuration_id(context.cluster, context.config, self.names)
+        self._path = context.paths.var / memory.FILE
+        self.core: FarmCore | None = None
+        self.layout: Layout | None = None
+        self._links: Links | None = None
+        self._monitor: RulesetMonitor | None = None
+        self._macs: dict[int, tuple[bytes, ...]] = {}
+        self._macs_known = 0
+        self._installed = False
+        self._set = False
+        self._applied = 0
+        self._lease: float | None = None
+        self._lease_at = 0.0
+        self._refreshed = 0.0
+        self._wake = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._done = asyncio.Condition()
+        self._lock = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._published: dict[str, str] = {}
+        self._logged: tuple[object, ...] = ()
+        self._members = 0
+        self._published_at = asyncio.Event()
+        self.moved: Callable[[bool], None] = lambda lost: None
+
+    # -------------------------------------------------------------------------------- life
+
+    async def observe(self, *, joined: bool = False, resumed: tuple[Any, ...] = ()) -> None:
+        """Become a member, one that takes no part yet. Repeated: nothing.
+
+        Raises BusError('farm_key') when the key of the cluster cannot be read.
+        """
+        if self.core is not None:
+            return
+        context = self._context
+        try:
+            key = load_key(cluster_dir() / "cluster.key")
+            epoch = next_epoch(context.paths.var / "farm.epoch")
+        except (OSError, ValueError) as error:
+            raise BusError("farm_key", f"farm: {error}; apply the cluster configuration again") from None
+        shares = [self._shares(index) for index in range(len(self.groups))]
+        settings = self._config
+        rules = Rules(len(self.names), self.me, settings.pulse_ms / 1000, settings.mlost_count, settings.slost_count)
+        self.core = FarmCore(rules, shares, epoch, time.monotonic(), joined=joined, resumed=resumed)
+        wire = f"farm/{context.module}"
+        lans = tuple(lan for lan in map(context.cluster.lan, context.config.lan_names()) if lan is not None)
+        self._links = Links(
+            context.log,
+            context.cluster,
+            lans,
+            settings.port,
+            context.node,
+            self.names,
+            Sealer(key, wire, context.node, epoch),
+            Opener(key, wire, self.names),
+            self._receive,
+        )
+        await self._links.open()
+        self._applied = 0
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work) for work in (self._drive(), self._put_into_effect(), self._publish())]
+
+    def _shares(self, group: int) -> Shares:
+        hosts = self.groups[group].hosts
+        powers = {host.name: host.power for host in hosts} if hosts else dict.fromkeys(self.names, 1)
+        return Shares({number: powers[name] for number, name in enumerate(self.names) if name in powers})
+
+    @property
+    def installed(self) -> bool:
+        """Whether the filters are there."""
+        return self._installed
+
+    async def settled(self) -> None:
+        """Wait until the others, if there are any, have been heard."""
+        core = self._core()
+        rules = core.rules
+        deadline = time.monotonic() + 2 * rules.pulse + 0.2
+        while not core.membership.heard and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def install(self, layout: Layout) -> None:
+        """Make the filters for these interfaces, closed unless this server takes part. Raises BusError."""
+        async with self._lock:
+            self.layout = layout
+            core = self._core()
+            plan = core.plan()
+            kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
+            self._share_macs()
+            try:
+                self._engine.install(layout, self._verdicts(plan, kept), core.lease)
+            except EngineError as error:
+                self._context.log.event("farm_filter_failed", reason=str(error))
+                raise BusError("farm_filter", str(error)) from None
+            self._installed = self._set = True
+            if self._monitor is None:
+                self._monitor = RulesetMonitor(layout.table, self._disturbed)
+            self._monitor.learn(lambda: self._engine.renew(core.lease))
+            self._applied = -1
+        self._dirty.set()
+        self._wake.set()
+        self.remember()
+
+    async def resume(self, layout: Layout) -> None:
+        """After a restart of this process: go on where the life before was, if its filters still work."""
+        remembered = memory.load(self._path)
+        self.layout = layout
+        adopted = self._engine.adopt(layout)
+        await self.observe(joined=remembered.joined, resumed=remembered.rows if adopted else ())
+        if adopted:
+            self._context.log.event("farm_resumed")
+        await self.install(layout)
+
+    async def stop(self, *, remove: bool) -> None:
+        """Say goodbye and take the filters away, or leave everything as it is."""
+        if remove:
+            if self.core is not None and self._links is not None:
+                self._send_payload(Bye(self.me, self.core.membership.incarnation))
+            self._set = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+        if remove and self._installed:
+            try:
+                self._engine.remove()
+            except EngineError as error:
+                raise BusError("farm_filter", str(error)) from None
+            finally:
+                self._installed = False
+        if remove:
+            self.core = None
+            self._members = 0
+            self._logged = ()
+            await self._tell_heart(dict.fromkeys(self._resources(), "0%"))
+            self.remember()
+
+    async def clean(self, layout: Layout | None) -> None:
+        """At start: remove filters that a crash of everything left. Raises BusError."""
+        if layout is not None and not self._installed:
+            self._engine.adopt(layout)
+            try:
+                self._engine.remove()
+            except EngineError as error:
+                raise BusError("farm_filter", str(error)) from None
+
+    # ------------------------------------------------------------------------------ orders
+
+    async def join(self) -> dict[str, Any]:
+        """Take part. Answered when the share of this server is in its filters.
+
+        Raises BusError('farm_not_set') before vip_set, 'farm_timeout' when it is not done in JOIN_SECONDS;
+        it then goes on in the background.
+        """
+        if not self._installed:
+            raise BusError("farm_not_set", "farm_join: the virtual addresses are not set; order vip_set first")
+        core = self._core()
+        core.join(time.monotonic())
+        self.remember()
+        self._kick()
+        await self._until(lambda plan: core.taking_part and plan.final, JOIN_SECONDS, "farm_join")
+        return self.status()
+
+    async def leave(self) -> dict[str, Any]:
+        """Take no part any more. Answered when the others have taken over; open connections stay here.
+
+        Raises BusError('farm_timeout').
+        """
+        if self.core is None:
+            return {"connections": 0}
+        core = self.core
+        core.leave(time.monotonic())
+        self.remember()
+        self._kick()
+        await self._until(lambda plan: not core.taking_part and plan.final, LEAVE_SECONDS, "farm_leave")
+        layout = self.layout
+        return {"connections": len(open_connections(layout.vips)) if layout is not None else 0}
+
+    async def _until(self, condition: Callable[[Plan], bool], seconds: float, what: str) -> None:
+        core = self._core()
+
+        def reached() -> bool:
+            plan = core.plan()
+            return condition(plan) and (plan.number == self._applied)
+
+        try:
+            async with asyncio.timeout(seconds), self._done:
+                await self._done.wait_for(reached)
+        except TimeoutError:
+            raise BusError(
+                "farm_timeout", f"{what} is not done after {seconds:g} s; it goes on, see the log of the module"
+            ) from None
+
+    # ----------------------------------------------------------------------------- network
+
+    def _receive(self, sender: str, payload: bytes) -> None:
+        core, links = self.core, self._links
+        if core is None or links is None:
+            return
+        try:
+            message = decode(payload, self._configuration, len(self.names), len(self.groups))
+        except OtherConfiguration as error:
+            links.complain(sender, "configuration", f"{error}: apply the same one on every server")
+            return
+        except WireError as error:
+            links.complain(sender, "message", str(error))
+            return
+        now = time.monotonic()
+        if isinstance(message, Bye):
+            if self.names[message.node] == sender:
+                core.depart(message.node, message.incarnation, now)
+        elif self.names[message.pulse.sender] == sender:
+            self._learn_macs(message)
+            core.receive(message.pulse, message.kept, now)
+        self._kick()
+
+    def _learn_macs(self, told: Told) -> None:
+        sender = told.pulse.sender
+        before = dict(self._macs)
+        for node, macs in told.macs.items():
+            # What a server says of itself counts more than what others say of it.
+            if node == sender or (node != self.me and node not in self._macs):
+                self._macs[node] = tuple(macs)
+        if self._macs != before:
+            self._share_macs()
+            self._macs_known += 1
+            self._applied = -1
+
+    def _share_macs(self) -> None:
+        macs = {mac for known in self._macs.values() for mac in known}
+        if self.layout is not None:
+            macs |= {wire.vmac for wire in self.layout.wires if wire.vmac is not None}
+        self._share(macs)
+
+    def _send(self, pulse: Pulse | None) -> None:
+        if pulse is None or self.core is None:
+            return
+        macs = dict(self._macs)
+        if self.layout is not None:
+            macs[self.me] = tuple(wire.mac for wire in self.layout.wires)
+        self._send_payload(Told(pulse, self.core.kept_here, macs))
+
+    def _send_payload(self, message: Told | Bye) -> None:
+        if self._links is not None:
+            self._links.send(encode(message, self._configuration))
+
+    # ------------------------------------------------------------------------------- loops
+
+    def _kick(self) -> None:
+        """Something happened: look at the plan and at the clock again."""
+        self._wake.set()
+        if self._core().plan().number != self._applied:
+            self._dirty.set()
+
+    async def _drive(self) -> None:
+        """Time passes: pulses, judgements, the lease of the filters."""
+        core = self._core()
+        while True:
+            pause = core.next_wakeup() - time.monotonic()
+            if self._installed:
+                pause = min(pause, self._lease_at - time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(pause, 0.0005))
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= core.next_wakeup():
+                self._send(core.tick(now))
+            self._tell(core.take_news())
+            if core.plan().number != self._applied:
+                self._dirty.set()
+            else:
+                self._renew(now)
+            if now - self._refreshed >= REFRESH_SECONDS and (any(core.kept_here) or any(core.plan().shared)):
+                self._dirty.set()
+
+    def _renew(self, now: float) -> None:
+        """Only for what is in the filters now: never prolong an assignment that was given up."""
+        core = self._core()
+        lease = core.lease
+        if not self._installed or self._lock.locked():
+            self._lease_at = now + 0.05
+            return
+        if now < self._lease_at and lease == self._lease:
+            return
+        try:
+            self._engine.renew(lease)
+        except EngineError as error:
+            self._disturbed(str(error))
+        self._lease = lease
+        self._lease_at = now + (lease / 4 if lease is not None else 3600.0)
+
+    async def _put_into_effect(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            async with self._lock:
+                await self._apply()
+            async with self._done:
+                self._done.notify_all()
+
+    async def _apply(self) -> None:
+        core, layout = self._core(), self.layout
+        plan = core.plan()
+        macs_known = self._macs_known
+        buckets: tuple[int, ...] = (0,) * len(self.groups)
+        if self._installed and layout is not None:
+            kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
+            lease = core.lease
+            try:
+                self._engine.apply(self._verdicts(plan, kept), lease)
+                # Accepted between the look and the swap: they must stay too.
+                more, buckets = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
+                self._engine.keep(more - kept)
+            except EngineError as error:
+                self._context.log.event("farm_filter_failed", reason=str(error))
+                asyncio.get_running_loop().call_later(1.0, self._disturbed, "a failure")
+                return
+            self._lease, self._lease_at = lease, time.monotonic() + (lease / 4 if lease is not None else 3600.0)
+        self._refreshed = time.monotonic()
+        # A MAC that was learnt meanwhile is not in the filters yet.
+        self._applied = plan.number if macs_known == self._macs_known else -1
+        self._send(core.confirm(plan.number, buckets, time.monotonic()))
+        self._wake.set()
+        if core.plan().number != self._applied:
+            self._dirty.set()
+        elif plan.final:
+            self._report(plan)
+
+    def _verdicts(self, plan: Plan, kept: frozenset[Connection]) -> Verdicts:
+        return Verdicts(self._core().taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs), kept)
+
+    def _disturbed(self, who: str) -> None:
+        """Another program changed our filters: make them anew, a moment later, when it has finished."""
+        if self._installed and self.core is not None and self.layout is not None:
+            self._context.log.event("farm_filter", who=who)
+            asyncio.get_running_loop().call_later(RESTORE_SECONDS, self._restore)
+
+    def _restore(self) -> None:
+        if self._installed and self.layout is not None:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks.append(asyncio.get_running_loop().create_task(self._install_again(self.layout)))
+
+    async def _install_again(self, layout: Layout) -> None:
+        # What failed is in the log, and is tried again with the next plan.
+        with contextlib.suppress(BusError):
+            await self.install(layout)
+
+    def link_changed(self, there: bool, link: Link) -> None:
+        """An interface appeared, disappeared or got another MAC: filters hang on interfaces and go with them."""
+        if self.layout is None or not self._installed or not there:
+            return
+        for wire in self.layout.wires:
+            if wire.device == link.name and (wire.index, wire.mac) != (link.index, link.mac) and link.mac:
+                self._restore_on(link)
+
+    def _restore_on(self, link: Link) -> None:
+        assert self.layout is not None
+        resolved = {entry.addr: ip for entry, ip in self._addresses()}
+        try:
+            self.layout = place.layout(
+                self._context.config, self.names, self._context.node, resolved, net.links(), net.addresses()
+            )
+        except ValueError as error:
+            self._context.log.event("farm_filter_failed", reason=f"{link.name}: {error}")
+            return
+        self._restore()
+
+    def _addresses(self) -> list[tuple[Any, IP]]:
+        assert self.layout is not None
+        entries = [
+            entry
+            for interface in (self._context.config.vip or Vip()).interfaces
+            if interface.kind != "real"
+            for entry in interface.addresses
+        ]
+        return list(zip(entries, self.layout.vips, strict=False))
+
+    # ---------------------------------------------------------------------------- reporting
+
+    def _tell(self, news: list[News]) -> None:
+        log = self._context.log
+        for entry in news:
+            node = self.names[entry.node]
+            match entry.event:
+                case Event.FROZEN:
+                    log.event("farm_frozen", seconds=round(entry.seconds, 1))
+                case Event.GAVE_WAY:
+                    log.event("farm_gave_way", node=node)
+                case Event.BACK:
+                    log.event("farm_back", node=node)
+                case Event.IMPATIENT:
+                    log.event("farm_impatient", node=node)
+        for change in self._core().membership.take_changes():
+            for reason in change.reasons:
+                what = f"{reason.cause.value}" + (f" for {reason.silence:.2f} s" if reason.silence else "")
+                log.event("farm_change", node=self.names[reason.node], what=what)
+
+    def _report(self, plan: Plan) -> None:
+        """A final assignment is in the filters."""
+        core = self._core()
+        seen = (plan.participants, plan.owners, core.taking_part)
+        if seen != self._logged:
+            if core.taking_part:
+                for number, group in enumerate(self.groups):
+                    hosts = {host.name for host in group.hosts} or set(self.names)
+                    members = " ".join(self.names[n] for n in plan.participants if self.names[n] in hosts)
+                    self._context.log.event("farm_membership", members=members, group=group.name)
+                    bits = plan.owners[number].count(self.me)
+                    self._context.log.event("farm_load", bits=bits, group=group.name)
+            before = set(self._logged[0]) if self._logged else set()  # type: ignore[call-overload]
+            self._logged = seen
+            self._published_at.set()
+            self.moved(bool(before - set(plan.participants)))
+        self.remember()
+
+    def announces(self) -> bool:
+        """Whether this server tells the network about the addresses: one of those who take part does."""
+        return self.core is not None and self.core.taking_part and self.core.plan().participants[:1] == (self.me,)
+
+    def _resources(self) -> dict[str, str]:
+        """Resources of the groups and their values (guide 4.3.5: FarmProto 50%)."""
+        core = self.core
+        found: dict[str, str] = {}
+        for number, group in enumerate(self.groups):
+            share = 0
+            if core is not None and core.taking_part:
+                owners = core.plan().owners[number]
+                share = percentages([owners.count(n) for n in range(len(self.names))])[self.me]
+            found["farm." + re.sub(r"\s+", "_", group.name)] = f"{share}%"
+        return found
+
+    async def _publish(self) -> None:
+        """Tell heart the shares, until it has taken them."""
+        while True:
+            await self._published_at.wait()
+            self._published_at.clear()
+            if not await self._tell_heart(self._resources()):
+                await asyncio.sleep(HEART_SECONDS)
+                self._published_at.set()
+
+    async def _tell_heart(self, values: dict[str, str]) -> bool:
+        try:
+            for name, value in values.items():
+                if self._published.get(name) != value:
+                    await self._context.bus.request(
+                        f"{self._context.module}/heart", "set", timeout=1.0, resource=name, value=value, who="vipd"
+                    )
+                    self._published[name] = value
+        except BusError:
+            return False
+        return True
+
+    def remember(self) -> None:
+        """Write down what the next life of this process needs."""
+        core = self.core
+        rows: tuple[Any, ...] = ()
+        if core is not None:
+            heard = (core.membership.row(n) for n in range(len(self.names)) if core.membership.heard >> n & 1)
+            rows = tuple(row for row in heard if row is not None)
+        joined = core is not None and core.wants_part
+        try:
+            memory.save(self._path, memory.Memory(self._set, joined, rows, self.status()))
+        except OSError as error:
+            self._context.log.debug(f"{self._path}: {error.strerror}; a restarted vipd starts afresh")
+
+    def status(self) -> dict[str, Any]:
+        """What the tools show."""
+        core, layout = self.core, self.layout
+        if core is None:
+            return {"node": self._context.node, "nodes": list(self.names), "taking_part": False, "groups": []}
+        plan = core.plan()
+        view = core.membership.view
+        groups = []
+        for number, group in enumerate(self.groups):
+            owners = plan.owners[number]
+            counts = [owners.count(n) for n in range(len(self.names))]
+            rules = [] if layout is None else [r for r in layout.rules if r.group == number]
+            groups.append(
+                {
+                    "name": group.name,
+                    "bitmap": bitmap_text(plan.mine[number]),
+                    "bits": counts,
+                    "percent": percentages(counts),
+                    "owners": list(owners),
+                    "shared": bitmap_text(plan.shared[number]),
+                    "kept": bitmap_text(core.kept_here[number]),
+                    "rules": [r.label for r in rules],
+                }
+            )
+        wires = [] if layout is None else layout.wires
+        return {
+            "node": self._context.node,
+            "number": self.me,
+            "nodes": list(self.names),
+            "members": [self.names[n] for n in view.nodes()],
+            "participants": [self.names[n] for n in plan.participants],
+            "taking_part": core.taking_part,
+            "final": plan.final and plan.number == self._applied,
+            "groups": groups,
+            "interfaces": [
+                {
+                    "name": wire.device,
+                    "mode": wire.mode,
+                    "mac": (wire.vmac or wire.mac).hex(":"),
+                    "addresses": [str(ip) for ip in wire.vips],
+                }
+                for wire in wires
+            ],
+        }
+
+    def _core(self) -> FarmCore:
+        assert self.core is not None, "observe comes first"
+        return self.core

@@ -1,0 +1,39 @@
+"""Tells arpreroute what it has to repeat."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import NoReturn
+
+from safekit.bus import BusError
+from safekit.process import Context
+from vipd.announce import Announcement
+
+TRIES = 5
+
+
+class Teller:
+    """`changed` is set when the announcements have changed. arpreroute also asks when it starts, so that
+    telling may fail."""
+
+    def __init__(self, context: Context, announcements: Callable[[], list[Announcement]]) -> None:
+        self._context, self._announcements = context, announcements
+        self.changed = asyncio.Event()
+
+    async def run(self) -> NoReturn:
+        """For ever."""
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            for _ in range(TRIES):
+                told = [announcement.to_fields() for announcement in self._announcements()]
+                try:
+                    await self._context.bus.request(
+                        f"{self._context.module}/arpreroute", "announce", timeout=1.0, announcements=told
+                    )
+                    break
+                except BusError:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.changed.wait(), 1.0)
