@@ -47,6 +47,11 @@ def enable(watch: Watch, now: float, polltimer: float) -> Watch:
     return Watch(watch.proc, enabled=True, judged_from=now + polls * polltimer)
 
 
+def resume(watch: Watch, seen: bool, now: float, polltimer: float) -> Watch:
+    """Enabled already when errd was killed: what was in order then is judged at once."""
+    return replace(enable(watch, now, polltimer), seen=seen)
+
+
 def disable(watch: Watch) -> Watch:
     """Its class was disabled: what dies now is meant to."""
     return Watch(watch.proc)

@@ -9,22 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from errd.core import Criterion, Watch, disable, enable, judge, resource_value
-from errd.processes import Matcher, Running, scan
+from errd.core import Criterion, Watch, disable, enable, judge, resource_value, resume
+from errd.memory import MemoryFile
+from errd.processes import Matcher, Running, scan, send
 from errd.services import service_processes
 from safekit import resources
 from safekit.bus import BusError, Handler, Request
 from safekit.files import write_atomic
+from safekit.model.regex import posix_regex
 from safekit.model.types import Errd, Proc
 from safekit.process import Context, run
 
 SETTLE = 1.0
 AUTOMATIC_ACTIONS = ("restart", "stopstart", "stop")
 HANDLER_LIMIT = 300.0
+TERMINATE_GRACE = 2.0
 MAX_LISTED = 400
+MAX_ANSWER = 40_000
+
+
+def bounded(lines: list[str]) -> list[str]:
+    """What fits into one answer; the file errdlist has everything."""
+    kept, size = [], 0
+    for line in lines[:MAX_LISTED]:
+        size += len(line.encode("utf-8", "replace"))
+        if size > MAX_ANSWER:
+            break
+        kept.append(line)
+    return kept
 
 
 class Watcher:
@@ -40,11 +57,34 @@ class Watcher:
         self._pidfds: dict[int, int] = {}
         self._published: dict[str, str] = {}
         self._handlers: set[asyncio.Task[None]] = set()
+        self._memory = MemoryFile(context.paths.var)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Take up the classes of a predecessor that was killed."""
+        left = self._memory.load()
+        if not left.classes:
+            return
+        now = asyncio.get_running_loop().time()
+        self.watches = [
+            resume(watch, watch.proc.name in left.seen, now, self.configuration.polltimer)
+            if watch.proc.proc_class in left.classes
+            else watch
+            for watch in self.watches
+        ]
+        self.context.log.event("errd_resumed", classes=", ".join(sorted(left.classes)))
+
+    def _remember(self) -> None:
+        enabled = [watch for watch in self.watches if watch.enabled]
+        try:
+            self._memory.save((w.proc.proc_class for w in enabled), (w.proc.name for w in enabled if w.seen))
+        except OSError as error:
+            self.context.log.debug(f"errd: what it watches cannot be kept for a successor: {error}")
 
     # ------------------------------------------------------------------ commands
 
     async def handle(self, request: Request) -> dict[str, object] | None:
-        """enable(class), disable(class), list(), kill(...), reload()."""
+        """enable(proc_class), disable(proc_class), list(), kill(name, argregex, level), reload(), wake()."""
         if request.op in ("enable", "disable"):
             wanted = request.text("proc_class")
             known = [watch for watch in self.watches if watch.proc.proc_class == wanted]
@@ -57,14 +97,51 @@ class Watcher:
                 else disable(watch)
                 for watch in self.watches
             ]
+            self._remember()
             self.wake.set()
             return {"procs": len(known)}
+        if request.op == "kill":
+            return await self._kill(request)
+        if request.op == "wake":
+            self.wake.set()
+            return None
         if request.op == "list":
-            return {"lines": self.listing()[:MAX_LISTED]}
+            return {"lines": bounded(self.listing())}
         if request.op == "reload":
             self.reload()
             return None
         raise BusError("unknown_op", f"errd does not serve {request.op!r}")
+
+    async def _kill(self, request: Request) -> dict[str, object]:
+        """Send a signal to the processes of a name; the lines of the processes. The caller and errd are spared."""
+        name, level = request.text("name"), request.text("level")
+        expression = str(request.fields.get("argregex") or "") or None
+        try:
+            matcher = Matcher(name, None, expression and posix_regex(expression))
+        except re.error as error:
+            raise BusError("bad_request", f"argregex is not a regular expression: {error}") from None
+        spared = {os.getpid(), int(request.fields.get("caller") or 0)}
+        found = [process for process in matcher.select(scan()) if process.pid not in spared]
+        if level != "test":
+            number = signal.SIGKILL if level == "9" else signal.SIGTERM
+            send(found, number)
+            self.context.log.event(
+                "killed", signal=number.name, count=len(found), name=name, who=request.text("who", request.sender)
+            )
+            if level == "terminate":
+                await self._survivors(found)
+        lines = [f"{p.pid} {p.command} {p.command_line} (parent={p.parent})" for p in found]
+        return {"lines": bounded(lines), "count": len(found)}
+
+    async def _survivors(self, found: list[Running]) -> None:
+        """terminate: what a SIGTERM does not end in a while is killed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TERMINATE_GRACE
+        while found and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+            alive = {(process.pid, process.arguments) for process in scan()}
+            found = [process for process in found if (process.pid, process.arguments) in alive]
+        send(found, signal.SIGKILL)
 
     def reload(self) -> None:
         """Take a new configuration over: a <proc> that did not change keeps what was seen of it."""
@@ -96,7 +173,7 @@ class Watcher:
             lines += [f"  {p.pid} {p.command_line}" for p in self._counted(proc, matcher, everything)]
         supervisor = os.getppid()
         # SafeKit's own processes of this module are its supervisor and our brothers below it.
-        ours = (p for p in everything if supervisor in (p.parent, p.pid))
+        ours = (p for p in everything if supervisor in (p.parent, p.pid) and supervisor > 1)
         lines += [f"{process.command} class=safekit pid={process.pid}" for process in ours]
         write_atomic(self.context.paths.var / "errdlist", ("\n".join(lines) + "\n").encode(), durable=False)
         return lines
@@ -127,6 +204,7 @@ class Watcher:
             if event is not None:
                 self._react(watch.proc, event, len(counted))
         self._follow(following)
+        self._remember()
 
     def _follow_setting(self) -> None:
         """`safekit errd suspend|resume` is a resource, so that it is visible and survives our restart."""
@@ -233,6 +311,7 @@ class Watcher:
             stopping.cancel()
             waking.cancel()
             self.wake.clear()
+        self._memory.forget()
         return 0
 
 

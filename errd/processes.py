@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -57,6 +59,13 @@ def named(process: Running, name: str) -> bool:
         return True
     own = os.path.basename(process.arguments[0]) if process.arguments else ""
     return len(name) > _COMM_LIMIT and process.command == name[:_COMM_LIMIT] and own == name
+
+
+def send(processes: Iterable[Running], number: signal.Signals) -> None:
+    """Send a signal to processes; those that have ended meanwhile are passed over."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 class Matcher:

@@ -98,9 +98,10 @@ class ClusterView:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A dynamic configuration was applied."""
+    """A dynamic configuration was applied.  ``fresh``: resources whose checkers are new or have changed."""
 
     setup: Setup = field()
+    fresh: tuple[str, ...] = ()
 
 
 Event = (

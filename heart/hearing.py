@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heart.events import Configured, Heard, Overslept
 from heart.turn import Turn
-from heart.values import Color, Role
+from heart.values import Color, Role, Setup
 
 OVERSLEPT_SLACK = 0.3
 """Seconds that a call may come later than two pulses before the process counts as overslept."""
@@ -91,10 +91,23 @@ def on_configured(t: Turn, event: Configured) -> None:
     s.links = {ident: s.links.get(ident, "init") for ident in idents}
     s.heard_at = {ident: s.heard_at.get(ident, t.now) for ident in idents}
     s.link_marks = {ident: mark for ident, mark in s.link_marks.items() if ident in idents}
-    s.setup = setup
+    former, s.setup = s.setup, setup
     t.forget(f"heartbeat.{ident}" for ident in gone)
+    _checkers_configured(t, former, event.fresh)
     t.remember({f"heartbeat.{ident}": "init" for ident in idents if f"heartbeat.{ident}" not in s.resources})
     t.because("configured", "new heartbeats are in use", links=",".join(idents))
+
+
+def _checkers_configured(t: Turn, former: Setup, fresh: tuple[str, ...]) -> None:
+    """Nothing is known of what new checkers look at; those that are gone leave no resource behind."""
+    setup = t.s.setup
+    known = {name for _, names in setup.checks for name in names}
+    t.forget(name for _, names in former.checks for name in names if name not in known)
+    t.remember(dict.fromkeys(fresh, "init"))
+    if setup.witness and not former.witness:
+        t.remember({"splitbrain.uptodate": "up"})
+    elif former.witness and not setup.witness:
+        t.forget(("splitbrain.uptodate",))
 
 
 def _shown(t: Turn, ident: str, value: str) -> str:

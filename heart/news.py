@@ -11,6 +11,8 @@ from heart.values import Color, Role
 RETRY = 5.0
 """Seconds in WAIT before a synchronisation that failed is tried again."""
 
+UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
+"""Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
 FROZEN = ("state.", "heartbeat.", "usersetting.")
 """Resources that nobody sets from outside."""
 MEMORY = ("rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping")
@@ -133,7 +135,7 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
     if event.name.startswith(FROZEN) or event.name in MEMORY:
         t.because("refused", f"set {event.name}", who=event.who)
         return
-    if t.remember({event.name: event.value}):
+    if t.remember({event.name: event.value}) and not event.name.startswith(UNLOGGED):
         t.log("resource_set", name=event.name, value=event.value, who=event.who)
     if event.name == "rfs.degraded" and event.value == "up" and s.role.primary:
         s.break_asked = s.break_asked or "degraded"

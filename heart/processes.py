@@ -195,16 +195,12 @@ class ModuleProcesses:
         if not running:
             return
         active = set(phases)
-        await asyncio.gather(
-            *(self.start_checker(checker, fresh=True) for checker in new if checker in changed and checker.when in active)
-        )
+        begun = [checker for checker in new if checker in changed and checker.when in active]
+        await asyncio.gather(*(self.start_checker(checker, fresh=True) for checker in begun))
         await self._watch_all()
 
     async def replace_errd(self, phases: Iterable[str]) -> None:
-        """A dynamic configuration: errd takes the new one up, begins or ends.  Raises SupervisorError."""
-        if self._context.config.errd is None:
-            await self.stop_process("errd")
-            return
+        """A dynamic configuration: errd takes the new one up, or begins.  Raises SupervisorError."""
         if await self._alive("errd"):
             with contextlib.suppress(BusError):
                 await self._context.bus.request(f"{self._context.module}/errd", "reload", 2.0)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heart import configured
+from heart import configured, plans
 from heart.actions import Abort, Action, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core import beat, deadline, decide, new_state
 from heart.effects import Effects
@@ -26,11 +26,14 @@ from heart.state import State
 from heart.values import Beat, Command, Reason, Role
 from heart.wire import CONTEXT, LinkSocket
 from safekit.bus import BusError
+from safekit.model.checkers import Checker, changed_checkers
+from safekit.model.types import ModuleConfig
 from safekit.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.paths import cluster_dir
 from safekit.process import Context
 from safekit.scripts import ScriptRunner
 from safekit.seal import Opener, Sealer, load_key, next_epoch
+from safekit.supervision import module_programs, write_configuration
 
 RECENT = 200
 """Decisions kept in memory for `status`."""
@@ -59,6 +62,7 @@ class Shell:
         self.scripts = ScriptRunner(paths, context.config.user, context.log)
         self.scripts.end_leftover()
         self.effects = Effects(context, self.scripts, self._on_done)
+        self.effects.processes.checkers = self.plan.checkers
         self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
@@ -68,7 +72,7 @@ class Shell:
         self._links: list[LinkSocket] = []
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._reply_token = 0
-        self._setters: dict[str, str] = {}
+        self._setters: dict[str, str] = {"splitbrain.uptodate": "splitbraincheck"}
         self._complained: dict[tuple[str, str], str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -110,6 +114,8 @@ class Shell:
                 self.context.log.event(code, **dict(fields))
             case Remember(values):
                 self.published.remember(values, self._setters)
+                if any(name == "usersetting.errd" for name, _ in values) and self.context.config.errd is not None:
+                    self.context.bus.notify(f"{self.context.module}/errd", "wake")
             case Forget(names):
                 self.published.forget(names)
             case Send():
@@ -224,8 +230,10 @@ class Shell:
 
     async def reload(self) -> None:
         """A dynamic configuration: heartbeats, scripts, rules and limits change while the module runs."""
+        before = self.context.config
         self.context.reload()
         plan = configured.read(self.context.config, self.context.cluster, self.context.node)
+        changed = changed_checkers(before, self.context.config, self.plan.checkers, plan.checkers)
         self.scripts.user = self.context.config.user
         self._key = load_key(cluster_dir() / "cluster.key")
         old, self._links = self._links, []
@@ -235,7 +243,23 @@ class Shell:
         # another epoch: nonces may never repeat under one key
         self._incarnation = next_epoch(self.context.paths.var / "heart.epoch")
         await self.open_links()
-        self.feed(Configured(plan.setup))
+        self.feed(Configured(plan.setup, tuple(checker.resource for checker in changed)))
+        await self._replace_processes(before, changed)
+
+    async def _replace_processes(self, before: ModuleConfig, changed: tuple[Checker, ...]) -> None:
+        """The checkers and errd of a running module follow its configuration; the others are not dynamic."""
+        config, processes, s = self.context.config, self.effects.processes, self.state
+        if (before.check, before.errd) == (config.check, config.errd) and not changed:
+            return
+        if self.context.config.errd is None and before.errd is not None:
+            await processes.stop_process("errd")
+        programs = module_programs(config, self.plan.checkers)
+        write_configuration(self.context.module, programs, {"SAFENODE": self.context.node})
+        active = ("pre", *plans.phases(s.role)) if s.role is not Role.STOP else ()
+        checkers_on = s.resource("usersetting.checker", "on") != "off"
+        await processes.replace_checkers(self.plan.checkers, changed, active, running=checkers_on)
+        if config.errd is not None and before.errd != config.errd:
+            await processes.replace_errd(active)
 
     # -- requests
 
@@ -263,6 +287,7 @@ class Shell:
     def start_watching(self) -> None:
         """What goes on beside the events."""
         self._start_task(self._watch_supervisor())
+        self._start_task(self.effects.processes.adopt())
         self._start_task(self._watch_cluster())
         if self.plan.permanent_arp:
             self._start_task(self._keep_neighbours())
@@ -357,6 +382,7 @@ class Shell:
             task.cancel()
         for link in self._links:
             link.close()
+        self.effects.processes.close()
 
     def command(self, command: Command) -> None:
         """A command without an asker."""

@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 import xmlrpc.client
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,17 @@ class Supervisor:
         except SupervisorError as error:
             if not str(error).startswith("NOT_RUNNING"):
                 raise
+
+    async def reread(self, ours: Callable[[str], bool]) -> None:
+        """Take up a configuration that was written again, for the processes that `ours` names: they must not
+        run. The others stay as they are. Raises SupervisorError."""
+        added, changed, removed = (await self._call("supervisor.reloadConfig"))[0]
+        for name in (*changed, *removed):
+            if ours(name):
+                await self._call("supervisor.removeProcessGroup", name)
+        for name in (*changed, *added):
+            if ours(name):
+                await self._call("supervisor.addProcessGroup", name)
 
     async def shutdown(self) -> None:
         """End supervisord and all that it runs, heart included; returns before they have ended."""

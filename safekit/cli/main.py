@@ -33,13 +33,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "primforce": ("9.4", "control", "Start as primary on data that may be inconsistent."),
     "second": ("9.4", "control", "Start as secondary."),
     "forcestop": ("9.4", "control", "Stop a module even if something hangs."),
-    "errd": ("9.4", "settings", "Suspend or resume the detection of dead processes."),
+    "errd": ("9.4", "errd", "Control the detection of dead processes."),
+    "kill": ("13.9", "errd", "End processes by name."),
     "checker": ("9.4", "settings", "Switch all checkers of a module on or off."),
     "failover": ("9.4", "settings", "Switch the automatic failover on or off."),
     "set": ("13.18", "settings", "Set the state of a resource."),
     "level": ("9.5", "level", "Show host, OS, version and licence."),
     "state": ("9.5", "state", "Show the state of the modules, and a verdict."),
     "why": ("9.5", "why", "Explain the last decisions of a module."),
+    "simulate": ("9.5", "simulate", "Tell what a module would do if something failed."),
     "log": ("9.5", "logs", "Show the last messages of a module."),
     "logview": ("9.5", "logs", "Follow the messages of a module."),
     "logsave": ("9.5", "logs", "Save the messages of a module in a file."),
@@ -61,6 +63,7 @@ SECTIONS = (
     ("9.4", "Control of modules"),
     ("9.5", "Monitoring of modules"),
     ("9.6", "Configuration of modules"),
+    ("13.9", "Processes of applications"),
     ("13.18", "Resources"),
     ("14.5", "For user scripts (also: safekit -r COMMAND)"),
     ("", "Other"),
@@ -137,11 +140,9 @@ def run(argv: Sequence[str]) -> int:
     line = split(argv)
     try:
         if line.distributed is not None:
-            raise Failure(
-                f"option {line.distributed} sends the command to other servers through their web service,"
-                " which is not in this version",
-                "run the same command on each server (for example by ssh)",
-            )
+            from safekit.cli.distributed import run_distributed
+
+            return run_distributed(line.words)
         if line.special is not None:
             check_access()
             from safekit.cli.special import run_special

@@ -43,18 +43,6 @@ def change_setting(module: str | None, setting: str, value: str, *, mirror: bool
     return 0
 
 
-@command("errd", example="safekit errd suspend -m mirror\nsafekit errd resume -m mirror", modifies=True)
-@click.argument("setting", type=click.Choice(["suspend", "resume"]))
-@module_option
-@identity_options
-def errd_command(module: str | None, setting: str, **_: object) -> int:
-    """Suspend or resume the detection of dead processes (<errd>), for example to stop the application by hand.
-
-    usersetting.errd shows the setting; the next start of the module sets it back.
-    """
-    return change_setting(module, "errd", "off" if setting == "suspend" else "on")
-
-
 @command("checker", example="safekit checker off -m mirror\nsafekit checker on -m mirror", modifies=True)
 @click.argument("setting", type=click.Choice(["on", "off"]))
 @module_option

@@ -87,3 +87,20 @@ def checkers(config: ModuleConfig, local: Sequence[LocalAddress]) -> tuple[Check
 def in_phase(found: Iterable[Checker], when: When) -> tuple[Checker, ...]:
     """The checkers that run in a phase."""
     return tuple(checker for checker in found if checker.when == when)
+
+
+def changed_checkers(
+    before: ModuleConfig, after: ModuleConfig, old: Iterable[Checker], new: Iterable[Checker]
+) -> tuple[Checker, ...]:
+    """The checkers of `new` that are not in `old`, or that the configuration describes in another way."""
+    known = {checker: _definition(before, checker) for checker in old}
+    return tuple(c for c in new if c not in known or known[c] != _definition(after, c))
+
+
+def _definition(config: ModuleConfig, checker: Checker) -> object:
+    if checker.program == "splitbraincheck":
+        return config.check.splitbrain
+    if checker.program == "ipcheck":
+        return next((c for c in address_checks(config) if c.ident == checker.ident), None)
+    explicit = getattr(config.check, checker.program.removesuffix("check"))
+    return next((c for c in explicit if c.ident == checker.ident), None)

@@ -425,12 +425,6 @@ def _inside(path: str, parent: str) -> bool:
 #: What the product does not do yet: a test of the tree, the place to show, and what to call it.
 UNSUPPORTED: tuple[tuple[Callable[[ModuleConfig], bool], str, str], ...] = (
     (lambda c: c.service.mode == "farm", "service.mode", "farm modules"),
-    (lambda c: c.service.mode == "light", "service.mode", "light modules"),
-    (lambda c: c.errd is not None, "errd", "process death detection"),
-    (lambda c: c.check != type(c.check)(), "check", "checkers"),
-    (lambda c: bool(c.vhost), "vhost", "virtual host names"),
-    (lambda c: bool(c.failover.rules), "failover.rules", "failover rules of a module"),
-    (lambda c: not c.failover.extends, "failover.extends", "switching the default failover rules off"),
     (
         lambda c: c.vip is not None and any(i.kind != "real" for i in c.vip.interfaces),
         "vip",
