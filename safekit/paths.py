@@ -192,6 +192,11 @@ class ModulePaths:
         return self.var / "rfs"
 
     @property
+    def full_required(self) -> Path:
+        """Note of `config` to nfsadmin: the next reintegration copies everything (guide 13.6.4.9)."""
+        return self.rfs / "full_required"
+
+    @property
     def why(self) -> Path:
         """Decision history read by `safekit why`."""
         return self.var / "why"

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfsbox.generations import DataState, StateError, decode, encode, from_fields, full_demanded, opened
-from safekit.files import process_start_time, write_atomic
+from nfsbox.generations import DataState, StateError, from_fields, opened
+from safekit.files import process_start_time
 
 
 def new_number() -> int:
@@ -31,21 +31,6 @@ def unwatched_since_boot(state_file: Path, boot_ns: int) -> int:
         return boot_ns if state_file.stat().st_mtime_ns < boot_ns else 0
     except FileNotFoundError:
         return boot_ns
-
-
-def demand_full(directory: Path) -> bool:
-    """Have the next reintegration copy everything: for `config` and `deconfig` of a stopped module (guide 13.6.4.9).
-
-    `directory`: the module's rfs directory. False when this server has no record yet, which means the same. A
-    damaged record is left as it is: it means the same too. Durable when it returns; raises OSError.
-    """
-    path = directory / "state"
-    try:
-        state = decode(path.read_bytes())
-    except (FileNotFoundError, StateError):
-        return False
-    write_atomic(path, encode(full_demanded(state, new_number())))
-    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,8 +141,19 @@ class Admin:
         prepared = read(answer.get("state"), str(answer.get("journal")), boot_ns)
         if prepared.fault:
             self.context.log.event("rfs_state_fault", reason=prepared.fault)
-        self.state = prepared.state
-        return prepared.state
+        self.state = await self._demand_full(prepared.state)
+        return self.state
+
+    async def _demand_full(self, state: DataState) -> DataState:
+        """`config` of a stopped module leaves a note: the next reintegration copies everything (13.6.4.9)."""
+        note = self.context.paths.full_required
+        if not note.exists():
+            return state
+        state = generations.full_demanded(state, new_number())
+        # The demand is on disk before the note goes: a crash between them demands twice.
+        await self.nfsbox("state_set", state=generations.to_fields(state))
+        note.unlink(missing_ok=True)
+        return state
 
     async def _find_nfsbox(self) -> None:
         """Watch the running nfsbox; wait for one that is starting. Raises BusError."""

@@ -74,7 +74,7 @@ def config_command(module: str | None) -> int:
             f"has the data, safekit second -m {paths.module} on the other one"
         )
     elif result.full_required:
-        click.echo("The replicated directories have changed: the next synchronisation copies all files.")
+        click.echo("The next synchronisation of the replicated directories copies all files.")
     return 0
 
 

@@ -30,13 +30,12 @@ from safekit.files import locked, sync_directory
 from safekit.model import directories, store
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import Finding
-from safekit.model.types import ModuleConfig, Replicated, Rfs
+from safekit.model.types import ModuleConfig, Replicated
 from safekit.paths import ModulePaths, safe
 from safekit.resources import ResourceWriter
 
 LAST_CONFIG = "lastconfig"
 LAST_CONFIG_KEPT = 3
-FULL_REQUIRED = "full_required"
 SCRIPT_SECONDS = 600.0
 _COPY = re.compile(r"(.+)_\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d\.safe")
 
@@ -122,11 +121,12 @@ class Application:
         return number
 
     def _remember(self) -> bool:
-        """Record before anything becomes active that the data of this server counts for nothing yet."""
-        if self.config.rfs is None or not _data_changed(self.previous, self.config.rfs):
+        """Record before anything becomes active that the next synchronisation is a full one: after every
+        configuration of a stopped module (13.6.4.9), because nobody watched the directories meanwhile."""
+        if self.config.rfs is None or self.running_state != "STOP":
             return False
         self.paths.rfs.mkdir(mode=0o770, parents=True, exist_ok=True)
-        marker = self.paths.rfs / FULL_REQUIRED
+        marker = self.paths.full_required
         if not marker.exists():
             self.undo.append(("forget the full resynchronisation", lambda: marker.unlink(missing_ok=True)))
         store.write(marker, b"", 0o660)
@@ -251,19 +251,6 @@ class Application:
 
 def _replicated(config: ModuleConfig) -> tuple[Replicated, ...]:
     return config.rfs.replicated if config.rfs is not None else ()
-
-
-def _data_changed(previous: ModuleConfig | None, rfs: Rfs) -> bool:
-    """Whether what is replicated is no longer what both servers hold."""
-    if previous is None or previous.rfs is None:
-        return True
-
-    def data(of: Rfs) -> set[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-        return {
-            (r.dir, tuple(sorted(r.notreplicated_paths)), tuple(sorted(r.notreplicated_regex))) for r in of.replicated
-        }
-
-    return data(previous.rfs) != data(rfs)
 
 
 def _remove(*trees: Path) -> None:

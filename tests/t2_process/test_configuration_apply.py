@@ -135,14 +135,14 @@ def test_signature_follows_files_and_not_modes(server: Server) -> None:
     assert configuration.current_signature("AM").signature != before
 
 
-def test_same_files_again_require_no_full_resynchronisation(server: Server) -> None:
+def test_a_stopped_module_is_fully_resynchronised_after_each_configuration(server: Server) -> None:
     configuration.apply("AM")
     (ModulePaths("AM").rfs / "full_required").unlink()
     with_lock = ModulePaths("AM").var / "resources"
     with_lock.write_text(with_lock.read_text().replace(" down ", " up "))
     result = configuration.apply("AM")
-    assert not result.first and not result.full_required and result.converted == ()
-    assert not (ModulePaths("AM").rfs / "full_required").exists()
+    assert not result.first and result.full_required and result.converted == ()
+    assert (ModulePaths("AM").rfs / "full_required").exists()
     assert resources.load(ModulePaths("AM").resources)["rfs.uptodate"].value == "up"
 
 

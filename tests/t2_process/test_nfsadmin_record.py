@@ -1,4 +1,4 @@
-"""The durable record as nfsadmin reads it, and the demand of a full reintegration by `config`."""
+"""The durable record as nfsadmin reads it."""
 from __future__ import annotations
 
 import os
@@ -7,19 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nfsbox.admin.record import boot_time_ns, demand_full, read, unwatched_since_boot
-from nfsbox.generations import DataState, decode, encode, to_fields, verdict
-
-
-def test_config_demands_everything(tmp_path: Path) -> None:
-    assert demand_full(tmp_path) is False, "a server without a record begins with everything anyway"
-    state = DataState(2, peer=1, current=100)
-    (tmp_path / "state").write_bytes(encode(state))
-    assert demand_full(tmp_path)
-    changed = decode((tmp_path / "state").read_bytes())
-    assert verdict(DataState(1, peer=2, current=100), changed).rule == "full_demanded"
-    (tmp_path / "state").write_bytes(b"damaged")
-    assert demand_full(tmp_path) is False
+from nfsbox.admin.record import boot_time_ns, read, unwatched_since_boot
+from nfsbox.generations import DataState, to_fields
 
 
 def test_boot_time_is_in_the_past() -> None:

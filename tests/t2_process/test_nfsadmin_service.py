@@ -219,6 +219,20 @@ def test_primforce_declares_the_data_valid_and_demands_everything() -> None:
     run(scenario)
 
 
+def test_the_note_of_config_demands_everything_once() -> None:
+    async def scenario(world: World) -> None:
+        note = ModulePaths("AM").full_required
+        note.touch()
+        await world.ask("prepare")
+        assert not note.exists()
+        assert world.stored is not None and from_fields(world.stored).full_serial != 0
+        demanded = from_fields(world.stored).full_serial
+        await world.ask("prepare")
+        assert from_fields(world.stored).full_serial == demanded
+
+    run(scenario)
+
+
 def test_pair_asks_heart_before_it_answers() -> None:
     async def scenario(world: World) -> None:
         await world.ask("prepare")
