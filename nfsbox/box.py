@@ -189,7 +189,7 @@ class Box:
                 if not degraded:
                     self._listen()
             except BaseException:
-                self._unmount_all()
+                self._unmount_all(failed=True)
                 raise
             self.prepared = True
         files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
@@ -222,13 +222,18 @@ class Box:
             except OSError as error:
                 raise BoxError("mount", f"{os.fsdecode(root.mount)}: {error.strerror}") from None
 
-    def _unmount_all(self) -> None:
+    def _unmount_all(self, *, failed: bool = False) -> None:
         mounts, self._mounts = self._mounts, []
         for mount in mounts:
             mount.stop()
         for root in self.roots:
             if not switch.is_mounted(root.mount):
-                switch.to_link(root)
+                try:
+                    switch.to_link(root)
+                except OSError as error:
+                    if not failed:
+                        raise
+                    log.warning("%s stays as it is: %s", os.fsdecode(root.mount), _text(error))
 
     def _listen(self) -> None:
         if self.place.listen is None:
@@ -411,7 +416,9 @@ class Box:
         if applier is None:
             return
         if self._started:
-            applier.stop()
+            if not applier.stop():
+                self._applier = applier
+                raise BoxError("busy", "the disk does not take what the peer had sent: check the disk of this server")
             if applier.token is not None:
                 self._token = applier.token
         else:

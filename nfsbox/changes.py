@@ -1,8 +1,8 @@
 """What may differ from the peer: zones of files and directories whose entries were made since a moment. Pure.
 
 A file is known by (root, inode) and carries the path under which it was last seen, so that neither its own rename
-nor one of a directory above loses it. A directory mark means: entries below it whose ctime is not older than
-`since` (time of that file system, ns) may be new; their content is compared whole, new directories recursively.
+nor one of a directory above loses it. A directory mark means: entries in it that were made at `since` (time of that
+file system, ns) or later may be new; their content is compared whole, new directories recursively.
 Names and attributes of the whole tree are compared by every resynchronisation, so they need no record.
 """
 

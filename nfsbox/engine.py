@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -105,6 +106,7 @@ class Engine:
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
+        self._unsettled: set[int] = set()  # threads with an operation whose fate at the peer is not noted yet
 
     # --- used by every change -------------------------------------------------------------------------------
 
@@ -128,6 +130,18 @@ class Engine:
                 self.held -= 1
             return 0
         return code
+
+    def lenient(self, stream: Stream) -> bool:
+        """Under the order lock, after a send: True while the peer is being resynchronised. The caller then says
+        `settled` once it has noted what failed there; the end of the resynchronisation waits for that."""
+        if stream.strict:
+            return False
+        self._unsettled.add(threading.get_ident())
+        return True
+
+    def settled(self) -> None:
+        """See `lenient`."""
+        self._unsettled.discard(threading.get_ident())
 
     def note_hidden(self, root: int, path: bytes) -> None:
         """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
@@ -305,6 +319,10 @@ class Engine:
             stream = self.stream
             if stream is None or stream.state is State.LOST:
                 raise Refused("the stream to the secondary broke")
+            # What is on its way may fail there, and must be noted before the list of revisits is found empty.
+            # The threads concerned need no order lock for that; new operations wait for one round trip.
+            while self._unsettled and not stream.lost:
+                time.sleep(0.0005)
             if self.revisit.entries:
                 return None
             number = stream.send(Op.STRICT, 0, body=body)

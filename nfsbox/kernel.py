@@ -22,6 +22,7 @@ LINK: Final = 13
 OPEN: Final = 14
 READ: Final = 15
 WRITE: Final = 16
+STATFS: Final = 17
 FSYNC: Final = 20
 FLUSH: Final = 25
 INIT: Final = 26

@@ -10,6 +10,7 @@ One thread per mount. The loop ends when the mount is gone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -39,6 +40,7 @@ _lib = fuse._libfuse
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MNT_DETACH = 2
+_NOFOLLOW = 8  # the path may be a link to the data by now, which may be a mount of its own
 
 
 class MountFailure(OSError):
@@ -108,12 +110,12 @@ def _args(*words: str) -> _Args:
 
 def detach(path: bytes) -> bool:
     """Unmount even when in use. False when nothing is mounted there."""
-    return bool(_libc.umount2(path, _MNT_DETACH) == 0)
+    return bool(_libc.umount2(path, _MNT_DETACH | _NOFOLLOW) == 0)
 
 
 def unmount(path: bytes) -> int:
     """Unmount; 0 or the errno."""
-    return 0 if _libc.umount2(path, 0) == 0 else ctypes.get_errno()
+    return 0 if _libc.umount2(path, _NOFOLLOW) == 0 else ctypes.get_errno()
 
 
 class Mount(fuse.FUSE):  # type: ignore[misc]
@@ -131,6 +133,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._fd = -1
         self._thread: threading.Thread | None = None
         self._opcode = 0
+        self._stopping = False
         self._stat_type = fuse.c_stat
         self._held: list[Any] = []  # what C code points to
 
@@ -190,6 +193,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             opcode = self._opcode
             if opcode == kernel.INIT:
                 return 0  # the kernel has had ours
+            if not count:
+                return 0  # a request that has no reply (FORGET)
             reply = string_at(vector[0].base, vector[0].len)
             for index in range(1, count):
                 reply += string_at(vector[index].base, vector[index].len)
@@ -210,24 +215,20 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     def stop(self, *, force: bool = True) -> bool:
         """Unmount; False when it is in use and not `force`. With `force`, files that are still open get errors.
         Returns when the serving thread has ended."""
-        busy = unmount(self.path)
-        if busy == errno.EBUSY:
+        if unmount(self.path) == errno.EBUSY:
             if not force:
                 return False
+            # The loop sleeps in read: a last request wakes it. The mount must still be reachable for that.
+            self._stopping = True
+            with contextlib.suppress(OSError):
+                os.statvfs(self.path)
             detach(self.path)
-            self._abort()
         if self._thread is not None:
             self._thread.join(10)
+        if self._fd >= 0:
+            os.close(self._fd)  # whoever still has a file open gets errors from here on
+            self._fd = -1
         return True
-
-    def _abort(self) -> None:
-        device = os.minor(self._device) if self._device else 0
-        try:
-            with open(f"/sys/fs/fuse/connections/{device}/abort", "wb") as handle:
-                handle.write(b"1")
-        except OSError:
-            # Not visible here (a container): the loop ends when the last file is closed.
-            log.debug("%s: the connection could not be aborted", self.name)
 
     @property
     def alive(self) -> bool:
@@ -235,8 +236,6 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         return self._thread is not None and self._thread.is_alive()
 
     # --- the loop -----------------------------------------------------------------------------------------
-
-    _device = 0
 
     def _run(self) -> None:
         try:
@@ -322,6 +321,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 ops.request = (opcode, nodeid)
                 ops.kill_privileges = self._kills(buffer, opcode)
                 process(session, address, size, channel)
+                if self._stopping and opcode == kernel.STATFS:
+                    return  # the request by which `stop` woke us
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
@@ -463,8 +464,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         return len(data)
 
     def mounted(self) -> None:
-        """Note the device of the mount, now that the kernel has answered."""
-        self._device = os.stat(self.path).st_dev
+        """Wait until the mount answers. Raises OSError."""
+        os.stat(self.path)
 
 
 def entry_mode(entry: os.DirEntry[bytes]) -> int:

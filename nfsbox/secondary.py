@@ -54,11 +54,12 @@ class Applier:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """Cut the stream and wait until what had arrived is applied."""
+    def stop(self, timeout: float = 100.0) -> bool:
+        """Cut the stream and wait until what was acknowledged is applied; False when the disk does not let it."""
         self.channel.shutdown()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         reason = "closed"

@@ -208,6 +208,11 @@ class Stream:
         self._acked = number
 
     @property
+    def lost(self) -> bool:
+        """Whether it has ended; it may at any moment."""
+        return self.state is State.LOST
+
+    @property
     def pending(self) -> int:
         """Frames not known to be acknowledged (frames that want none count until the next that does)."""
         return max(0, self.channel.sent - self._acked)

@@ -67,3 +67,17 @@ def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -
         _check(_libc.futimens(target, times))
     else:
         _check(_libc.utimensat(_AT_FDCWD, target, times, _AT_SYMLINK_NOFOLLOW))
+
+
+_STATX_BTIME = 0x800
+_BTIME = struct.Struct("@qI")
+
+
+def birth_ns(path: bytes) -> int | None:
+    """When the inode was made, in ns; None when the file system does not tell. Raises OSError."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(_AT_FDCWD, path, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer))
+    if not int.from_bytes(buffer.raw[:4], "little") & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _BTIME.unpack_from(buffer, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds)

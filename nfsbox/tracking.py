@@ -21,6 +21,7 @@ from typing import Final
 
 from nfsbox.changes import Changes, Kind, Mode, Record, unpack
 from nfsbox.exclusions import parent
+from nfsbox.system import birth_ns
 from safekit.files import sync_directory
 
 MAGIC: Final = b"SafeKit changes 1\n"
@@ -411,9 +412,10 @@ def _new_below(
         for entry in entries:
             try:
                 status = entry.stat(follow_symlinks=False)
+                # A new entry has a new ctime too, which costs nothing to ask; not every new ctime is of a new entry.
+                if status.st_ctime_ns < since or (birth_ns(entry.path) or status.st_ctime_ns) < since:
+                    continue
             except OSError:
-                continue
-            if status.st_ctime_ns < since:
                 continue
             path = here + b"/" + entry.name if here else entry.name
             if stat.S_ISDIR(status.st_mode):

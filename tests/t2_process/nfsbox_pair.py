@@ -117,7 +117,7 @@ class Node:
             self.process.stdout.close()
         self.errors.close()
         libc = ctypes.CDLL(None)
-        while libc.umount2(os.fsencode(self.mount), 2) == 0:
+        while libc.umount2(os.fsencode(self.mount), 2 | 8) == 0:
             pass
 
     def log(self) -> str:

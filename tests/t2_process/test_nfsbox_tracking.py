@@ -1,0 +1,155 @@
+"""The journal of changes on real files: what survives a crash, and what it means on a tree (R4)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nfsbox.changes import Mode
+from nfsbox.tracking import PREFIX, Loaded, Tracker, expand, load
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    (tmp_path / "rfs").mkdir()
+    made = Tracker(tmp_path / "rfs", 65536)
+    made.start(Mode.PAIRED, None)
+    return made
+
+
+def again(tracker: Tracker) -> Loaded:
+    return load(tracker.directory)
+
+
+def test_nothing_recorded_nothing_lost(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    assert not loaded.present and loaded.reliable and not loaded.changes
+
+
+def test_records_survive_a_crash(tracker: Tracker) -> None:
+    zones = tracker.touch(0, 10, b"f", 3, 4)
+    assert zones == {3, 4}
+    tracker.touch_directory(1, b"d", now_ns=77)
+    loaded = again(tracker)
+    assert loaded.present and loaded.reliable and not loaded.closed and loaded.zone_size == 65536
+    assert loaded.changes.files[0, 10].zones == {3, 4} and loaded.changes.directories == {(1, b"d"): 77}
+    tracker.stop(clean=True)
+    assert again(tracker).closed
+
+
+def test_one_record_per_zone_not_per_write(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    (path,) = tracker.directory.glob(PREFIX + "*")
+    before = path.read_bytes()
+    for _ in range(100):
+        tracker.touch(0, 1, b"f", 0, 0)
+        tracker.touch_directory(0, b"")
+        before = before if before == path.read_bytes() else path.read_bytes()
+    assert path.read_bytes() == before
+
+
+def test_new_files_need_no_record_of_their_own(tracker: Tracker) -> None:
+    now = time.time_ns()
+    tracker.touch_directory(0, b"", now_ns=now)
+    assert tracker.created(0, 5, b"new", now + 1)
+    assert tracker.touch(0, 5, b"new", 0, 100) is None
+    assert not tracker.created(0, 6, b"unmarked/new", now)
+    # The clock was set back: the mark follows.
+    assert tracker.created(0, 7, b"older", now - 10**12)
+    assert again(tracker).changes.directories[0, b""] == now - 10**12
+
+
+def test_epochs(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    era = tracker.era
+    assert tracker.epoch() == 1 and tracker.era > era
+    tracker.touch(0, 2, b"g", 0, 0)
+    assert set(again(tracker).changes.files) == {(0, 1), (0, 2)}
+    tracker.checkpointed(1)
+    assert set(again(tracker).changes.files) == {(0, 2)}
+
+
+def test_an_older_epoch_follows_renames(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"d/f", 0, 0)
+    tracker.epoch()
+    tracker.renamed(0, 99, b"d", b"e", directory=True)
+    assert again(tracker).changes.files[0, 1].path == b"e/f"
+    assert tracker.snapshot().files[0, 1].path == b"e/f"
+
+
+def test_alone_keeps_everything(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    tracker.epoch()
+    tracker.alone()
+    tracker.checkpointed(1)
+    tracker.touch(0, 2, b"g", 0, 0)
+    assert set(again(tracker).changes.files) == {(0, 1), (0, 2)} and again(tracker).changes.mode is Mode.ALONE
+    tracker.epoch()
+    tracker.paired()
+    assert not again(tracker).changes
+
+
+def test_a_later_life_inherits(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 7, 7)
+    later = Tracker(tracker.directory, 65536)
+    later.start(Mode.ALONE, again(tracker))
+    later.touch(0, 1, b"f", 9, 9)
+    assert again(later).changes.files[0, 1].zones == {7, 9}
+    assert len(list(tracker.directory.glob(PREFIX + "*"))) == 1
+
+
+def test_damage_is_not_trusted(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    (path,) = tracker.directory.glob(PREFIX + "*")
+    data = bytearray(path.read_bytes())
+    data[3] ^= 0xFF
+    path.write_bytes(data)
+    loaded = again(tracker)
+    assert not loaded.reliable and "damaged" in loaded.why
+    path.write_bytes(b"")
+    assert not again(tracker).reliable
+
+
+def test_a_torn_last_record_is_not_a_record(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    (path,) = tracker.directory.glob(PREFIX + "*")
+    kept = len(path.read_bytes().rstrip(b"\0"))
+    tracker.touch(0, 2, b"g", 0, 0)
+    data = bytearray(path.read_bytes())
+    data[kept + 20] ^= 0xFF
+    path.write_bytes(data)
+    loaded = again(tracker)
+    assert loaded.reliable and set(loaded.changes.files) == {(0, 1)}
+
+
+def test_another_zone_size_is_noticed(tracker: Tracker) -> None:
+    tracker.touch(0, 1, b"f", 0, 0)
+    tracker.epoch()
+    other = Tracker(tracker.directory, 131072)
+    other.start(Mode.ALONE, None)
+    assert again(other).reliable and again(other).zone_size == 131072
+
+
+def test_a_set_is_found_on_the_tree_as_it_is_now(tracker: Tracker, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (root / "d").mkdir(parents=True)
+    (root / "d" / "old").write_text("x")
+    (root / "moved").write_text("x")
+    old, moved = os.stat(root / "d" / "old").st_ino, os.stat(root / "moved").st_ino
+    time.sleep(0.05)
+    since = time.time_ns()
+    time.sleep(0.05)
+    tracker.touch(0, moved, b"where it was", 1, 1)
+    tracker.touch(0, 1 << 40, b"removed", 0, 0)
+    tracker.touch_directory(0, b"d", now_ns=since)
+    (root / "d" / "old").write_text("written again")
+    (root / "d" / "new").mkdir()
+    (root / "d" / "new" / "inside").write_text("y")
+    (root / "d" / "fresh").write_text("y")
+    found = {path: (inode, zones) for _, path, inode, zones in expand(tracker.snapshot(), [os.fsencode(root)])}
+    assert found.pop(b"moved") == (moved, [1])
+    assert {path: zones for path, (_, zones) in found.items()} == {b"d/new/inside": None, b"d/fresh": None}
+    assert old not in {inode for inode, _ in found.values()}
