@@ -34,6 +34,7 @@ from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
 from safekit.bus import ADMIN, BusError, Endpoint, Fields, Request
 from safekit.files import locked, write_atomic
+from safekit.keys import overall_signature
 from safekit.log import ModuleLog
 from safekit.model.types import ClusterConfig, User
 from safekit.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
@@ -212,7 +213,8 @@ class Service:
         try:
             stamp = (cluster_dir() / "cluster.json").stat().st_mtime
             date = datetime.fromtimestamp(stamp).isoformat(timespec="seconds")
-            signature = load_cluster().signature if self._applied is None else self._applied[0].signature
+            # Of configuration and key together: a server with another key must not look the same (guide 9.3).
+            signature = overall_signature(load_cluster().signature, self._key())
         except (OSError, Unconfigured):
             date = signature = ""
         return NodeFacts(signature, date, (cluster_dir() / "locked").exists(), modules)

@@ -21,7 +21,7 @@ from safekit.cli.base import (
 )
 from safekit.cli.control import CONTROL_TIMEOUT
 from safekit.files import write_atomic
-from safekit.paths import ModulePaths, safevar
+from safekit.paths import ModulePaths, safe, safevar
 
 _SERVICES = {"web": ("on", "safewebserver"), "snmp": ("off", "safeagent")}
 _WORDS = ("on", "off", "status", *(f"{service}{verb}" for service in _SERVICES for verb in ("on", "off", "status")))
@@ -45,8 +45,30 @@ def _service(word: str) -> int:
         click.echo(_setting(path, default))
         return 0
     write_atomic(path, f"{verb}\n".encode())
-    click.echo(f"{daemon} is not in this version: the setting is kept for it.")
+    if service == "web":
+        systemctl("enable" if verb == "on" else "disable", daemon)
+    else:
+        click.echo(f"{daemon} is not in this version: the setting is kept for it.")
     return 0
+
+
+def systemctl(verb: str, unit: str) -> None:
+    """Ask the system's service manager. Raises Failure with what it said."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["systemctl", verb, f"{unit}.service"], capture_output=True, text=True, check=False, timeout=60
+        )
+    except FileNotFoundError:
+        raise Failure(f"this system has no systemctl to {verb} {unit} with", f"run {unit} by hand") from None
+    except subprocess.TimeoutExpired:
+        raise Failure(f"systemctl {verb} {unit} did not end within 60 s", f"systemctl status {unit}") from None
+    if done.returncode:
+        raise Failure(
+            f"systemctl {verb} {unit}: {(done.stderr or done.stdout).strip() or done.returncode}",
+            f"systemctl status {unit}; journalctl -u {unit}",
+        )
 
 
 @command(
@@ -99,12 +121,47 @@ def _later(daemon: str, what: str) -> Failure:
     return Failure(f"{daemon} ({what}) is not in this version", "use the command line on each server")
 
 
-@command("webserver", example="safekit webserver start")
+@command("webserver", example="safekit webserver start", modifies=True, admin=False)
 @click.argument("verb", type=click.Choice(["start", "stop", "restart"]))
 @click.argument("sync", required=False)
 def webserver_command(verb: str, sync: str | None) -> int:
-    """Start, stop or restart the web service (console, distributed commands, module checkers)."""
-    raise _later("safewebserver", "the web service")
+    """Start, stop or restart the web service (console, distributed commands, module checkers).
+
+    Waits until it answers.
+    """
+    systemctl(verb, "safewebserver")
+    if verb != "stop":
+        _wait_for_web()
+    return 0
+
+
+WEB_SECONDS = 15.0
+
+
+def _wait_for_web() -> None:
+    """Until every port of httpd.conf accepts connections. Raises Failure."""
+    import re
+    import socket
+    import time
+
+    try:
+        text = (safe() / "web" / "conf" / "httpd.conf").read_text(errors="replace")
+    except FileNotFoundError:
+        text = "Define httpadminport 9010"
+    ports = re.findall(r"^\s*Define\s+http(?:admin|control|monitor)port\s+(\d+)\s*$", text, re.MULTILINE)
+    deadline = time.monotonic() + WEB_SECONDS
+    for port in ports:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(port)), timeout=1).close()
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise Failure(
+                        f"the web service does not listen on TCP port {port}: {error.strerror or error}",
+                        "journalctl -u safewebserver",
+                    ) from None
+                time.sleep(0.05)
 
 
 @command("safeagent", example="safekit safeagent check")

@@ -1,7 +1,7 @@
 """The cluster configuration of this server (guide 9.3, 12.2).
 
-The file and the key must be the same on all servers. Without the web service they are carried by hand:
-`cluster export` writes both in a zip, `cluster config FILE.zip` applies them on another server.
+The file and the key must be the same on all servers: `safekit -H "*" -G` distributes them. Without the web service
+they are carried by hand: `cluster export` writes both in a zip, `cluster config FILE.zip` applies them there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from safekit.cli.base import Failure, bus, command, require_admin
 from safekit.files import write_atomic
+from safekit.keys import FORMER_KEYS, NEXT_KEY, cluster_key, make_next_key, remember_former
 from safekit.paths import cluster_dir, safevar
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 MAX_CLUSTER_FILE = 1 << 20
 RELOAD_TIMEOUT = 10.0
 LOCKED = "locked by safekit cluster config lock"
+OTHERS = (
+    'Next step: safekit -H "*" -G gives it to every server (or, by hand: safekit cluster export /tmp/cluster.zip, '
+    "then on each other server: safekit cluster config /tmp/cluster.zip)"
+)
 
 
 @click.group("cluster")
@@ -98,14 +103,25 @@ def _apply(path: Path, key: str | None) -> ClusterConfig:
 
     config, warnings = _check(path)
     node = name_of_this_server(config)
+    former = _present_key()
     try:
         applied, _ = apply_cluster(path, key=key)
     except ClusterError as error:
         text, _, step = str(error).partition("; ")
         raise Failure(text, step) from None
     write_atomic(safevar() / "nodename", f"{node}\n".encode(), mode=0o644)
+    (cluster_dir() / NEXT_KEY).unlink(missing_ok=True)
+    if former is not None and former != _present_key():
+        remember_former(former)
     _findings(warnings)
     return applied
+
+
+def _present_key() -> bytes | None:
+    try:
+        return cluster_key()
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def reload_admin(*, joined: bool) -> None:
@@ -154,10 +170,7 @@ def config_command(words: tuple[str, ...]) -> int:
         click.echo(f"this server is node {(safevar() / 'nodename').read_text().strip()}")
         click.echo(f"cluster of {len(config.node_names)} nodes configured: {', '.join(config.node_names)}")
         if key is None:
-            click.echo(
-                "Next step: safekit cluster export /tmp/cluster.zip, then on each other server: "
-                "safekit cluster config /tmp/cluster.zip"
-            )
+            click.echo(OTHERS)
     if turn == "lock":
         write_atomic(lock_file(), b"1\n")
     elif turn == "unlock":
@@ -177,8 +190,9 @@ def export_command(file: str) -> int:
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "r+b") as handle, zipfile.ZipFile(handle, "w") as archive:
-            for name in ("cluster.xml", "cluster.key"):
-                archive.write(cluster_dir() / name, name)
+            archive.write(cluster_dir() / "cluster.xml", "cluster.xml")
+            waiting = NEXT_KEY if (cluster_dir() / NEXT_KEY).exists() else "cluster.key"
+            archive.write(cluster_dir() / waiting, "cluster.key")
         os.rename(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -269,6 +283,8 @@ def deconfig_command() -> int:
     if lock_file().exists():
         raise Failure(f"the cluster configuration is {LOCKED}", "safekit cluster config unlock")
     deconfigure_cluster()
+    for name in (NEXT_KEY, FORMER_KEYS):
+        (cluster_dir() / name).unlink(missing_ok=True)
     (safevar() / "nodename").unlink(missing_ok=True)
     reload_admin(joined=False)
     return 0
@@ -276,19 +292,14 @@ def deconfig_command() -> int:
 
 @command("genkey", example="safekit cluster genkey", modifies=True)
 def genkey_command() -> int:
-    """Make a new cluster key. It is used from the next `cluster config` of each server on."""
-    from safekit.model.cluster import new_key, write_key
-
+    """Make a new cluster key. It comes into force everywhere when it is distributed: safekit -H "*" -G."""
     if not (cluster_dir() / "cluster.xml").exists():
         raise Failure("the cluster is not configured", "safekit cluster config cluster.xml")
     if lock_file().exists():
         raise Failure(f"the cluster configuration is {LOCKED}", "safekit cluster config unlock")
-    write_key(new_key())
-    click.echo(f"new key at {time.strftime('%H:%M:%S')}")
-    click.echo(
-        "Next step: safekit cluster export /tmp/cluster.zip, then on every server, this one too: "
-        "safekit cluster config /tmp/cluster.zip"
-    )
+    make_next_key()
+    click.echo(f"new key at {time.strftime('%H:%M:%S')}; the present one stays in force until it is distributed")
+    click.echo('Next step: safekit -H "*" -G')
     return 0
 
 

@@ -20,15 +20,15 @@ from safekit.configuration import (
 from safekit.model.findings import ConfigError, Finding
 
 
-def _show(findings: Iterable[Finding]) -> None:
+def show_findings(findings: Iterable[Finding]) -> None:
     for finding in findings:
         click.echo(str(finding), err=True)
 
 
-def _refuse(error: ConfigError | ConfigureError, module: str) -> NoReturn:
+def refuse(error: ConfigError | ConfigureError, module: str) -> NoReturn:
     """Turn what the model found into the command's error."""
     if isinstance(error, ConfigError):
-        _show(error.findings)
+        show_findings(error.findings)
         raise Failure(
             f"the configuration of module {module} is not correct; nothing was changed",
             "correct the lines above, then run the command again",
@@ -54,8 +54,8 @@ def config_command(module: str | None) -> int:
     try:
         result = apply(paths.module, state)
     except (ConfigError, ConfigureError) as error:
-        _refuse(error, paths.module)
-    _show(result.warnings)
+        refuse(error, paths.module)
+    show_findings(result.warnings)
     suffix = result.config.rfs.suffix if result.config.rfs is not None else ""
     for directory in result.converted:
         click.echo(f"{directory} is now a link to {directory}{suffix}")
@@ -83,7 +83,7 @@ def undo(module: str) -> None:
     try:
         warnings = deconfig(module, running_state(module))
     except (ConfigError, ConfigureError) as error:
-        _refuse(error, module)
+        refuse(error, module)
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
 
@@ -104,8 +104,8 @@ def confcheck_command(module: str | None) -> int:
     try:
         result = confcheck(paths.module)
     except (ConfigError, ConfigureError) as error:
-        _refuse(error, paths.module)
-    _show(result.warnings)
+        refuse(error, paths.module)
+    show_findings(result.warnings)
     if result.script_status:
         raise Failure(
             f"the script {paths.bin_dir / 'confcheck'} ended with status {result.script_status}",
@@ -127,7 +127,7 @@ def confinfo_command(module: str | None) -> int:
         current = current_signature(paths.module)
         active = active_stamp(paths.module) if paths.active_json.exists() else None
     except ConfigureError as error:
-        _refuse(error, paths.module)
+        refuse(error, paths.module)
     if active is None:
         click.echo("active   not configured")
     else:

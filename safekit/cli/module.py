@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from safekit.cli.archive import ArchiveError, pack, unpack
+from safekit.archive import ArchiveError, pack, unpack
 from safekit.cli.base import Failure, command, installed_modules, module_option, module_paths, require_admin, session
+from safekit.cli.deploy import delkey_command, deploy_command, genkey_command
 from safekit.files import locked, write_atomic
 from safekit.paths import ModulePaths, cluster_dir, safe
 
@@ -238,5 +239,15 @@ def uninstall_command(module: str | None) -> int:
     return 0
 
 
-for _each in (install_command, list_command, listid_command, getports_command, package_command, uninstall_command):
+for _each in (
+    install_command,
+    list_command,
+    listid_command,
+    getports_command,
+    package_command,
+    uninstall_command,
+    deploy_command,
+    genkey_command,
+    delkey_command,
+):
     module_command.add_command(_each)

@@ -219,7 +219,7 @@ class Application:
 
     def _keep_copy(self) -> None:
         """A copy of the last applied modules in SAFE/modules/lastconfig, for going back (3.8)."""
-        from safekit.cli.archive import pack
+        from safekit.archive import pack
 
         directory = safe() / "modules" / LAST_CONFIG
         directory.mkdir(mode=0o770, parents=True, exist_ok=True)

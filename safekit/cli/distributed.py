@@ -1,0 +1,290 @@
+"""-H, -E and -G: the same command on several servers (guide 9.1).
+
+The servers are asked in parallel and shown one after the other, in the order of the list. The exit status is the
+worst one; a server that could not be asked counts as 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from safekit.cli.base import Failure, check_access, paint
+from safekit.cli.targets import Credentials, Target, TargetError, default_list, parse_targets
+from safekit.keys import asking_keys, cluster_key, next_key
+from safekit.model.codec import CodecError, from_json
+from safekit.model.types import ClusterConfig
+from safekit.paths import cluster_dir, node_name, safe, safevar
+from safekit.webclient import Ask, CallError, call
+
+MAX_SERVERS = 64
+SECONDS = 120.0
+PATIENT_SECONDS = 86400.0
+PATIENT = frozenset({"waitstart", "waitstop", "waitstate", "shutdown", "config", "snapshot", "dump", "forcestop"})
+USER_VARIABLE, PASSWORD_VARIABLE = "SAFEKIT_USER", "SAFEKIT_PASSWORD"
+_LOCAL = {
+    "-p": "it shows the paths of one server",
+    "-r": "special commands are for one server",
+    "logview": "it follows the log of one server",
+    "webserver": "it would end the service that carries it",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A distributed command line. `kind` is command, deploy (-E) or cluster (-G)."""
+
+    kind: str
+    servers: str | None
+    module: str
+    words: tuple[str, ...]
+
+
+def parse_order(words: Sequence[str]) -> Order:
+    """Take -H, -E and -G out of a line. Raises Failure."""
+    servers: str | None = None
+    kind, module = "command", ""
+    rest: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if word in ("-H", "-E") and (kind == "command" or word == "-H") and not _inside_command(rest):
+            if index + 1 >= len(words) or (word == "-E" and words[index + 1].startswith("-")):
+                what = "a list of servers" if word == "-H" else "the name of a module"
+                raise Failure(f"{word} needs {what}", 'safekit -H "*" state    safekit -H "*" -E AM')
+            if word == "-H":
+                servers = words[index + 1]
+            else:
+                kind, module = "deploy", words[index + 1]
+            index += 2
+            continue
+        if word == "-G" and kind == "command" and not _inside_command(rest):
+            kind = "cluster"
+        else:
+            rest.append(word)
+        index += 1
+    if kind == "deploy" and rest[:1] == ["-m"] and len(rest) == 2:
+        rest = []
+    if kind != "command" and rest:
+        raise Failure(f"{'-E' if kind == 'deploy' else '-G'} takes no command: {' '.join(rest)}", "leave it out")
+    if kind == "command":
+        if not rest:
+            raise Failure("which command? nothing follows the list of servers", 'safekit -H "*" state')
+        for word in [rest[0], _command(rest)]:
+            if word in _LOCAL:
+                raise Failure(f"safekit {word} cannot be used with -H: {_LOCAL[word]}", "run it on that server")
+    return Order(kind, servers, module, tuple(rest))
+
+
+def _command(rest: Sequence[str]) -> str:
+    words = list(rest)
+    while len(words) > 2 and words[0] in ("-m", "-u", "-i"):
+        del words[:2]
+    return words[0] if words else ""
+
+
+def _inside_command(rest: Sequence[str]) -> bool:
+    """Whether the command has begun: what follows it is its own."""
+    return bool(rest) and not _command(rest).startswith("-")
+
+
+def _cluster() -> ClusterConfig | None:
+    try:
+        return from_json(ClusterConfig, (cluster_dir() / "cluster.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except CodecError as error:
+        raise Failure(f"{cluster_dir() / 'cluster.json'}: {error}", "safekit cluster config") from None
+
+
+def _servers(order: Order) -> str:
+    if order.servers is not None:
+        return order.servers
+    path = safevar() / "default_cluster.txt"
+    try:
+        return default_list(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Failure(
+            f"which servers? there is no -H, and {path} does not exist", 'add -H "*", or write the list in that file'
+        ) from None
+
+
+def _protocol() -> str:
+    """What names stand for: https where SAFE/web/conf/ssl is filled (9.1)."""
+    try:
+        return "https" if any(entry.is_file() for entry in os.scandir(safe() / "web" / "conf" / "ssl")) else "http"
+    except FileNotFoundError:
+        return "http"
+
+
+def _credentials() -> Credentials | None:
+    password = os.environ.get(PASSWORD_VARIABLE)
+    return Credentials(os.environ.get(USER_VARIABLE, "admin"), password) if password is not None else None
+
+
+def run_distributed(words: Sequence[str]) -> int:
+    """Do a distributed command line; the exit status. Raises Failure when nothing could be begun."""
+    check_access()
+    order = parse_order(words)
+    try:
+        targets = parse_targets(_servers(order), _cluster(), node_name(), _protocol())
+    except TargetError as error:
+        raise Failure(error.text, error.next_step) from None
+    if len(targets) > MAX_SERVERS:
+        raise Failure(f"{len(targets)} servers are too many; at most {MAX_SERVERS}", "run it in parts")
+    if order.kind == "command":
+        return _everywhere(targets, lambda target: _command_ask(order.words))
+    from safekit.commandlog import finished, started
+
+    entry, code = started(" ".join(words)), 1
+    try:
+        code = _give_cluster(targets) if order.kind == "cluster" else _give_module(targets, order.module)
+    finally:
+        finished(entry, code)
+    return code
+
+
+def _command_ask(words: tuple[str, ...]) -> Ask:
+    seconds = PATIENT_SECONDS if _command(words) in PATIENT else SECONDS
+    body = json.dumps({"arguments": list(words), "timeout": seconds}).encode()
+    return Ask("POST", "/api/v1/command", body, seconds=seconds)
+
+
+# Asking and showing
+
+Outcome = tuple[dict[str, Any], bool] | CallError
+
+
+def _ask(target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None) -> Outcome:
+    try:
+        return call(target, ask, keys, credentials)
+    except CallError as error:
+        return error
+
+
+def _everywhere(targets: Sequence[Target], ask_of: Callable[[Target], Ask], done: str = "") -> int:
+    """Ask all servers at once and show each one; the worst status. `done`: said for a server where it worked."""
+    keys, worst = asking_keys(), 0
+    with ThreadPoolExecutor(len(targets)) as pool:
+
+        def start(target: Target, credentials: Credentials | None) -> Future[Outcome]:
+            return pool.submit(_ask, target, ask_of(target), keys, credentials)
+
+        futures = [(target, start(target, _credentials())) for target in targets]
+        asked: Credentials | None = None
+        for index, (target, future) in enumerate(futures):
+            outcome = future.result()
+            if isinstance(outcome, CallError) and outcome.kind == "credentials" and sys.stdin.isatty():
+                asked = asked or _prompt([t for t, f in futures[index:] if _wants(f.result())])
+                if asked is not None:
+                    outcome = start(target, asked).result()
+            worst = max(worst, _show(target, outcome, done))
+    return worst
+
+
+def _wants(outcome: Outcome) -> bool:
+    return isinstance(outcome, CallError) and outcome.kind == "credentials"
+
+
+def _prompt(targets: Sequence[Target]) -> Credentials | None:
+    """A name and a password typed by the administrator; None when nothing is typed."""
+    names = ", ".join(target.label for target in targets)
+    click.echo(f"Not yet in this cluster, or with another key: {names}", err=True)
+    user = click.prompt("User of the web service there", default="admin", err=True)
+    password = click.prompt("Password", hide_input=True, default="", show_default=False, err=True)
+    return Credentials(user, password) if password else None
+
+
+def _show(target: Target, outcome: Outcome, done: str) -> int:
+    title = f"{target.node} {target.url}" if target.node else target.url
+    if isinstance(outcome, CallError):
+        click.echo(f"--- {title}: {paint('failed', 'red')}")
+        sys.stdout.flush()
+        click.echo(f"Error: {target.label}: {outcome.text}", err=True)
+        step = outcome.next_step
+        if outcome.kind == "credentials":
+            step = (
+                f"give a user of that server: {USER_VARIABLE}=admin {PASSWORD_VARIABLE}=... safekit ..., or run it in a"
+                " terminal, which asks for it"
+            )
+        if step:
+            click.echo(f"Next step: {step}", err=True)
+        return 1
+    answer, in_clear = outcome
+    status = int(answer.get("status", 1))
+    ended = bool(answer.get("ended", True))
+    verdict = "" if status == 0 else f": exit status {status}"
+    click.echo(f"--- {title}{verdict if ended else ': goes on'}")
+    output = str(answer.get("output", "")).rstrip("\n")
+    if output:
+        click.echo(output)
+    if answer.get("truncated"):
+        click.echo("(the rest of the output was cut)")
+    if not ended:
+        click.echo(f"It had not ended after {answer.get('seconds')} s and goes on there.")
+    if status == 0 and ended and done:
+        click.echo(done)
+    if in_clear:
+        click.echo(
+            f"Warning: keys went to {target.label} in clear, as it had no common key yet; where that network is not "
+            "trusted: safekit cluster genkey, and -G again",
+            err=True,
+        )
+    return status
+
+
+# -G and -E
+
+
+def _give_cluster(targets: Sequence[Target]) -> int:
+    """The cluster's configuration and key, to each server; all or nothing on each."""
+    try:
+        xml = (cluster_dir() / "cluster.xml").read_text(encoding="utf-8")
+        waiting = next_key()
+        key = waiting or cluster_key()
+    except FileNotFoundError:
+        raise Failure("the cluster is not configured on this server", "safekit cluster config cluster.xml") from None
+    except (ValueError, OSError) as error:
+        raise Failure(str(error), "safekit cluster config") from None
+    body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
+    worst = _everywhere(targets, lambda target: Ask("PUT", "/api/v1/cluster", body, secret=True, seconds=SECONDS))
+    if worst:
+        click.echo("Not every server has the configuration: those that failed are as they were.", err=True)
+        click.echo("Next step: correct the cause, then run the same command again", err=True)
+    elif waiting is not None and node_name() not in {target.node for target in targets}:
+        click.echo(f"Next step: the new key is not in force here: safekit -H {node_name()} -G", err=True)
+    return worst
+
+
+def _give_module(targets: Sequence[Target], module: str) -> int:
+    """A module, to each server: installed there, and configured when it is configured here."""
+    import tempfile
+    from urllib.parse import quote
+
+    from safekit.archive import pack
+    from safekit.cli.base import module_paths
+    from safekit.cli.module import module_id
+
+    paths = module_paths(module)
+    configured = paths.active_json.exists()
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / f"{module}.safe"
+        pack(paths.root, archive)
+        content = archive.read_bytes()
+    path = f"/api/v1/modules/{quote(module)}/archive?id={module_id(paths) or 0}&configure={int(configured)}"
+    ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=SECONDS)
+    if not configured:
+        click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
+    worst = _everywhere(targets, lambda target: replace(ask))
+    if worst:
+        click.echo(f"Not every server has module {module} as it is here: those that failed are as they were.", err=True)
+        click.echo("Next step: correct the cause, then run the same command again", err=True)
+    return worst

@@ -1,0 +1,179 @@
+"""Asking the web service of another server, within a bounded time. Standard library only."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safekit.cli.targets import Credentials, Target
+from safekit.paths import node_name, safe
+from safekit.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
+
+CONNECT_SECONDS = 3.0
+IDLE_SECONDS = 10.0
+"""A service that runs a command sends something every second."""
+MAX_ANSWER = 16 << 20
+
+
+class CallError(Exception):
+    """A server that did not do what it was asked: `kind` is connect, silent, slow, credentials, the code of a
+    refusal, or a kind of SignatureError. The text does not repeat the server's name."""
+
+    def __init__(self, kind: str, text: str, next_step: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.next_step = next_step
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request. `secret`: its body is sealed with the cluster key where the server has it."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+    secret: bool = False
+    seconds: float = 120.0
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    key: bytes | None = None
+    credentials: Credentials | None = None
+
+
+def call(
+    target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None = None
+) -> tuple[dict[str, Any], bool]:
+    """The answer, and whether secrets went in clear. Tries the keys, then the credentials, then nothing at all
+    (a service may be open). Raises CallError."""
+    refusal: CallError | None = None
+    for attempt in _attempts(target, keys, target.credentials or credentials):
+        try:
+            answer = _once(target, ask, attempt)
+            return answer, ask.secret and attempt.key is None and target.protocol == "http"
+        except CallError as error:
+            # `altered` from a server that has just changed its key is worth another key too.
+            if error.kind not in ("key", "credentials"):
+                raise
+            if refusal is None or error.kind == "credentials":
+                refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def _attempts(target: Target, keys: Sequence[bytes], credentials: Credentials | None) -> Iterator[_Attempt]:
+    if target.credentials is not None:
+        yield _Attempt(credentials=target.credentials)
+        return
+    if target.node:
+        for key in keys:
+            yield _Attempt(key=key)
+    yield _Attempt(credentials=credentials)
+
+
+def _connection(target: Target) -> http.client.HTTPConnection:
+    if target.protocol == "https":
+        authority = safe() / "web" / "conf" / "cacert.crt"
+        context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
+        return http.client.HTTPSConnection(target.host, target.port, timeout=CONNECT_SECONDS, context=context)
+    return http.client.HTTPConnection(target.host, target.port, timeout=CONNECT_SECONDS)
+
+
+def _once(target: Target, ask: Ask, attempt: _Attempt) -> dict[str, Any]:
+    headers, body, nonce = {"Content-Type": ask.content_type, "Connection": "close"}, ask.body, ""
+    if attempt.key is not None:
+        if ask.secret:
+            body = seal_body(attempt.key, body)
+        headers["Authorization"], nonce = sign(
+            attempt.key, node_name(), target.node, ask.method, ask.path, body, sealed=ask.secret
+        )
+    elif attempt.credentials is not None:
+        pair = f"{attempt.credentials.user}:{attempt.credentials.password}".encode()
+        headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+    deadline = time.monotonic() + ask.seconds + IDLE_SECONDS
+    connection = _connection(target)
+    try:
+        status, signed, data = _exchange(connection, ask, body, headers, deadline)
+    except (TimeoutError, socket.gaierror, ConnectionError, ssl.SSLError, OSError, http.client.HTTPException) as error:
+        raise _failed(target, connection, error) from None
+    finally:
+        connection.close()
+    if attempt.key is not None and (signed or status != 401):
+        try:
+            data = check_answer(attempt.key, nonce, status, data)
+        except SignatureError as error:
+            raise CallError("altered", error.text, "see who answers at this address; use HTTPS") from None
+    return _judge(status, data)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str], deadline: float
+) -> tuple[int, bool, bytes]:
+    connection.connect()
+    assert connection.sock is not None
+    connection.sock.settimeout(IDLE_SECONDS)
+    connection.request(ask.method, ask.path, body=body, headers=headers)
+    response = connection.getresponse()
+    kept = bytearray()
+    while data := response.read1(65536):
+        kept += data
+        if len(kept) > MAX_ANSWER:
+            raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER >> 20} MB")
+        if time.monotonic() > deadline:
+            raise _Slow(f"no end after {ask.seconds:.0f} s")
+    return response.status, response.getheader(SIGNED_ANSWER) == "1", bytes(kept)
+
+
+class _Slow(OSError):
+    """The answer goes on and on."""
+
+
+def _failed(target: Target, connection: http.client.HTTPConnection, error: Exception) -> CallError:
+    web = "is its web service running? there: safekit webserver start"
+    if isinstance(error, _Slow):
+        return CallError("slow", str(error), "it may still end: safekit log there shows it")
+    if isinstance(error, socket.gaierror):
+        return CallError(
+            "connect", f"{target.host} has no address: {error.strerror}", "correct the name, or use the IP"
+        )
+    if isinstance(error, TimeoutError):
+        if connection.sock is None:
+            return CallError(
+                "connect",
+                f"no connection to {target.url} within {CONNECT_SECONDS:.0f} s",
+                "is the server up, and the port open in its firewall?",
+            )
+        return CallError("silent", f"{target.url} said nothing for {IDLE_SECONDS:.0f} s", web)
+    if isinstance(error, ssl.SSLError):
+        return CallError("connect", f"{target.url}: {error.reason or error}", "see guide 11.3: certificates")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return CallError("connect", f"{target.url}: {reason}", web)
+
+
+def _judge(status: int, data: bytes) -> dict[str, Any]:
+    """The JSON object of an answer. Raises CallError for a refusal."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise CallError(
+            "http", f"an answer that is not of SafeKit (HTTP status {status})", "what listens on this port?"
+        )
+    if status >= 400:
+        raise CallError(
+            str(answer.get("error", "http")),
+            str(answer.get("text", f"HTTP status {status}")),
+            str(answer.get("next_step", "")),
+        )
+    return answer
