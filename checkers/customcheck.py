@@ -22,9 +22,11 @@ GRACE = 3.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
 _PR_SET_CHILD_SUBREAPER = 36
 
-def command(userbin: Path, program: str, arguments: str) -> list[str]:
-    """What to execute: a relative program is under SAFEUSERBIN. Raises ValueError for an unclosed quote."""
-    return [str(userbin / program), *shlex.split(arguments)]
+
+def command(userbin: Path, program: str, module: str, resource: str, arguments: str) -> list[str]:
+    """What to execute: a relative program is under SAFEUSERBIN. It gets the module, its resource, then the words
+    of `arguments` (15.13). Raises ValueError for an unclosed quote."""
+    return [str(userbin / program), module, resource, *shlex.split(arguments)]
 
 
 def descendants(root: int) -> set[int]:
@@ -99,7 +101,9 @@ async def check(context: Context) -> None:
     while not stopping.done():
         try:
             process = await asyncio.create_subprocess_exec(
-                *command(context.paths.userbin, custom.exec, custom.arg),
+                *command(
+                    context.paths.userbin, custom.exec, context.module, f"custom.{custom.ident}", custom.arg
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

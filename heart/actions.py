@@ -42,7 +42,7 @@ class Rfs:
 
 @dataclass(frozen=True, slots=True)
 class Vip:
-    """Set or unset the virtual addresses."""
+    """An operation of vipd: init (remove what a crash left), set, unset; in a farm also join and leave."""
 
     operation: str
 

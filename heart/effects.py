@@ -116,7 +116,8 @@ class Effects:
         if self._context.config.vip is None:
             return
         try:
-            await self._context.bus.request(f"{self._context.module}/vipd", f"vip_{operation}", VIP_SECONDS)
+            name = f"farm_{operation}" if operation in ("join", "leave") else f"vip_{operation}"
+            await self._context.bus.request(f"{self._context.module}/vipd", name, VIP_SECONDS)
         except BusError as error:
             # the application goes on: an address that cannot be set is told, and vipd tries again
             self._context.log.event("vip_failed", operation=operation, reason=error.text)

@@ -136,7 +136,9 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
         t.because("refused", f"set {event.name}", who=event.who)
         return
     if t.remember({event.name: event.value}) and not event.name.startswith(UNLOGGED):
-        t.log("resource_set", name=event.name, value=event.value, who=event.who)
+        # init says only that nobody looks any more
+        code = "resource_info" if event.value == "init" else "resource_set"
+        t.log(code, name=event.name, value=event.value, who=event.who)
     if event.name == "rfs.degraded" and event.value == "up" and s.role.primary:
         s.break_asked = s.break_asked or "degraded"
 

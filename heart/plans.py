@@ -68,6 +68,7 @@ def resume(*, adopted: bool = False) -> tuple[Step, ...]:
     """The part of a start that a heart restarted in WAIT does again (`adopted`: on what still runs)."""
     return (
         Processes(True, "base"),
+        Vip("init"),
         Rfs("prepare", on_failure="prepare_failed"),
         Processes(True, "pre", keep=adopted),
         Do("listen"),
@@ -135,6 +136,11 @@ def _end(role: Role) -> tuple[Processes, ...]:
     return tuple(Processes(False, phase) for phase in _PHASES[role])
 
 
+def _share(role: Role, operation: str) -> tuple[Vip, ...]:
+    """In a farm clients come only while the application runs; the others serve them meanwhile."""
+    return (Vip(operation),) if role is Role.UP else ()
+
+
 def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
     """ALONE, PRIM, SECOND or UP -> WAIT.
 
@@ -144,6 +150,7 @@ def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
     return (
         *((Rfs("standby"),) if revoke else ()),
         *_end(role),
+        *_share(role, "leave"),
         *scripts(_STOPS[role], role, Role.WAIT, action),
         *((Vip("unset"),) if role is not Role.SECOND else ()),
         *((Do("settle_pair"), Hold("pair_settled")) if role.primary else ()),
@@ -184,6 +191,7 @@ def to_up(action: str) -> tuple[Step, ...]:
     return (
         Vip("set"),
         *scripts(("transition", "start_both"), Role.WAIT, Role.UP, action),
+        *_share(Role.UP, "join"),
         *_begin(Role.UP),
         Do("stable"),
     )
@@ -193,8 +201,10 @@ def restart(role: Role) -> tuple[Step, ...]:
     """Stop and start scripts of the current role, nothing else."""
     return (
         *_end(role),
+        *_share(role, "leave"),
         *scripts(_STOPS[role], role, role, "restart"),
         *scripts(_STARTS[role], role, role, "restart"),
+        *_share(role, "join"),
         *_begin(role),
         Do("stable"),
     )

@@ -20,6 +20,7 @@ from heart.actions import (
     Run,
     Scripts,
     Step,
+    Vip,
 )
 from heart.state import State
 from heart.values import Beat, Color, Reason, Role
@@ -216,6 +217,9 @@ class Turn:
             if not s.setup.rfs:
                 s.plan = s.plan[1:]
                 return True
+        if isinstance(step, Vip) and step.operation in ("join", "leave") and s.setup.mode != "farm":
+            s.plan = s.plan[1:]
+            return True
         if isinstance(step, Processes):
             if not s.setup.watched(step.phase):
                 s.plan = s.plan[1:]

@@ -103,4 +103,5 @@ def test_process_names_suit_the_supervisor() -> None:
     [("check", "", ["/bin-dir/check"]), ("/opt/c", "-a 'b c'", ["/opt/c", "-a", "b c"])],
 )
 def test_custom_commands(program: str, arguments: str, expected: list[str]) -> None:
-    assert command(Path("/bin-dir"), program, arguments) == expected
+    wanted = [expected[0], "AM", "custom.x", *expected[1:]]
+    assert command(Path("/bin-dir"), program, "AM", "custom.x", arguments) == wanted

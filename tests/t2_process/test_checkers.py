@@ -125,12 +125,12 @@ def test_a_custom_checker_that_dies_is_started_again_and_logged(tmp_path: Path) 
         config = module(Check(custom=(short, CustomCheck("none", "prim", "none"))))
         async with FakeServer(tmp_path, config) as server:
             script = server.paths.userbin / "short"
-            script.write_text('#!/bin/sh\necho "$#" >> "$SAFEUSERVAR/runs"\nexit 3\n')
+            script.write_text('#!/bin/sh\necho "$# $1 $2 $4" >> "$SAFEUSERVAR/runs"\nexit 3\n')
             script.chmod(0o755)
             server.spawn("checkers.customcheck", "--ident", "short")
             server.spawn("checkers.customcheck", "--ident", "none")
             runs = server.paths.var / "runs"
-            await server.until(lambda: runs.exists() and runs.read_text() == "2\n2\n", "it is started again")
+            await server.until(lambda: runs.exists() and runs.read_text() == 2 * "4 AM custom.short two three\n", "it is started again")
             codes = {line.code for line in server.log()}
             assert {"custom_ended", "custom_missing"} <= codes
             assert any("exit status 3" in line.text() for line in server.log())
