@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from nfsbox.engine import Root
 from nfsbox.exclusions import parent
-from nfsbox.system import PIECE, fallocate, set_mtime, set_times
+from nfsbox.system import PIECE, fallocate, set_times
 from nfsbox.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, valid_path
 
 _ACL_PREFIX: Final = b"system.posix_acl_"
@@ -100,6 +100,8 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, durab
                 raise
         return False
     if op == Op.CLOSE:
+        if a:
+            set_times(files.descriptor(fid), None, a)
         files.drop(fid)
         return False
     named = _BY_NAME.get(op)
@@ -196,15 +198,10 @@ class _Named:
         if not self.strict:
             remove(real)
 
-    def done(self, real: bytes, mtime: int = -1) -> None:
-        """The directory of `real` has changed: its time, and its durability."""
-        above = os.path.dirname(real)
-        if mtime < 0:
-            mtime = self.a
-        if mtime:
-            set_mtime(above, mtime)
+    def done(self, real: bytes) -> None:
+        """The directory of `real` has changed: its durability."""
         if self.durable:
-            sync_path(above)
+            sync_path(os.path.dirname(real))
 
 
 def sync_path(path: bytes) -> None:
@@ -250,7 +247,15 @@ def _create(o: _Named) -> bool:
     o.clear(real)
     descriptor = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, stat.S_IMODE(o.b))
     try:
-        _setattr(descriptor, 0, 0, 0, memoryview(o.body), o.durable)
+        _, mode, uid, gid, *_ = ATTR.unpack_from(o.body)
+        made = os.fstat(descriptor)
+        if (made.st_uid, made.st_gid) != (uid, gid):
+            os.fchown(descriptor, uid, gid)
+            made = os.fstat(descriptor)
+        if made.st_mode != mode:
+            os.fchmod(descriptor, stat.S_IMODE(mode))
+        if o.durable:
+            os.fsync(descriptor)
         o.done(real)
     except BaseException:
         os.close(descriptor)
@@ -345,7 +350,7 @@ def _rename(o: _Named) -> bool:
                 remove(new)
     os.rename(old, new)
     if os.path.dirname(old) != os.path.dirname(new):
-        o.done(old, o.b)
+        o.done(old)
     o.done(new)
     return False
 

@@ -85,7 +85,9 @@ class Base(fuse.Operations):  # type: ignore[misc]
         return os.lstat(self.root.real(parent(path))).st_mtime_ns
 
     def _send_name(self, stream: Stream, op: Op, path: bytes, body: bytes, **fields: int) -> int:
-        return stream.send(op, self.index, a=self._directory_mtime(path), body=body, **fields)
+        """Send an operation on a name; the time of its directory follows within a second."""
+        self.engine.due_directories.add((self.index, parent(path)))
+        return stream.send(op, self.index, body=body, **fields)
 
     def _record_names(self, *paths: bytes) -> None:
         for path in paths:

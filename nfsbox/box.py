@@ -466,6 +466,7 @@ class Box:
             self._shown = (shown[0], shown[1])
             self._notify("rfs_bandwidth", {"replication": shown[0], "reintegration": shown[1]})
         self._tracker.watch_clock()
+        engine.flush_times()
         now = time.monotonic()
         if engine.awaiting and now - self._awaiting_since > self.settings.locktimeout:
             self._awaiting_since = now

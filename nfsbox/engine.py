@@ -22,10 +22,10 @@ from typing import Any
 
 from nfsbox.changes import Mode
 from nfsbox.exclusions import Exclusions
-from nfsbox.files import Files
+from nfsbox.files import File, Files
 from nfsbox.stream import State, Stream
 from nfsbox.tracking import Tracker
-from nfsbox.wire import Channel, Op
+from nfsbox.wire import Channel, Op, Set, pack_attr
 
 
 class Role(Enum):
@@ -99,6 +99,8 @@ class Engine:
         self.stream: Stream | None = None
         self.awaiting = False  # paired, but the peer has not connected yet: changes wait
         self.revisit = Revisit()
+        self.due_files: set[File] = set()  # open files and directories whose times the peer lacks
+        self.due_directories: set[tuple[int, bytes]] = set()
         self.held = 0
         self.generation = 0  # rises with every role change: what caches hold is void
         self._released = threading.Event()  # set while nothing is held back
@@ -142,6 +144,35 @@ class Engine:
     def settled(self) -> None:
         """See `lenient`."""
         self._unsettled.discard(threading.get_ident())
+
+    def flush_times(self) -> None:
+        """Send the times that have changed since the last call. They are no part of what is acknowledged: a peer
+        that takes over has its own times of the last second's changes."""
+        while self.due_files or self.due_directories:
+            with self.order:
+                self._flush_some(self.stream, 200)
+
+    def _flush_some(self, stream: Stream | None, most: int) -> None:
+        for _ in range(most):
+            if self.due_directories:
+                root, path = self.due_directories.pop()
+                file = None
+            elif self.due_files:
+                file = self.due_files.pop()
+                root, path = file.root, file.path
+            else:
+                return
+            if stream is None or not self.writable:
+                continue
+            try:
+                attr = pack_attr(Set.MTIME, mtime=os.lstat(self.roots[root].real(path)).st_mtime_ns)
+            except OSError:
+                continue  # it is gone: nobody asks for its time
+            if file is None:
+                stream.send(Op.PSETATTR, root, body=attr + path, flags=0)
+            elif file.session == stream.identity and not file.orphan:
+                file.times_due = False
+                stream.send(Op.SETATTR, root, file.fid, body=attr, flags=0)
 
     def note_hidden(self, root: int, path: bytes) -> None:
         """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
@@ -241,6 +272,8 @@ class Engine:
             stream = self.stream
             if stream is None or stream.state is not State.PAIRED:
                 return False
+            while self.due_files or self.due_directories:
+                self._flush_some(stream, 1000)
             self.writable = False
             number = stream.send(Op.HANDOVER, 0, body=token)
         code = stream.wait(number, timeout)

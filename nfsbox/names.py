@@ -11,7 +11,7 @@ from typing import Any, Final
 from nfsbox import kernel
 from nfsbox.base import Base
 from nfsbox.engine import Engine, Root
-from nfsbox.exclusions import is_hidden
+from nfsbox.exclusions import is_hidden, parent
 from nfsbox.files import File
 from nfsbox.mount import ENCODING
 from nfsbox.push import export
@@ -280,6 +280,8 @@ class Names(Base):
         status = os.lstat(real_source)
         directory = stat.S_ISDIR(status.st_mode)
         self._record_names(*(path for path, local in ((source, out), (target, into)) if not local))
+        if directory and self.engine.due_directories:
+            self.engine.flush_times()  # they are kept by path
         self.engine.tracker.renamed(self.index, status.st_ino, source, target, directory=directory)
         replaced = self._status(real_target)
         if replaced is not None:
@@ -301,14 +303,8 @@ class Names(Base):
                 return self._send_name(stream, Op.REMOVE, source, source)
             if out:
                 return self._export(stream, target)
-            return stream.send(
-                Op.RENAME,
-                self.index,
-                a=self._directory_mtime(target),
-                b=self._directory_mtime(source),
-                body=source + target,
-                extra=len(source),
-            )
+            self.engine.due_directories.add((self.index, parent(source)))
+            return self._send_name(stream, Op.RENAME, target, source + target, extra=len(source))
 
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
         self._change(kept, apply, send, recursive=directory or out, always_revisit=True)

@@ -51,7 +51,6 @@ class Operations(Names):
 
     def __init__(self, engine: Engine, root: Root) -> None:
         super().__init__(engine, root)
-        self._writers: set[int] = set()
         self._kept: set[int] = set()
         self._kept_generation = -1
         self._zone = engine.settings.zone_size
@@ -106,15 +105,13 @@ class Operations(Names):
         self._kept.add(status.st_ino)
         return known
 
-    def _opened(self, descriptor: int, relative: bytes, fi: Any, *, writer: bool) -> File:
+    def _opened(self, descriptor: int, relative: bytes, fi: Any) -> File:
         status = os.fstat(descriptor)
         engine = self.engine
         local = self._excluded(relative)
         with engine.order:
             file = engine.files.opened(self.index, status.st_ino, relative, local=local)
         self.handles[descriptor] = file
-        if writer:
-            self._writers.add(descriptor)
         fi.fh = descriptor
         if status.st_nlink > 1 or (engine.role is not Role.PRIMARY and not local):
             # Changed through another name, or by replication, the data changes underneath: no page may be kept.
@@ -136,7 +133,7 @@ class Operations(Names):
             plain = plain & ~_ACCESS | os.O_RDWR
         descriptor = os.open(real, plain | os.O_CLOEXEC)
         try:
-            self._opened(descriptor, relative, fi, writer=writer)
+            self._opened(descriptor, relative, fi)
             if flags & os.O_TRUNC and writer:
                 self._truncate_handle(descriptor, 0)
         except BaseException:
@@ -157,7 +154,7 @@ class Operations(Names):
             descriptor = os.open(real, flags | (fi.flags & os.O_TRUNC), mode)
             if new:
                 self._give(real, mode)
-            self._opened(descriptor, relative, fi, writer=True)
+            self._opened(descriptor, relative, fi)
             return 0
         engine = self.engine
         engine.check_writable()
@@ -184,7 +181,6 @@ class Operations(Names):
         if engine.tracker.created(self.index, status.st_ino, relative, status.st_ctime_ns):
             file.zones, file.era = None, engine.tracker.era
         self.handles[descriptor] = file
-        self._writers.add(descriptor)
         fi.fh = descriptor
         fi.keep_cache = 1 if self._keep_pages(status) else 0
         code = engine.settle(stream, number)
@@ -196,14 +192,8 @@ class Operations(Names):
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity
-        attr = pack_attr(
-            Set.MODE | Set.UID | Set.GID | Set.MTIME,
-            status.st_mode,
-            status.st_uid,
-            status.st_gid,
-            0,
-            status.st_mtime_ns,
-        )
+        file.times_due = True
+        attr = pack_attr(Set.MODE | Set.UID | Set.GID, status.st_mode, status.st_uid, status.st_gid)
         return self._send_name(stream, Op.CREATE, file.path, attr + file.path, fid=file.fid, b=mode)
 
     def read(self, path: Any, size: int, offset: int, fh: int) -> bytes:
@@ -348,10 +338,7 @@ class Operations(Names):
             with self.engine.order:
                 file = self.engine.files.opened(self.index, os.fstat(descriptor).st_ino, relative, local=False)
             self.handles[descriptor] = file
-            self._writers.add(descriptor)
             self._truncate_handle(descriptor, length)
-            if file.times_due:
-                self._send_times(descriptor, file)
         finally:
             opened = self.handles.get(descriptor)
             if opened is not None:
@@ -412,40 +399,32 @@ class Operations(Names):
 
     def fsync(self, path: Any, datasync: int, fh: int) -> None:
         """Data on the local disk. The peer has acknowledged every write already, where async puts it: in its memory
-        ("second") or on its disk ("none"); only the times remain to be sent."""
+        ("second") or on its disk ("none"); only the times remain to be sent, within a second."""
         file = self.handles[fh]
-        if file.times_due and not file.local:
-            self._send_times(fh, file)
+        if file.times_due:
+            self.engine.due_files.add(file)
         if datasync:
             os.fdatasync(fh)
         else:
             os.fsync(fh)
 
-    def _send_times(self, fh: int, file: File) -> None:
-        file.times_due = False
-        engine = self.engine
-        with engine.order:
-            stream = engine.stream
-            if stream is None or file.orphan or not engine.writable or file.session != stream.identity:
-                return
-            attr = pack_attr(Set.MTIME, mtime=os.fstat(fh).st_mtime_ns)
-            stream.send(Op.SETATTR, self.index, file.fid, body=attr, flags=Flag.NONE)
-
     def release(self, path: Any, fi: Any) -> None:
         """The last close of a handle."""
         fh = fi if isinstance(fi, int) else fi.fh
-        file = self.handles[fh]
-        if file.times_due and fh in self._writers and not file.local:
-            self._send_times(fh, file)
-        self._forget(fh, file)
+        self._forget(fh, self.handles[fh])
 
     def _forget(self, fh: int, file: File) -> None:
+        """Close a handle; the last one of a file tells the peer, with the time of the last change."""
         del self.handles[fh]
-        self._writers.discard(fh)
         engine = self.engine
         with engine.order:
+            stream = engine.stream
+            bound = stream is not None and file.session == stream.identity
             if engine.files.closed(file):
-                stream = engine.stream
-                if stream is not None and file.session == stream.identity:
-                    stream.send(Op.CLOSE, self.index, file.fid, flags=Flag.NONE)
+                engine.due_files.discard(file)
+                if bound and stream is not None:
+                    mtime = os.fstat(fh).st_mtime_ns if file.times_due and not file.orphan else 0
+                    stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
+            elif bound and file.times_due:
+                engine.due_files.add(file)
         os.close(fh)

@@ -197,7 +197,7 @@ class Pusher:
             finally:
                 with engine.order:
                     if engine.files.closed(file) and file.session == stream.identity:
-                        stream.send(Op.CLOSE, root.index, file.fid, flags=0)
+                        stream.send(Op.CLOSE, root.index, file.fid, flags=0)  # `finish` sets the time
         finally:
             os.close(descriptor)
 

@@ -77,9 +77,8 @@ class Op(IntEnum):
     SETATTR = 5  # body ATTR
     SETXATTR = 6  # extra length of the name, a flags; body name + value
     REMOVEXATTR = 7  # body name
-    CLOSE = 8  # forget fid
+    CLOSE = 8  # forget fid; a mtime in ns, 0: leave it
     FSYNC = 9  # a 1: data only
-    # Operations on names carry in `a` the mtime of the directory afterwards (ns; 0: leave it).
     CREATE = 20  # body ATTR + path: make a regular file, bind fid to it (fid 0: do not bind); b mode at creation
     MKDIR = 21  # body ATTR + path
     MKNOD = 22  # body ATTR + path
@@ -87,7 +86,7 @@ class Op(IntEnum):
     LINK = 24  # extra length of the existing path; body existing + new
     UNLINK = 25
     RMDIR = 26
-    RENAME = 27  # extra length of the old path, b mtime of the old directory; body old + new
+    RENAME = 27  # extra length of the old path; body old + new
     PSETATTR = 28  # body ATTR + path
     PTRUNCATE = 29  # a size
     PSETXATTR = 30  # extra length of path, a flags, b length of the name; body path + name + value
