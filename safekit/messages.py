@@ -213,7 +213,7 @@ register(
         Message("second_aborted", "E", "Requested second start aborted: the other server is not primary",
                 "Démarrage second demandé abandonné : l'autre serveur n'est pas primaire"),
         Message("swap_abandoned", "E", "Swap abandoned: {reason}", "Permutation abandonnée : {reason}"),
-        Message("adopted", "E", "heart was restarted and takes the module over as it is: {state} {color}",
+        Message("adopted", "I", "heart was restarted and takes the module over as it is: {state} {color}",
                 "heart a été relancé et reprend le module tel quel : {state} {color}"),
         Message("rfs_unusable", "E", "Replicated directories cannot be used ({operation}): {reason}",
                 "Les répertoires répliqués sont inutilisables ({operation}) : {reason}"),

@@ -89,7 +89,8 @@ def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) 
             await asyncio.sleep(1.5)
             assert (two.n1.state(), two.n2.state()) == ("PRIM green", "SECOND green"), two.show()
             assert node.trace() == trace and len(node.asked_of("nfsadmin")) == asked
-            assert f"heart was restarted and takes the module over as it is: {state}" in node.events()
+            told = [line.english for line in node.log() if line.code == "adopted"]
+            assert told == [f"heart was restarted and takes the module over as it is: {state}"]
 
     play(tmp_path, scene)
 
