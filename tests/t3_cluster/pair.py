@@ -176,6 +176,12 @@ class Pair:
         other.safekit("second", "-m", self.module)
         self.wait_protected(prim)
 
+    def start_stopped(self) -> None:
+        """Start the module where it does not run; after a power-off the resource file tells the state before it."""
+        for node in self.nodes:
+            if node.safekit("state", "-lq", "-m", self.module, check=False).stdout.strip() == "STOP":
+                node.safekit("start", "-m", self.module)
+
     def other(self, node: Node) -> Node:
         """The other server."""
         return self.two if node is self.one else self.one

@@ -46,9 +46,7 @@ def protected(pair: Pair) -> tuple[Node, Node]:
             node.poweron()
     if pair.state(pair.two) == "PRIM green" and pair.state(pair.one) == "SECOND green":
         return pair.two, pair.one
-    for node in pair.nodes:
-        if pair.state(node).startswith("STOP"):
-            node.safekit("start", "-m", pair.module)
+    pair.start_stopped()
     wait_for(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
         60,

@@ -44,9 +44,7 @@ def protected(pair: Pair) -> tuple[Node, Node]:
     for node in pair.nodes:
         if not node.is_on:
             node.poweron()
-    for node in pair.nodes:
-        if pair.state(node).startswith("STOP"):
-            node.safekit("start", "-m", pair.module)
+    pair.start_stopped()
     wait_for(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
         60,
@@ -107,7 +105,8 @@ def test_kill_9(pair: Pair, process: str, side: str) -> None:
         return
     before = node.pids(process)
     assert before, f"{process} does not run on the {side}"
-    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "supervisor_died")
+    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "supervisor_died", "adopted")
+    pair.expect("advice_prim")
     writer = prim.pids("python3")
     node.kill(process)
     if process == "nfsbox" and side == "primary":
