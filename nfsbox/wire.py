@@ -174,6 +174,8 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
+#: Frames up to this size are joined with their length: cheaper than a vector.
+_SMALL: Final = 8192
 _ACK: Final = int(Op.ACK)
 _ACK_SIZE: Final = 4 + HEADER_SIZE + 16
 _ACK_LENGTH: Final = LENGTH.pack(HEADER_SIZE + 16)
@@ -223,11 +225,14 @@ class Channel:
     ) -> int:
         """Send a frame whose header the caller has packed. Returns its number. With MSG_MORE in `flags` it may wait
         up to 0.2 s (tcp(7)) for a frame that follows, and saves the peer a wake-up."""
-        length = LENGTH.pack(len(frame) + 16)
+        length = _pack_length(len(frame) + 16)
         sealed = self._seal(frame, length)
         total = len(sealed) + 4
         try:
-            done = self.sock.sendmsg((length, sealed), (), flags)
+            if total < _SMALL:
+                done = self.sock.send(length + sealed, flags)
+            else:
+                done = self.sock.sendmsg((length, sealed), (), flags)
         except (BlockingIOError, InterruptedError):
             done = 0
         except OSError as error:
