@@ -13,6 +13,9 @@ from ipaddress import IPv4Address, IPv6Address
 BUCKETS = 256
 """Size of the hash table of a group (guide 13.5.7.4)."""
 
+SEED = 0x5AFE0001
+"""Seed of the hash: the same on every server of every farm."""
+
 _MASK = 0xFFFFFFFF
 _WORDS = struct.Struct("<III")
 
@@ -75,6 +78,13 @@ def ipid_bucket(identification: int, seed: int) -> int:
     return bucket(struct.pack("!H", identification), seed)
 
 
-def client_bucket(client: IPv4Address | IPv6Address, port: int | None, seed: int) -> int:
-    """on_addr without a port, on_port with one."""
-    return address_bucket(client.packed, seed) if port is None else port_bucket(client.packed, port, seed)
+def client_bucket(kind: str, client: IPv4Address | IPv6Address, port: int, identification: int = 0) -> int:
+    """The bucket of a client's packet under a rule with filter `kind`: on_addr, on_port or on_ipid (13.5.6).
+
+    IPv6 has no identification in every packet: there, on_ipid counts as on_port.
+    """
+    if kind == "on_addr":
+        return address_bucket(client.packed, SEED)
+    if kind == "on_ipid" and client.version == 4:
+        return ipid_bucket(identification, SEED)
+    return port_bucket(client.packed, port, SEED)

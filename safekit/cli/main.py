@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "level": ("9.5", "level", "Show host, OS, version and licence."),
     "state": ("9.5", "state", "Show the state of the modules, and a verdict."),
     "why": ("9.5", "why", "Explain the last decisions of a module."),
+    "farm": ("9.5", "farm", "Show how a farm module shares its load; who takes a client."),
     "simulate": ("9.5", "simulate", "Tell what a module would do if something failed."),
     "log": ("9.5", "logs", "Show the last messages of a module."),
     "logview": ("9.5", "logs", "Follow the messages of a module."),

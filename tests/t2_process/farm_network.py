@@ -358,6 +358,9 @@ class FarmNetwork:
             host.kill_all()
             host.run("nft", "flush", "ruleset")
             host.run("ip", "link", "set", "eth0", "up")
+            # The kernel drops IPv6 addresses with the link.
+            host.run("ip", "addr", "replace", f"{host.ip}/24", "dev", "eth0")
+            host.run("ip", "addr", "replace", f"{host.ip6}/64", "dev", "eth0", "nodad")
             for ip, (name, prefix) in host.addresses().items():
                 if ip not in (host.ip, host.ip6, "127.0.0.1", "::1") and not ip.startswith("fe80"):
                     host.run("ip", "addr", "del", f"{ip}/{prefix}", "dev", name)

@@ -34,6 +34,7 @@ SETTLE_SECONDS = 0.2
 PATIENCE_PULSES = 2.0
 PATIENCE_SECONDS = 0.3
 EXCLUDED_PULSES = 1.25
+LINGER_SECONDS = 0.5
 MOVED_SECONDS = 2.0
 """How long a bucket that has moved between living servers counts as shared, until all have told what they keep."""
 
@@ -104,7 +105,7 @@ class FarmCore:
         self.rules = rules
         self._groups = tuple(groups)
         self._joined = joined
-        self._started = now
+        self._expected = now
         self._not_before = now if resumed else now + max(SETTLE_PULSES * rules.pulse, SETTLE_SECONDS)
         self._forced_wait = False
         self._taking_part = joined and bool(resumed)
@@ -118,15 +119,16 @@ class FarmCore:
         self._awaited: frozenset[int] = frozenset()
         self._pending = False
         self._deadline = now
-        self._moved = (0,) * len(self._groups)
-        self._moved_until = now
+        self._moves: list[tuple[float, tuple[int, ...]]] = []
+        self._claims = (0,) * len(self._groups)
+        self._lingering: list[tuple[float, tuple[int, ...]]] = []
         self._kept_here = (0,) * len(self._groups)
         self._kept: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._together: dict[int, int] = {}
         self._excluded: dict[int, float] = {}
         self._gave_way_to: int | None = None
         self._news: list[News] = []
-        self._issued = Plan(0, (), self._owners, self._mine, self._moved, False)
+        self._issued = Plan(0, (), self._owners, self._mine, self._claims, False)
         if resumed:
             # The filters have this assignment already: nothing is to be waited for.
             self._participants = self._present()
@@ -184,8 +186,7 @@ class FarmCore:
         times = [self.membership.next_wakeup()]
         if self._pending and self._applied == self._key:
             times.append(self._deadline)
-        if self._moved_until != float("-inf"):
-            times.append(self._moved_until)
+        times += [until for until, _ in (*self._moves, *self._lingering)]
         if self._joined and not self._taking_part and self._gave_way_to is None:
             times.append(self._not_before)
         return min(times)
@@ -218,18 +219,14 @@ class FarmCore:
 
     def tick(self, now: float) -> Pulse | None:
         """The pulse to send, when one is due."""
-        late = now - max(self.next_wakeup(), self._started)
-        lease = self.lease
-        if lease is not None and late >= 0.8 * lease and self._taking_part:
-            self._news.append(News(Event.FROZEN, self.rules.me, late))
-            self._not_before = now + max(SETTLE_PULSES * self.rules.pulse, SETTLE_SECONDS)
-            self._forced_wait = True
+        self._notice_sleep(now)
         pulse = self.membership.tick(now)
         self._decide(now)
         return pulse
 
     def receive(self, pulse: Pulse, kept: tuple[int, ...], now: float) -> None:
         """An authentic pulse of another server, with the buckets in which it keeps connections."""
+        self._notice_sleep(now)
         row = pulse.rows[0]
         if len(kept) == len(self._groups):
             self._kept[row.node] = (row.incarnation, kept)
@@ -242,6 +239,15 @@ class FarmCore:
         self._decide(now)
 
     # ------------------------------------------------------------------------------- rules
+
+    def _notice_sleep(self, now: float) -> None:
+        """Find that this process stood still, by the wake-up that it missed, before anything else is judged."""
+        late = now - self._expected
+        lease = self.lease
+        if lease is not None and late >= 0.8 * lease and self._taking_part:
+            self._news.append(News(Event.FROZEN, self.rules.me, late))
+            self._not_before = now + max(SETTLE_PULSES * self.rules.pulse, SETTLE_SECONDS)
+            self._forced_wait = True
 
     def _alive(self) -> int:
         return self.membership.view.members | self.membership.heard
@@ -267,9 +273,8 @@ class FarmCore:
             self._assign(participants, now)
         if self._pending:
             self._finish_if_told(now)
-        if now >= self._moved_until:
-            self._moved = (0,) * len(self._groups)
-            self._moved_until = float("-inf")
+        self._share(now)
+        self._expected = max(now, self.next_wakeup())
 
     def _enter_or_leave(self, now: float) -> None:
         others = self.membership.view.members != 1 << self.rules.me
@@ -306,9 +311,9 @@ class FarmCore:
                 self._together[node] = row.incarnation
             elif node not in suspects:
                 self._together.pop(node, None)
-        if giving is not None and self._gave_way_to is None and self._joined:
+        if giving is not None and self._gave_way_to is None and self._joined and not self._forced_wait:
             self._news.append(News(Event.GAVE_WAY, giving))
-        elif giving is None and self._gave_way_to is not None:
+        elif giving is None and self._gave_way_to is not None and not self._forced_wait:
             self._news.append(News(Event.BACK, self._gave_way_to))
         self._gave_way_to = giving if self._joined else None
 
@@ -342,10 +347,8 @@ class FarmCore:
             moved.append(shifted)
         self._former = before
         self._mine = tuple(mine)
-        # Added to, not replaced: a farm that changes twice in a moment has moved both.
-        self._moved = tuple(a | b for a, b in zip(self._moved, moved, strict=True))
-        if any(self._moved):
-            self._moved_until = now + MOVED_SECONDS
+        if any(moved):
+            self._moves.append((now + MOVED_SECONDS, tuple(moved)))
         self._awaited = frozenset(node for node in earlier | set(participants) if node != me)
         self._deadline = now + max(PATIENCE_PULSES * self.rules.pulse, PATIENCE_SECONDS)
         self._pending = True
@@ -369,12 +372,31 @@ class FarmCore:
         row = self.membership.row(node)
         return row is not None and row.facts >> 1 == self._key
 
+    def _share(self, now: float) -> None:
+        """What moved lately, and what the others keep. In our own buckets a claim lingers: as long as another
+        server may still ask around for the holder of a connection, we must know ours by name."""
+        claims = _either((bitmaps for until, bitmaps in self._moves if now < until), len(self._groups))
+        claims = _either((claims, *(kept for _, kept in self._kept.values())), len(self._groups))
+        ended = tuple(
+            before & ~after & bitmap_of(owners, self.rules.me)
+            for before, after, owners in zip(self._claims, claims, self._owners, strict=True)
+        )
+        self._moves = [(until, bitmaps) for until, bitmaps in self._moves if now < until]
+        self._lingering = [(until, bitmaps) for until, bitmaps in self._lingering if now < until]
+        if any(ended):
+            self._lingering.append((now + LINGER_SECONDS, ended))
+        self._claims = claims
+
     def _shared(self) -> tuple[int, ...]:
-        shared = list(self._moved)
-        for _, kept in self._kept.values():
-            for group, bitmap in enumerate(kept):
-                shared[group] |= bitmap
-        return tuple(shared)
+        return _either((self._claims, *(bitmaps for _, bitmaps in self._lingering)), len(self._groups))
+
+
+def _either(bitmaps: Iterable[Sequence[int]], groups: int) -> tuple[int, ...]:
+    found = [0] * groups
+    for each in bitmaps:
+        for group, bitmap in enumerate(each):
+            found[group] |= bitmap
+    return tuple(found)
 
 
 def me_gains(owners: Sequence[Sequence[int]], mine: Sequence[int], me: int) -> bool:

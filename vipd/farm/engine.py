@@ -32,6 +32,10 @@ class Engine(Protocol):
     def remove(self) -> None:
         """Take the filters away."""
 
+    def packets(self) -> dict[int, int]:
+        """Packets seen for each balanced rule (its index in the layout), of all servers' clients in invisible
+        mode, since the filters were made."""
+
     def adopt(self, layout: Layout) -> bool:
         """Get to know filters that a life before may have left; whether they still let packets pass."""
 
@@ -85,6 +89,19 @@ class NftablesEngine:
                 nic.refuse(wire.index, wire.device, wire.vmac if wire.vmac is not None else wire.gather)
         except (NftError, OSError) as error:
             raise EngineError(self._explain(error)) from None
+
+    def packets(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        try:
+            listed = self._nft.read(f"list table netdev {self._known().table}")
+        except NftError as error:
+            raise EngineError(self._explain(error)) from None
+        for entry in listed:
+            rule = entry.get("rule", {})
+            if str(rule.get("comment", "")).isdigit():
+                seen = sum(part["counter"]["packets"] for part in rule["expr"] if "counter" in part)
+                found[int(rule["comment"])] = found.get(int(rule["comment"]), 0) + seen
+        return found
 
     def close(self) -> None:
         """Let go of the library; the filters stay."""

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from safekit.jhash import address_bucket, ipid_bucket, port_bucket
+from safekit.jhash import client_bucket
 from safekit.model.types import Vip
 from safekit.net import IP
 from safekit.packets import mac_bytes
-
-SEED = 0x5AFE0001
-"""Seed of the hash: the same on every server."""
 
 Mode = Literal["invisible", "directed"]
 Proto = Literal["tcp", "udp", "arp"]
@@ -42,11 +39,7 @@ class Balance:
 
     def bucket(self, client: IP, port: int, identification: int = 0) -> int:
         """The bucket of a client's packet, as the kernel computes it."""
-        if self.filter == "on_addr" or self.proto == "arp":
-            return address_bucket(client.packed, SEED)
-        if self.filter == "on_ipid" and client.version == 4:
-            return ipid_bucket(identification, SEED)
-        return port_bucket(client.packed, port, SEED)
+        return client_bucket("on_addr" if self.proto == "arp" else self.filter, client, port, identification)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ Bus operations, each answered when its effect is there:
     farm_leave  take no part: nobody new comes, open connections stay. Before stop_both.
                                                                                 -> {connections: how many}
     vip_unset   leave, reset what is still open, remove addresses and filters, say goodbye. -> {unset: [addr]}
-    status      members, shares, bitmaps, addresses. announcements: for arpreroute.
+    status      members, shares, bitmaps, addresses. counters: packets and connections of each rule.
+    announcements  for arpreroute.
 
 Each may be repeated. vipd stopped or killed leaves addresses and filters as they are; when it is back, it goes
 on with them.
@@ -91,6 +92,8 @@ class FarmVipd:
                 return await farm.leave()
             case "vip_unset":
                 return {"unset": await self._unset(farm)}
+            case "counters":
+                return farm.counters()
             case "status":
                 return {**farm.status(), **self._held()}
         raise BusError("unknown_op", f"vipd of a farm module does not serve {request.op!r}")

@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
+from safekit.jhash import SEED
 from safekit.net import IP
 from safekit.packets import mac_text
-from vipd.farm.layout import SEED, Balance, Connection, Layout, Proto, Verdicts, Wire
+from vipd.farm.layout import Balance, Connection, Layout, Proto, Verdicts, Wire
 
 _SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 _TUPLE = {4: "ip saddr . tcp sport . ip daddr . tcp dport", 6: "ip6 saddr . tcp sport . ip6 daddr . tcp dport"}
@@ -33,7 +34,8 @@ _TARGET = "@th,64,128"
 _OPTION = "@th,192,8"
 
 
-def _hash(rule: Balance, version: int, *, fragment: bool = False) -> str:
+def hash_of(rule: Balance, version: int, *, fragment: bool = False) -> str:
+    """The expression that makes a bucket of a packet."""
     ip = _ADDRESS[version]
     kind = rule.filter
     if kind == "on_ipid" and version == 4:
@@ -131,8 +133,9 @@ def _wire(text: _Text, layout: Layout, wire: Wire) -> None:
         for node in range(layout.nodes):
             if node != layout.me:
                 text.chain(f"fwd_{n}_{node}")
-        for version in (4, 6):
-            _directed_chains(text, layout, wire, version)
+        for version, vips in ((4, wire.v4), (6, wire.v6)):
+            if vips:
+                _directed_chains(text, layout, wire, version)
     _resolution(text, layout, wire)
     for version, vips in ((4, wire.v4), (6, wire.v6)):
         if vips:
@@ -202,11 +205,13 @@ def _traffic(layout: Layout, wire: Wire, version: int) -> list[str]:
             if rule is not None:
                 address = f"{_ADDRESS[version]} daddr {vip} " if vip is not None else ""
                 target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
-                hash_ = _hash(rule, version, fragment=True)
+                hash_ = hash_of(rule, version, fragment=True)
                 lines.append(f"{part} {address}meta l4proto {rule.proto} {hash_} vmap @{target}")
     for rule in (*tcp, *udp):
         target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
-        lines.append(f"{_match(rule, version)} counter {_hash(rule, version)} vmap @{target}")
+        # The comment says whose counter it is.
+        number = layout.rules.index(rule)
+        lines.append(f'{_match(rule, version)} counter {hash_of(rule, version)} vmap @{target} comment "{number}"')
     lines.append("meta protocol != @speak drop")
     return list(dict.fromkeys(lines))
 
@@ -227,7 +232,7 @@ def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> N
     rules = [rule for rule in layout.rules_of(wire, "tcp") if _applies(rule, version)]
     part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     decided = [
-        f"{_match(rule, version)} {_hash(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
+        f"{_match(rule, version)} {hash_of(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
         for rule in rules
     ]
     text.chain(f"peer{version}_{n}", f"{part} accept", *decided, "accept")

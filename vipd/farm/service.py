@@ -318,8 +318,10 @@ class Farm:
             pause = core.next_wakeup() - time.monotonic()
             if self._installed:
                 pause = min(pause, self._lease_at - time.monotonic())
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(pause, 0.0005))
+                async with asyncio.timeout(max(pause, 0.0005)):
+                    await self._wake.wait()
             self._wake.clear()
             now = time.monotonic()
             if now >= core.next_wakeup():
@@ -472,6 +474,32 @@ class Farm:
             self.moved(bool(before - set(plan.participants)))
         self.remember()
 
+    def counters(self) -> dict[str, Any]:
+        """Packets seen by each rule and connections open here, for `safekit farm`. Raises BusError."""
+        layout = self.layout
+        if layout is None or not self._installed:
+            return {"rules": []}
+        try:
+            packets = self._engine.packets()
+        except EngineError as error:
+            raise BusError("farm_filter", str(error)) from None
+        vips = {ip.packed: ip for ip in layout.vips}
+        connections = [0] * len(layout.rules)
+        for _, _, address, port in open_connections(layout.vips):
+            rule = layout.rule_for(vips[address], "tcp", port)
+            if rule is not None:
+                connections[layout.rules.index(rule)] += 1
+        rules = [
+            {
+                "label": rule.label,
+                "group": layout.groups[rule.group],
+                "packets": packets.get(number, 0),
+                "connections": connections[number],
+            }
+            for number, rule in enumerate(layout.rules)
+        ]
+        return {"rules": rules}
+
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
         return self.core is not None and self.core.taking_part and self.core.plan().participants[:1] == (self.me,)
@@ -543,7 +571,16 @@ class Farm:
                     "owners": list(owners),
                     "shared": bitmap_text(plan.shared[number]),
                     "kept": bitmap_text(core.kept_here[number]),
-                    "rules": [r.label for r in rules],
+                    "rules": [
+                        {
+                            "label": r.label,
+                            "proto": r.proto,
+                            "filter": r.filter,
+                            "addr": None if r.vip is None else str(r.vip),
+                            "port": r.port,
+                        }
+                        for r in rules
+                    ],
                 }
             )
         wires = [] if layout is None else layout.wires
