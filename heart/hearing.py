@@ -80,6 +80,9 @@ def refresh(t: Turn, seconds: float) -> None:
     s.heard_at = {ident: (at if s.links.get(ident) == "down" else t.now) for ident, at in s.heard_at.items()}
     if s.listening and s.listen_until:
         s.listen_until = max(s.listen_until, t.now + s.setup.pulse)
+    if s.break_deadline > 0:
+        # nor has the peer refused to acknowledge that it is out of date
+        s.break_deadline = max(s.break_deadline, t.now + s.setup.timeout)
     t.because("overslept", "the peer gets a fresh time-out", seconds=round(seconds, 3))
 
 

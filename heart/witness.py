@@ -70,7 +70,9 @@ def _isolated(t: Turn) -> None:
         t.because("witness", "no rule acts on its loss", role=s.role.value)
         s.verdict = "up"
         return
-    t.memory(uptodate=False, lastprim=False)
+    # it stays the last primary that it knows of: should the other one fail before it takes over, rule
+    # lastprim_server gives the data back to this server
+    t.memory(uptodate=False)
     label = found.winner.label
     t.because(label, f"{found.verb.value}() at once", **dict(found.winner.inputs))
     action = {"wait": "stopwait"}.get(found.verb.value, found.verb.value)

@@ -695,4 +695,4 @@ def _describe(effect: Effect) -> str:
         return "scripts " + ", ".join(" ".join((c.name, *c.args)) for c in effect.calls)
     if isinstance(effect, Processes):
         return f"{'start' if effect.start else 'stop'} processes of {effect.phase}"
-    return f"{type(effect).__name__.lower()} {effect.operation}"
+    return f"{type(effect).__name__.lower()} {effect.operation}" if isinstance(effect, Rfs | Vip) else str(effect)

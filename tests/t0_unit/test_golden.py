@@ -1,0 +1,199 @@
+"""The decisions in tests/golden, as text that a person can review, against the production core."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from heart.scenario import Scenario
+from heart.values import Role, Setup
+from safekit.rules.ast import Assign
+from safekit.rules.evaluator import Verdict, View, evaluate
+from safekit.rules.source import default_rules, default_text, module_rules
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+DEFAULT = default_text(default_rules())
+RULES = module_rules("", DEFAULT)
+
+
+# ------------------------------------------------------------------------------- decisions
+
+_SENTENCE = re.compile(
+    r"When (?P<facts>.*?): (?P<action>nothing|\S+|set \S+ to \S+)(?: by (?P<rule>\w+), because (?P<why>.*))?\."
+)
+_FACT = re.compile(r"(?P<remote>remote )?(?P<name>\S+) is (?P<value>up|down|init|unknown)")
+
+
+def sentences() -> list[tuple[int, str]]:
+    lines = (GOLDEN / "decisions.txt").read_text().splitlines()
+    return [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+
+
+def told(verdict: Verdict) -> str:
+    """A verdict as the golden sentences say it."""
+    fired = verdict.assignments[0] if verdict.assignments else verdict.winner
+    if fired is None:
+        return "nothing"
+    outcome = fired.outcome
+    action = f"set {outcome.name} to {outcome.value}" if isinstance(outcome, Assign) else outcome.verb.value
+    why = " and ".join(f"{name} is {value}" for name, value in fired.inputs)
+    return f"{action} by {fired.label}, because {why}"
+
+
+@pytest.mark.parametrize(("number", "sentence"), sentences(), ids=[f"line{n}" for n, _ in sentences()])
+def test_a_decision_of_the_default_rules(number: int, sentence: str) -> None:
+    match = _SENTENCE.fullmatch(sentence)
+    assert match is not None, f"line {number} is not a sentence: {sentence}"
+    local: dict[str, str] = {}
+    remote: dict[str, str] | None = {}
+    for fact in match["facts"].split(" and "):
+        if fact == "the other server is silent":
+            remote = None
+            continue
+        found = _FACT.fullmatch(fact)
+        assert found is not None, f"line {number}: {fact!r}"
+        table = remote if found["remote"] else local
+        assert table is not None
+        table[found["name"]] = found["value"]
+    expected = match["action"] + (f" by {match['rule']}, because {match['why']}" if match["rule"] else "")
+    assert told(evaluate(RULES, View(local, remote))) == expected
+
+
+def test_every_default_rule_is_there_true_false_with_init() -> None:
+    text = (GOLDEN / "decisions.txt").read_text()
+    assert len(sentences()) >= 60
+    for rule in RULES:
+        assert f"by {rule.label}," in text, rule.label
+
+
+# ------------------------------------------------------------------------------- scenarios
+
+
+@dataclass
+class Block:
+    """One scenario of the file."""
+
+    name: str
+    given: list[str] = field(default_factory=list)
+    when: list[str] = field(default_factory=list)
+    then: list[str] = field(default_factory=list)
+
+
+def blocks() -> Iterator[Block]:
+    block: Block | None = None
+    part: list[str] = []
+    for line in (GOLDEN / "scenarios.txt").read_text().splitlines():
+        words = line.strip()
+        if not words or words.startswith("#"):
+            continue
+        if words.startswith("Scenario: "):
+            if block is not None:
+                yield block
+            block = Block(words.removeprefix("Scenario: "))
+            continue
+        assert block is not None, line
+        first, _, rest = words.partition(" ")
+        part = {"Given": block.given, "When": block.when, "Then": block.then, "And": part}[first]
+        part.append(rest)
+    assert block is not None
+    yield block
+
+
+BLOCKS = list(blocks())
+
+
+def setups(block: Block, nodes: list[str]) -> list[Setup]:
+    mirror = len(nodes) == 2
+    phase = "prim" if mirror else "both"
+    base = Setup(
+        node="",
+        peer="",
+        rules=RULES,
+        checks=(("pre", ("ping.gw", "intf.lan")), (phase, ("tcp.web", "custom.disk"))),
+        mode="mirror" if mirror else "light",
+        rfs=mirror,
+    )
+    if not mirror:
+        base = replace(base, links=())
+    for words in block.given[1:]:
+        key, _, value = words.partition(" is ")
+        if words.startswith("the rule "):
+            base = replace(base, rules=module_rules(words.removeprefix("the rule "), DEFAULT))
+        elif words.startswith("only the rules "):
+            base = replace(base, rules=module_rules(words.removeprefix("only the rules "), None))
+        elif key == "the witness":
+            pre = ("ping.gw", "intf.lan", f"splitbrain.{value}")
+            base = replace(base, witness=value, checks=(("pre", pre), *base.checks[1:]))
+        elif key == "loop_interval":
+            base = replace(base, loop_interval=float(value))
+        elif key == "failover":
+            base = replace(base, failover=value == "on")
+        else:
+            assert words == "the fault stays", words
+    return [
+        replace(base, node=node, hostname=node, peer=next((n for n in nodes if n != node), "")) for node in nodes
+    ]
+
+
+def play(block: Block) -> Scenario:
+    states = dict(re.findall(r"(node\d) ([A-Z]+)", block.given[0]))
+    scenario = Scenario(setups(block, list(states)), heals="the fault stays" not in block.given)
+    scenario.begin({node: Role(state) for node, state in states.items()})
+    for words in block.when:
+        if match := re.fullmatch(r"(\S+) becomes (\w+) on (\w+)", words):
+            scenario.set(match[3], match[1], match[2])
+        elif match := re.fullmatch(r"(\d+) seconds pass", words):
+            scenario.run(scenario.now + int(match[1]))
+        elif match := re.fullmatch(r"(\w+) loses its power", words):
+            scenario.power_off(match[1])
+        elif match := re.fullmatch(r"safekit (\w+) on (\w+)", words):
+            scenario.order(match[2], match[1])
+        elif words == "all heartbeats are cut":
+            scenario.cut_heartbeats()
+        else:
+            assert words == "all heartbeats are back", words
+            scenario.join_heartbeats()
+    scenario.settle(longest=400)
+    return scenario
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
+def test_a_scenario(block: Block) -> None:
+    scenario = play(block)
+    account = "\n".join(f"{t.at:7.1f} {t.node} {t.kind} {t.text}" for t in scenario.told)
+    position: dict[str, int] = {}
+    for words in block.then:
+        if words.startswith("in the end "):
+            expected = dict(re.findall(r"(node\d) (off|[A-Z]+ \w+)", words))
+            assert scenario.states() == expected, account
+        elif match := re.fullmatch(r"(?:after (\d+) s )?(\w+) (says: |runs )(.*)", words):
+            _find(scenario, position, match, account)
+        else:
+            match = re.fullmatch(r"(\w+) does not (say: |run )(.*)", words)
+            assert match is not None, words
+            assert not any((t.node == match[1] and match[3] in t.text.replace(",", "").split(" "))
+                           or (t.node == match[1] and t.text == match[3]) for t in scenario.told), account  # fmt: skip
+
+
+def _find(scenario: Scenario, position: dict[str, int], match: re.Match[str], account: str) -> None:
+    """The next line of that node that says so, at that time."""
+    after, node, verb, text = match.groups()
+    for index in range(position.get(node, 0), len(scenario.told)):
+        item = scenario.told[index]
+        if item.node != node:
+            continue
+        runs = item.kind == "effect" and text in re.split(r"[ ,]+", item.text)
+        said = item.text == text if verb == "says: " else runs
+        if said:
+            position[node] = index + (verb == "says: ")
+            assert after is None or abs(item.at - int(after)) <= 1.5, f"{item} is not after {after} s\n{account}"
+            return
+    raise AssertionError(f"{node} {verb}{text!r} is missing in\n{account}")
+
+
+def test_there_are_enough_scenarios() -> None:
+    assert len(BLOCKS) >= 25 and all(block.then and block.when for block in BLOCKS)
