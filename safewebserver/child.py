@@ -12,6 +12,8 @@ from safekit.paths import safe
 
 MAX_OUTPUT = 4 << 20
 MAX_AT_ONCE = 8
+MAX_WAITING = 64
+WAITING = frozenset({"waitstart", "waitstop", "waitstate"})
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,43 @@ def program() -> list[str]:
     return [str(installed)] if os.access(installed, os.X_OK) else [sys.executable, "-m", "safekit.cli.main"]
 
 
+def only_waits(words: Sequence[str]) -> bool:
+    """Whether the command changes nothing and may be ended at any time."""
+    rest = list(words)
+    while len(rest) > 2 and rest[0] in ("-u", "-m"):
+        del rest[:2]
+    return bool(rest) and rest[0] in WAITING
+
+
 class Commands:
     """Runs at most MAX_AT_ONCE commands at a time; the others wait their turn."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(MAX_AT_ONCE)
+        # Those that only wait, for hours perhaps, must not keep others from their turn.
+        self._turns = {False: asyncio.Semaphore(MAX_AT_ONCE), True: asyncio.Semaphore(MAX_WAITING)}
         self._running: set[asyncio.Task[Result]] = set()
+        self._processes: dict[asyncio.Task[Result], asyncio.subprocess.Process] = {}
 
     async def run(
         self, words: Sequence[str], timeout: float, alive: Callable[[], Awaitable[None]] | None = None
     ) -> Result | None:
         """Run `safekit WORDS`; None when it has not ended after `timeout` seconds, and then it goes on.
 
-        `alive` is awaited every second meanwhile. A command is never killed half-way because its asker left.
+        `alive` is awaited every second meanwhile; what it raises comes out of here. A command is never killed
+        half-way because its asker left: only one that merely waits is.
         """
         task = asyncio.create_task(self._run(tuple(words)))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
+        try:
+            return await self._wait(task, timeout, alive)
+        finally:
+            if not task.done() and only_waits(words) and task in self._processes:
+                self._processes[task].terminate()
+
+    async def _wait(
+        self, task: asyncio.Task[Result], timeout: float, alive: Callable[[], Awaitable[None]] | None
+    ) -> Result | None:
         deadline = asyncio.get_running_loop().time() + timeout
         while not task.done():
             left = deadline - asyncio.get_running_loop().time()
@@ -56,8 +78,12 @@ class Commands:
                 await alive()
         return task.result()
 
+    def _ended(self, task: asyncio.Task[Result]) -> None:
+        self._running.discard(task)
+        self._processes.pop(task, None)
+
     async def _run(self, words: tuple[str, ...]) -> Result:
-        async with self._turn:
+        async with self._turns[only_waits(words)]:
             process = await asyncio.create_subprocess_exec(
                 *program(),
                 *words,
@@ -67,6 +93,9 @@ class Commands:
                 start_new_session=True,
             )
             assert process.stdout is not None
+            task = asyncio.current_task()
+            assert task is not None
+            self._processes[task] = process
             kept, truncated = bytearray(), False
             while data := await process.stdout.read(65536):
                 room = MAX_OUTPUT - len(kept)
