@@ -183,6 +183,7 @@ class Heart:
         mark = shell.mark.state()
         resources = shell.published.loaded()
         shell.published.clear_remote()
+        shell.publish_encryption()
         shell.feed(Born(tuple(resources.items()), halted=bool(mark), adopt=mark == "same"))
         await shell.open_links()
         shell.start_watching()

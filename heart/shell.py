@@ -26,13 +26,13 @@ from heart.state import State
 from heart.values import Beat, Command, Reason, Role
 from heart.wire import CONTEXT, LinkSocket
 from safekit.bus import BusError
+from safekit.keys import encrypted, wire_keys
 from safekit.model.checkers import Checker, changed_checkers
 from safekit.model.types import ModuleConfig
 from safekit.neighbours import REFRESH_SECONDS, PermanentNeighbours
-from safekit.paths import cluster_dir
 from safekit.process import Context
 from safekit.scripts import ScriptRunner
-from safekit.seal import Opener, Sealer, load_key, next_epoch
+from safekit.seal import Opener, Sealer, next_epoch
 from safekit.supervision import module_programs, write_configuration
 
 RECENT = 200
@@ -67,7 +67,7 @@ class Shell:
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
         self._sequence = 0
-        self._key = load_key(cluster_dir() / "cluster.key")
+        self._keys = wire_keys(context.module)
         self._incarnation = incarnation
         self._links: list[LinkSocket] = []
         self._replies: dict[int, asyncio.Future[Reply]] = {}
@@ -204,7 +204,7 @@ class Shell:
         """Open the sockets of all links; those without an address yet are tried again at each pulse."""
         sealer = self._sealer()
         for route in self.plan.routes:
-            opener = Opener(self._key, CONTEXT + self.context.module, [self.plan.setup.peer])
+            opener = Opener(self._keys, CONTEXT + self.context.module, [self.plan.setup.peer])
             self._links.append(
                 LinkSocket(route, self.context.module, sealer, opener, self._heard, self._rejected)
             )
@@ -213,7 +213,7 @@ class Shell:
             self._start_task(self._pulse(link))
 
     def _sealer(self) -> Sealer:
-        return Sealer(self._key, CONTEXT + self.context.module, self.context.node, self._incarnation)
+        return Sealer(self._keys[0], CONTEXT + self.context.module, self.context.node, self._incarnation)
 
     async def _pulse(self, link: LinkSocket) -> None:
         """Heartbeats of one link, for as long as it is used."""
@@ -228,6 +228,11 @@ class Shell:
             link.send(dataclasses.replace(beat(self.state), sequence=self._sequence))
             await asyncio.sleep(link.route.pulse)
 
+    def publish_encryption(self) -> None:
+        """Whether the module has a key of its own (guide 10.4); without one the cluster's key protects it."""
+        value = "on" if encrypted(self.context.module) else "off"
+        self.published.remember([("encryption.module", value)], {})
+
     async def reload(self) -> None:
         """A dynamic configuration: heartbeats, scripts, rules and limits change while the module runs."""
         before = self.context.config
@@ -235,7 +240,8 @@ class Shell:
         plan = configured.read(self.context.config, self.context.cluster, self.context.node)
         changed = changed_checkers(before, self.context.config, self.plan.checkers, plan.checkers)
         self.scripts.user = self.context.config.user
-        self._key = load_key(cluster_dir() / "cluster.key")
+        self._keys = wire_keys(self.context.module)
+        self.publish_encryption()
         old, self._links = self._links, []
         for link in old:
             link.close()

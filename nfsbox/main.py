@@ -11,9 +11,8 @@ from typing import NoReturn
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
 from safekit.bus import BusError, Handler, Request
-from safekit.paths import cluster_dir
+from safekit.keys import wire_keys
 from safekit.process import Context, run
-from safekit.seal import load_key
 
 _served: list[Control] = []
 
@@ -44,9 +43,9 @@ async def _main(context: Context) -> int:
     # A thread that serves the file system must not wait long for the interpreter while another one computes.
     sys.setswitchinterval(0.0005)
     try:
-        key = load_key(cluster_dir() / "cluster.key")
+        key = wire_keys(context.module)[0]
     except (OSError, ValueError) as error:
-        context.log.event("internal", text=f"nfsbox: no cluster key: {error}; run safekit cluster config")
+        context.log.event("internal", text=f"nfsbox: no key for the network: {error}; run safekit cluster config")
         return 2
     address = context.cluster.bind_address(rfs.flow, context.node)
     place = Place(

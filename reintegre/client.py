@@ -10,8 +10,7 @@ from typing import Any
 import msgpack
 
 from nfsbox.wire import Kind, Op, WireError, connect, decode_map, expect
-from safekit.paths import cluster_dir
-from safekit.seal import load_key
+from safekit.keys import wire_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Connection:
 
     def __init__(self, address: Address, timeout: float) -> None:
         """Raises OSError when the primary cannot be reached or refuses, ValueError for a damaged key file."""
-        key = load_key(cluster_dir() / "cluster.key")
+        key = wire_keys(address.module)[0]
         self._timeout = timeout
         self._channel, self.welcome = connect(
             (address.host, address.port), address.module, Kind.RESYNC, key,

@@ -116,14 +116,17 @@ def module_key(module: str) -> bytes | None:
 def wire_keys(module: str) -> tuple[bytes, ...]:
     """The keys of a module's wires: the first one seals, all of them open.
 
-    The module's own key, else the cluster key. For a while after a configuration the key of the previous one
-    is accepted too. A damaged module key is an error, never a reason to go on with another key. Raises
+    The module's own key, else the cluster key. For a while after a change the key before it is accepted too. A damaged module key is an error, never a reason to go on with another key. Raises
     OSError, ValueError.
     """
     own = module_key(module)
-    present = own if own is not None else cluster_key()
+    keys = [own if own is not None else cluster_key()]
     former = _former_wire_key(module)
-    return (present,) if former is None or former == present else (present, former)
+    if former is not None and former not in keys:
+        keys.append(former)
+    if own is None and 0 <= time.time() - (cluster_dir() / "cluster.key").stat().st_mtime < GRACE_SECONDS:
+        keys += [key for key in former_keys()[:1] if key not in keys]
+    return tuple(keys)
 
 
 def encrypted(module: str) -> bool:
