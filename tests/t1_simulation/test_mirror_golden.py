@@ -1,4 +1,4 @@
-"""Scenario files: commands and the expected trace, as text that a person can review (tests/golden/*.txt).
+"""Scenario files: commands and the expected trace, as text that a person can review (tests/golden/mirror/*.txt).
 
 A file begins with lines of the form below, then a line of dashes, then the
 trace: what each server logs, and the scripts and operations that it runs.
@@ -28,7 +28,7 @@ from heart.values import Command
 from safekit.messages import MESSAGES, render
 from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
 
-FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.txt"))
+FILES = sorted((Path(__file__).parents[1] / "golden" / "mirror").glob("*.txt"))
 RULE = "-" * 40
 
 

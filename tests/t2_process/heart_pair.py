@@ -49,7 +49,7 @@ def module(port: int, **service: Any) -> ModuleConfig:
         name="AM",
         id=1,
         service=Service(**service),
-        heart=Heart((Heartbeat("default", "flow", port, pulse_ms=100, timeout_ms=1000, permanent_arp=False),)),
+        heart=Heart((Heartbeat("default", "flow", port, pulse_ms=100, timeout_ms=2500, permanent_arp=False),)),
         rfs=Rfs(replicated=(Replicated("/replicated"),), flow="default", port=5600),
         vip=Vip(),
         user=User(),

@@ -220,9 +220,9 @@ def test_a_frozen_heart_does_not_take_its_peer_for_dead(tmp_path: Path) -> None:
         await two.form()
         assert two.n2.heart is not None
         two.n2.heart.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(2.0)
         two.n2.heart.send_signal(signal.SIGCONT)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.5)
         assert (two.n1.state(), two.n2.state()) == ("PRIM green", "SECOND green"), two.show()
 
     play(tmp_path, scene)
