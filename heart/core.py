@@ -122,6 +122,8 @@ def deadline(s: State) -> float:
     times += [at + link.timeout for link, at in _open_links(s)]
     if s.role is Role.WAIT and s.listening:
         times += [t for t in (s.listen_until, s.retry_at) if t > s.seen_at]
+    if s.verdict == "up" and s.verdict_from > s.seen_at:
+        times.append(s.verdict_from)
     if s.role is Role.WAIT and s.verdict == "down":
         times.append(s.verdict_retry)
     if s.candidate:

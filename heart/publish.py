@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from heart.values import Beat, Reason
+from heart.values import Beat, Decided
 from safekit.files import boot_identity, write_atomic
 from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, is_durable
@@ -32,6 +31,11 @@ class Published:
         """Resources of the previous life, without those of the peer."""
         found = self._writer.resources
         return {name: item.value for name, item in found.items() if not name.startswith(REMOTE)}
+
+    def detail(self, name: str) -> tuple[str, float]:
+        """Who set a resource, and when (Unix time); ("", 0) for what is not a resource."""
+        found = self._writer.resources.get(name)
+        return (found.setter, found.since) if found is not None else ("", 0.0)
 
     def remember(self, values: Iterable[tuple[str, str]], who: Mapping[str, str]) -> None:
         """Set resources; all durable ones are on disk, by one write, when this returns.
@@ -80,26 +84,30 @@ class Published:
 class History:
     """The decisions of heart, one JSON object a line, bounded (read by `safekit why`)."""
 
-    def __init__(self, directory: Path, node: str) -> None:
-        self._path = directory / "decisions.jsonl"
+    def __init__(self, directory: Path, node: str, name: str = "decisions.jsonl") -> None:
+        self._path = directory / name
         self._node = node
         directory.mkdir(mode=0o770, parents=True, exist_ok=True)
 
-    def record(self, reasons: Iterable[Reason]) -> None:
+    def record(self, decisions: Iterable[Decided]) -> None:
         """Append decisions.  Raises OSError."""
         lines = [
             json.dumps(
                 {
-                    "time": time.time(),
+                    "number": item.number,
+                    "time": item.time,
                     "node": self._node,
-                    "rule": reason.rule,
-                    "action": reason.outcome,
-                    "inputs": dict(reason.inputs),
-                    "text": str(reason),
+                    "rule": item.rule,
+                    "action": item.outcome,
+                    "inputs": {
+                        name: {"value": value, "setter": setter, "since": since} if setter else value
+                        for name, value, setter, since in item.inputs
+                    },
+                    "text": "",
                 },
                 ensure_ascii=False,
             )
-            for reason in reasons
+            for item in decisions
         ]
         if not lines:
             return

@@ -23,6 +23,7 @@ from heart.effects import Effects
 from heart.events import Configured, Done, Event, Heard, Overslept, ResourceSet, SupervisorDied, Tick
 from heart.publish import History, Published, RunningMark
 from heart.state import State
+from heart.telling import PEER_FILE, Telling
 from heart.values import Beat, Command, Reason, Role
 from heart.wire import CONTEXT, LinkSocket
 from safekit.bus import BusError
@@ -58,6 +59,8 @@ class Shell:
         self.state: State = new_state(self.plan.setup, incarnation)
         self.published = Published(paths)
         self.history = History(paths.why, context.node)
+        self.peer_history = History(paths.why, self.plan.setup.peer, PEER_FILE)
+        self.telling = Telling(paths.why)
         self.mark = RunningMark(paths.marker)
         self.scripts = ScriptRunner(paths, context.config.user, context.log)
         self.scripts.end_leftover()
@@ -145,7 +148,7 @@ class Shell:
         now = time.time()
         self.recent.extend((now, reason) for reason in reasons)
         try:
-            self.history.record(reasons)
+            self.history.record(self.telling.add(reasons, self.published.detail))
         except OSError as error:
             self._complain(("why", ""), f"the decision history cannot be written: {error}")
 
@@ -169,11 +172,27 @@ class Shell:
     def send(self) -> None:
         """Heartbeats on every link, now."""
         self._sequence += 1
-        now = dataclasses.replace(beat(self.state), sequence=self._sequence)
+        now = self._beat()
         for link in self._links:
             link.send(now)
 
+    def _beat(self) -> Beat:
+        """What a heartbeat says now."""
+        return dataclasses.replace(
+            beat(self.state),
+            sequence=self._sequence,
+            decided=self.telling.pending() if self.state.peer is not None else (),
+            decided_seen=self.telling.seen,
+        )
+
     def _heard(self, ident: str, heard: Beat) -> None:
+        self.telling.acknowledged(heard.decided_seen)
+        fresh = self.telling.fresh(heard.decided)
+        if fresh:
+            try:
+                self.peer_history.record(fresh)
+            except OSError as error:
+                self._complain(("why", ""), f"the decision history cannot be written: {error}")
         self.feed(Heard(ident, heard))
 
     def _rejected(self, peer: str, ident: str, reason: str) -> None:
@@ -225,7 +244,7 @@ class Shell:
                 else:
                     self._complained.pop(("link", link.route.ident), None)
             self._sequence += 1
-            link.send(dataclasses.replace(beat(self.state), sequence=self._sequence))
+            link.send(self._beat())
             await asyncio.sleep(link.route.pulse)
 
     def publish_encryption(self) -> None:

@@ -95,6 +95,8 @@ class State:
     verdict: str = ""
     """"" (not asked), up or down: what the witness said since nothing is heard any more."""
     verdict_token: int = 0
+    verdict_from: float = 0.0
+    """The verdict counts from then on, if nothing is heard until then."""
     verdict_retry: float = 0.0
 
     # swap

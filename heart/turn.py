@@ -129,7 +129,8 @@ class Turn:
 
     def undecided(self) -> bool:
         """The peer is silent, and the witness has not said that this server may go on."""
-        return self.silent() and self.s.verdict != "up" and self.contested()
+        s = self.s
+        return self.silent() and (s.verdict != "up" or self.now < s.verdict_from) and self.contested()
 
     def contested(self) -> bool:
         """Both servers could go on after a loss of all heartbeats, so that the witness has to decide.

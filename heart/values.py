@@ -123,6 +123,18 @@ class SwapNotice:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision as it is told to the other server: a growing number, Unix time, rule, outcome, and inputs
+    (name, value, setter, since)."""
+
+    number: int
+    time: float
+    rule: str
+    outcome: str
+    inputs: tuple[tuple[str, str, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """One heartbeat as the automaton sees it.
 
@@ -132,7 +144,9 @@ class Beat:
     (UNKNOWN when it is lost).  ``claim`` asks for the right to be
     primary, ``grant`` gives it to an (incarnation, claim).  ``fence`` tells
     the receiver that its data is out of date; ``fenced`` is its durable
-    acknowledgement (incarnation, fence).
+    acknowledgement (incarnation, fence).  ``decided`` are decisions of the
+    sender, for people; ``decided_seen`` is the last of the receiver's that it
+    has (see heart.telling).
     """
 
     node: str
@@ -161,6 +175,8 @@ class Beat:
     action: str = "start"
     resources: tuple[tuple[str, str], ...] = ()
     signature: str = ""
+    decided: tuple[Decided, ...] = ()
+    decided_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgpack
 
-from heart.values import Beat, Color, Role, SwapNotice
+from heart.values import Beat, Color, Decided, Role, SwapNotice
 from safekit.seal import Opener, Sealer, SealError
 
 PROTOCOL = 1
@@ -22,6 +22,7 @@ CONTEXT = "heartbeat"
 MAX_PAYLOAD = 32 * 1024
 MAX_TEXT = 256
 MAX_RESOURCES = 256
+MAX_DECIDED, MAX_INPUTS, MAX_INPUT = 16, 12, 128
 
 
 class BadBeat(ValueError):
@@ -42,6 +43,11 @@ def pack(beat: Beat, module: str) -> bytes:
         message[name] = getattr(beat, name)
     message["role"], message["color"], message["sees"] = beat.role.value, beat.color.value, beat.sees.value
     message["resources"] = dict(beat.resources)
+    if beat.decided:
+        message["decided"] = [
+            (d.number, d.time, d.rule[:MAX_TEXT], d.outcome[:MAX_TEXT], _bounded(d.inputs)) for d in beat.decided
+        ]
+    message["decided_seen"] = beat.decided_seen
     if beat.swap is not None:
         swap = beat.swap
         message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
@@ -79,7 +85,45 @@ def unpack(payload: bytes, module: str) -> Beat:
         values["color"] = Color(str(message.get("color")))
     except ValueError as error:
         raise BadBeat(str(error)) from None
-    return Beat(**values, resources=_resources(message.get("resources")), swap=_swap(message.get("swap")))
+    return Beat(
+        **values,
+        resources=_resources(message.get("resources")),
+        swap=_swap(message.get("swap")),
+        decided=_decided(message.get("decided", [])),
+        decided_seen=_integer(message.get("decided_seen", 0), "decided_seen"),
+    )
+
+
+def _bounded(inputs: tuple[tuple[str, str, str, float], ...]) -> list[tuple[str, str, str, float]]:
+    return [(n[:MAX_INPUT], v[:MAX_INPUT], s[:MAX_INPUT], at) for n, v, s, at in inputs[:MAX_INPUTS]]
+
+
+def _decided(value: object) -> tuple[Decided, ...]:
+    items = _typed(value, list, "decided")
+    if len(items) > MAX_DECIDED:
+        raise BadBeat(f"decided: more than {MAX_DECIDED}")
+    return tuple(_decision(item) for item in items)
+
+
+def _decision(value: object) -> Decided:
+    parts = _typed(value, list, "decided")
+    if len(parts) != 5:
+        raise BadBeat("decided: five fields expected")
+    number, at, rule, outcome, given = parts
+    inputs = _typed(given, list, "decided")
+    if len(inputs) > MAX_INPUTS:
+        raise BadBeat(f"decided: more than {MAX_INPUTS} inputs")
+    found: list[tuple[str, str, str, float]] = []
+    for item in inputs:
+        words = _typed(item, list, "decided")
+        if len(words) != 4:
+            raise BadBeat("decided: four fields of an input expected")
+        texts = [_text(word, "decided") for word in words[:3]]
+        found.append((texts[0], texts[1], texts[2], _typed(words[3], float, "decided")))
+    return Decided(
+        _integer(number, "decided"), _typed(at, float, "decided"), _text(rule, "decided"), _text(outcome, "decided"),
+        tuple(found),
+    )  # fmt: skip
 
 
 def _typed(value: object, kind: type, name: str) -> Any:

@@ -18,6 +18,9 @@ from heart.values import Command, Role
 
 NAME = "splitbrain.uptodate"
 WHO = "splitbraincheck"
+HEARD_PULSES = 1.25
+"""A verdict counts after so many pulses of silence: the witness may have answered because the networks were
+repaired that very moment, and then the peer is heard first."""
 RETRY = 10.0
 """Seconds in WAIT between two questions to a witness that did not answer."""
 
@@ -55,6 +58,7 @@ def answered(t: Turn, up: bool, text: str) -> None:
     if not t.silent():
         return
     s.verdict = "up" if up else "down"
+    s.verdict_from = t.now + HEARD_PULSES * s.setup.pulse
     s.verdict_retry = t.now + RETRY
     t.because("witness", "goes on" if up else "is cut off", witness=s.verdict, role=s.role.value, text=text)
     if not up and s.role.running and not s.leaving and not s.stopping:

@@ -1,7 +1,8 @@
 """safekit why: the last decisions of a module, with the rules that took them and what made them true.
 
 heart writes one JSON object a line in SAFEVAR/modules/AM/why/*.jsonl:
-time, node, rule, action, inputs {name: value, or {value, setter, since}}, text.
+time, node, rule, action, inputs {name: value, or {value, setter, since}}, text. Its own are in decisions.jsonl,
+those that the heartbeats of the other server told in peer.jsonl.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import click
 
 from safekit.cli.base import command, module_option, module_paths
 from safekit.cli.view import moment
+from safekit.paths import node_name
 from safekit.resources import Resource, load
 
 DEFAULT_COUNT = 10
@@ -60,9 +62,11 @@ def history(directory: Path) -> Iterator[Decision]:
     yield from sorted(found, key=lambda d: d.time)
 
 
-def explain(decision: Decision, resources: Mapping[str, Resource]) -> list[str]:
-    """Lines for people. An input that still has its value is shown with who set it and when."""
-    head = f"{moment(decision.time)}  {decision.action or 'no action'}  (rule {decision.rule})"
+def explain(decision: Decision, resources: Mapping[str, Resource], *, local: bool = True) -> list[str]:
+    """Lines for people. An input is shown with who set it and when; where the history does not say that, the
+    resources tell it for an input of this server (`local`) that still has its value."""
+    node = f"{decision.node}  " if decision.node else ""
+    head = f"{moment(decision.time)}  {node}{decision.action or 'no action'}  (rule {decision.rule})"
     lines = [head]
     if decision.text and not decision.text.startswith(f"{decision.rule}: {decision.action}"):
         lines.append(f"    {decision.text}")
@@ -71,7 +75,7 @@ def explain(decision: Decision, resources: Mapping[str, Resource]) -> list[str]:
         if isinstance(given, dict):
             value, setter = given.get("value"), str(given.get("setter") or "")
             since = float(given.get("since") or 0.0)
-        now = resources.get(name)
+        now = resources.get(name) if local else None
         if not setter and now is not None and now.value == str(value) and now.since <= decision.time:
             setter, since = now.setter, now.since
         tail = f", set by {setter}" if setter else ""
@@ -90,9 +94,11 @@ def last(decisions: Iterable[Decision], count: int) -> list[Decision]:
 @click.option("-s", "count", type=click.IntRange(min=1), default=DEFAULT_COUNT, metavar="NB", help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="JSON, one decision a line.")
 def why_command(module: str | None, count: int, as_json: bool) -> int:
-    """Explain the last decisions of a module: which rule, what made it true, who set that and when."""
+    """Explain the last decisions of a module on both servers, in one time line: which rule, what made it true, who
+    set that and when."""
     paths = module_paths(module)
-    found = last(history(paths.why), count)
+    everything = list(history(paths.why))
+    found = last(everything, count)
     if as_json:
         for decision in found:
             click.echo(json.dumps(decision.__dict__))
@@ -102,7 +108,12 @@ def why_command(module: str | None, count: int, as_json: bool) -> int:
         click.echo(f"Next step: safekit start -m {paths.module}")
         return 0
     resources = load(paths.resources)
+    own = node_name()
     for decision in found:
-        for line in explain(decision, resources):
+        for line in explain(decision, resources, local=decision.node in ("", own)):
             click.echo(line)
+    known = {d.node: d.time for d in everything if d.node not in ("", own)}
+    for node, at in known.items():
+        click.echo(f"Decisions of {node} are known up to {moment(at)}, as its heartbeats told them (by its clock).")
     return 0
+
