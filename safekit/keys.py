@@ -116,8 +116,8 @@ def module_key(module: str) -> bytes | None:
 def wire_keys(module: str) -> tuple[bytes, ...]:
     """The keys of a module's wires: the first one seals, all of them open.
 
-    The module's own key, else the cluster key. For a while after a change the key before it is accepted too. A damaged module key is an error, never a reason to go on with another key. Raises
-    OSError, ValueError.
+    The module's own key, else the cluster key. For a while after a change the key before it is accepted too. A
+    damaged module key is an error, never a reason to go on with another key. Raises OSError, ValueError.
     """
     own = module_key(module)
     keys = [own if own is not None else cluster_key()]
