@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from safekit.model.types import ModuleConfig
 from safekit.resources import Resource
 
 PATH = "/var/modules/{module}/state.json"
@@ -39,7 +38,7 @@ class BadDocument(ValueError):
     """Not a state document; the text says what is wrong with it."""
 
 
-def state_of(config: ModuleConfig, node: str, resources: dict[str, Resource]) -> ModuleState:
+def state_of(module: str, node: str, resources: dict[str, Resource]) -> ModuleState:
     """The document of a module, from its resource file."""
     local, color = resources.get("state.local"), resources.get("state.color")
     state = local.value if local is not None else "STOP"
@@ -48,7 +47,7 @@ def state_of(config: ModuleConfig, node: str, resources: dict[str, Resource]) ->
     if state in _SERVING and color is not None and color.value == "green":
         # ALONE and PRIM follow each other without a new run: only the colour tells a restart
         run = f"{node}/{color.since:.3f}"
-    return ModuleState(config.name, node, state, color.value if color is not None else "red", since, run)
+    return ModuleState(module, node, state, color.value if color is not None else "red", since, run)
 
 
 def encode(state: ModuleState) -> bytes:

@@ -7,6 +7,7 @@ from importlib import resources
 
 from aiohttp import web
 
+from safekit.modulestate import state_of
 from safekit.paths import node_name
 from safekit.resources import load
 from safewebserver.api import need
@@ -44,7 +45,8 @@ async def state_json(request: web.Request) -> web.Response:
     except NoModule as error:
         return web.json_response({"error": "no_module", "text": str(error)}, status=404, headers=NO_STORE)
     state, color = local_state(paths)
-    resource = load(paths.resources).get("state.local")
+    resources = load(paths.resources)
+    resource = resources.get("state.local")
     return web.json_response(
         {
             "node": node_name(),
@@ -54,6 +56,7 @@ async def state_json(request: web.Request) -> web.Response:
             "ready": ready(paths),
             "incarnation": incarnation(paths),
             "since": resource.since if resource is not None else 0.0,
+            "run": state_of(paths.module, node_name(), resources).run,
         },
         headers=NO_STORE,
     )

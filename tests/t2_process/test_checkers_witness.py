@@ -155,10 +155,10 @@ def test_the_document_of_a_module() -> None:
         "state.local": Resource("state.local", "ALONE", 10.0, "heart"),
         "state.color": Resource("state.color", "green", 20.0, "heart"),
     }
-    alone = state_of(ModuleConfig("AM", 1), "n1", resources)
+    alone = state_of("AM", "n1", resources)
     assert decode(encode(alone)) == alone and alone.serves and alone.since == 20.0
     resources["state.local"] = Resource("state.local", "PRIM", 30.0, "heart")
-    assert state_of(ModuleConfig("AM", 1), "n1", resources).run == alone.run, "ALONE -> PRIM restarts nothing"
+    assert state_of("AM", "n1", resources).run == alone.run, "ALONE -> PRIM restarts nothing"
     for bad in (b"", b"{}", b"[]", b"\xff", b'{"module":1}', json.dumps({"since": "x"}).encode(), b"1" * 20000):
         with pytest.raises(BadDocument):
             decode(bad)
