@@ -219,6 +219,7 @@ class Builder:
             tcpreset=r.onoff("tcpreset", "tcpreset", True),
             interfaces=tuple(self._interface(n, f"vip.interfaces[{i}]", mode) for i, n in enumerate(listed)),
             groups=tuple(self._group(n, f"vip.groups[{i}]") for i, n in enumerate(groups)),
+            engine=cast(Any, r.text("engine", "engine", "nftables")),
         )
 
     def _interface(self, node: Node, path: str, mode: str) -> Interface:

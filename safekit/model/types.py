@@ -246,11 +246,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Vip:
-    """<vip>, 13.5."""
+    """<vip>, 13.5. `engine` is what decides about packets in a farm (beyond the guide)."""
 
     tcpreset: bool = True
     interfaces: tuple[Interface, ...] = ()
     groups: tuple[Group, ...] = ()
+    engine: Literal["nftables", "nfqueue"] = "nftables"
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ class World:
             self.push(at, "tick", node)
 
     def send(self, node: int, pulse: Pulse) -> None:
-        kept = self.servers[node].kept
+        core = self.servers[node].core
+        assert core is not None
+        kept = core.claims_here
         for peer in range(self.nodes):
             if peer != node and (node, peer) not in self.cut and self.random.random() >= self.loss:
                 self.push(self.now + 0.0002 + self.random.random() * 0.003, "pulse", peer, (pulse, kept))
@@ -203,18 +205,22 @@ class World:
         for node, core in enumerate(cores):
             if core is None:
                 continue
-            members = [n for n in core.membership.view.nodes()]
-            participants = tuple(n for n in members if (other := cores[n]) is not None and other.taking_part)
+            members = core.membership.view.nodes()
+            participants = tuple(n for n in members if _takes_part(cores[n]))
             plan = core.plan()
             assert plan.final and plan.participants == participants, f"node {node}: {plan.participants}"
             owners = self.shares[0].owners(participants)
             assert plan.owners == (owners,)
             assert self.servers[node].accepts(self.now) == bitmap_of(owners, node), f"node {node}"
             union = 0
-            for other in participants:
-                union |= self.servers[other].accepts(self.now)
+            for participant in participants:
+                union |= self.servers[participant].accepts(self.now)
             able = any(self.powers[n] for n in participants)
             assert union == (FULL if able else 0) and (able or set(owners) == {NOBODY})
+
+
+def _takes_part(core: FarmCore | None) -> bool:
+    return core is not None and core.taking_part
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5, 16])

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safekit.log import parse_line
 from safekit.model.codec import to_json
@@ -176,13 +176,13 @@ def farm_vip(
     groups: tuple[Group, ...] | None = None,
     arpreroute: bool = True,
     mac: str | None = None,
+    engine: Literal["nftables", "nfqueue"] = "nftables",
 ) -> Vip:
     """A <vip> with one interface; by default one group with rules for the ports of the test server."""
     chosen = tuple(VirtualAddr(text, "alias") for text in addresses or (VIP4, VIP6))
     rules = (Rule("tcp", "on_port", None, 80), Rule("tcp", "on_addr", None, 81), Rule("udp", "on_port", None, 5001))
-    return Vip(
-        True, (Interface(chosen, kind, arpreroute=arpreroute, mac=mac),), groups or (Group("FarmProto", (), rules),)
-    )
+    interface = Interface(chosen, kind, arpreroute=arpreroute, mac=mac)
+    return Vip(True, (interface,), groups or (Group("FarmProto", (), rules),), engine)
 
 
 class FarmHost(VipHost):

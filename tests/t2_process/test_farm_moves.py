@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -17,7 +17,8 @@ from tests.t2_process.farm_network import LONG, VIP4, VIP6, FarmNetwork, FarmSer
 from tests.t2_process.vip_network import wait_until
 from vipd.farm.buckets import FULL
 
-MODES = ("vmac_invisible", "vmac_directed")
+ENGINES: tuple[Literal["nftables", "nfqueue"], ...] = ("nftables", "nfqueue")
+MODES: tuple[InterfaceKind, ...] = ("vmac_invisible", "vmac_directed")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,15 @@ def net(wires: FarmNetwork) -> Iterator[FarmNetwork]:
 def farm(request: pytest.FixtureRequest, net: FarmNetwork, tmp_path: Path) -> FarmNetwork:
     kind: InterfaceKind = request.param
     net.install(tmp_path, farm_vip(kind))
+    net.start()
+    return net
+
+
+@pytest.fixture(params=[(kind, engine) for engine in ENGINES for kind in MODES], ids="-".join)
+def both(request: pytest.FixtureRequest, net: FarmNetwork, tmp_path: Path) -> FarmNetwork:
+    """A farm on each engine, for what both must do alike."""
+    kind, engine = request.param
+    net.install(tmp_path, farm_vip(kind, engine=engine))
     net.start()
     return net
 
@@ -59,20 +69,20 @@ def union(*servers: FarmServer) -> int:
 
 
 @pytest.mark.parametrize("address", [VIP4, VIP6])
-def test_a_planned_leave_and_join_break_nothing(farm: FarmNetwork, address: str) -> None:
-    open_, who = long_lived(farm, address)
+def test_a_planned_leave_and_join_break_nothing(both: FarmNetwork, address: str) -> None:
+    open_, who = long_lived(both, address)
     assert len(set(who)) == 3
-    shorts = farm.client.short(address, 80, 400, pause=0.01)
+    shorts = both.client.short(address, 80, 400, pause=0.01)
     time.sleep(0.5)
-    leaver = farm.servers[1]
+    leaver = both.servers[1]
     reply = leaver.order("farm_leave")
     assert reply["ok"] and reply["connections"] >= who.count("n2")
-    wait_until(lambda: farm.agreed(farm.servers[0], farm.servers[2]), "the two others share")
-    assert union(*farm.servers) == FULL and leaver.bits() == 0
+    wait_until(lambda: both.agreed(both.servers[0], both.servers[2]), "the two others share")
+    assert union(*both.servers) == FULL and leaver.bits() == 0
     time.sleep(1.0)
     assert leaver.order("farm_join")["ok"]
-    wait_until(farm.agreed, "all three share again")
-    assert union(*farm.servers) == FULL
+    wait_until(both.agreed, "all three share again")
+    assert union(*both.servers) == FULL
     time.sleep(2.5)
     result, brief = figures(open_), figures(shorts)
     assert result["broken"] == {} and result["exchanges"] > 500, result
@@ -81,17 +91,17 @@ def test_a_planned_leave_and_join_break_nothing(farm: FarmNetwork, address: str)
 
 
 @pytest.mark.parametrize("address", [VIP4, VIP6])
-def test_clients_of_a_dead_server_are_told_at_once_and_others_do_not_notice(farm: FarmNetwork, address: str) -> None:
-    open_, who = long_lived(farm, address)
-    known = farm.client.neighbour(address)
+def test_clients_of_a_dead_server_are_told_at_once_and_others_do_not_notice(both: FarmNetwork, address: str) -> None:
+    open_, who = long_lived(both, address)
+    known = both.client.neighbour(address)
     # In directed mode the clients of the server whose MAC they know are rerouted; that is another test.
-    victim = next(server for server in farm.servers if server.mac != known)
-    rest = [server for server in farm.servers if server is not victim]
-    farm.unplug(victim)
-    wait_until(lambda: farm.agreed(*rest), "the others have taken over", 5)
+    victim = next(server for server in both.servers if server.mac != known)
+    rest = [server for server in both.servers if server is not victim]
+    both.unplug(victim)
+    wait_until(lambda: both.agreed(*rest), "the others have taken over", 5)
     assert union(*rest) == FULL
     time.sleep(1.0)
-    assert farm.client.count(address, 80, 60, limit=1.0).keys() <= {server.name for server in rest}
+    assert both.client.count(address, 80, 60, limit=1.0).keys() <= {server.name for server in rest}
     result = figures(open_)
     lost: dict[str, str] = result["broken"]
     assert set(lost) == {str(n) for n, name in enumerate(who) if name == victim.name}, result
@@ -174,18 +184,18 @@ def test_a_frozen_vipd_is_taken_out_and_takes_part_again_when_it_wakes(farm: Far
     assert set(farm.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
 
 
-def test_split_and_merge(farm: FarmNetwork) -> None:
-    alone, *rest = farm.servers
-    farm.unplug(alone)
-    wait_until(lambda: farm.agreed(alone) and farm.agreed(*rest), "two farms", 5)
+def test_split_and_merge(both: FarmNetwork) -> None:
+    alone, *rest = both.servers
+    both.unplug(alone)
+    wait_until(lambda: both.agreed(alone) and both.agreed(*rest), "two farms", 5)
     assert alone.bits() == FULL and union(*rest) == FULL
     assert alone.log("farm_membership")[-1] == "farm membership: n1 (group FarmProto)"
     assert alone.log("farm_load")[-1] == "farm load: 256/256 (group FarmProto)"
     wait_until(lambda: alone.resources()["farm.FarmProto"] == "100%", "heart is told")
-    farm.unplug(alone, plugged=True)
-    wait_until(farm.agreed, "one farm again", 5)
-    assert union(*farm.servers) == FULL
-    assert set(farm.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
+    both.unplug(alone, plugged=True)
+    wait_until(both.agreed, "one farm again", 5)
+    assert union(*both.servers) == FULL
+    assert set(both.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
 
 
 def test_a_flushed_ruleset_is_restored_and_foreign_tables_stay(farm: FarmNetwork) -> None:

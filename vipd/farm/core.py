@@ -35,8 +35,8 @@ PATIENCE_PULSES = 2.0
 PATIENCE_SECONDS = 0.3
 EXCLUDED_PULSES = 1.25
 LINGER_SECONDS = 0.5
-MOVED_SECONDS = 2.0
-"""How long a bucket that has moved between living servers counts as shared, until all have told what they keep."""
+LOST_SECONDS = 2.0
+"""How long a server claims all connections in the buckets that it has lost, until it has counted them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class FarmCore:
         self._awaited: frozenset[int] = frozenset()
         self._pending = False
         self._deadline = now
-        self._moves: list[tuple[float, tuple[int, ...]]] = []
+        self._lost: list[tuple[float, tuple[int, ...]]] = []
         self._claims = (0,) * len(self._groups)
         self._lingering: list[tuple[float, tuple[int, ...]]] = []
         self._kept_here = (0,) * len(self._groups)
@@ -165,6 +165,11 @@ class FarmCore:
         """For each group the buckets in which this server holds connections that it does not plainly own."""
         return self._kept_here
 
+    @property
+    def claims_here(self) -> tuple[int, ...]:
+        """What the others are told: the buckets in which this server holds or may hold connections of its own."""
+        return _either((self._kept_here, *(bitmaps for _, bitmaps in self._lost)), len(self._groups))
+
     def plan(self) -> Plan:
         """What the filters have to do now. A new number means a change."""
         wanted = Plan(
@@ -186,7 +191,7 @@ class FarmCore:
         times = [self.membership.next_wakeup()]
         if self._pending and self._applied == self._key:
             times.append(self._deadline)
-        times += [until for until, _ in (*self._moves, *self._lingering)]
+        times += [until for until, _ in (*self._lost, *self._lingering)]
         if self._joined and not self._taking_part and self._gave_way_to is None:
             times.append(self._not_before)
         return min(times)
@@ -225,7 +230,7 @@ class FarmCore:
         return pulse
 
     def receive(self, pulse: Pulse, kept: tuple[int, ...], now: float) -> None:
-        """An authentic pulse of another server, with the buckets in which it keeps connections."""
+        """An authentic pulse of another server, with the buckets in which it claims connections."""
         self._notice_sleep(now)
         row = pulse.rows[0]
         if len(kept) == len(self._groups):
@@ -333,22 +338,20 @@ class FarmCore:
         former = self._former if self._pending else before
         self._participants, self._key = participants, assignment_key(participants)
         self._owners = tuple(group.owners(participants) for group in self._groups)
-        mine, moved = [], []
+        mine, lost = [], []
         for owners, last, older, held in zip(self._owners, before, former, self._mine, strict=True):
-            accepted = shifted = 0
+            accepted = 0
             for bucket, owner in enumerate(owners):
                 holders = {last[bucket], older[bucket]} - {NOBODY}
                 living = any(holder != me and alive >> holder & 1 for holder in holders)
                 if owner == me and (held >> bucket & 1 or (holders - {me} and not living)):
                     accepted |= 1 << bucket
-                if owner not in holders and any(alive >> holder & 1 for holder in holders):
-                    shifted |= 1 << bucket
             mine.append(accepted)
-            moved.append(shifted)
+            lost.append(held & ~accepted)
         self._former = before
         self._mine = tuple(mine)
-        if any(moved):
-            self._moves.append((now + MOVED_SECONDS, tuple(moved)))
+        if any(lost):
+            self._lost.append((now + LOST_SECONDS, tuple(lost)))
         self._awaited = frozenset(node for node in earlier | set(participants) if node != me)
         self._deadline = now + max(PATIENCE_PULSES * self.rules.pulse, PATIENCE_SECONDS)
         self._pending = True
@@ -373,15 +376,16 @@ class FarmCore:
         return row is not None and row.facts >> 1 == self._key
 
     def _share(self, now: float) -> None:
-        """What moved lately, and what the others keep. In our own buckets a claim lingers: as long as another
-        server may still ask around for the holder of a connection, we must know ours by name."""
-        claims = _either((bitmaps for until, bitmaps in self._moves if now < until), len(self._groups))
-        claims = _either((claims, *(kept for _, kept in self._kept.values())), len(self._groups))
+        """What the others claim. Everybody hears the same claims, so that whoever passes packets on and whoever
+        owns the bucket treat it alike; a few milliseconds apart, therefore a claim on our own buckets lingers:
+        as long as another server may still ask around for the holder of a connection, we must know ours by
+        name."""
+        claims = _either((claimed for _, claimed in self._kept.values()), len(self._groups))
         ended = tuple(
             before & ~after & bitmap_of(owners, self.rules.me)
             for before, after, owners in zip(self._claims, claims, self._owners, strict=True)
         )
-        self._moves = [(until, bitmaps) for until, bitmaps in self._moves if now < until]
+        self._lost = [(until, bitmaps) for until, bitmaps in self._lost if now < until]
         self._lingering = [(until, bitmaps) for until, bitmaps in self._lingering if now < until]
         if any(ended):
             self._lingering.append((now + LINGER_SECONDS, ended))

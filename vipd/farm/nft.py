@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import socket
 import struct
 from typing import Any
@@ -21,6 +22,7 @@ _SUBSYSTEM = 10
 _NEWRULE = 6
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NETDEV = 5
+_INET = 1
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _ERROR = 2
 _NESTED = 0x8000
@@ -94,28 +96,56 @@ def _message(kind: int, flags: int, sequence: int, family: int, resource: int, p
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
+def _expression(name: str, *data: bytes) -> bytes:
+    return _nested(1, attribute(1, name.encode() + b"\0"), _nested(2, *data))
+
+
 def append_link_address_rule(table: str, chain: str, mac: bytes) -> None:
     """Append to a netdev chain the rule that writes `mac` into the link address option of a neighbour
     discovery packet (26 bytes behind the start of ICMPv6), and corrects the ICMPv6 checksum.
 
     libnftables has no words for the checksum of a raw payload; the kernel's interface has. Raises OSError.
     """
-    immediate = _nested(1, attribute(1, b"immediate\0"), _nested(2, _number(1, 1), _nested(2, attribute(1, mac))))
-    write = _nested(
-        2,
-        _number(5, 1),
-        _number(2, _TRANSPORT_HEADER),
-        _number(3, 26),
-        _number(4, len(mac)),
-        _number(6, _CHECKSUM_INET),
-        _number(7, 2),
+    _append(
+        _NETDEV,
+        table,
+        chain,
+        _expression("immediate", _number(1, 1), _nested(2, attribute(1, mac))),
+        _expression(
+            "payload",
+            _number(5, 1),
+            _number(2, _TRANSPORT_HEADER),
+            _number(3, 26),
+            _number(4, len(mac)),
+            _number(6, _CHECKSUM_INET),
+            _number(7, 2),
+        ),
     )
-    payload = _nested(1, attribute(1, b"payload\0"), write)
-    rule = attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0") + _nested(4, immediate, payload)
+
+
+def append_queue_rule(nft: Nft, table: str, chain: str, queue: int) -> None:
+    """Append to an inet chain the rule that asks a netfilter queue. Raises OSError, also when this kernel has
+    no queues.
+
+    Kernels without nftables' own word for it have the target of iptables.
+    """
+    try:
+        nft.run(f"add rule inet {table} {chain} queue num {queue}")
+    except NftError:
+        _append(
+            _INET,
+            table,
+            chain,
+            _expression("target", attribute(1, b"NFQUEUE\0"), _number(2, 0), attribute(3, struct.pack("=H6x", queue))),
+        )
+
+
+def _append(family: int, table: str, chain: str, *expressions: bytes) -> None:
+    rule = attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0") + _nested(4, *expressions)
     kind = _SUBSYSTEM << 8 | _NEWRULE
     batch = (
         _message(_BATCH_BEGIN, _REQUEST, 1, 0, _SUBSYSTEM)
-        + _message(kind, _REQUEST | _ACK | _CREATE | _APPEND, 2, _NETDEV, 0, rule)
+        + _message(kind, _REQUEST | _ACK | _CREATE | _APPEND, 2, family, 0, rule)
         + _message(_BATCH_END, _REQUEST, 3, 0, _SUBSYSTEM)
     )
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
@@ -126,4 +156,4 @@ def append_link_address_rule(table: str, chain: str, mac: bytes) -> None:
             if message.kind == _ERROR:
                 (error,) = struct.unpack_from("=i", message.body)
                 if error:
-                    raise OSError(-error, f"nftables refused the neighbour discovery rule of {table}")
+                    raise OSError(-error, f"the kernel refused a rule of {table} {chain}: {os.strerror(-error)}")

@@ -33,6 +33,7 @@ from vipd.announce import Announcement
 from vipd.farm import memory, place
 from vipd.farm.engine import NftablesEngine
 from vipd.farm.layout import Layout
+from vipd.farm.nfqueue import QueueEngine
 from vipd.farm.nft import NftError
 from vipd.farm.service import Farm
 from vipd.holder import Holder
@@ -115,7 +116,10 @@ class FarmVipd:
 
     async def _begin(self) -> None:
         try:
-            self._farm = Farm(self._context, NftablesEngine(), self._wires.share)
+            farm = self._context.config.farm
+            assert farm is not None, "a farm module has <farm>"
+            engine = QueueEngine(farm.port) if self._vip.engine == "nfqueue" else NftablesEngine()
+            self._farm = Farm(self._context, engine, self._wires.share)
         except (NftError, ValueError) as error:
             self._unusable = str(error)
             self._context.log.event("farm_filter_failed", reason=str(error))

@@ -46,7 +46,8 @@ def hash_of(rule: Balance, version: int, *, fragment: bool = False) -> str:
     return f"jhash {ip} saddr . {rule.proto} sport mod 256 seed {SEED}"
 
 
-def _match(rule: Balance, version: int) -> str:
+def match(rule: Balance, version: int) -> str:
+    """The packets that a rule is about."""
     address = f"{_ADDRESS[version]} daddr {rule.vip} " if rule.vip is not None else ""
     return address + (f"{rule.proto} dport {rule.port}" if rule.port is not None else f"meta l4proto {rule.proto}")
 
@@ -94,8 +95,16 @@ def kinds(layout: Layout, wire: Wire, group: int) -> tuple[str, ...]:
     return tuple(needed)
 
 
-def table(layout: Layout) -> str:
-    """The commands that make the table anew, closed. What it held before is gone in the same transaction."""
+def resolution_kinds(layout: Layout, wire: Wire, group: int) -> tuple[str, ...]:
+    """The maps of a group for ARP and neighbour discovery alone."""
+    return ("a",) if any(r.group == group for r in layout.rules_of(wire, "arp")) else ()
+
+
+def table(layout: Layout, *, decides: bool = True) -> str:
+    """The commands that make the table anew, closed. What it held before is gone in the same transaction.
+
+    decides: here is decided what becomes of a bucket; otherwise balanced packets pass, for somebody behind.
+    """
     text = _Text()
     text.set("lease", "type ether_type; flags timeout;")
     text.set("speak", "type ether_type;")
@@ -112,7 +121,7 @@ def table(layout: Layout) -> str:
         )
         text.chain(f"odd{version}", f"{_SYN} update @fresh{version} {{ {tuple_} }} accept", "drop")
     for wire in layout.wires:
-        _wire(text, layout, wire)
+        _wire(text, layout, wire, decides)
     body = "\n".join(text.lines)
     name = f"netdev {layout.table}"
     return f"add table {name}\ndelete table {name}\ntable {name} {{\n{body}\n}}\n"
@@ -123,12 +132,12 @@ def remove(layout: Layout) -> str:
     return f"add table netdev {layout.table}\ndelete table netdev {layout.table}\n"
 
 
-def _wire(text: _Text, layout: Layout, wire: Wire) -> None:
+def _wire(text: _Text, layout: Layout, wire: Wire, decides: bool) -> None:
     n = wire.number
     for group in range(len(layout.groups)):
-        for kind in kinds(layout, wire, group):
+        for kind in kinds(layout, wire, group) if decides else resolution_kinds(layout, wire, group):
             text.map(names(wire, group)[kind])
-    if wire.mode == "directed":
+    if wire.mode == "directed" and decides:
         text.set(f"peers_{n}", "type ether_addr;")
         for node in range(layout.nodes):
             if node != layout.me:
@@ -139,7 +148,7 @@ def _wire(text: _Text, layout: Layout, wire: Wire) -> None:
     _resolution(text, layout, wire)
     for version, vips in ((4, wire.v4), (6, wire.v6)):
         if vips:
-            text.chain(f"v{version}_{n}", *_traffic(layout, wire, version))
+            text.chain(f"v{version}_{n}", *(_traffic if decides else _pass)(layout, wire, version))
     entry = []
     if wire.v4:
         entry += [f"ether type arp arp daddr ip {_set(wire.v4)} jump arp_{n}", f"ip daddr {_set(wire.v4)} jump v4_{n}"]
@@ -211,9 +220,18 @@ def _traffic(layout: Layout, wire: Wire, version: int) -> list[str]:
         target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
         # The comment says whose counter it is.
         number = layout.rules.index(rule)
-        lines.append(f'{_match(rule, version)} counter {hash_of(rule, version)} vmap @{target} comment "{number}"')
+        lines.append(f'{match(rule, version)} counter {hash_of(rule, version)} vmap @{target} comment "{number}"')
     lines.append("meta protocol != @speak drop")
     return list(dict.fromkeys(lines))
+
+
+def _pass(layout: Layout, wire: Wire, version: int) -> list[str]:
+    lines = ["meta protocol != @lease drop", _to_host(wire)]
+    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
+    for rule in (*layout.rules_of(wire, "tcp"), *layout.rules_of(wire, "udp")):
+        if _applies(rule, version):
+            lines += [f"{part} meta l4proto {rule.proto} accept", f"{match(rule, version)} accept"]
+    return [*dict.fromkeys(lines), "meta protocol != @speak drop"]
 
 
 def _ports(rules: Sequence[Balance]) -> str:
@@ -232,7 +250,7 @@ def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> N
     rules = [rule for rule in layout.rules_of(wire, "tcp") if _applies(rule, version)]
     part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     decided = [
-        f"{_match(rule, version)} {hash_of(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
+        f"{match(rule, version)} {hash_of(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
         for rule in rules
     ]
     text.chain(f"peer{version}_{n}", f"{part} accept", *decided, "accept")
@@ -294,13 +312,26 @@ def state(layout: Layout, verdicts: Verdicts) -> str:
         if wire.mode == "directed":
             lines += _forwarding(layout, wire, verdicts, name)
         for group in range(len(layout.groups)):
-            for kind, elements in _elements(layout, wire, group, verdicts).items():
-                target = f"{name} {names(wire, group)[kind]}"
-                lines.append(f"flush map {target}")
-                if elements:
-                    lines.append(f"add element {target} {{ {', '.join(elements)} }}")
+            lines += _maps(layout, wire, group, verdicts, kinds(layout, wire, group))
     lines += [f"flush set {name} keep4", f"flush set {name} keep6"]
     return "\n".join(lines) + "\n" + keep(layout, verdicts.keep)
+
+
+def resolution(layout: Layout, verdicts: Verdicts) -> str:
+    """The commands that put verdicts into the maps for ARP and neighbour discovery alone."""
+    lines: list[str] = []
+    for wire in layout.wires:
+        for group in range(len(layout.groups)):
+            lines += _maps(layout, wire, group, verdicts, resolution_kinds(layout, wire, group))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _maps(layout: Layout, wire: Wire, group: int, verdicts: Verdicts, wanted: Sequence[str]) -> list[str]:
+    lines = []
+    for kind, elements in _elements(layout, wire, group, verdicts, wanted).items():
+        target = f"netdev {layout.table} {names(wire, group)[kind]}"
+        lines += [f"flush map {target}", f"add element {target} {{ {', '.join(elements)} }}"]
+    return lines
 
 
 def _forwarding(layout: Layout, wire: Wire, verdicts: Verdicts, name: str) -> list[str]:
@@ -326,11 +357,13 @@ def _forwarding(layout: Layout, wire: Wire, verdicts: Verdicts, name: str) -> li
     return lines
 
 
-def _elements(layout: Layout, wire: Wire, group: int, verdicts: Verdicts) -> dict[str, list[str]]:
+def _elements(
+    layout: Layout, wire: Wire, group: int, verdicts: Verdicts, wanted: Sequence[str]
+) -> dict[str, list[str]]:
     """Elements of the maps of a group. Every bucket is there, so that no packet passes through a hole."""
     n, directed = wire.number, wire.mode == "directed"
     mine, shared = verdicts.mine[group], verdicts.shared[group]
-    found: dict[str, list[str]] = {kind: [] for kind in kinds(layout, wire, group)}
+    found: dict[str, list[str]] = {kind: [] for kind in wanted}
     for bucket, owner in enumerate(verdicts.owners[group]):
         ours, common = mine >> bucket & 1, shared >> bucket & 1
         foreign = directed and not ours and 0 <= owner < layout.nodes and owner != layout.me

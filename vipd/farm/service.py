@@ -297,7 +297,7 @@ class Farm:
         macs = dict(self._macs)
         if self.layout is not None:
             macs[self.me] = tuple(wire.mac for wire in self.layout.wires)
-        self._send_payload(Told(pulse, self.core.kept_here, macs))
+        self._send_payload(Told(pulse, self.core.claims_here, macs))
 
     def _send_payload(self, message: Told | Bye) -> None:
         if self._links is not None:
@@ -331,7 +331,7 @@ class Farm:
                 self._dirty.set()
             else:
                 self._renew(now)
-            if now - self._refreshed >= REFRESH_SECONDS and (any(core.kept_here) or any(core.plan().shared)):
+            if now - self._refreshed >= REFRESH_SECONDS and any(core.claims_here):
                 self._dirty.set()
 
     def _renew(self, now: float) -> None:
