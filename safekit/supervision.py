@@ -109,7 +109,8 @@ def configuration(module: str, programs: Sequence[Program], environment: Mapping
             f"environment={variables}",
             f"autostart={str(program.autostart).lower()}",
             f"autorestart={str(program.autorestart).lower()}",
-            "startsecs=1",
+            # One that nobody restarts may be done at once; supervisord must not start it again as a failed start.
+            f"startsecs={int(program.autorestart)}",
             "startretries=1000",
             f"stopwaitsecs={program.stop_seconds}",
             f"priority={program.priority}",

@@ -37,6 +37,9 @@ class Reintegration:
     async def start(self) -> None:
         """Have reintegre run. A failure is told to heart."""
         self.active, self.verdict, self._restarts, self._progress = True, None, 0, {}
+        with contextlib.suppress(BusError):
+            # The one before may still be on its way out, and would be taken for the new one.
+            await self._admin.process("reintegre", False)
         await self._run()
 
     async def _run(self) -> None:
