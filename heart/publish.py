@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from heart.values import Beat, Decided
+from heart.values import Beat, Decided, Reason
 from safekit.files import boot_identity, write_atomic
 from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, is_durable
@@ -103,7 +103,7 @@ class History:
                         name: {"value": value, "setter": setter, "since": since} if setter else value
                         for name, value, setter, since in item.inputs
                     },
-                    "text": "",
+                    "text": str(Reason(item.rule, item.outcome, tuple((n, v) for n, v, _, _ in item.inputs))),
                 },
                 ensure_ascii=False,
             )

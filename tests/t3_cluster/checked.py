@@ -79,7 +79,7 @@ class Checked(Pair):
             node.run(["rm", "-f", SWITCH])
             data = archive(text, {**SCRIPTS, **scripts})
             self.outside(node, "/root/module.safe").write_bytes(data)
-            node.safekit("module", "install", "-r", "-m", self.module, "/root/module.safe")
+            node.safekit("module", "install", "-r", "-M", "7", "-m", self.module, "/root/module.safe")
             node.safekit("config", "-m", self.module)
 
     def stop(self, node: Node) -> None:

@@ -1,0 +1,181 @@
+"""Module checkers (guide T4.4.6), programs that misbehave, the demonstration templates, simulate and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from checked import BOTH, Checked, config
+from pair import Mark, archive, wait_for
+
+from lab.cluster import Lab, Node
+
+EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "script_timeout", "failover_no_heartbeat")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    made = Lab.up()
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def module(lab: Lab) -> Iterator[Checked]:
+    made = Checked(lab)
+    made.begin_test()
+    made.expect(*EXPECTED)
+    yield made
+    for node in made.nodes:
+        made.stop(node)
+    made.check_logs()
+
+
+def install(node: Node, name: str, text: str, **scripts: str) -> Checked:
+    """A second module on one node."""
+    made = Checked(node.lab, name)
+    made.outside(node, "/root/second.safe").write_bytes(archive(text, scripts))
+    node.safekit("module", "install", "-r", "-m", name, "/root/second.safe")
+    node.safekit("config", "-m", name)
+    return made
+
+
+def test_t4_4_6_a_module_that_depends_on_another(module: Checked) -> None:
+    one, _ = module.nodes
+    one.safekit("webserver", "start")
+    other = install(one, "othermodule", config("", mode="light"))
+    target = f'<to addr="{one.address()}" interval="1" timeout="2"/>'
+    check = f'<check><module name="othermodule">{target}</module></check>'
+    module.reconfigure(config(check, mode="light"), nodes=[one], **BOTH)
+    resource = f"module.othermodule_{one.address()}"
+    mark = module.mark()
+    one.safekit("start", "-m", module.module)
+    module.wait_log(
+        one, mark, [f"Resource {resource} set to down by modulecheck", "Action wait from failover rule module_failure"]
+    )
+    module.wait(one, "WAIT red")
+    mark = module.mark()
+    one.safekit("start", "-m", "othermodule")
+    module.wait_log(
+        one,
+        mark,
+        [f"Resource {resource} set to up by modulecheck", "Transition WAKEUP from failover rule Implicit_WAKEUP"],
+    )
+    module.wait(one, "UP green")
+    time.sleep(1.5)
+    mark = module.mark()
+    one.safekit("restart", "-m", "othermodule")
+    again = ["Action stopstart called by modulecheck", "Action start called automatically", "Local state UP green"]
+    module.wait_log(one, mark, again)
+    other.stop(one)
+
+
+WILD = """#!/bin/sh
+trap '' TERM
+"$SAFE/safekit" set -r "$2" -v up -i wild
+(trap '' TERM; while :; do sleep 0.2; done) &
+setsid sh -c 'trap "" TERM; while :; do sleep 0.3; done' &
+head -c 3000000 /dev/zero | tr '\\0' x
+while :; do sleep 0.2; done
+"""
+DYING = """#!/bin/sh
+exit 1
+"""
+HANGING = """#!/bin/sh
+trap '' TERM
+[ "$1" = force ] && exit 0
+sleep 1000
+"""
+
+
+def test_wild_programs_leave_the_module_controllable(module: Checked) -> None:
+    one, _ = module.nodes
+    inside = """<check><custom ident="wild" when="both" exec="wild"/><custom ident="dying" when="both" exec="dying"/>
+      </check>"""
+    module.reconfigure(
+        config(inside, mode="light").replace('nicestoptimeout="5"', 'nicestoptimeout="1"'),
+        nodes=[one],
+        start_both="#!/bin/sh\nexit 0\n",
+        stop_both=HANGING,
+        wild=WILD,
+        dying=DYING,
+    )
+    module.start_up(one)
+    wait_for(lambda: module.value(one, "custom.wild") == "up", 10, "the wild checker speaks")
+    begin = time.monotonic()
+    one.safekit("restart", "-m", module.module)
+    module.wait(one, "UP green", 30)
+    one.safekit("stop", "-m", module.module)
+    module.wait(one, "STOP red", 40)
+    assert time.monotonic() - begin < 40
+    left = [line for line in one.run("ps -eo args").stdout.splitlines() if "sleep 0." in line or "sleep 1000" in line]
+    assert left == [], "something is left running"
+
+
+def test_a_start_script_that_hangs_ends_with_forcestop(module: Checked) -> None:
+    one, _ = module.nodes
+    hang = "#!/bin/sh\ntrap '' TERM\nsleep 2000\n"
+    module.reconfigure(config("", mode="light"), nodes=[one], start_both=hang, stop_both="#!/bin/sh\nexit 0\n")
+    one.safekit("start", "-m", module.module)
+    module.wait(one, "UP magenta")
+    one.safekit("forcestop", "-m", module.module)
+    module.wait(one, "STOP red", 20)
+    assert "sleep 2000" not in one.run("ps -eo args").stdout
+
+
+def test_simulate_and_why_on_both_servers(module: Checked) -> None:
+    one, two = module.nodes
+    target = '<to addr="127.0.0.1" port="8000" interval="1" timeout="1"/>'
+    tcp = f'<check><tcp ident="id" when="prim">{target}</tcp></check>'
+    module.reconfigure(config(tcp))
+    told = one.safekit("simulate", "-m", module.module, "--state", "PRIM", "--set", "tcp.id=down").stdout
+    assert "Action restart from failover rule tcp_failure" in told
+    assert "End: node1 PRIM green, node2 SECOND green" in told
+    path = f"/opt/safekit/modules/{module.module}/conf/userconfig.xml"
+    one.write(path, config(tcp, rules="mine: if (tcp.id == down) then stopstart();"))
+    told = one.safekit("simulate", "-m", module.module, "--set", "tcp.id=down").stdout
+    assert "not applied yet" in told and "Action stopstart from failover rule mine" in told
+    assert "Action restart" in one.safekit("simulate", "-m", module.module, "--active", "--set", "tcp.id=down").stdout
+    assert "no rule acts" in one.safekit("simulate", "-m", module.module, "--set", "custom.x=down").stdout
+    refused = one.safekit("simulate", "-m", module.module, "--set", "nonsense", check=False)
+    assert refused.returncode == 1 and "Next step" in refused.stderr
+    assert module.state(one).startswith("STOP"), "nothing was changed"
+    module.start(one, two)
+    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    module.stop_web(one)
+    wait_for(
+        lambda: "tcp_failure" in two.safekit("why", "-m", module.module, "-s", "40").stdout, 15, "the other one knows"
+    )
+    for node in (one, two):
+        text = node.safekit("why", "-m", module.module, "-s", "40").stdout
+        assert "node1  restart()  (rule tcp_failure)" in text, text
+        assert "tcp.id = down, set by tcpcheck at" in text, text
+        assert "node2  WAIT -> SECOND  (rule become_second)" in text, text
+
+
+@pytest.mark.parametrize("template", ["softerrd", "vhost"])
+def test_a_demonstration_template(lab: Lab, template: str) -> None:
+    one = lab.node("node1")
+    made = Checked(lab, template)
+    one.safekit("module", "install", "-m", template, f"/opt/safekit/Application_Modules/demo/{template}.safe")
+    one.safekit("config", "-m", template)
+    one.safekit("prim", "-m", template)
+    made.wait(one, "ALONE green", 60)
+    if template == "softerrd":
+        wait_for(lambda: made.value(one, "proc.myappli") == "up" and made.value(one, "proc.mybin") == "up", 10, "seen")
+        mark = made.mark()
+        one.safekit("kill", "-m", template, "-name=myappli", "-level=9")
+        made.wait_log(one, mark, ["event atleast on proc myappli", "restart_myappli"], levels="EI")
+        wait_for(lambda: one.pids("myappli"), 10, "the handler started it again")
+        mark = made.mark()
+        one.safekit("kill", "-m", template, "-name=mybin", "-level=terminate")
+        messages = ["event atleast on proc mybin", "Action restart called by errd", "Local state ALONE green"]
+        made.wait_log(one, mark, messages)
+    else:
+        texts = [line.english for line in made.log(one, Mark({}), "I")]
+        assert "hostname out of vhost environment is node1" in texts, texts
+        assert "hostname in vhost environment is virtualname" in texts, texts
+    one.safekit("stop", "-m", template)
+    made.wait(one, "STOP red")
+    assert not one.pids("mybin") and not one.pids("myappli")
