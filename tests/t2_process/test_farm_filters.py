@@ -201,8 +201,8 @@ def test_udp_fragments_and_arp_rules(net: FarmNetwork, tmp_path: Path, kind: str
         assert {name.split()[0] for name in small} == {"n1", "n2", "n3"}, small
         # Fragments are together on one server, whole: the client's by its address (nftables sees them before
         # they are put together) or the datagram's by its port.
-        large = figures(net.client.python(DATAGRAMS, address, "5000", "30", "0"))
-        assert all(name.endswith(" 5000") for name in large), large
+        large = figures(net.client.python(DATAGRAMS, address, "3500", "30", "0"))
+        assert all(name.endswith(" 3500") for name in large), large
         assert len(large) == (1 if engine == "nftables" else 3), large
     # One server answers who asks for the address, and not always the same one.
     answered: set[str] = set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,9 +21,9 @@ from safekit.net import IP, Link
 from safekit.paths import cluster_dir
 from safekit.process import Context
 from safekit.seal import Opener, Sealer, load_key, next_epoch
-from vipd.farm import memory, place
-from vipd.farm.buckets import Shares, bitmap_text, percentages
-from vipd.farm.core import Event, FarmCore, News, Plan
+from vipd.farm import memory, place, report
+from vipd.farm.buckets import Shares
+from vipd.farm.core import FarmCore, Plan
 from vipd.farm.engine import Engine, EngineError
 from vipd.farm.layout import Connection, Layout, Verdicts
 from vipd.farm.links import Links
@@ -73,7 +72,6 @@ class Farm:
         self._tasks: list[asyncio.Task[None]] = []
         self._published: dict[str, str] = {}
         self._logged: tuple[object, ...] = ()
-        self._members = 0
         self._published_at = asyncio.Event()
         self.moved: Callable[[bool], None] = lambda lost: None
 
@@ -189,9 +187,8 @@ class Farm:
                 self._installed = False
         if remove:
             self.core = None
-            self._members = 0
             self._logged = ()
-            await self._tell_heart(dict.fromkeys(self._resources(), "0%"))
+            await self._tell_heart(report.resources(None, self.groups, len(self.names), self.me))
             self.remember()
 
     async def clean(self, layout: Layout | None) -> None:
@@ -326,7 +323,7 @@ class Farm:
             now = time.monotonic()
             if now >= core.next_wakeup():
                 self._send(core.tick(now))
-            self._tell(core.take_news())
+            report.log_news(self._context.log, self.names, core.take_news(), core.membership.take_changes())
             if core.plan().number != self._applied:
                 self._dirty.set()
             else:
@@ -438,36 +435,13 @@ class Farm:
 
     # ---------------------------------------------------------------------------- reporting
 
-    def _tell(self, news: list[News]) -> None:
-        log = self._context.log
-        for entry in news:
-            node = self.names[entry.node]
-            match entry.event:
-                case Event.FROZEN:
-                    log.event("farm_frozen", seconds=round(entry.seconds, 1))
-                case Event.GAVE_WAY:
-                    log.event("farm_gave_way", node=node)
-                case Event.BACK:
-                    log.event("farm_back", node=node)
-                case Event.IMPATIENT:
-                    log.event("farm_impatient", node=node)
-        for change in self._core().membership.take_changes():
-            for reason in change.reasons:
-                what = f"{reason.cause.value}" + (f" for {reason.silence:.2f} s" if reason.silence else "")
-                log.event("farm_change", node=self.names[reason.node], what=what)
-
     def _report(self, plan: Plan) -> None:
         """A final assignment is in the filters."""
         core = self._core()
         seen = (plan.participants, plan.owners, core.taking_part)
         if seen != self._logged:
             if core.taking_part:
-                for number, group in enumerate(self.groups):
-                    hosts = {host.name for host in group.hosts} or set(self.names)
-                    members = " ".join(self.names[n] for n in plan.participants if self.names[n] in hosts)
-                    self._context.log.event("farm_membership", members=members, group=group.name)
-                    bits = plan.owners[number].count(self.me)
-                    self._context.log.event("farm_load", bits=bits, group=group.name)
+                report.log_assignment(self._context.log, self.names, self.groups, plan, self.me)
             before = set(self._logged[0]) if self._logged else set()  # type: ignore[call-overload]
             self._logged = seen
             self._published_at.set()
@@ -475,53 +449,28 @@ class Farm:
         self.remember()
 
     def counters(self) -> dict[str, Any]:
-        """Packets seen by each rule and connections open here, for `safekit farm`. Raises BusError."""
-        layout = self.layout
-        if layout is None or not self._installed:
+        """Packets and connections of each rule. Raises BusError."""
+        if self.layout is None or not self._installed:
             return {"rules": []}
         try:
-            packets = self._engine.packets()
-        except EngineError as error:
+            return report.counters(self.layout, self._engine.packets())
+        except (EngineError, OSError) as error:
             raise BusError("farm_filter", str(error)) from None
-        vips = {ip.packed: ip for ip in layout.vips}
-        connections = [0] * len(layout.rules)
-        for _, _, address, port in open_connections(layout.vips):
-            rule = layout.rule_for(vips[address], "tcp", port)
-            if rule is not None:
-                connections[layout.rules.index(rule)] += 1
-        rules = [
-            {
-                "label": rule.label,
-                "group": layout.groups[rule.group],
-                "packets": packets.get(number, 0),
-                "connections": connections[number],
-            }
-            for number, rule in enumerate(layout.rules)
-        ]
-        return {"rules": rules}
+
+    def status(self) -> dict[str, Any]:
+        """What the tools show."""
+        return report.status(self._context.node, self.names, self.groups, self.core, self.layout, self._applied)
 
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
         return self.core is not None and self.core.taking_part and self.core.plan().participants[:1] == (self.me,)
-
-    def _resources(self) -> dict[str, str]:
-        """Resources of the groups and their values (guide 4.3.5: FarmProto 50%)."""
-        core = self.core
-        found: dict[str, str] = {}
-        for number, group in enumerate(self.groups):
-            share = 0
-            if core is not None and core.taking_part:
-                owners = core.plan().owners[number]
-                share = percentages([owners.count(n) for n in range(len(self.names))])[self.me]
-            found["farm." + re.sub(r"\s+", "_", group.name)] = f"{share}%"
-        return found
 
     async def _publish(self) -> None:
         """Tell heart the shares, until it has taken them."""
         while True:
             await self._published_at.wait()
             self._published_at.clear()
-            if not await self._tell_heart(self._resources()):
+            if not await self._tell_heart(report.resources(self.core, self.groups, len(self.names), self.me)):
                 await asyncio.sleep(HEART_SECONDS)
                 self._published_at.set()
 
@@ -549,60 +498,6 @@ class Farm:
             memory.save(self._path, memory.Memory(self._set, joined, rows, self.status()))
         except OSError as error:
             self._context.log.debug(f"{self._path}: {error.strerror}; a restarted vipd starts afresh")
-
-    def status(self) -> dict[str, Any]:
-        """What the tools show."""
-        core, layout = self.core, self.layout
-        if core is None:
-            return {"node": self._context.node, "nodes": list(self.names), "taking_part": False, "groups": []}
-        plan = core.plan()
-        view = core.membership.view
-        groups = []
-        for number, group in enumerate(self.groups):
-            owners = plan.owners[number]
-            counts = [owners.count(n) for n in range(len(self.names))]
-            rules = [] if layout is None else [r for r in layout.rules if r.group == number]
-            groups.append(
-                {
-                    "name": group.name,
-                    "bitmap": bitmap_text(plan.mine[number]),
-                    "bits": counts,
-                    "percent": percentages(counts),
-                    "owners": list(owners),
-                    "shared": bitmap_text(plan.shared[number]),
-                    "kept": bitmap_text(core.kept_here[number]),
-                    "rules": [
-                        {
-                            "label": r.label,
-                            "proto": r.proto,
-                            "filter": r.filter,
-                            "addr": None if r.vip is None else str(r.vip),
-                            "port": r.port,
-                        }
-                        for r in rules
-                    ],
-                }
-            )
-        wires = [] if layout is None else layout.wires
-        return {
-            "node": self._context.node,
-            "number": self.me,
-            "nodes": list(self.names),
-            "members": [self.names[n] for n in view.nodes()],
-            "participants": [self.names[n] for n in plan.participants],
-            "taking_part": core.taking_part,
-            "final": plan.final and plan.number == self._applied,
-            "groups": groups,
-            "interfaces": [
-                {
-                    "name": wire.device,
-                    "mode": wire.mode,
-                    "mac": (wire.vmac or wire.mac).hex(":"),
-                    "addresses": [str(ip) for ip in wire.vips],
-                }
-                for wire in wires
-            ],
-        }
 
     def _core(self) -> FarmCore:
         assert self.core is not None, "observe comes first"
