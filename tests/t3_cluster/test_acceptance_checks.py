@@ -302,3 +302,27 @@ def test_checker_off_and_on(module: Checked) -> None:
     messages = ["Resource tcp.id set to down by tcpcheck", "Action restart from failover rule tcp_failure"]
     module.wait_log(one, mark, messages)
     module.wait(one, "ALONE green")
+
+
+@pytest.mark.slow
+def test_t4_4_2a_with_the_default_timings(module: Checked) -> None:
+    """interval 10 s, timeout 5 s, period 5 s, handle_time 15 s: the glitch of ten seconds is forgotten, the fault
+    that stays restarts the application."""
+    one, _ = module.nodes
+    inside = '<check><tcp ident="id" when="prim"><to addr="127.0.0.1" port="8000"/></tcp></check>'
+    module.reconfigure(config(inside, failover=""), nodes=[one])
+    module.start(one)
+    wait_for(lambda: module.value(one, "tcp.id") == "up", 20, "the service is seen")
+    again = "setsid /usr/bin/python3 -I -m http.server 8000 --bind 127.0.0.1 </dev/null >/dev/null 2>&1 & "
+    mark = module.mark()
+    module.stop_web(one)
+    module.wait_log(one, mark, ["Resource tcp.id set to down by tcpcheck"], timeout=12)
+    one.run(again + "echo $! > /run/web.pid")
+    module.wait_log(one, mark, ["Resource tcp.id set to up by tcpcheck"], timeout=12)
+    time.sleep(8.0)
+    assert not any(line.code == "action_rule" for line in module.log(one, mark))
+    begin = time.monotonic()
+    module.stop_web(one)
+    module.wait_log(one, mark, ["Action restart from failover rule tcp_failure"], timeout=10 + 5 + 15 + 5)
+    assert time.monotonic() - begin > 15.0, "handle_time was kept"
+    module.wait(one, "ALONE green")
