@@ -238,5 +238,9 @@ async def _run(
     try:
         return await main(context) or 0
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # We are leaving: a signal that meets a closed loop would be reported as a defect.
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         measuring.cancel()
         await bus.close()

@@ -49,6 +49,7 @@ class Admin:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._remade = False  # mounted again after a death in a pair, waiting for `alone`
+        self._died = asyncio.Event()
         self._bandwidth: dict[str, int] = {}
         self._operations: dict[str, Callable[[Request], Awaitable[Fields | None]]] = {
             "prepare": self._prepare, "primary": self._primary, "secondary": self._secondary, "alone": self._alone,
@@ -88,6 +89,17 @@ class Admin:
     async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
         """An operation of nfsbox. Raises BusError."""
         return await self.context.bus.request(f"{self.module}/nfsbox", op, timeout, **fields)
+
+    async def _unless_it_dies(self, op: str, **fields: Any) -> Fields | None:
+        """An operation of nfsbox; None when nfsbox dies before it answers. Raises BusError."""
+        asked = asyncio.ensure_future(self.nfsbox(op, **fields))
+        died = asyncio.ensure_future(self._died.wait())
+        try:
+            await asyncio.wait((asked, died), return_when=asyncio.FIRST_COMPLETED)
+            return await asked if asked.done() else None
+        finally:
+            asked.cancel()
+            died.cancel()
 
     def tell_heart(self, kind: str, reason: str = "") -> None:
         """An event for heart, repeated until heart has it: heart may be restarting."""
@@ -164,6 +176,7 @@ class Admin:
                 if self._watch is None or self._watch.pid != pid:
                     self._unwatch()
                     self._watch = Watch(pid, self._nfsbox_died)
+                    self._died.clear()
                 return
             except (BusTimeout, UnknownTarget, ProcessLookupError) as error:
                 if time.monotonic() > deadline:
@@ -201,12 +214,13 @@ class Admin:
 
     async def _alone(self, request: Request) -> Fields:
         state = generations.left_peer(self.known_state(), new_number(), time.time())
-        if self._remade:
+        # The secondary may have told heart that our nfsbox is gone before we saw it.
+        answer = None if self._remade else await self._unless_it_dies("alone", state=generations.to_fields(state))
+        if answer is None:
+            await self._recovered()
             answer = await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
             self._remade = False
             self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
-        else:
-            answer = await self.nfsbox("alone", state=generations.to_fields(state))
         self.state, self.role, self.paired = state, "primary", False
         return {"held": answer.get("held", 0), "generation": state.current}
 
@@ -326,6 +340,7 @@ class Admin:
 
     def _nfsbox_died(self, pid: int) -> None:
         self._watch = None
+        self._died.set()
         role, paired = self.role, self.paired
         if role == "none" or self.context.stopping.is_set():
             return
