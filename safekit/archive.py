@@ -6,6 +6,7 @@ is refused, so that what an administrator looked at is what is installed.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -21,6 +22,7 @@ FILES = frozenset({"manifest.xml", "index.html", "index.lua", "htmlib.lua"})
 MAX_FILES = 2000
 MAX_BYTES = 256 << 20
 MAX_DEPTH = 12
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, zlib.error)
 _END_RECORD = b"PK\x05\x06"
 _MAX_COMMENT = 65557
 _MAX_LISTING = MAX_FILES * 1024
@@ -101,7 +103,7 @@ def unpack(archive: Path, target: Path) -> None:
                 raise
         except ArchiveError as error:
             raise ArchiveError(f"{archive}: {error}") from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        except _DAMAGE as error:
             raise ArchiveError(f"{archive} is damaged: {error}") from None
 
 
@@ -113,6 +115,8 @@ def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, root: PurePosixPat
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise ArchiveError(f"entry {entry.filename!r} is neither a file nor a directory")
     destination = target / relative
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArchiveError(f"entry {entry.filename!r} is compressed in an unusual way")
     try:
         if entry.is_dir():
             destination.mkdir(mode=0o770, parents=True, exist_ok=True)
@@ -122,6 +126,10 @@ def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, root: PurePosixPat
             shutil.copyfileobj(source, copy)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise ArchiveError(f"entry {entry.filename!r} is there twice") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged offset leads before the file's beginning
+            raise ArchiveError(f"entry {entry.filename!r} is damaged") from None
+        raise
     if destination.suffix == ".key":
         destination.chmod(0o640)
         return

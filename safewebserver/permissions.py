@@ -55,7 +55,7 @@ def command_word(words: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
 
 def judge(arguments: Sequence[str], role: Role) -> Refusal | tuple[str, ...]:
     """The words to run, or why not. Never raises."""
-    if not 0 < len(arguments) <= MAX_WORDS or any(len(w) > MAX_WORD or "\0" in w for w in arguments):
+    if not 0 < len(arguments) <= MAX_WORDS or not all(map(_is_word, arguments)):
         return Refusal("malformed", f"a command has 1 to {MAX_WORDS} words of at most {MAX_WORD} characters")
     words = tuple(plain_dashes(word) for word in arguments)
     found = command_word(words)
@@ -72,17 +72,19 @@ def judge(arguments: Sequence[str], role: Role) -> Refusal | tuple[str, ...]:
     return words
 
 
+def _is_word(word: str) -> bool:
+    """Whether a process can be given the word: no NUL, no half of a character."""
+    return len(word) <= MAX_WORD and "\0" not in word and not any("\ud800" <= c <= "\udfff" for c in word)
+
+
 def _needed(command: str, rest: Sequence[str]) -> Role:
     if command in _MONITOR:
         return Role.MONITOR
+    if command == "boot":
+        return Role.MONITOR if _is_status(rest) else Role.ADMIN
     if command in _MONITOR_WORDS:
-        plain = [word for word in rest if not word.startswith("-")]
-        # `boot -m AM status`: the word may follow the module's name.
-        if (plain[:1] or [""])[0] in _MONITOR_WORDS[command] and command != "boot":
-            return Role.MONITOR
-        if command == "boot" and _is_status(rest):
-            return Role.MONITOR
-        return Role.ADMIN
+        # What follows must be the very next word: an option before it might have it as its value.
+        return Role.MONITOR if rest and rest[0] in _MONITOR_WORDS[command] else Role.ADMIN
     return Role.CONTROL if command in _CONTROL else Role.ADMIN
 
 

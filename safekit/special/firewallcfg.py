@@ -236,22 +236,17 @@ def run(arguments: Sequence[str]) -> int:
     name = label(what)
     try:
         opened = wanted(what) if adding else ()
-        for firewall, tool in (
-            ("firewalld", with_firewalld),
-            ("nftables", with_nftables),
-            ("iptables", with_iptables),
-        ):
-            if tool(name, opened):
-                break
-        else:
-            print("no firewall is active on this server: nothing to do")
-            return 0
+        tools = (("firewalld", with_firewalld), ("nftables", with_nftables), ("iptables", with_iptables))
+        firewall = next((kind for kind, tool in tools if tool(name, opened)), "")
     except FirewallError as error:
         print(f"firewallcfg: {error.text}\nNext step: {error.next_step}", file=sys.stderr)
         return 1
     except subprocess.TimeoutExpired as error:
         print(f"firewallcfg: {error}", file=sys.stderr)
         return 1
+    if not firewall:
+        print("no firewall is active on this server: nothing to do")
+        return 0
     if adding:
         listed = ", ".join(f"{port.protocol.upper()} {port.number}" for port in opened) or "none"
         print(f"{firewall}: open for {name}: {listed}")

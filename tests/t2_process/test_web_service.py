@@ -1,0 +1,341 @@
+"""The web service as a process: who may do what on every route, signed requests, health checks, bounds."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from web_server import KEY, WebServer, command, free_ports
+
+from safekit import remote
+from safekit.paths import ModulePaths
+from safewebserver.api import openapi
+from safewebserver.settings import Role
+
+GREEN = {"state.local": "ALONE", "state.color": "green"}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    server = WebServer(tmp_path_factory.mktemp("web"))
+    server.module("mirror", GREEN)
+    server.start()
+    yield server
+    said = server.stop()
+    assert "Traceback" not in said and "defect" not in said, said
+
+
+def routes() -> list[tuple[str, str, Role | None]]:
+    """(method, path, role) of the description, with a module's name filled in."""
+    found = []
+    for path, methods in openapi()["paths"].items():
+        for method, entry in methods.items():
+            if method != "parameters":
+                role = entry["x-role"]
+                found.append((method.upper(), path.replace("{module}", "mirror"), Role[role.upper()] if role else None))
+    return found
+
+
+BODIES = {"/api/v1/command": command("level"), "/api/v1/cluster": b"{}"}
+
+
+def test_the_description_names_every_route_and_no_other() -> None:
+    from safewebserver.api import Api
+    from safewebserver.pages import routes as page_routes
+
+    api = Api(None, None)  # type: ignore[arg-type]
+    pages = {"/", "/safekit/index.js", "/safekit/mosaic.html", "/safekit/localhost.html"}
+    served = {(r.method, r.path) for r in (*api.routes(), *page_routes()) if r.path not in pages}
+    described = {
+        (method.upper(), path)
+        for path, methods in openapi()["paths"].items()
+        for method in methods
+        if method != "parameters"
+    }
+    assert served == described
+
+
+@pytest.mark.parametrize(("method", "path", "role"), routes())
+def test_every_route_by_credentials(web: WebServer, method: str, path: str, role: Role | None) -> None:
+    if path.endswith("/events"):
+        path += "?level=X"  # refused after the credentials were accepted: a stream would never end
+    body = BODIES.get(path, b"")
+    if role is None:
+        assert web.ask(method, path, body).status in (200, 404)
+        return
+    for user, password in (
+        ("", None),
+        ("admin", "wrong"),
+        ("stranger", "x"),
+        ("nobody", None),
+        ("viewer", "admin-secret"),
+    ):
+        refused = web.ask(method, path, body, user=user, password=password)
+        assert (refused.status, refused.error) == (401, "credentials"), (user, refused.data)
+        assert "Basic" in refused.headers["WWW-Authenticate"]
+    for header in ("Bearer x", "Basic !!!", "SafeKit x", "SafeKit " + "a=b," * 8, ""):
+        assert web.ask(method, path, body, headers={"Authorization": header}).status == 401
+    for user, own in (("viewer", Role.MONITOR), ("operator", Role.CONTROL), ("admin", Role.ADMIN)):
+        answer = web.ask(method, path, body, user=user)
+        assert (answer.status == 403) == (own < role), (user, answer.data)
+        assert answer.status != 401 and answer.status < 500
+
+
+def test_the_role_decides_about_each_command(web: WebServer) -> None:
+    for user, words, status in (
+        ("viewer", ("level",), 200),
+        ("viewer", ("start", "-m", "mirror"), 403),
+        ("operator", ("module", "uninstall", "-m", "mirror"), 403),
+        ("operator", ("logview", "-m", "mirror"), 400),
+        ("admin", ("-r", "processtree"), 400),
+        ("admin", ("nonsense",), 200),
+    ):
+        answer = web.ask("POST", "/api/v1/command", command(*words), user=user)
+        assert answer.status == status, answer.data
+    assert answer.json["status"] == 1 and "nonsense" in answer.json["output"]
+
+
+def test_a_signed_request_and_its_answer(web: WebServer) -> None:
+    body = command("level", "--help")
+    headers, nonce = web.signed("POST", "/api/v1/command", body)
+    answer = web.ask("POST", "/api/v1/command", body, headers=headers)
+    assert answer.status == 200
+    content = remote.check_answer(KEY, nonce, 200, answer.data)
+    assert json.loads(content)["status"] == 0
+    with pytest.raises(remote.SignatureError):
+        remote.check_answer(KEY, nonce, 200, answer.data.replace(b'"status": 0', b'"status": 1'))
+    again = web.ask("POST", "/api/v1/command", body, headers=headers)
+    assert (again.status, again.error) == (401, "replay")
+
+
+def test_altered_signed_requests(web: WebServer) -> None:
+    body, path = command("state"), "/api/v1/command"
+    cases = (
+        (web.signed("POST", path, body)[0], "POST", path, command("shutdown"), "altered"),
+        (web.signed("POST", path, body)[0], "POST", path + "?x", body, "altered"),
+        (web.signed("GET", path, body)[0], "POST", path, body, "altered"),
+        (web.signed("POST", path, body, key=bytes(32))[0], "POST", path, body, "key"),
+        (web.signed("POST", path, body, target="n2")[0], "POST", path, body, "target"),
+    )
+    for headers, method, where, sent, kind in cases:
+        answer = web.ask(method, where, sent, headers=headers)
+        assert (answer.status, answer.error) == (401, kind), answer.data
+
+
+def test_a_clock_one_hour_off_is_named(web: WebServer) -> None:
+    headers, _ = web.signed("GET", "/api/v1/node", now=time.time() + 3600)
+    answer = web.ask("GET", "/api/v1/node", headers=headers)
+    assert (answer.status, answer.error) == (401, "clock")
+    assert "n2" in answer.json["text"] and "60 min ahead" in answer.json["text"]
+    assert "NTP" in answer.json["next_step"] and float(answer.json["skew"]) == pytest.approx(3600, abs=5)
+
+
+def test_a_restart_remembers_what_was_received(tmp_path: Path) -> None:
+    server = WebServer(tmp_path).start()
+    headers, _ = server.signed("GET", "/api/v1/node")
+    assert server.ask("GET", "/api/v1/node", headers=headers).status == 200
+    server.stop()
+    server.start()
+    try:
+        assert server.ask("GET", "/api/v1/node", headers=headers).error == "replay"
+    finally:
+        server.stop()
+
+
+def test_health_checks_follow_the_state(web: WebServer) -> None:
+    def probe(name: str) -> tuple[int, bytes]:
+        answer = web.ask("GET", f"/var/modules/{name}/ready.txt")
+        return answer.status, answer.data
+
+    for state, color, here in (
+        ("ALONE", "green", True), ("PRIM", "green", True), ("UP", "green", True), ("SECOND", "green", False),
+        ("ALONE", "magenta", False), ("WAIT", "red", False), ("STOP", "red", False),
+    ):  # fmt: skip
+        web.module("checked", {"state.local": state, "state.color": color})
+        assert probe("checked") == ((200, b"OK") if here else (404, b"NOT FOUND")), (state, color)
+        told = web.ask("GET", "/var/modules/checked/state.json").json
+        assert (told["state"], told["color"], told["ready"], told["incarnation"]) == (state, color, here, 12345)
+    web.module("checked", GREEN, boot="another boot")
+    assert probe("checked") == (404, b"NOT FOUND"), "after a power failure the file still tells the past"
+    assert probe("missing") == (404, b"NOT FOUND")
+    # The simplest probes of load balancers.
+    with socket.create_connection(("127.0.0.1", web.port), timeout=5) as raw:
+        raw.sendall(b"GET /var/modules/mirror/ready.txt HTTP/1.0\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.0 200")
+    assert web.ask("HEAD", "/var/modules/mirror/ready.txt").status == 200
+    assert web.ask("GET", "/var/modules/mirror/ready.txt", host="::1").status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/var/modules/../ready.txt", "/var/modules/%2e%2e/ready.txt", "/var/modules/..%2f..%2fetc/ready.txt",
+     "/var/modules/mirror/../../cluster/cluster.key", "/api/v1/modules/..%2fcluster", "/api/v1/modules/lastconfig/log",
+     "/safekit/../openapi.json", "/pages/index.html", "/var/modules/mirror/log/module.log", "/web/conf/user.conf"],
+)  # fmt: skip
+def test_no_path_leaves_its_directory(web: WebServer, path: str) -> None:
+    answer = web.ask("GET", path, user="admin")
+    assert answer.status in (400, 404), answer.data
+    assert KEY.hex().encode() not in answer.data
+
+
+def test_bodies_are_bounded_and_of_the_right_kind(web: WebServer) -> None:
+    assert web.ask("POST", "/api/v1/command", b" " * (2 << 20), user="admin").status == 413
+    wrong = web.ask("POST", "/api/v1/command", command("level"), user="admin", headers={"Content-Type": "text/plain"})
+    assert wrong.status == 415
+    wrong_bodies = [b"", b"[]", b"{", b'{"arguments":"level"}', b'{"arguments":[1]}', b"[" * 100_000]
+    wrong_bodies += [b'{"arguments":["level"],"timeout":-1}', b'{"arguments":["level"],"timeout":true}']
+    wrong_bodies += [b'{"arguments":["\\ud800"]}', b'{"arguments":["a\\u0000b"]}']
+    for body in wrong_bodies:
+        answer = web.ask("POST", "/api/v1/command", body, user="admin")
+        assert answer.status == 400, (body[:40], answer.data)
+
+
+def test_pages_of_other_sites_cannot_command(web: WebServer) -> None:
+    answer = web.ask(
+        "POST", "/api/v1/command", command("level"), user="admin", headers={"Origin": "http://evil.example"}
+    )
+    assert (answer.status, answer.error) == (403, "origin")
+    own = {"Origin": f"http://127.0.0.1:{web.port}"}
+    assert web.ask("POST", "/api/v1/command", command("level", "--help"), user="admin", headers=own).status == 200
+
+
+def test_pages(web: WebServer) -> None:
+    assert web.ask("GET", "/").headers["Location"] == "/safekit/localhost.html"
+    assert b"n1" in web.ask("GET", "/safekit/localhost.html").data
+    assert web.ask("GET", "/", headers={"Host": "server1:9010"}).status == 401
+    page = web.ask("GET", "/", headers={"Host": "server1:9010"}, user="viewer")
+    assert (
+        page.status == 200
+        and b"SafeKit on n1" in page.data
+        and "default-src 'none'" in page.headers["Content-Security-Policy"]
+    )
+    mosaic = web.ask("GET", "/safekit/mosaic.html", headers={"Host": "<b>x"})
+    assert mosaic.status in (200, 400) and b"<b>" not in mosaic.data
+
+
+def test_the_log_is_followed(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safekit.log import ModuleLog
+
+    for name, value in web.env.items():
+        monkeypatch.setenv(name, value)
+    web.module("talking", GREEN)
+    log = ModuleLog("talking", "heart", "n1")
+    log.event("printe", text="before")
+    connection = HTTPConnection("127.0.0.1", web.port, timeout=10)
+    headers, _ = web.signed("GET", "/api/v1/modules/talking/log/events")
+    connection.request("GET", "/api/v1/modules/talking/log/events", headers=headers)
+    response = connection.getresponse()
+    assert response.getheader("Content-Type") == "text/event-stream" and response.readline() == b": follows\n"
+    response.readline()
+
+    def talk() -> None:
+        log.info("information")
+        log.event("printe", text="after")
+
+    threading.Timer(0.2, talk).start()
+    assert response.readline() == b"event: line\n"
+    line = json.loads(response.readline().removeprefix(b"data: "))
+    assert (line["level"], line["text"], line["node"]) == ("E", "after", "n1")
+    connection.close()
+    told = web.ask("GET", "/api/v1/modules/talking/log?level=A&lines=10", user="viewer").json["lines"]
+    assert [entry["text"] for entry in told] == ["before", "information", "after"]
+
+
+def test_ports_limit_roles_and_open_mode(tmp_path: Path) -> None:
+    port, control, monitor = free_ports(3)
+    define = f"Define httpcontrolport {control}\nDefine httpmonitorport {monitor}\n"
+    server = WebServer(tmp_path, define, port).start()
+    try:
+        asked = command("module", "uninstall", "-m", "x")
+        assert server.ask("POST", "/api/v1/command", command("level", "--help"), port=monitor).status == 200
+        assert server.ask("POST", "/api/v1/command", command("stop", "-m", "x"), port=monitor).status == 403
+        assert server.ask("POST", "/api/v1/command", asked, port=control).status == 403
+        assert server.ask("POST", "/api/v1/command", asked, port=control, user="admin").status == 403
+        assert server.ask("GET", "/api/v1/node").json["role"] == "Admin"
+    finally:
+        assert "no password is asked for" in server.stop()
+
+
+def test_users_are_read_again_when_they_change(tmp_path: Path) -> None:
+    server = WebServer(tmp_path).start()
+    try:
+        assert server.ask("GET", "/api/v1/node", user="admin").status == 200
+        (server.safe / "web/conf/user.conf").write_text("")
+        assert server.ask("GET", "/api/v1/node", user="admin").status == 401
+    finally:
+        server.stop()
+
+
+def test_wrong_settings_are_told(tmp_path: Path) -> None:
+    server = WebServer(tmp_path)
+    (server.safe / "web/conf/httpd.conf").write_text("Define httpadminport none\n")
+    with pytest.raises(AssertionError, match=r"did not start: .*httpd.conf:1: 'none' is not a port"):
+        server.start()
+    assert server.process is not None and server.process.returncode == 2
+
+
+def test_random_requests_of_the_description_never_break_it(web: WebServer) -> None:
+    """Every method, parameters and bodies at random: answers are of ours, never a defect."""
+    source = random.Random(7)
+    values = [
+        "",
+        "mirror",
+        "x" * 300,
+        "..",
+        "%00",
+        "%ff%fe",
+        "a b",
+        "-1",
+        "1e999",
+        "NaN",
+        "0",
+        "265",
+        "266",
+        "{}",
+        "\u00e9",
+    ]
+    junk = [b"", b"{}", b"null", b'{"arguments": null}', b'{"cluster.xml": 1, "cluster.key": ""}', bytes(range(256)),
+            b'{"cluster.xml": "\\u0000", "cluster.key": "\\u00e9"}', b'{"arguments": [[]], "timeout": {}}']  # fmt: skip
+    paths = [path for path in openapi()["paths"] if not path.endswith("/events")]
+    for _ in range(250):
+        path = source.choice(paths).replace("{module}", source.choice(values))
+        query = "&".join(
+            f"{source.choice(['level', 'lines', 'lang', 'id', 'configure'])}={source.choice(values)}" for _ in range(2)
+        )
+        target = f"{path}?{query}".encode("ascii", "replace").decode().replace(" ", "%20")
+        method = source.choice(["GET", "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+        if method == "PUT" and "archive" in path and "mirror" in path:
+            continue
+        answer = web.ask(method, target, source.choice(junk), user="admin")
+        assert answer.status < 500, (method, target, answer.data)
+
+
+def zipped(*entries: tuple[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_hostile_module_leaves_nothing(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    (web.var / "cluster/cluster.xml").write_text("<cluster/>")
+    for number, content in enumerate(
+        (b"no zip", zipped(("../../evil", b"x")), zipped(("conf/userconfig.xml", b"<"), ("../x", b"")))
+    ):
+        answer = web.ask("PUT", f"/api/v1/modules/bad{number}/archive?configure=1", content, user="admin",
+                         headers={"Content-Type": "application/zip"})  # fmt: skip
+        assert answer.status == 200 and answer.json["status"] != 0, answer.data
+    for name, value in web.env.items():
+        monkeypatch.setenv(name, value)
+    assert not any(ModulePaths(f"bad{n}").root.exists() for n in range(3))
+    assert not list(web.root.rglob("evil")) and not list((web.var / "web").glob("upload-*"))
