@@ -20,7 +20,8 @@ ASK = "ask"
 def table(layout: Layout) -> str:
     """Both tables anew, closed."""
     name = f"inet {layout.table}"
-    lines = []
+    # Connection tracking puts fragments together, and works only where a rule asks for it.
+    lines = ["ct state invalid continue"]
     for wire in layout.wires:
         for version, vips in ((4, wire.v4), (6, wire.v6)):
             if not vips:
