@@ -87,7 +87,7 @@ def test_t5_6_degraded_replication(pair: Pair) -> None:
     pair.install(userconfig())
     pair.first_start(pair.one)
     pair.wait_records(pair.one, 20)
-    pair.expect("action_rule", "transition_rule", "process_died", "not_uptodate", "advice_prim")
+    pair.expect("action_rule", "transition_rule", "process_died", "not_uptodate", "advice_prim", "rfs_unusable")
     mark = pair.mark()
     pair.one.kill("nfsbox")
     pair.wait_log(pair.one, mark, ["Resource rfs.degraded set to up by nfsadmin"])
