@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Process:
-    """A process: `name` is the kernel's name of it, `command` its path and arguments ('[name]' for the kernel's
-    own threads)."""
+    """A process: `name` is the kernel's name of it, `command` its path and arguments in one line ('[name]' for the
+    kernel's own threads)."""
 
     pid: int
     parent: int
@@ -30,7 +30,8 @@ def processes() -> Iterator[Process]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         name = head.partition(b"(")[2].decode("utf-8", "replace")
-        command = b" ".join(words).decode("utf-8", "replace")
+        text = b" ".join(words).decode("utf-8", "replace")
+        command = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
         yield Process(pid, int(tail.split()[1]), name, command or f"[{name}]")
 
 

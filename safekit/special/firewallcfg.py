@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -130,7 +131,7 @@ def iptables_own(listing: str, comment: str) -> list[list[str]]:
     """Arguments that delete our rules, from the output of `iptables -S INPUT`."""
     found = []
     for line in listing.splitlines():
-        words = line.replace('"', "").split()
+        words = shlex.split(line)
         if words[:1] == ["-A"] and "--comment" in words and words[words.index("--comment") + 1] == comment:
             found.append(["-D", *words[1:]])
     return found

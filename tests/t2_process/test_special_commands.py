@@ -1,0 +1,135 @@
+"""Special commands on real processes and on a real firewall in a network namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def special(
+    name: str, *arguments: str, prefix: tuple[str, ...] = (), text: str | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", f"safekit.special.{name}", *arguments],
+        cwd=CHECKOUT, env={**os.environ, **env}, input=text, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_boundcmd_gives_the_status_of_the_command() -> None:
+    assert special("boundcmd", "10", "sh", "-c", "echo out; exit 7").returncode == 7
+    assert special("boundcmd", "10", "sh", "-c", "kill -9 $$").returncode == 137
+    assert special("boundcmd", "10", "/no/such/command").returncode == 127
+    assert special("boundcmd", "x").returncode == 2
+    assert special("boundcmd", "10", "cat", text="input").stdout == "input"
+
+
+def test_boundcmd_ends_the_command_and_its_children(tmp_path: Path) -> None:
+    script = f"trap '' TERM; sleep 61.5 & echo $! > {tmp_path}/child; wait; sleep 62.5"
+    begun = time.monotonic()
+    done = special("boundcmd", "1", "sh", "-c", script)
+    assert done.returncode == 2 and "did not end within 1 s" in done.stderr
+    assert 1 <= time.monotonic() - begun < 15
+    child = int((tmp_path / "child").read_text())
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+
+
+def test_processtree_kills_what_is_meant_only(tmp_path: Path) -> None:
+    program = tmp_path / "sk-sleeper"
+    shutil.copy("/bin/sleep", program)
+    mine, other = (subprocess.Popen([program, seconds]) for seconds in ("71.25", "72.5"))
+    try:
+        assert str(mine.pid) in special("processtree", "list", "sk-sleeper").stdout
+        listed = special("processtree", "list", "all", r"sk-sleeper 71\.25").stdout.splitlines()
+        assert [line.split()[0] for line in listed if "safekit.special" not in line] == [str(mine.pid)]
+        assert special("processtree", "kill", "sk-sleeper", r" 71\.25").returncode == 0
+        assert mine.wait(5) != 0 and other.poll() is None
+        assert special("processtree", "kill", "all").returncode == 2
+        assert special("processtree", "list", "sk-sleeper", "(").returncode == 2
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()
+
+
+def test_processtree_lists_every_process() -> None:
+    total = len([entry for entry in os.listdir("/proc") if entry.isdecimal()])
+    for arguments in (("list",), ("list", "all")):
+        assert abs(len(special("processtree", *arguments).stdout.splitlines()) - total) < total / 4 + 10
+
+
+def test_flatlogdump_writes_a_file(tmp_path: Path) -> None:
+    done = special("flatlogdump", "-O", str(tmp_path / "out"), text='<log><file path="/a"/></log>')
+    assert done.returncode == 0 and (tmp_path / "out").read_text() == "log\nfile path=/a\n"
+    assert special("flatlogdump", "-O", "stdout", text="<log>").returncode == 1
+    assert special("flatlogdump", text="").returncode == 2
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"sk{os.getpid()}fw"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield name
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def nft(netns: str, *arguments: str, text: str | None = None) -> str:
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns, "nft", *arguments], input=text, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+RULES = """
+table inet filter {
+  chain input {
+    type filter hook input priority 0; policy drop;
+    ct state established accept
+    udp dport 4800 counter comment "safekit-other"
+  }
+  chain forward {
+    type filter hook forward priority 0; policy drop;
+  }
+}
+table ip nat {
+  chain post {
+    type nat hook postrouting priority 100;
+  }
+}
+"""
+
+
+def test_nftables_gets_and_loses_our_rules_only(netns: str, tmp_path: Path) -> None:
+    env = {"SAFE": str(tmp_path), "SAFEVAR": str(tmp_path)}
+    prefix = ("ip", "netns", "exec", netns)
+    assert "no firewall is active" in special("firewallcfg", "add", prefix=prefix, **env).stdout
+    nft(netns, "-f", "-", text=RULES)
+    before = nft(netns, "list", "ruleset")
+    for _ in range(2):  # again gives the same
+        done = special("firewallcfg", "add", prefix=prefix, **env)
+        assert done.returncode == 0 and done.stdout.startswith("nftables: open for safekit-core: UDP 4800, TCP 9010"), (
+            done
+        )
+        rules = nft(netns, "list", "chain", "inet", "filter", "input")
+        assert [rules.count(f"dport {port} accept") for port in (4800, 9010, 9453)] == [1, 1, 1]
+    assert rules.index("dport 9010 accept") < rules.index("ct state"), "before the rules that refuse"
+    assert special("firewallcfg", "add", "safeagent", prefix=prefix, **env).returncode == 0
+    assert special("firewallcfg", "del", prefix=prefix, **env).returncode == 0
+    assert "udp dport 3600 accept" in nft(netns, "list", "ruleset")
+    assert special("firewallcfg", "del", "safeagent", prefix=prefix, **env).returncode == 0
+    assert nft(netns, "list", "ruleset") == before
+
+
+def test_firewallcfg_says_what_is_wrong(tmp_path: Path) -> None:
+    env = {"SAFE": str(tmp_path), "SAFEVAR": str(tmp_path)}
+    done = special("firewallcfg", "add", "mirror", **env)
+    assert done.returncode == 1 and "Next step: safekit config -m mirror" in done.stderr
+    assert special("firewallcfg", "open").returncode == 2
