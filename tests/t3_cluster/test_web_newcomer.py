@@ -1,0 +1,157 @@
+"""A newcomer's path: three blank servers, one cluster.xml, everything else from any of them (guide 9.1, 12.2)."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab.cluster import Lab, Node, wait_until
+from tests.conftest import unique_lab_name
+
+PASSWORD = "/var/safekit/admin-password"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    lab = Lab.up(unique_lab_name(), nodes=3, bare=True)
+    yield lab
+    lab.down()
+
+
+def cluster_xml(where: Lab, names: dict[str, tuple[str, ...]]) -> str:
+    """Lans with their nodes; only the first one holds everybody."""
+    lans = ""
+    for index, (lan, members) in enumerate(names.items()):
+        console = "on" if index == 0 else "off"
+        nodes = "".join(f'<node name="{name}" addr="{where.nodes[name].address(lan)}"/>' for name in members)
+        lans += f'<lan name="{lan}" console="{console}">{nodes}</lan>'
+    return f"<cluster><lans>{lans}</lans></cluster>"
+
+
+def blocks(text: str) -> dict[str, str]:
+    """What each server said, by node."""
+    parts = re.split(r"^--- (\S+).*\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def until(what: str, check: Callable[[], object], timeout: float = 20.0) -> None:
+    wait_until(check, timeout, what, 0.2)
+
+
+def confinfo(node: Node) -> set[str]:
+    lines = node.safekit("cluster", "confinfo").stdout.splitlines()[1:]
+    return {line.split()[1] for line in lines} if len(lines) == 3 else set()
+
+
+def test_one_configuration_reaches_blank_servers(lab: Lab) -> None:
+    one, two, three = lab
+    everybody = tuple(lab.nodes)
+    xml = cluster_xml(lab, {"default": everybody, "repli": everybody[:2]})
+    one.write("/root/cluster.xml", xml)
+    refused = one.safekit("-H", "*", "state", check=False)
+    assert refused.returncode == 1 and "safekit cluster config" in refused.stderr
+    until(
+        "the web service of node1",
+        lambda: one.run(["systemctl", "is-active", "safewebserver"], check=False).stdout == "active\n",
+    )
+    assert '-H "*" -G' in one.safekit("cluster", "config", "/root/cluster.xml").stdout
+
+    # Nothing in common with the others yet: they want a password, and say so; nothing is changed there.
+    stranger = one.safekit("-H", "*", "-G", check=False)
+    assert stranger.returncode == 1
+    assert "this server is node node1" in blocks(stranger.stdout)["node1"]
+    assert "Error: node2:" in stranger.stderr and "SAFEKIT_PASSWORD" in stranger.stderr
+    wrong = one.run(["safekit", "-H", "node2,node3", "-G"], env={"SAFEKIT_PASSWORD": "wrong"}, check=False)
+    assert wrong.returncode == 1 and wrong.stderr.count("wrong name or password") == 2
+    assert two.run(["test", "-e", "/var/safekit/cluster/cluster.xml"], check=False).returncode == 1
+
+    password = one.read(PASSWORD).strip()
+    given = one.run(["safekit", "-H", "*", "-G"], env={"SAFEKIT_PASSWORD": password})
+    assert [f"this server is node {n}" in blocks(given.stdout)[n] for n in everybody] == [True] * 3
+    until("the same signature everywhere", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1])
+    # From now on no password: requests are signed.
+    assert blocks(three.safekit("-H", "*", "level").stdout).keys() == {"node1", "node2", "node3"}
+
+
+def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
+    one, two, three = lab
+    for node in (one, two):
+        node.run(["mkdir", "-p", "/data/a"])
+    one.safekit("module", "install", "-m", "web", "mirror.safe")
+    xml = """<!DOCTYPE safe><safe><service mode="mirror">
+      <heart pulse="200" timeout="3000"><heartbeat name="repli" ident="flow"/></heart>
+      <rfs><replicated dir="/data/a"/></rfs><user/></service></safe>"""
+    one.write("/opt/safekit/modules/web/conf/userconfig.xml", xml)
+    one.safekit("module", "genkey", "-m", "web")
+    only = one.safekit("-H", "node2", "-E", "web")
+    assert "only installed" in only.stderr and "is installed (id 1)" in only.stdout
+    one.safekit("config", "-m", "web")
+    done = one.safekit("-H", "node1,node2", "-E", "web")
+    assert done.stdout.count("installed and configured (id 1)") == 2
+    infos = blocks(three.safekit("-H", "node1,node2", "confinfo", "-m", "web").stdout)
+    assert len({line.split()[1] for text in infos.values() for line in text.splitlines()}) == 1
+    missing = three.safekit("-H", "*", "confinfo", "-m", "web", check=False)
+    assert missing.returncode == 1 and "--- node3" in missing.stdout and ": exit status 1" in missing.stdout
+
+    three.safekit("-H", "node1", "prim", "-m", "web")
+    three.safekit("-H", "node1", "waitstate", "-m", "web", "ALONE", timeout=40)
+    three.safekit("-H", "node2", "second", "-m", "web")
+    three.safekit("-H", "node2", "waitstate", "-m", "web", "SECOND", timeout=40)
+    states = blocks(three.safekit("-H", "node1,node2", "state").stdout)
+    assert "PRIM green" in states["node1"] and "SECOND green" in states["node2"]
+    assert "encryption.module" in one.safekit("state", "-v", "-m", "web").stdout
+    shown = {
+        n.name: lab.client.run(["curl", "-s", f"http://{n.address()}:9010/var/modules/web/ready.txt"]).stdout
+        for n in lab
+    }
+    assert shown == {"node1": "OK", "node2": "NOT FOUND", "node3": "NOT FOUND"}
+    until("cluster state tells both", lambda: three.safekit("cluster", "state").stdout.count(" web ") == 2)
+
+    # A configuration that is refused changes nothing, on no server.
+    before = two.safekit("confinfo", "-m", "web").stdout
+    one.write("/opt/safekit/modules/web/conf/userconfig.xml", xml.replace('mode="mirror"', 'mode="nonsense"'))
+    broken = one.safekit("-H", "node2", "-E", "web", check=False)
+    assert broken.returncode == 1 and "SECOND" in broken.stdout + broken.stderr
+    one.write("/opt/safekit/modules/web/conf/userconfig.xml", xml)
+    assert two.safekit("confinfo", "-m", "web").stdout == before
+    one.safekit("-H", "node1,node2", "shutdown", timeout=60)
+
+
+def test_keys_change_and_what_is_wrong_is_named(lab: Lab) -> None:
+    one, two, three = lab
+    before = confinfo(one)
+    one.safekit("cluster", "genkey")
+    assert confinfo(one) == before, "not in force before it is distributed"
+    assert "clear" not in one.safekit("-H", "*", "-G").stderr
+    until("another signature everywhere", lambda: all(len(confinfo(n)) == 1 and confinfo(n) != before for n in lab))
+
+    # A server that missed a change still has the key before it.
+    two.run(["systemctl", "stop", "safewebserver"])
+    one.safekit("cluster", "genkey")
+    partly = one.safekit("-H", "*", "-G", check=False)
+    assert partly.returncode == 1 and "Error: node2:" in partly.stderr and "safekit webserver start" in partly.stderr
+    two.safekit("webserver", "start")
+    one.safekit("-H", "node2", "-G")
+    until("one signature again", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1])
+
+    # A locked configuration, and a server that is down: named, and in bounded time.
+    three.safekit("cluster", "config", "lock")
+    locked = one.safekit("-H", "*", "-G", check=False)
+    assert locked.returncode == 1 and "unlock" in blocks(locked.stdout)["node3"]
+    three.safekit("cluster", "config", "unlock")
+    three.cut()
+    begun = time.monotonic()
+    cut = one.safekit("-H", "*", "level", check=False)
+    assert cut.returncode == 1 and "Error: node3: no connection" in cut.stderr and time.monotonic() - begun < 15
+    assert blocks(cut.stdout)["node1"]
+    three.join()
+    assert (
+        json.loads(lab.client.run(["curl", "-s", f"http://{one.address()}:9010/api/v1/node"], check=False).stdout)[
+            "error"
+        ]
+        == "credentials"
+    )
