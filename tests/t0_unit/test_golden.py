@@ -130,6 +130,8 @@ def setups(block: Block, nodes: list[str]) -> list[Setup]:
             base = replace(base, witness=value, checks=(("pre", pre), *base.checks[1:]))
         elif key == "loop_interval":
             base = replace(base, loop_interval=float(value))
+        elif key == "automatic_reboot":
+            base = replace(base, automatic_reboot=value == "on")
         elif key == "failover":
             base = replace(base, failover=value == "on")
         else:

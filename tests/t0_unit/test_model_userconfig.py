@@ -231,7 +231,8 @@ def test_checkers_errd_vhost_failover(loader: Loader) -> None:
     assert config.errd is not None and config.errd.polltimer == 30
     assert (config.errd.procs[0].nameregex, config.errd.procs[0].proc_class) == ("oracle_.*", "prim")
     assert config.vhost[0].when == "prim"
-    assert config.failover.rules.lstrip().startswith("fw: if (tcp.R1test == down &&") and config.failover.handle_time_ms == 3000
+    assert config.failover.rules.lstrip().startswith("fw: if (tcp.R1test == down &&")
+    assert config.failover.handle_time_ms == 3000
     assert config.failover.rules_line == 13
 
 

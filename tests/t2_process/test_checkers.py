@@ -130,7 +130,8 @@ def test_a_custom_checker_that_dies_is_started_again_and_logged(tmp_path: Path) 
             server.spawn("checkers.customcheck", "--ident", "short")
             server.spawn("checkers.customcheck", "--ident", "none")
             runs = server.paths.var / "runs"
-            await server.until(lambda: runs.exists() and runs.read_text() == 2 * "4 AM custom.short two three\n", "it is started again")
+            twice = 2 * "4 AM custom.short two three\n"
+            await server.until(lambda: runs.exists() and runs.read_text() == twice, "it is started again")
             codes = {line.code for line in server.log()}
             assert {"custom_ended", "custom_missing"} <= codes
             assert any("exit status 3" in line.text() for line in server.log())

@@ -110,6 +110,36 @@ def test_killed_checkers_and_errd_are_back_and_the_gap_is_told(module: Checked) 
     module.wait_log(one, mark, RESTARTED)
 
 
+def test_a_killed_heart_adopts_its_checkers(module: Checked) -> None:
+    one, _ = module.nodes
+    target = '<to addr="127.0.0.1" port="8000" interval="1" timeout="1"/>'
+    inside = f"""<errd><proc name="appli" action="restart" class="prim"/></errd>
+      <check><tcp ident="id" when="prim">{target}</tcp><custom ident="c" when="pre" exec="customscript"/></check>"""
+    rules = "c: if (custom.c == down) then wait();"
+    module.reconfigure(config(inside, rules=rules), nodes=[one])
+    module.start(one)
+    wait_for(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 10, "seen")
+    before = (one.pids("tcpcheck"), one.pids("customcheck"), one.pids("errd"))
+    mark = module.mark()
+    one.kill("heart")
+    module.wait_log(one, mark, ["heart was restarted and takes the module over as it is: ALONE green"], levels="EI")
+    assert module.value(one, "custom.c") == "up" and module.value(one, "tcp.id") == "up"
+    assert (one.pids("tcpcheck"), one.pids("customcheck"), one.pids("errd")) == before, "nothing else was touched"
+    mark = module.mark()
+    module.stop_web(one)
+    module.wait_log(one, mark, ["Action restart from failover rule tcp_failure", "Local state ALONE green"])
+    mark = module.mark()
+    one.kill("tcpcheck")
+    died = re.compile(r"Process tcpcheck\.id .* died: terminated by SIGKILL; it is started again")
+    module.wait_log(one, mark, [died])
+    with module.switched(one):
+        module.wait_log(one, mark, ["Action wait from failover rule c", "Local state WAIT red"])
+        mark = module.mark()
+        one.kill("heart")
+        module.wait_log(one, mark, ["heart was restarted and takes the module over as it is: WAIT red"], levels="EI")
+    module.wait(one, "ALONE green")
+
+
 def test_suspended_and_other_classes(module: Checked) -> None:
     one, _ = module.nodes
     inside = """<errd polltimer="2"><proc name="appli" action="restart" class="prim"/>
