@@ -130,7 +130,7 @@ def deadline(s: State) -> float:
         times.append(s.candidate_since + s.setup.handle_time)
     if s.breaking == "fence":
         times.append(s.break_deadline)
-    elif s.breaking and not s.break_token:
+    elif s.alone_due():
         times.append(s.break_retry)
     return min(times)
 

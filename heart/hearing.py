@@ -125,9 +125,9 @@ def show(t: Turn) -> None:
     if s.role is Role.STOP and not s.intent:
         return
     for ident, value in s.links.items():
-        shown = _shown(t, ident, value)
-        if t.remember({f"heartbeat.{ident}": shown}) and shown != "init":
-            t.log("resource_set", name=f"heartbeat.{ident}", value=shown, who=HEART)
+        name, shown = f"heartbeat.{ident}", _shown(t, ident, value)
+        if s.resources.get(name) != shown and t.remember({name: shown}) and shown != "init":
+            t.log("resource_set", name=name, value=shown, who=HEART)
     remote = (s.peer.role, s.peer.color) if s.peer is not None else (Role.UNKNOWN, Color.GREY)
     if s.remote != remote:
         s.remote = remote

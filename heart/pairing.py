@@ -47,7 +47,7 @@ def check_pair(t: Turn) -> None:
     s.break_asked = ""
     if s.breaking == "fence":
         _wait_for_fence(t)
-    elif s.breaking == "alone" and not s.break_token and t.now >= s.break_retry:
+    if s.alone_due() and t.now >= s.break_retry:
         _tell_nfsadmin(t)
 
 
@@ -102,7 +102,6 @@ def _wait_for_fence(t: Turn) -> None:
     if peer_is_fenced(t):
         s.breaking, s.break_token, s.break_retry = "alone", 0, 0.0
         _now_alone(t, "the peer is lost" if t.lost() else "the peer is out of date")
-        _tell_nfsadmin(t)
 
 
 def _now_alone(t: Turn, cause: str) -> None:

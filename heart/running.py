@@ -80,11 +80,11 @@ def _take_over(t: Turn, why: str) -> bool:
     t.log("failover_no_heartbeat" if why == "no heartbeat" else "failover_remote_stop")
     t.because("take_over", "SECOND -> ALONE", why=why, uptodate=s.uptodate, peer=t.peer_role.value)
     word = peer.action if peer is not None else s.action
-    # the peer may still be an up-to-date secondary (a swap that failed half-way): it has to know first
-    needs_fence = peer is not None and peer.role is Role.SECOND and s.setup.rfs
-    if needs_fence:
+    # the peer may still be an up-to-date secondary (a swap that failed half-way): it has to know first, and
+    # one that is silent now has to know as soon as it is heard again
+    if s.setup.rfs:
         s.fences += 1
-    s.fence = s.fences if needs_fence else 0
+        s.fence = s.fences
     s.break_deadline = t.now + s.setup.timeout
     s.swap = None
     s.stream_lost_at = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from heart.actions import Step
+from heart.actions import Do, Rfs, Step
 from heart.values import Beat, Color, Command, Role, Setup, SwapNotice
 
 
@@ -36,6 +36,9 @@ class State:
     color: Color = Color.RED
     resources: dict[str, str] = field(default_factory=dict)
     cluster: str = "unknown"
+
+    told: tuple[dict[str, str], tuple[tuple[str, str], ...]] | None = field(default=None, repr=False, compare=False)
+    """What heartbeats say of `resources`, kept between two heartbeats (see `beat`)."""
 
     # the peer, as last heard
     peer: Beat | None = None
@@ -121,6 +124,19 @@ class State:
         twin.__dict__.update(self.__dict__)
         return twin
 
+    def alone_by_primary(self) -> bool:
+        """The pair is broken, nfsadmin does not know it yet, and is about to be told to be primary."""
+        step = self.plan[0] if self.plan else None
+        ahead = isinstance(step, Rfs) and step.operation == "primary"
+        return ahead and self.breaking == "alone" and not self.break_token
+
+    def alone_due(self) -> bool:
+        """The pair is broken, and nothing prevents that nfsadmin is told: one operation at a time on the file
+        system, and what was just demoted is either released or primary next."""
+        if self.breaking != "alone" or self.break_token or isinstance(self.busy_step, Rfs):
+            return False
+        return not self.alone_by_primary() and not (self.plan and self.plan[0] == Do("swap_release"))
+
     def resource(self, name: str, default: str = "unknown") -> str:
         """Value of a local resource."""
         return self.resources.get(name, default)
@@ -167,8 +183,8 @@ MAX_SHARED = 200
 """Resources sent in a heartbeat, at most."""
 
 
-def beat(s: State) -> Beat:
-    """What the heartbeats of this state say (sequence and echo are the shell's)."""
+def beat(s: State, sequence: int = 0) -> Beat:
+    """What the heartbeats of this state say; `sequence` counts them within an incarnation."""
     swap: SwapNotice | None = None
     if s.swap is not None:
         swap = SwapNotice(s.swap.issuer, s.swap.number, s.swap.phase, s.swap.nosync)
@@ -178,6 +194,7 @@ def beat(s: State) -> Beat:
     return Beat(
         node=s.setup.node,
         incarnation=s.incarnation,
+        sequence=sequence,
         echo=s.peer_mark,
         role=s.role,
         color=s.color,
@@ -199,9 +216,16 @@ def beat(s: State) -> Beat:
         fence=s.fence,
         fenced=s.fenced,
         action=s.action,
-        resources=shared(s.resources),
+        resources=_shared_of(s),
         signature=s.setup.signature,
     )
+
+
+def _shared_of(s: State) -> tuple[tuple[str, str], ...]:
+    """`shared`, computed once for each set of resources: a turn replaces the container before it changes it."""
+    if s.told is None or s.told[0] is not s.resources:
+        s.told = (s.resources, shared(s.resources))
+    return s.told[1]
 
 
 def shared(resources: dict[str, str]) -> tuple[tuple[str, str], ...]:

@@ -212,6 +212,10 @@ class Turn:
             STEPS[step.function](self, step.argument)
             return True
         if isinstance(step, Rfs):
+            if s.alone_by_primary():
+                # data that was given up for a swap cannot be told `alone`: primary without a peer is all of it
+                s.breaking = ""
+                step = Rfs("primary", on_failure=step.on_failure)
             if s.breaking and step.operation != "release":
                 # one operation at a time on the file system: the broken pair is settled first
                 return False

@@ -11,11 +11,11 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heart import core
+from heart import core, machine
 from heart.actions import (
     Abort,
     Effect,
@@ -34,11 +34,32 @@ from heart.actions import (
 )
 from heart.events import Born, Done, Heard, Ordered, PairAsked, Replication, Tick
 from heart.state import State
-from heart.values import Color, Command, Link, Role, Setup
+from heart.values import Beat, Color, Command, Link, Role, Setup
+from safekit.rules.ast import Rule
+from safekit.rules.evaluator import Verdict, View, evaluate
 from safekit.rules.source import default_text, module_rules
 
 DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml")
 RULES = module_rules("", DEFAULT_RULES)
+_VERDICTS: dict[tuple[Any, ...], Any] = {}
+
+
+def _remembered(rules: tuple[Rule, ...], view: View) -> Verdict:
+    """`evaluate` is pure, and the servers of all schedules look at the same few values again and again."""
+    remote = None if view.remote is None else tuple(view.remote.items())
+    rest = (view.hostname, view.is_default_prim, view.cluster)
+    key = (id(rules), tuple((k, v) for k, v in view.local.items() if k != "state.term"), remote, rest)
+    found: Verdict
+    known, found = _VERDICTS.get(key, (None, None))
+    if known is not rules:
+        if len(_VERDICTS) > 20_000:
+            _VERDICTS.clear()
+        found = evaluate(rules, view)
+        _VERDICTS[key] = (rules, found)
+    return found
+
+
+machine.evaluate = _remembered  # type: ignore[attr-defined,assignment]
 DURABLE = frozenset(
     {"rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping", "rfs.inconsistent", "state.local",
      "state.term", "state.former", "state.held", "state.lastprimstate"}
@@ -266,7 +287,7 @@ class World:
         if server.heart is None:
             return
         server.sequence += 1
-        said = replace(core.beat(server.heart), sequence=server.sequence)
+        said = core.beat(server.heart, server.sequence)
         for index in range(self.options.links):
             wire = self.wires[name, index]
             if wire.cut or self.random.random() < wire.loss:
@@ -276,7 +297,7 @@ class World:
                 ident = f"l{index}"
                 self.at(delay, lambda beat=said, ident=ident: self._deliver(name, ident, beat))  # type: ignore[misc]
 
-    def _deliver(self, sender: str, ident: str, beat: core.Any) -> None:
+    def _deliver(self, sender: str, ident: str, beat: Beat) -> None:
         target = self.servers[sender].peer
         server = self.servers[target]
         if server.heart is None:
@@ -370,7 +391,7 @@ class World:
         if alive or (isinstance(effect, Scripts) and server.heart is None and server.mark):
             ok = self._carry_out(name, effect)
         if alive:
-            extra = {"consistent": not server.inconsistent} if _operation(effect) == "prepare" else {}
+            extra: dict[str, Any] = {"consistent": not server.inconsistent} if _operation(effect) == "prepare" else {}
             self.feed(name, Done(token, ok, "" if ok else "model", **extra))
 
     def _carry_out(self, name: str, effect: Effect) -> bool:
