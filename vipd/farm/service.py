@@ -14,13 +14,13 @@ from typing import Any
 
 from safekit import net
 from safekit.bus import BusError
+from safekit.keys import wire_keys
 from safekit.membership import Pulse, Rules
 from safekit.model.types import Farm as FarmConfig
 from safekit.model.types import Vip
 from safekit.net import IP, Link
-from safekit.paths import cluster_dir
 from safekit.process import Context
-from safekit.seal import Opener, Sealer, load_key, next_epoch
+from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
 from vipd.farm.core import FarmCore, Plan
@@ -80,13 +80,13 @@ class Farm:
     async def observe(self, *, joined: bool = False, resumed: tuple[Any, ...] = ()) -> None:
         """Become a member, one that takes no part yet. Repeated: nothing.
 
-        Raises BusError('farm_key') when the key of the cluster cannot be read.
+        Raises BusError('farm_key') when the keys cannot be read.
         """
         if self.core is not None:
             return
         context = self._context
         try:
-            key = load_key(cluster_dir() / "cluster.key")
+            keys = wire_keys(context.module)
             epoch = next_epoch(context.paths.var / "farm.epoch")
         except (OSError, ValueError) as error:
             raise BusError("farm_key", f"farm: {error}; apply the cluster configuration again") from None
@@ -103,8 +103,8 @@ class Farm:
             settings.port,
             context.node,
             self.names,
-            Sealer(key, wire, context.node, epoch),
-            Opener(key, wire, self.names),
+            Sealer(keys[0], wire, context.node, epoch),
+            Opener(keys, wire, self.names),
             self._receive,
         )
         await self._links.open()
