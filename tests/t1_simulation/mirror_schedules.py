@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from tests.t1_simulation.mirror_world import TIMEOUT, Options, Violation, World
 
+Kind = Callable[[World], None]
+
 
 def options_of(seed: int) -> Options:
     """The kind of schedule is part of the seed."""
@@ -19,8 +21,8 @@ def options_of(seed: int) -> Options:
     )
 
 
-def run(seed: int, trace: Callable[[str], None] | None = None) -> World:
-    """One schedule: a healthy pair, chaos, then peace; raises Violation."""
+def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind, ...] = ()) -> World:
+    """One schedule: a healthy pair, chaos (only of these `kinds`, if any), then peace; raises Violation."""
     options = options_of(seed)
     world = World(seed, options, trace)
     world.chaos = False
@@ -34,7 +36,7 @@ def run(seed: int, trace: Callable[[str], None] | None = None) -> World:
         world.check_settled()
     world.forced = False
     world.chaos = True
-    _plan_chaos(world)
+    _plan_chaos(world, kinds or (_KINDS if options.partitions else _KINDS_WITHOUT_PARTITION))
     world.run_until(15.0 + options.chaos_seconds)
     _peace(world)
     start = world.now
@@ -54,11 +56,11 @@ def run(seed: int, trace: Callable[[str], None] | None = None) -> World:
     return world
 
 
-def _plan_chaos(world: World) -> None:
+def _plan_chaos(world: World, kinds: tuple[Kind, ...]) -> None:
     pick = world.random
     for _ in range(pick.randint(2, 7)):
         delay = pick.uniform(0, world.options.chaos_seconds)
-        kind = pick.choice(_KINDS if world.options.partitions else _KINDS_WITHOUT_PARTITION)
+        kind = pick.choice(kinds)
         world.at(delay, lambda kind=kind: kind(world))  # type: ignore[misc]
 
 
@@ -81,7 +83,7 @@ def _crash(world: World) -> None:
     world.at(world.random.uniform(0.5, 20), lambda: _boot(world, name))
 
 
-def _crash_both(world: World) -> None:
+def crash_both(world: World) -> None:
     for name in "AB":
         world.at(world.random.choice((0.0, world.random.uniform(0, 3))), lambda name=name: world.power_off(name))  # type: ignore[misc]
         world.at(world.random.uniform(3.5, 20), lambda name=name: _boot(world, name))  # type: ignore[misc]
@@ -162,7 +164,7 @@ def _command(world: World) -> None:
 
 
 _KINDS_WITHOUT_PARTITION = (
-    _crash, _crash, _crash_both, _short_freeze, _kill_heart, _stream, _command, _command, _command,
+    _crash, _crash, crash_both, _short_freeze, _kill_heart, _stream, _command, _command, _command,
 )  # fmt: skip
 _KINDS = (*_KINDS_WITHOUT_PARTITION, _cut_both_ways, _cut_one_way, _noise, _freeze)
 
