@@ -65,6 +65,8 @@ DURABLE = frozenset(
      "state.term", "state.former", "state.held", "state.lastprimstate"}
 )  # fmt: skip
 PULSE, TIMEOUT = 1.0, 4.0
+PAIR_TIMEOUT = 10.0
+"""Seconds that nfsadmin waits for the answer of its heart, which may have died with the question."""
 MAX_EVENTS = 60_000
 
 
@@ -100,6 +102,8 @@ class Server:
     peer: str
     disk: dict[str, str] = field(default_factory=dict)
     mark: bool = False
+    orphaned: bool = False
+    """heart was killed and is about to be restarted by its supervisor; everything else of the module runs."""
     data: list[int] = field(default_factory=list)
     inconsistent: bool = False
 
@@ -220,6 +224,7 @@ class World:
         server = self.servers[name]
         if not server.powered or server.heart is not None:
             return
+        server.orphaned = False
         self.incarnations += 1
         server.life += 1
         server.sequence = 0
@@ -238,7 +243,14 @@ class World:
             return
         self.say(name, "== heart killed")
         self._end_heart(server)
-        self.at(self.random.uniform(0.05, 1.2), lambda: self.start_heart(name, adopt=True))
+        server.orphaned = True
+        life = server.life
+
+        def restart() -> None:
+            if server.life == life:
+                self.start_heart(name, adopt=True)
+
+        self.at(self.random.uniform(0.05, 1.2), restart)
 
     def freeze(self, name: str, seconds: float) -> None:
         """SIGSTOP of heart for a while."""
@@ -263,7 +275,7 @@ class World:
                 self.feed(target, event)
 
     def _end_heart(self, server: Server) -> None:
-        server.heart = None
+        server.heart, server.orphaned = None, False
         server.life += 1
         server.tokens = {}
         server.backlog = []
@@ -611,7 +623,12 @@ class World:
             self.split = self.forced = False
             self.at(self.random.uniform(0.001, 0.2), lambda: self.feed(server.name, Replication("rfs_synced")))
 
+        def expire() -> None:
+            if self.pair_replies.pop(token, None) is not None:
+                paired(False)
+
         self.pair_replies[token] = paired
+        self.at(PAIR_TIMEOUT, expire)
         self.feed(other.name, PairAsked(token))
 
     def _replied(self, name: str, token: int, ok: bool) -> None:
@@ -699,7 +716,8 @@ class World:
             return
         self.say(name, f"== command {action} {option}")
         if server.heart is None:
-            if action not in ("start", "prim", "primforce", "second"):
+            if server.orphaned or action not in ("start", "prim", "primforce", "second"):
+                # safeadmin spawns nothing while the supervisor of the module runs
                 return
             self.start_heart(name)
         if action in ("prim", "primforce"):
