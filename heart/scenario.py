@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from heart import core, plans
 from heart.actions import (
@@ -254,7 +254,7 @@ class Scenario:
         if server.heart is None or self.cut or server.setup.peer not in self.servers:
             return
         server.sequence += 1
-        said = replace(core.beat(server.heart), sequence=server.sequence)
+        said = core.beat(server.heart, server.sequence)
         peer = server.setup.peer
         for link in server.setup.links:
             self.at(WIRE_SECONDS, lambda ident=link.ident: self._arrive(peer, Heard(ident, said)))  # type: ignore[misc]
