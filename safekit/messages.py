@@ -148,10 +148,11 @@ _TABLE = (
     # Farm
     Message("farm_membership", "E", "farm membership: {members} (group {group})",
             "membres de la ferme : {members} (groupe {group})"),
-    Message("farm_load", "E", "farm load: {bits}/256 (group {group})", "charge de la ferme : {bits}/256 (groupe {group})"),
+    Message("farm_load", "E", "farm load: {bits}/256 (group {group})",
+            "charge de la ferme : {bits}/256 (groupe {group})"),
     Message("farm_change", "I", "Farm: {node} {what}", "Ferme : {node} {what}"),
-    Message("farm_frozen", "E", "Farm: this server stood still for {seconds} s; the others may have taken over, it takes"
-            " part again",
+    Message("farm_frozen", "E", "Farm: this server stood still for {seconds} s; the others may have taken over, it"
+            " takes part again",
             "Ferme : ce serveur a été figé pendant {seconds} s ; les autres ont pu reprendre sa charge, il participe à"
             " nouveau"),
     Message("farm_gave_way", "E", "Farm: {node} is heard but does not hear this server, and serves without it: this"
@@ -165,7 +166,8 @@ _TABLE = (
             "Ferme : le filtre de paquets a été modifié par un autre programme ({who}) : rétabli"),
     Message("farm_filter_failed", "E", "Farm: the packet filter cannot be set: {reason}",
             "Ferme : le filtre de paquets ne peut pas être mis en place : {reason}"),
-    Message("farm_lan", "E", "Farm: lan {lan} is not usable yet: {reason}", "Ferme : réseau {lan} inutilisable : {reason}"),
+    Message("farm_lan", "E", "Farm: lan {lan} is not usable yet: {reason}",
+            "Ferme : réseau {lan} inutilisable : {reason}"),
     Message("farm_resumed", "I", "Farm: vipd goes on with the packet filters of its life before",
             "Ferme : vipd reprend les filtres de paquets de sa vie précédente"),
     # Our own processes

@@ -118,7 +118,8 @@ asyncio.run(main())
 # Short connections: address, port, how many, pause in seconds, time-out, first source port or 0, source address or -.
 SHORT = r"""
 import collections, json, socket, sys, time
-address, port, count, pause, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
+address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+pause, limit = float(sys.argv[4]), float(sys.argv[5])
 first, source = int(sys.argv[6]), sys.argv[7]
 print("ready", flush=True)
 found, slowest, times, ports = collections.Counter(), 0.0, [], {}
