@@ -67,11 +67,12 @@ class Base(fuse.Operations):  # type: ignore[misc]
             if lenient and always_revisit:
                 for path in paths:
                     engine.revisit.add(self.index, path, recursive=recursive)
-        code = engine.settle(stream, number)
-        if lenient:
-            if code:
+        try:
+            code = engine.settle(stream, number)
+            if lenient and code:
                 for path in paths:
                     engine.revisit.add(self.index, path, recursive=recursive)
+        finally:
             engine.settled()
 
     def _revisit_file(self, file: File) -> None:

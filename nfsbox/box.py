@@ -260,8 +260,6 @@ class Box:
         was_primary = self.engine.role is Role.PRIMARY
         if self.engine.stream is not None and self.engine.stream.state is State.LOST:
             self._tracker.alone()
-        if was_primary:
-            self.engine.sync_mounts()
         self.engine.become_readonly(Role.STANDBY)
         try:
             self._unmount_all()
@@ -287,13 +285,15 @@ class Box:
     def primary(self, *, peer: str = "", paired: bool = False, state: Fields | None = None) -> None:
         """Writable. With `paired`, the peer was handed over to and comes back with its token."""
         self._require()
+        if paired and self.engine.role is Role.PRIMARY:
+            return  # the hand-over did not come about: the stream, or what is held for it, is as it was
         if paired and self._token is None:
             raise BoxError("not_paired", "there was no hand-over: start as primary without a peer")
         self._end_applier()
         self._save(state)
         if not paired:
             self._token = None
-            if self.engine.role is Role.PRIMARY and self.engine.stream is not None:
+            if self.engine.role is Role.PRIMARY and (self.engine.stream is not None or self.engine.awaiting):
                 self._alone_engine()
                 return
         self._peer = peer

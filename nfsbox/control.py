@@ -56,7 +56,8 @@ push_entry            (root, path, fresh=False) make or correct the entry at the
                       xattrs, link target, size (content is not sent); fresh: a file as a new object, without content.
                       -> {kind: "file"|"dir"|"other"|"gone", size, ino, fresh: it has no content there}
 push_zone             (root, path, off, len) -> {sent: bytes, ino}; holes stay holes
-push_link             (root, existing, path) make path a hard link of existing
+push_link             (root, existing, path) make path a hard link of existing. -> {open: bool}: written meanwhile,
+                      by whichever name: its content must be compared once more
 push_delete           (root, path) remove at the secondary if it does not exist here. -> {gone: bool}
 finish                (root, path) times and size of a file whose zones are all pushed. -> {}
 flush                 commit at the secondary (reicommit). -> {}

@@ -3,7 +3,8 @@
 Order of a change (each step is needed by the next):
 1. what it may change is recorded durably (tracker), unless it already is;
 2. under the order lock: the role allows it, it is applied here and sent, in one order for both servers;
-3. its thread waits for the acknowledgement; when the stream of a paired peer is lost, until `alone`, `release`.
+3. its thread waits for the acknowledgement; when the stream of a paired peer is lost, until `alone`, by which it
+   stands, or until this server leaves its role, by which it fails: the peer may have gone on without it.
 
 The order lock is held for a local system call and a send, never while an acknowledgement is awaited.
 """
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from nfsbox.changes import Mode
 from nfsbox.exclusions import Exclusions
@@ -76,6 +77,9 @@ class Revisit:
         self.entries[root, path] = recursive or self.entries.get((root, path), False)
 
 
+#: Seconds within which a paired peer acknowledges what is under way when this server leaves its role.
+DRAIN: Final = 10.0
+
 #: (what, fields) told to the control thread: replication_lost, session_lost
 Notify = Callable[[str, dict[str, Any]], None]
 
@@ -103,8 +107,7 @@ class Engine:
         self.due_directories: set[tuple[int, bytes]] = set()
         self.held = 0
         self.generation = 0  # rises with every role change: what caches hold is void
-        self._released = threading.Event()  # set while nothing is held back
-        self._released.set()
+        self._leaving = False
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
@@ -121,15 +124,18 @@ class Engine:
 
     def settle(self, stream: Stream | None, number: int) -> int:
         """Wait until a change is acknowledged or the peer's loss is decided; the errno of a secondary that is being
-        resynchronised, else 0."""
+        resynchronised, else 0. Raises EIO when this server left its role without that acknowledgement."""
         if stream is None:
             return 0
         code = stream.wait(number)
         if code == errno.ENOTCONN:
             if stream.was is State.PAIRED:
                 self.held += 1
-                self._released.wait()
-                self.held -= 1
+                try:
+                    if not stream.fate():
+                        raise OSError(errno.EIO, "the secondary did not acknowledge this change")
+                finally:
+                    self.held -= 1
             return 0
         return code
 
@@ -213,13 +219,15 @@ class Engine:
             self.revisit = Revisit()
             self.stream = stream
             self.awaiting = False
+            self.writable = True
         self._attached.set()
         return stream
 
     def _stream_lost(self, stream: Stream, was: State, reason: str) -> None:
         # May be called under the order lock (a send failed) or not: only plain assignments here.
         if was is State.PAIRED:
-            self._released.clear()
+            if self._leaving:
+                stream.decide(kept=False)  # nobody else will: what leaves the role waits for the held ones
             self.notify("replication_lost", {"reason": reason, "peer": stream.peer})
         else:
             if self.stream is stream:
@@ -238,10 +246,10 @@ class Engine:
                 self._attached.clear()
             else:
                 self._attached.set()
-            self._released.set()
             self.generation += 1
             self.role = Role.PRIMARY
-            self.writable = True
+            # Only with a stream: a change that began in the role before must not pass by the awaited peer.
+            self.writable = not paired
 
     def await_failed(self, reason: str) -> bool:
         """The peer did not come back after a hand-over; True when it was awaited."""
@@ -256,12 +264,13 @@ class Engine:
         self.tracker.alone()
         with self.order:
             stream, self.stream = self.stream, None
-            self.awaiting = False
+            if self.awaiting:
+                self.awaiting, self.writable = False, True
         held = self.held
         if stream is not None:
             stream.close()
+            stream.decide(kept=True)
         self._attached.set()
-        self._released.set()
         return held
 
     def demote(self, timeout: float, token: bytes) -> bool:
@@ -289,19 +298,44 @@ class Engine:
         return True
 
     def become_readonly(self, role: Role) -> None:
-        """Standby or secondary. Changes under way end first."""
+        """Standby or secondary. Changes under way are acknowledged by a paired peer first; those that it does not
+        acknowledge fail, because it may become primary without them."""
+        self._leaving = True
+        try:
+            self._leave(role)
+        finally:
+            self._leaving = False
+
+    def _leave(self, role: Role) -> None:
+        self._drain(last=False)  # what is under way keeps the mounts from answering
         if self.writable:
             self.sync_mounts()
+        self._drain(last=True)
         with self.order:
-            self.writable = False
             self.role = role
             self.generation += 1
             stream, self.stream = self.stream, None
             self.awaiting = False
         if stream is not None:
             stream.close()
+            stream.decide(kept=False)
         self._attached.set()
-        self._released.set()
+
+    def _drain(self, *, last: bool) -> None:
+        """Have a paired peer acknowledge everything sent so far. `last`: nothing is sent afterwards."""
+        number = 0
+        with self.order:
+            stream = self.stream
+            if stream is not None and stream.state is State.PAIRED:
+                while self.due_files or self.due_directories:
+                    self._flush_some(stream, 1000)
+                number = stream.send(Op.PING, 0)
+            if last:
+                self.writable = False
+        if stream is not None and number:
+            stream.wait(number, DRAIN)
+        if stream is not None and stream.was is State.PAIRED and stream.lost:
+            stream.decide(kept=False)
 
     def sync_mounts(self) -> None:
         """Bring what the kernel holds back (mapped files, write-back) to us."""
@@ -344,13 +378,13 @@ class Engine:
 
     # --- the end of a resynchronisation ---------------------------------------------------------------------
 
-    def make_strict(self, body: bytes) -> Stream | None:
-        """First phase of END: None when there are entries to revisit; else the stream, strict from this point of the
-        order on, with everything before on the secondary's disk. Raises Refused when the stream broke."""
+    def make_strict(self, body: bytes, of: Stream | None) -> Stream | None:
+        """First phase of END of the session `of`: None when there are entries to revisit; else the stream, strict from
+        this point of the order on, with everything before on the secondary's disk. Raises Refused when it broke."""
         self.tracker.epoch()
         with self.order:
             stream = self.stream
-            if stream is None or stream.state is State.LOST:
+            if stream is None or stream is not of or stream.state is State.LOST:
                 raise Refused("the stream to the secondary broke")
             # What is on its way may fail there, and must be noted before the list of revisits is found empty.
             # The threads concerned need no order lock for that; new operations wait for one round trip.

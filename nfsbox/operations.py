@@ -178,15 +178,19 @@ class Operations(Names):
             if stream is not None:
                 number = self._send_create(stream, file, status, mode)
                 lenient = engine.lenient(stream)
-        if engine.tracker.created(self.index, status.st_ino, relative, status.st_ctime_ns):
-            file.zones, file.era = None, engine.tracker.era
         self.handles[descriptor] = file
-        fi.fh = descriptor
-        fi.keep_cache = 1 if self._keep_pages(status) else 0
-        code = engine.settle(stream, number)
-        if lenient:
-            if code:
+        try:
+            if engine.tracker.created(self.index, status.st_ino, relative, status.st_ctime_ns):
+                file.zones, file.era = None, engine.tracker.era
+            fi.fh = descriptor
+            fi.keep_cache = 1 if self._keep_pages(status) else 0
+            code = engine.settle(stream, number)
+            if lenient and code:
                 engine.revisit.add(self.index, relative)
+        except BaseException:
+            self._forget(descriptor, file)  # the kernel will not know this handle
+            raise
+        finally:
             engine.settled()
         return 0
 
@@ -231,6 +235,8 @@ class Operations(Names):
         with engine.order:
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if file.era != engine.tracker.era:
+                self._record(file, zone, last)  # a checkpoint came in between, and forgets what was recorded
             file.version += 1
             stream = engine.stream
             if stream is None or file.orphan:
@@ -255,11 +261,13 @@ class Operations(Names):
             file.version += 1
             file.times_due = True
         if stream is not None:
-            code = engine.settle(stream, number)
-            if lenient:
-                if code:
+            try:
+                code = engine.settle(stream, number)
+                if lenient and code:
                     self._revisit_file(file)
-                engine.settled()
+            finally:
+                if lenient:
+                    engine.settled()
         return done
 
     def _send_and_write(
@@ -355,10 +363,13 @@ class Operations(Names):
         size = os.fstat(fh).st_size
         low, high = min(size, length), max(size, length)
         if low != high:
-            self._record(file, low // self._zone, (high - 1) // self._zone if length > size else low // self._zone)
+            zones = (low // self._zone, (high - 1) // self._zone if length > size else low // self._zone)
+            self._record(file, *zones)
+        else:
+            zones = (0, 0)
         if self.kill_privileges:
             self._clear_privileges(fh, file)
-        self._on_handle(fh, file, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
+        self._on_handle(file, zones, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Allocate, or punch a hole: modes that move data are left to the application."""
@@ -369,20 +380,24 @@ class Operations(Names):
         if mode not in FALLOCATE_MODES:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         self.engine.check_writable()
-        self._record(file, offset // self._zone, (offset + length - 1) // self._zone)
+        zones = (offset // self._zone, (offset + length - 1) // self._zone)
+        self._record(file, *zones)
         self._on_handle(
-            fh, file, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
+            file, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
         )
 
     def _on_handle(
-        self, fh: int, file: File, local: Callable[[], Any], op: Op, a: int, b: int = 0, extra: int = 0
+        self, file: File, zones: tuple[int, int], local: Callable[[], Any], op: Op, a: int, b: int = 0, extra: int = 0
     ) -> None:
-        """A change of content other than a write."""
+        """A change of content other than a write, in zones that were recorded."""
         engine = self.engine
         number = 0
+        lenient = False
         with engine.order:
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if file.era != engine.tracker.era:
+                self._record(file, *zones)  # a checkpoint came in between
             file.version += 1
             try:
                 local()
@@ -393,9 +408,13 @@ class Operations(Names):
             if stream is not None:
                 stream.bind(file)
                 number = stream.send(op, self.index, file.fid, a, b, extra=extra)
-        code = engine.settle(stream, number)
-        if code and stream is not None and not stream.strict:
-            engine.revisit.add(self.index, file.path)
+                lenient = engine.lenient(stream)
+        try:
+            code = engine.settle(stream, number)
+            if lenient and code:
+                self._revisit_file(file)
+        finally:
+            engine.settled()
 
     def fsync(self, path: Any, datasync: int, fh: int) -> None:
         """Data on the local disk. The peer has acknowledged every write already, where async puts it: in its memory

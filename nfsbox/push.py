@@ -146,15 +146,21 @@ class Pusher:
         self._wait(stream, number)
         return Pushed(kind_of(status.st_mode), status.st_size, status.st_ino, stream.was_fresh(number))
 
-    def link(self, root: Root, existing: bytes, path: bytes) -> None:
-        """Make `path` another name of `existing`, if it is one here. Raises OSError."""
+    def link(self, root: Root, existing: bytes, path: bytes) -> bool:
+        """Make `path` another name of `existing`, if it is one here. True when the file was written
+        meanwhile: that may have gone to another file at `path` there. Raises OSError."""
         engine = self.engine
         with engine.order:
             stream = self._stream()
-            if not os.path.samestat(os.lstat(root.real(existing)), os.lstat(root.real(path))):
+            status = os.lstat(root.real(path))
+            if not os.path.samestat(os.lstat(root.real(existing)), status):
                 raise OSError(errno.ESTALE, "the two names do not belong together any more")
             number = stream.send(Op.LINK, root.index, body=existing + path, extra=len(existing), flags=_PUSHED)
+            file = engine.files.get(root.index, status.st_ino)
+            if file is not None:
+                stream.rebind(file, existing)
         self._wait(stream, number)
+        return (root.index, status.st_ino) in stream.bound
 
     def delete(self, root: Root, path: bytes) -> bool:
         """Remove at the secondary what does not exist here; False when it exists. Raises OSError."""
@@ -191,6 +197,8 @@ class Pusher:
             inode = os.fstat(descriptor).st_ino
             with engine.order:
                 stream = self._stream()
+                if os.lstat(root.real(path)).st_ino != inode:
+                    raise FileNotFoundError(errno.ENOENT, "another file has this name now")
                 file = engine.files.opened(root.index, inode, path, local=False)
             try:
                 return self._ranges(stream, root, file, descriptor, offset, length), inode

@@ -18,6 +18,7 @@ import msgpack
 from nfsbox import tracking
 from nfsbox.engine import Engine, Refused, Root
 from nfsbox.push import Bucket, Pusher, read_xattrs
+from nfsbox.stream import Stream
 from nfsbox.wire import Channel, Op, WireError, decode_map, expect, valid_path
 
 #: Entries of one answer of `list`, files of one of `dirty_next`, zones of one `hash`.
@@ -53,6 +54,7 @@ class Context:
         self.ending = threading.Lock()
         self.attached = threading.Event()
         self.ended = False
+        self.stream: Stream | None = None  # of this resynchronisation, once the secondary takes it
 
 
 class Service:
@@ -259,8 +261,8 @@ class Service:
         return {"sent": sent, "ino": inode}
 
     def _op_push_link(self, request: Fields) -> Fields:
-        self._context.pusher.link(self._root(request), self._path(request, "existing"), self._path(request))
-        return {}
+        pusher = self._context.pusher
+        return {"open": pusher.link(self._root(request), self._path(request, "existing"), self._path(request))}
 
     def _op_push_delete(self, request: Fields) -> Fields:
         return {"gone": self._context.pusher.delete(self._root(request), self._path(request))}
@@ -291,7 +293,7 @@ class Service:
         with context.ending:
             if context.ended:
                 return {"done": True, "revisit": 0, "state": context.state()}
-            stream = engine.make_strict(msgpack.packb({"node": stream_peer(engine)}))
+            stream = engine.make_strict(msgpack.packb({"node": stream_peer(engine)}), context.stream)
             if stream is None:
                 return {"done": False, "revisit": len(engine.revisit.entries), "state": None}
             state = context.pair(server)

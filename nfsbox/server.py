@@ -166,7 +166,7 @@ class Server:
                 # The secondary begins when it has durably noted that its data is being changed.
                 welcome(channel, session=engine.expected_identity(), durable=engine.settings.durable)
                 expect(channel.receive_within(START), Op.START)
-                stream = engine.attach(channel, peer, paired=False)
+                stream = context.stream = engine.attach(channel, peer, paired=False)
                 context.attached.set()
         except Refused as error:
             raise WireError(errno.ECONNREFUSED, str(error)) from None

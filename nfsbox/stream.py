@@ -68,8 +68,11 @@ class Stream:
         self._fresh: set[int] = set()  # acknowledged frames that made new content necessary
         self._late: dict[int, int] = {}
         self._next_fid = 0
+        self.bound: set[tuple[int, int]] = set()  # files that were written while not strict
         self._reading = threading.Lock()  # whoever holds it is in recv
         self._failing = threading.Lock()
+        self._decided = threading.Event()
+        self._kept = False
         self._turn = threading.Condition()
         self._waiters = 0
         self.replicated = 0  # bytes of application data
@@ -115,11 +118,13 @@ class Stream:
             file.fid = self.new_fid()
             file.session = self.identity
             self.send(Op.OPEN, file.root, file.fid, body=file.path, flags=0)
+            if not self.strict:
+                self.bound.add((file.root, file.inode))
 
-    def rebind(self, file: File) -> None:
-        """The secondary has another inode at the file's path now."""
+    def rebind(self, file: File, path: bytes | None = None) -> None:
+        """The secondary has another inode at the file's path (or at `path`, another name of it) now."""
         if file.session == self.identity:
-            self.send(Op.OPEN, file.root, file.fid, body=file.path, flags=0)
+            self.send(Op.OPEN, file.root, file.fid, body=file.path if path is None else path, flags=0)
 
     # --- acknowledgements ----------------------------------------------------------------------------------
 
@@ -238,6 +243,19 @@ class Stream:
         self.channel.shutdown()
         with self._turn:
             self._turn.notify_all()
+
+    # --- what becomes of changes that the lost secondary did not acknowledge --------------------------------
+
+    def decide(self, *, kept: bool) -> None:
+        """Once: they stand (this server goes on without its peer, and has recorded that), or nothing was promised."""
+        if not self._decided.is_set():
+            self._kept = kept
+            self._decided.set()
+
+    def fate(self) -> bool:
+        """Wait for the decision. It belongs to the stream: whatever begins afterwards changes nothing about it."""
+        self._decided.wait()
+        return self._kept
 
 
 def _sending(error: WireError) -> str:

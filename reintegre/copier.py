@@ -66,6 +66,11 @@ class Pairs:
         with self._lock:
             self._pairs[root, there] = here
 
+    def forget(self, root: int, there: int) -> None:
+        """The content must be compared again."""
+        with self._lock:
+            self._pairs.pop((root, there), None)
+
     def equal(self, root: int, there: int, here: int) -> bool:
         """Whether the two were noted."""
         return self._pairs.get((root, there)) == here

@@ -109,9 +109,10 @@ class Primary:
         answer = self._call("push_zone", root=root, path=path, off=offset, len=length)
         return int(answer["sent"]), answer.get("ino")
 
-    def push_link(self, root: int, existing: bytes, path: bytes) -> None:
-        """Make `path` a further name of `existing` here."""
-        self._call("push_link", root=root, existing=existing, path=path)
+    def push_link(self, root: int, existing: bytes, path: bytes) -> bool:
+        """Make `path` a further name of `existing` here. True when what was written meanwhile may have gone to the
+        file that had the name `path` here."""
+        return bool(self._call("push_link", root=root, existing=existing, path=path).get("open"))
 
     def push_delete(self, root: int, path: bytes) -> bool:
         """Remove an entry here if the primary has none."""

@@ -316,7 +316,9 @@ class Session:
             there, name = control.stat(root, first), control.stat(root, path)
             if there is not None and name is not None and there.ino == name.ino:
                 try:
-                    control.push_link(root, first, path)
+                    if control.push_link(root, first, path):
+                        self._pairs.forget(root, there.ino)
+                        self._later(root, first)
                 except OSError as error:
                     if error.errno not in MOVED:
                         raise

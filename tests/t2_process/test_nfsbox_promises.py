@@ -1,0 +1,309 @@
+"""What is acknowledged when the pair breaks in the middle: what the peer has, or what is recorded for good (R1, M3)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nfsbox_pair import DriverError, Pair, finish, wait_for
+
+from nfsbox import kernel
+from nfsbox.changes import Mode
+from nfsbox.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.exclusions import Exclusions
+from nfsbox.operations import Operations
+from nfsbox.stream import State
+from nfsbox.tracking import Tracker
+from nfsbox.wire import Op
+
+MakePair = Callable[..., Pair]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakePair]:
+    made: list[Pair] = []
+
+    def build(**options: object) -> Pair:
+        pair = Pair(tmp_path / str(len(made)), **options)  # type: ignore[arg-type]
+        made.append(pair)
+        return pair
+
+    yield build
+    for pair in made:
+        pair.close()
+
+
+class Change(threading.Thread):
+    """One write in the background; `error` and `acknowledged` tell how it ended."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self.acknowledged = False
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            os.pwrite(self.handle, b"record", 0)
+            self.acknowledged = True
+        except OSError as error:
+            self.error = error
+
+    def ended(self) -> None:
+        self.join(20)
+        assert not self.is_alive()
+        with contextlib.suppress(OSError):  # the mount may be gone
+            os.close(self.handle)
+
+
+@pytest.mark.parametrize("order", ["standby", "release"])
+def test_leaving_does_not_acknowledge_what_is_held(make: MakePair, order: str) -> None:
+    """The peer may have gone on without this server: what waits for it has not happened."""
+    pair = make().up()
+    change = Change(pair.a.mount / "held")
+    pair.b.kill()
+    change.start()
+    wait_for(lambda: pair.a("status")["held"] == 1)
+    pair.a(order)
+    change.ended()
+    assert not change.acknowledged
+    assert change.error is not None and change.error.errno == errno.EIO
+
+
+@pytest.mark.parametrize("order", ["standby", "release"])
+def test_leaving_waits_for_what_is_under_way(make: MakePair, order: str) -> None:
+    """A stop of the primary in the middle of a write: the peer, which takes over, has what was acknowledged."""
+    pair = make().up()
+    change = Change(pair.a.mount / "under way")
+    pair.b.process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(1.0, lambda: pair.b.process.send_signal(signal.SIGCONT))
+    try:
+        change.start()
+        wait_for(lambda: pair.a("status")["pending"] > 0)
+        timer.start()
+        pair.a(order)
+    finally:
+        timer.join()
+    change.ended()
+    assert change.acknowledged, change.error
+    pair.b("primary")
+    assert (pair.b.mount / "under way").read_bytes() == b"record"
+
+
+def test_leaving_while_the_peer_is_frozen_acknowledges_nothing(make: MakePair) -> None:
+    pair = make().up()
+    change = Change(pair.a.mount / "under way")
+    pair.b.process.send_signal(signal.SIGSTOP)
+    try:
+        change.start()
+        wait_for(lambda: pair.a("status")["pending"] > 0)
+        begun = time.monotonic()
+        pair.a("standby")
+        change.ended()
+    finally:
+        pair.b.process.send_signal(signal.SIGCONT)
+    assert not change.acknowledged
+    assert time.monotonic() - begun < 60, "it waited for locktimeout"
+
+
+def test_a_hand_over_that_did_not_come_about_leaves_the_primary_as_it_is(make: MakePair) -> None:
+    pair = make(rfs={"locktimeout": 2}).up()
+    pair.b.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(DriverError) as caught:
+            pair.a("demote", timeout=1)
+    finally:
+        pair.b.process.send_signal(signal.SIGCONT)
+    assert caught.value.code == "timeout"
+    pair.a("primary", peer="B", paired=True)  # heart starts the application here again
+    pair.a("alone")
+    (pair.a.mount / "later").write_text("x")
+
+
+# --- one engine, no processes ------------------------------------------------------------------------------------
+
+
+class Peer:
+    """A stream whose secondary answers as the test wants."""
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.state = self.was = State.PAIRED if strict else State.RESYNC
+        self.identity, self.peer, self.reason, self.replicated = 1, "B", "", 0
+        self.sent: list[int] = []
+        self.answer: Callable[[], int] = lambda: 0
+
+    lost = False
+
+    def send(self, op: int, *_: Any, **__: Any) -> int:
+        self.sent.append(op)
+        return len(self.sent)
+
+    def send_write(self, *_: Any) -> int:
+        return self.send(Op.WRITE)
+
+    def new_fid(self) -> int:
+        return 7
+
+    def bind(self, file: Any) -> None:
+        file.session, file.fid = self.identity, 7
+
+    def wait(self, _number: int, _timeout: float | None = None) -> int:
+        return self.answer()
+
+
+class Info:
+    """fuse_file_info as far as it is used."""
+
+    def __init__(self, flags: int) -> None:
+        self.flags, self.fh, self.direct_io, self.keep_cache = flags, 0, 0, 0
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[tuple[Engine, Operations, Path]]:
+    backing, directory = tmp_path / "backing", tmp_path / "rfs"
+    backing.mkdir()
+    directory.mkdir()
+    tracker = Tracker(directory, 4096)
+    root = Root(0, bytes(tmp_path / "mount"), bytes(backing), Exclusions((), ()))
+    engine = Engine((root,), tracker, Settings(zone_size=4096), lambda what, fields: None)
+    tracker.start(Mode.ALONE, None)
+    engine.become_primary(paired=False)
+    yield engine, Operations(engine, root), backing
+    tracker.stop(clean=True)
+
+
+def opened(operations: Operations, name: str) -> int:
+    info = Info(os.O_RDWR)
+    operations.open(f"/{name}", info)
+    return info.fh
+
+
+def request(data: bytes) -> memoryview:
+    return memoryview(bytearray(kernel.WRITE_DATA) + bytearray(data))
+
+
+@pytest.mark.parametrize("change", ["truncate", "fallocate", "write"])
+def test_what_fails_at_the_peer_is_noted_before_the_end(
+    alone: tuple[Engine, Operations, Path], change: str
+) -> None:
+    """The end of the resynchronisation may come between the answer of the peer and the note of it: it waits."""
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 5000)
+    handle = opened(operations, "f")
+    peer = Peer()
+    engine.stream = peer  # type: ignore[assignment]
+    ends: list[object] = []
+
+    def end() -> None:
+        ends.append(engine.make_strict(b"", peer))  # type: ignore[arg-type]
+
+    other = threading.Thread(target=end, daemon=True)
+
+    def answer() -> int:
+        if not other.ident:
+            other.start()
+            other.join(0.2)
+            return errno.EBADF
+        return 0
+
+    peer.answer = answer
+    match change:
+        case "truncate":
+            operations.truncate("/f", 100, handle)
+        case "fallocate":
+            operations.fallocate(handle, 0, 0, 9000)
+        case "write":
+            operations.write_request(handle, 0, request(b"record"), 0)
+    other.join(10)
+    assert ends == [None], "the end did not wait for what had failed"
+    assert (0, b"f") in engine.revisit.entries
+    operations.ended()
+
+
+def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
+    """A late request of a session that broke must not end the one that follows."""
+    engine, _, _ = alone
+    late, now = Peer(), Peer()
+    engine.stream = now  # type: ignore[assignment]
+    with pytest.raises(Refused):
+        engine.make_strict(b"", late)  # type: ignore[arg-type]
+    assert not now.strict
+
+
+@pytest.mark.parametrize("change", ["truncate", "fallocate", "write"])
+def test_a_checkpoint_between_record_and_change_forgets_nothing(
+    alone: tuple[Engine, Operations, Path], change: str
+) -> None:
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 50_000)
+    handle = opened(operations, "f")
+    engine.stream = Peer(strict=True)  # type: ignore[assignment]
+    engine.tracker.paired()
+    engine.tracker.touch_directory(0, b"elsewhere")
+    real = engine.order
+
+    class Late:
+        """The order lock, which a checkpoint gets first."""
+
+        def __enter__(self) -> None:
+            engine.order = real
+            engine.tracker.checkpointed(engine.tracker.epoch())
+            real.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            real.release()
+
+    engine.order = Late()  # type: ignore[assignment]
+    match change:
+        case "truncate":
+            operations.truncate("/f", 40_000, handle)
+        case "fallocate":
+            operations.fallocate(handle, 0, 40_000, 100)
+        case "write":
+            operations.write_request(handle, 40_000, request(b"record"), 0)
+    zones = [zone for found in engine.tracker.snapshot().files.values() for zone in found.zones]
+    assert 40_000 // 4096 in zones
+    operations.ended()
+
+
+def test_an_awaited_peer_is_not_passed_by(alone: tuple[Engine, Operations, Path]) -> None:
+    """A change that began in the role before finds the new primary not writable until its peer is there."""
+    engine, _, _ = alone
+    engine.become_readonly(Role.SECONDARY)
+    engine.become_primary(paired=True)
+    assert not engine.writable
+    engine.alone()
+    assert engine.writable and not engine.awaiting
+
+
+def test_a_link_made_by_the_resynchronisation_reaches_open_files(make: MakePair) -> None:
+    """The secondary had another file under the second name, and has it open for the application."""
+    pair = make()
+    pair.a("prepare")
+    pair.a("primary")
+    (pair.a.mount / "one").write_bytes(b"x" * 1000)
+    os.link(pair.a.mount / "one", pair.a.mount / "two")
+    (pair.b.backing / "two").write_bytes(b"y" * 1000)
+    pair.b("prepare")
+    handle = os.open(pair.a.mount / "two", os.O_WRONLY)
+    service = pair.connect()
+    wait_for(lambda: pair.a("status")["session"] == "resync")
+    os.pwrite(handle, b"first", 0)  # the peer learns of the open file, by the name `two`
+    service("push_entry", root=0, path=b"one")
+    service("push_zone", root=0, path=b"one", off=0, len=1000)
+    assert service("push_link", root=0, existing=b"one", path=b"two")["open"], "reintegre must compare it again"
+    service("push_zone", root=0, path=b"one", off=0, len=1000)
+    os.pwrite(handle, b"second", 10)
+    finish(service, pair.b)
+    wait_for(lambda: (pair.b.backing / "one").read_bytes() == (pair.a.backing / "one").read_bytes())
+    assert (pair.b.backing / "one").samefile(pair.b.backing / "two")
+    os.close(handle)
