@@ -58,6 +58,9 @@ def leave_now(t: Turn, _: str) -> None:
     s = t.s
     if s.role.primary:
         pairing.leave_memory(t, "")
+        if s.paired:
+            # nobody waited until the secondary knew that it is out of date: as after a power failure, it may go on
+            t.memory(uptodate=False)
     elif s.role is Role.SECOND:
         t.memory(uptodate=False, swapping=False)
     if s.role.running:
