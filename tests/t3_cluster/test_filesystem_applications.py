@@ -1,4 +1,5 @@
 """Programs that are hard on file systems, in a replicated directory: SQLite through a power-off, git, shared maps."""
+
 from __future__ import annotations
 
 import mmap
@@ -19,6 +20,8 @@ from tests.t2_process.rfs_pair import Pair
 
 WRITER = """
 import os, sqlite3, sys
+
+pytestmark = pytest.mark.xdist_group("applications")  # one cluster, in this order
 database, journal, log = sys.argv[1:]
 connection = sqlite3.connect(database, isolation_level=None, timeout=30)
 connection.execute(f"pragma journal_mode={journal}")
@@ -51,8 +54,9 @@ def settle(pair: Pair) -> None:
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path, journal: str) -> None:
     log = tmp_path / "acknowledged"
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(pair.n1.dir / "data.sqlite"), journal, str(log)],
-                              stderr=subprocess.DEVNULL)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(pair.n1.dir / "data.sqlite"), journal, str(log)], stderr=subprocess.DEVNULL
+    )
     pair.until(lambda: log.exists() and log.read_bytes().count(b"\n") > 40)
     pair.n1.power_off()
     writer.kill()
@@ -74,9 +78,14 @@ def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path
 
 
 def git(directory: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c",
-                           "init.defaultBranch=main", *words], cwd=directory, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"})
+    done = subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main", *words],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -109,10 +118,10 @@ def test_a_shared_map_reaches_the_secondary(pair: Pair) -> None:
     path.write_bytes(bytes(1 << 20))
     with open(path, "r+b") as handle, mmap.mmap(handle.fileno(), 1 << 20) as view:
         for number in range(200):
-            view[number * 5000:number * 5000 + 8] = b"%08d" % number
+            view[number * 5000 : number * 5000 + 8] = b"%08d" % number
         view.flush()
     settle(pair)
-    assert (pair.n2.backing / "mapped").read_bytes()[199 * 5000:199 * 5000 + 8] == b"00000199"
+    assert (pair.n2.backing / "mapped").read_bytes()[199 * 5000 : 199 * 5000 + 8] == b"00000199"
     pair.n2.ask("standby")
     pair.n1.ask("alone")
     with open(path, "r+b") as handle, mmap.mmap(handle.fileno(), 1 << 20) as view:
