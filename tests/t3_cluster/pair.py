@@ -141,7 +141,7 @@ class Mark:
 
 def _timeless(entry: object) -> object:
     """An entry of a manifest without its modification time."""
-    return [*entry[:5], *entry[6:]] if isinstance(entry, list) else entry
+    return [*entry[:5], *entry[6:]] if isinstance(entry, list) and len(entry) == 8 else entry
 
 
 class Pair:
