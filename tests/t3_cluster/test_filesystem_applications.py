@@ -21,7 +21,6 @@ from tests.t2_process.rfs_pair import Pair
 WRITER = """
 import os, sqlite3, sys
 
-pytestmark = pytest.mark.xdist_group("applications")  # one cluster, in this order
 database, journal, log = sys.argv[1:]
 connection = sqlite3.connect(database, isolation_level=None, timeout=30)
 connection.execute(f"pragma journal_mode={journal}")
@@ -55,9 +54,13 @@ def settle(pair: Pair) -> None:
 def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path, journal: str) -> None:
     log = tmp_path / "acknowledged"
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(pair.n1.dir / "data.sqlite"), journal, str(log)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", WRITER, str(pair.n1.dir / "data.sqlite"), journal, str(log)], stderr=subprocess.PIPE
     )
-    pair.until(lambda: log.exists() and log.read_bytes().count(b"\n") > 40)
+    def enough() -> bool:
+        assert writer.poll() is None and writer.stderr is not None, writer.stderr and writer.stderr.read().decode()
+        return log.exists() and log.read_bytes().count(b"\n") > 40
+
+    pair.until(enough)
     pair.n1.power_off()
     writer.kill()
     writer.wait()
