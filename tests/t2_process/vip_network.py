@@ -99,6 +99,7 @@ class Host:
         return f"02:00:0a:4d:00:{self.number:02x}"
 
     def run(self, *command: str, check: bool = True) -> str:
+        assert shutil.which(command[0]), f"{command[0]} is not installed: bin/setup test"
         return sh("ip", "netns", "exec", self.namespace, *command, check=check)
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[Any]:
