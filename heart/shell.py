@@ -32,6 +32,7 @@ from safekit.model.checkers import Checker, changed_checkers
 from safekit.model.types import ModuleConfig
 from safekit.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process import Context
+from safekit.rotation import Rotation, follow_keys
 from safekit.scripts import ScriptRunner
 from safekit.seal import Opener, Sealer, next_epoch
 from safekit.supervision import module_programs, write_configuration
@@ -70,8 +71,8 @@ class Shell:
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
         self._sequence = 0
-        self._keys = wire_keys(context.module)
-        self._incarnation = incarnation
+        self._rotation = Rotation(wire_keys(context.module))
+        self._sealer = Sealer(self._rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
         self._links: list[LinkSocket] = []
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._reply_token = 0
@@ -220,19 +221,24 @@ class Shell:
             self._complained.pop(("signature", peer.node), None)
 
     async def open_links(self) -> None:
-        """Open the sockets of all links; those without an address yet are tried again at each pulse."""
-        sealer = self._sealer()
-        for route in self.plan.routes:
-            opener = Opener(self._keys, CONTEXT + self.context.module, [self.plan.setup.peer])
-            self._links.append(
-                LinkSocket(route, self.context.module, sealer, opener, self._heard, self._rejected)
-            )
-        for link in self._links:
-            await link.open()
-            self._start_task(self._pulse(link))
+        """Open the sockets of all links; those without an address yet are tried again at each pulse.
 
-    def _sealer(self) -> Sealer:
-        return Sealer(self._keys[0], CONTEXT + self.context.module, self.context.node, self._incarnation)
+        The links before go on until the new ones have their addresses: a slow name service costs no heartbeat.
+        """
+        wire, peer = CONTEXT + self.context.module, self.plan.setup.peer
+        fresh = [
+            LinkSocket(
+                route, self.context.module, self._sealer, Opener(self._rotation.keys, wire, [peer]), self._heard,
+                self._rejected,
+            )
+            for route in self.plan.routes
+        ]  # fmt: skip
+        await asyncio.gather(*(link.open() for link in fresh))
+        old, self._links = self._links, fresh
+        for link in old:
+            link.close()
+        for link in fresh:
+            self._start_task(self._pulse(link))
 
     async def _pulse(self, link: LinkSocket) -> None:
         """Heartbeats of one link, for as long as it is used."""
@@ -247,6 +253,11 @@ class Shell:
             link.send(self._beat())
             await asyncio.sleep(link.route.pulse)
 
+    def _rekey(self) -> None:
+        self._sealer.use(self._rotation.keys[0])
+        for link in self._links:
+            link.opener.use(self._rotation.keys)
+
     def publish_encryption(self) -> None:
         """Whether the module has a key of its own (guide 10.4); without one the cluster's key protects it."""
         value = "on" if encrypted(self.context.module) else "off"
@@ -259,14 +270,10 @@ class Shell:
         plan = configured.read(self.context.config, self.context.cluster, self.context.node)
         changed = changed_checkers(before, self.context.config, self.plan.checkers, plan.checkers)
         self.scripts.user = self.context.config.user
-        self._keys = wire_keys(self.context.module)
+        if self._rotation.look(wire_keys(self.context.module), time.monotonic()):
+            self._rekey()
         self.publish_encryption()
-        old, self._links = self._links, []
-        for link in old:
-            link.close()
         self.plan = plan
-        # another epoch: nonces may never repeat under one key
-        self._incarnation = next_epoch(self.context.paths.var / "heart.epoch")
         await self.open_links()
         self.feed(Configured(plan.setup, tuple(checker.resource for checker in changed)))
         await self._replace_processes(before, changed)
@@ -314,6 +321,7 @@ class Shell:
         self._start_task(self._watch_supervisor())
         self._start_task(self.effects.processes.adopt())
         self._start_task(self._watch_cluster())
+        self._start_task(follow_keys(self.context.module, self._rotation, self._rekey))
         if self.plan.permanent_arp:
             self._start_task(self._keep_neighbours())
 

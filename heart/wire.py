@@ -195,7 +195,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         self.route = route
         self._module = module
         self._sealer = sealer
-        self._opener = opener
+        self.opener = opener
         self._heard = heard
         self._rejected = rejected
         self._transport: asyncio.DatagramTransport | None = None
@@ -251,7 +251,7 @@ class LinkSocket(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         try:
-            opened = self._opener.open(data)
+            opened = self.opener.open(data)
             beat = unpack(opened.payload, self._module)
         except SealError as error:
             if error.kind != "replay":

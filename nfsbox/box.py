@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +58,7 @@ class Place:
     module: str
     node: str
     directory: Path
-    key: bytes
+    keys: Callable[[], Sequence[bytes]]
     listen: tuple[str, int] | None
 
 
@@ -242,7 +242,7 @@ class Box:
             self._server = Server(
                 self.engine,
                 self.place.module,
-                self.place.key,
+                self.place.keys,
                 self.place.listen,
                 on_open=self._on_open,
                 state=self.state,
@@ -321,7 +321,7 @@ class Box:
             hello["token"] = self._token or b""
         try:
             channel, answer = connect(
-                (address, port), self.place.module, Kind.STREAM, self.place.key, hello, source=source
+                (address, port), self.place.module, Kind.STREAM, self.place.keys(), hello, source=source
             )
         except WireRefused as error:
             raise BoxError("refused", _text(error)) from None

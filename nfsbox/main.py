@@ -11,7 +11,7 @@ from typing import NoReturn
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
 from safekit.bus import BusError, Handler, Request
-from safekit.keys import wire_keys
+from safekit.keys import KeysNow
 from safekit.process import Context, run
 
 _served: list[Control] = []
@@ -43,13 +43,13 @@ async def _main(context: Context) -> int:
     # A thread that serves the file system must not wait long for the interpreter while another one computes.
     sys.setswitchinterval(0.0005)
     try:
-        key = wire_keys(context.module)[0]
+        keys = KeysNow(context.module)
     except (OSError, ValueError) as error:
         context.log.event("internal", text=f"nfsbox: no key for the network: {error}; run safekit cluster config")
         return 2
     address = context.cluster.bind_address(rfs.flow, context.node)
     place = Place(
-        context.module, context.node, context.paths.rfs, key, (address, rfs.port) if address else None
+        context.module, context.node, context.paths.rfs, keys, (address, rfs.port) if address else None
     )
     announcer = Announcer(context.module, context.bus, asyncio.get_running_loop())
     try:

@@ -8,7 +8,7 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from nfsbox.engine import Engine, Refused, Role
@@ -31,7 +31,7 @@ class Server:
         self,
         engine: Engine,
         module: str,
-        key: bytes,
+        keys: Callable[[], Sequence[bytes]],
         address: tuple[str, int],
         *,
         on_open: Callable[[Stream, bool], None],
@@ -42,7 +42,7 @@ class Server:
         """Raises OSError when the address cannot be used; the text names it."""
         self._engine = engine
         self._module = module
-        self._key = key
+        self._keys = keys
         self._on_open = on_open
         self._state = state
         self._pair = pair
@@ -109,7 +109,7 @@ class Server:
         channel: Channel | None = None
         kept = False  # a stream belongs to the engine, which closes it
         try:
-            channel, kind, hello = accept(sock, self._module, self._key)
+            channel, kind, hello = accept(sock, self._module, self._keys())
             with self._lock:
                 self._open.add(channel)
             if kind is Kind.STREAM:

@@ -20,10 +20,12 @@ Paths are bytes relative to a replicated directory, without a slash at either en
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -387,13 +389,32 @@ def connect(
     address: tuple[str, int],
     module: str,
     kind: Kind,
-    key: bytes,
+    keys: Sequence[bytes],
     hello: dict[str, Any],
     *,
     source: str | None = None,
     timeout: float = 10.0,
 ) -> tuple[Channel, dict[str, Any]]:
-    """Open a connection; the channel and the server's WELCOME. Raises WireError, WireRefused."""
+    """Open a connection; the channel and the server's WELCOME. Raises WireError, WireRefused.
+
+    `keys`: the likely one first. A server that was not told of a new key yet closes on it, and is asked with the
+    key before.
+    """
+    for key in keys[:-1]:
+        with contextlib.suppress(WireClosed):
+            return _connect(address, module, kind, key, hello, source, timeout)
+    return _connect(address, module, kind, keys[-1], hello, source, timeout)
+
+
+def _connect(
+    address: tuple[str, int],
+    module: str,
+    kind: Kind,
+    key: bytes,
+    hello: dict[str, Any],
+    source: str | None,
+    timeout: float,
+) -> tuple[Channel, dict[str, Any]]:
     try:
         sock = socket.create_connection(address, timeout, (source, 0) if source else None)
     except OSError as error:
@@ -427,11 +448,13 @@ def connect(
 
 
 def accept(
-    sock: socket.socket, module: str, key: bytes, *, timeout: float = 10.0
+    sock: socket.socket, module: str, keys: Sequence[bytes], *, timeout: float = 10.0
 ) -> tuple[Channel, Kind, dict[str, Any]]:
-    """Server side up to the client's HELLO; the caller answers with `welcome` or `refuse`. Raises WireError."""
+    """Server side up to the client's HELLO, which any of the keys may open; the caller answers with `welcome` or
+    `refuse`. Raises WireError."""
     tune(sock)
-    raw = _read_exactly(sock, PREAMBLE.size, time.monotonic() + timeout)
+    deadline = time.monotonic() + timeout
+    raw = _read_exactly(sock, PREAMBLE.size, deadline)
     magic, version, kind_byte, _, theirs = PREAMBLE.unpack(raw)
     if magic != MAGIC:
         raise WireError(errno.EPROTO, "not the replication protocol")
@@ -441,11 +464,21 @@ def accept(
         raise WireError(errno.EPROTO, f"peer with protocol version {version}, ours is {VERSION}")
     kind = Kind(kind_byte)
     sock.sendall(PREAMBLE.pack(MAGIC, VERSION, kind, 0, mine))
-    sender, receiver = stream_ciphers(key, _context(module, kind), theirs, mine, client=False)
-    channel = Channel(sock, sender, receiver)
-    hello = decode_map(expect(channel.receive_within(timeout), Op.HELLO))
-    channel.limit = MAX_FRAME
-    return channel, kind, hello
+    length = _read_exactly(sock, 4, deadline)
+    (size,) = _unpack_length(length)
+    if not HEADER_SIZE + StreamCipher.overhead <= size <= MAX_FIRST_FRAME:
+        raise WireError(errno.EPROTO, f"frame of {size} bytes refused")
+    sealed = _read_exactly(sock, size, deadline)
+    for key in keys:
+        sender, receiver = stream_ciphers(key, _context(module, kind), theirs, mine, client=False)
+        try:
+            first = receiver.open(sealed, length)
+        except SealError:
+            continue
+        channel = Channel(sock, sender, receiver)
+        channel.received, channel.limit = 1, MAX_FRAME
+        return channel, kind, decode_map(expect(first, Op.HELLO))
+    raise WireError(errno.EACCES, "the peer has another key")
 
 
 def welcome(channel: Channel, **fields: Any) -> None:

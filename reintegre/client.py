@@ -30,10 +30,10 @@ class Connection:
 
     def __init__(self, address: Address, timeout: float) -> None:
         """Raises OSError when the primary cannot be reached or refuses, ValueError for a damaged key file."""
-        key = wire_keys(address.module)[0]
+        keys = wire_keys(address.module)
         self._timeout = timeout
         self._channel, self.welcome = connect(
-            (address.host, address.port), address.module, Kind.RESYNC, key,
+            (address.host, address.port), address.module, Kind.RESYNC, keys,
             {"node": address.node, "session": address.session}, source=address.source, timeout=min(timeout, 30.0))
         self._busy = threading.Lock()
 

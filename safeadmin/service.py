@@ -176,6 +176,7 @@ class Service:
                 if self._applied == wanted and self.cluster is not None:
                     await self.cluster.resolve_again()
                     self.log.info("cluster configuration unchanged, addresses looked up again")
+                    self._reload_hearts()
                     return
                 made = Cluster(config, wanted[1], self.node, safevar() / "cluster", self.log, self._facts())
             except (Unconfigured, ValueError, OSError) as error:
@@ -196,6 +197,10 @@ class Service:
                 f"cluster of {len(config.node_names)} nodes on lans {lans}, UDP port {config.port}, "
                 f"signature {config.signature[:12]}; this is {self.node}"
             )
+        self._reload_hearts()
+
+    def _reload_hearts(self) -> None:
+        """Modules that run take up another cluster configuration, and look names up again (guide 9.3, 12.2)."""
         for name, runtime in self.runtimes.items():
             if runtime.heart:
                 self.bus.notify(f"{name}/heart", "reload")

@@ -9,6 +9,7 @@ present one are kept for this server to ask with: a server that missed a change 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -25,6 +26,7 @@ FORMER_KEPT = 3
 GRACE_SECONDS = 300.0
 """How long the module key of the previous configuration is still accepted: servers are configured one after the
 other."""
+
 
 
 def cluster_key() -> bytes:
@@ -127,6 +129,19 @@ def wire_keys(module: str) -> tuple[bytes, ...]:
     if own is None and 0 <= time.time() - (cluster_dir() / "cluster.key").stat().st_mtime < GRACE_SECONDS:
         keys += [key for key in former_keys()[:1] if key not in keys]
     return tuple(keys)
+
+
+class KeysNow:
+    """The keys of a module's wires at the time of the call; the last good ones while a file cannot be read."""
+
+    def __init__(self, module: str) -> None:
+        """Raises OSError, ValueError."""
+        self._module, self._last = module, wire_keys(module)
+
+    def __call__(self) -> tuple[bytes, ...]:
+        with contextlib.suppress(OSError, ValueError):
+            self._last = wire_keys(self._module)
+        return self._last
 
 
 def encrypted(module: str) -> bool:

@@ -106,11 +106,15 @@ class Sealer:
     """Seals datagrams of one sender on one wire (`context`)."""
 
     def __init__(self, key: bytes, context: str, sender: str, epoch: int) -> None:
-        self._aead = _aead(derive(key, "wire", context, sender))
-        self._key_id = key_id(key, context)
-        self._tag = derive(key, "sender", context, sender, size=8)
-        self._epoch = epoch
+        self._context, self._sender, self._epoch = context, sender, epoch
         self._counter = 0
+        self.use(key)
+
+    def use(self, key: bytes) -> None:
+        """Another key from now on. Epoch and counter go on, so no nonce repeats under a key that comes back."""
+        self._aead = _aead(derive(key, "wire", self._context, self._sender))
+        self._key_id = key_id(key, self._context)
+        self._tag = derive(key, "sender", self._context, self._sender, size=8)
 
     def seal(self, payload: bytes) -> bytes:
         """A datagram; every call uses a new nonce. Raises OverflowError after 2**32 datagrams, and
@@ -161,15 +165,21 @@ class Opener:
     """Opens datagrams of the expected senders; several keys may be valid while a key is being changed."""
 
     def __init__(self, keys: bytes | Sequence[bytes], context: str, senders: Iterable[str]) -> None:
-        self._by_tag: dict[bytes, tuple[str, AESGCM]] = {}
-        self._key_ids: set[int] = set()
-        self._seen: dict[str, _Seen] = {}
-        for key in [keys] if isinstance(keys, bytes) else keys:
-            self._key_ids.add(key_id(key, context))
-            for sender in senders:
-                tag = derive(key, "sender", context, sender, size=8)
-                self._by_tag[tag] = (sender, _aead(derive(key, "wire", context, sender)))
-                self._seen[sender] = _Seen()
+        self._context = context
+        self._seen = {sender: _Seen() for sender in senders}
+        self.use([keys] if isinstance(keys, bytes) else keys)
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Other keys from now on. What was received stays known."""
+        self._key_ids = {key_id(key, self._context) for key in keys}
+        self._by_tag: dict[bytes, tuple[str, AESGCM]] = {
+            derive(key, "sender", self._context, sender, size=8): (
+                sender,
+                _aead(derive(key, "wire", self._context, sender)),
+            )
+            for key in keys
+            for sender in self._seen
+        }
 
     def open(self, datagram: bytes) -> Opened:
         """Check and decrypt. Raises SealError, never anything else, whatever the bytes are."""

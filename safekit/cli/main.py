@@ -190,6 +190,8 @@ def _code(line: Line, code: int) -> int:
 
 def main() -> NoReturn:
     """Entry point of the script `safekit`."""
+    # What root and the members of group safekit make belongs to both of them, and to nobody else.
+    os.umask(0o007)
     code: Any = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -53,7 +53,7 @@ def _running(name: str) -> bool:
 def _archive(given: str) -> Path:
     """A path, or the name of a template under SAFE/Application_Modules."""
     path = Path(given)
-    if path.exists() or path.is_absolute():
+    if os.path.exists(path) or path.is_absolute():  # Path.exists raises in a directory that is not ours to read
         return path
     templates = safe() / "Application_Modules"
     for candidate in (templates / given, *(templates / kind / given for kind in ("generic", "demo", "other"))):

@@ -264,7 +264,8 @@ def apply_cluster(source: Path, *, key: str | None = None) -> tuple[ClusterConfi
         raise ClusterError(f"the cluster key is not {KEY_BYTES * 2} hexadecimal digits; make one with genkey")
     node = local_node(config, system_addresses())
     cluster_dir().mkdir(parents=True, exist_ok=True)
-    write_key(key or new_key())
+    if key is None or key.strip() != _written_key():
+        write_key(key or new_key())
     write_atomic(cluster_dir() / CLUSTER_XML, data, mode=0o644)
     _publish(config, node)
     return config, warnings
@@ -291,6 +292,13 @@ def valid_key(text: str) -> bool:
         return len(bytes.fromhex(text.strip())) == KEY_BYTES
     except ValueError:
         return False
+
+
+def _written_key() -> str:
+    try:
+        return (cluster_dir() / CLUSTER_KEY).read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def write_key(key: str) -> None:

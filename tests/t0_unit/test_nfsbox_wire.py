@@ -53,7 +53,7 @@ def test_frames_of_every_size(server: Any) -> None:
     seen: list[int] = []
 
     def serve(sock: socket.socket) -> None:
-        channel, kind, hello = wire.accept(sock, "AM", KEY)
+        channel, kind, hello = wire.accept(sock, "AM", [KEY])
         assert kind is wire.Kind.STREAM and hello == {"node": "n"}
         wire.welcome(channel, session=7)
         for number, size in enumerate(sizes, 2):
@@ -65,7 +65,7 @@ def test_frames_of_every_size(server: Any) -> None:
             seen.append(size)
             channel.send_ack(number)
 
-    channel, welcome = wire.connect(server(serve), "AM", wire.Kind.STREAM, KEY, {"node": "n"})
+    channel, welcome = wire.connect(server(serve), "AM", wire.Kind.STREAM, [KEY], {"node": "n"})
     assert welcome["session"] == 7
     for size in sizes:
         number = channel.send(
@@ -83,7 +83,7 @@ def test_a_stranger_is_refused_at_its_first_frame(server: Any, what: str) -> Non
 
     def serve(sock: socket.socket) -> None:
         try:
-            wire.accept(sock, "AM", KEY, timeout=3)
+            wire.accept(sock, "AM", [KEY], timeout=3)
         except wire.WireError as error:
             failures.append(error)
 
@@ -93,7 +93,7 @@ def test_a_stranger_is_refused_at_its_first_frame(server: Any, what: str) -> Non
             address,
             "other" if what == "module" else "AM",
             wire.Kind.STREAM,
-            b"j" * 32 if what != "module" else KEY,
+            [b"j" * 32 if what != "module" else KEY],
             {"node": "n"},
             timeout=3,
         )
@@ -116,7 +116,7 @@ def test_hostile_bytes_end_in_an_error(server: Any) -> None:
 
         def serve(sock: socket.socket, failures: list[wire.WireError] = failures) -> None:
             try:
-                wire.accept(sock, "AM", KEY, timeout=2)
+                wire.accept(sock, "AM", [KEY], timeout=2)
             except wire.WireError as error:
                 failures.append(error)
 
@@ -135,7 +135,7 @@ def test_altered_and_repeated_frames_end_the_connection(server: Any) -> None:
         failures: list[wire.WireError] = []
 
         def serve(sock: socket.socket, failures: list[wire.WireError] = failures) -> None:
-            channel, _, _ = wire.accept(sock, "AM", KEY)
+            channel, _, _ = wire.accept(sock, "AM", [KEY])
             wire.welcome(channel)
             try:
                 while True:
@@ -143,7 +143,7 @@ def test_altered_and_repeated_frames_end_the_connection(server: Any) -> None:
             except wire.WireError as error:
                 failures.append(error)
 
-        channel, _ = wire.connect(server(serve), "AM", wire.Kind.STREAM, KEY, {})
+        channel, _ = wire.connect(server(serve), "AM", wire.Kind.STREAM, [KEY], {})
         sent: list[bytes] = []
         real = channel.sock
 
@@ -171,11 +171,11 @@ def test_a_peer_that_reads_nothing_times_out(server: Any) -> None:
     release = threading.Event()
 
     def serve(sock: socket.socket) -> None:
-        channel, _, _ = wire.accept(sock, "AM", KEY)
+        channel, _, _ = wire.accept(sock, "AM", [KEY])
         wire.welcome(channel)
         release.wait(20)
 
-    channel, _ = wire.connect(server(serve), "AM", wire.Kind.STREAM, KEY, {})
+    channel, _ = wire.connect(server(serve), "AM", wire.Kind.STREAM, [KEY], {})
     try:
         with pytest.raises(wire.WireTimeout, match="nothing could be sent for 1 seconds"):
             for _ in range(200):
@@ -194,3 +194,38 @@ def test_maps_only() -> None:
     with pytest.raises(wire.WireError):
         wire.decode_map(b"\xc1")
     assert wire.decode_map(msgpack.packb({"a": b"\xff"})) == {"a": b"\xff"}
+
+
+def test_connections_are_made_while_only_one_side_knows_the_new_key() -> None:
+    new = b"n" * 32
+    listening = socket.create_server(("127.0.0.1", 0))
+    known = {"old": [KEY], "both": [new, KEY], "new": [new]}
+
+    def serve(keys: list[bytes]) -> None:
+        while True:
+            try:
+                sock, _ = listening.accept()
+                channel, _, _ = wire.accept(sock, "AM", keys)
+            except wire.WireError:
+                sock.close()
+                continue
+            except OSError:
+                return
+            wire.welcome(channel)
+            return
+
+    for ours, theirs in (("old", "both"), ("both", "old"), ("both", "both"), ("both", "new"), ("new", "both")):
+        thread = threading.Thread(target=serve, args=(known[theirs],))
+        thread.start()
+        channel, _ = wire.connect(listening.getsockname()[:2], "AM", wire.Kind.RESYNC, known[ours], {"node": "n"})
+        channel.close()
+        thread.join(5)
+        assert not thread.is_alive(), (ours, theirs)
+    thread = threading.Thread(target=serve, args=(known["new"],))
+    thread.start()
+    with pytest.raises(wire.WireError):
+        wire.connect(listening.getsockname()[:2], "AM", wire.Kind.RESYNC, known["old"], {"node": "n"})
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join(5)
+    assert not thread.is_alive()

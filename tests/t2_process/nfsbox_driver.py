@@ -48,7 +48,8 @@ def main() -> None:
             raise BoxError("pair", "refused by the test")
         return generations.to_fields(state)
 
-    place = Place("test", options["node"], Path(options["directory"]), b"k" * 32, (options["address"], options["port"]))
+    listen = (options["address"], options["port"])
+    place = Place("test", options["node"], Path(options["directory"]), lambda: (b"k" * 32,), listen)
     box = Box(place, rfs, lambda what, fields: notes.append([what, fields]), pair)
 
     def ticking() -> None:

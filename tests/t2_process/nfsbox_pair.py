@@ -128,7 +128,7 @@ class Resync:
     """A connection to the resynchronisation service."""
 
     def __init__(self, primary: Node) -> None:
-        self.channel, _ = wire.connect(("127.0.0.1", primary.port), "test", wire.Kind.RESYNC, KEY, {"node": "B"})
+        self.channel, _ = wire.connect(("127.0.0.1", primary.port), "test", wire.Kind.RESYNC, [KEY], {"node": "B"})
 
     def __call__(self, op: str, **fields: Any) -> dict[str, Any]:
         self.channel.send(wire.Op.REQUEST, body=msgpack.packb({"op": op, **fields}))

@@ -198,11 +198,11 @@ def test_handover_token_is_needed(make: MakePair) -> None:
     pair.b("primary", peer="A", paired=True)
     with pytest.raises(wire.WireRefused):
         wire.connect(
-            ("127.0.0.1", pair.b.port), "test", wire.Kind.STREAM, b"k" * 32,
+            ("127.0.0.1", pair.b.port), "test", wire.Kind.STREAM, [b"k" * 32],
             {"node": "X", "paired": True, "token": b"0" * 16},
         )
     with pytest.raises(wire.WireError):
-        wire.connect(("127.0.0.1", pair.b.port), "test", wire.Kind.STREAM, b"j" * 32, {"node": "X"}, timeout=2)
+        wire.connect(("127.0.0.1", pair.b.port), "test", wire.Kind.STREAM, [b"j" * 32], {"node": "X"}, timeout=2)
 
 
 def test_resynchronisation_while_the_application_writes(make: MakePair) -> None:

@@ -20,6 +20,7 @@ from safekit.model.types import Farm as FarmConfig
 from safekit.model.types import Vip
 from safekit.net import IP, Link
 from safekit.process import Context
+from safekit.rotation import Rotation, follow_keys
 from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
@@ -86,7 +87,7 @@ class Farm:
             return
         context = self._context
         try:
-            keys = wire_keys(context.module)
+            rotation = Rotation(wire_keys(context.module))
             epoch = next_epoch(context.paths.var / "farm.epoch")
         except (OSError, ValueError) as error:
             raise BusError("farm_key", f"farm: {error}; apply the cluster configuration again") from None
@@ -95,6 +96,8 @@ class Farm:
         rules = Rules(len(self.names), self.me, settings.pulse_ms / 1000, settings.mlost_count, settings.slost_count)
         self.core = FarmCore(rules, shares, epoch, time.monotonic(), joined=joined, resumed=resumed)
         wire = f"farm/{context.module}"
+        sealer = Sealer(rotation.keys[0], wire, context.node, epoch)
+        opener = Opener(rotation.keys, wire, self.names)
         lans = tuple(lan for lan in map(context.cluster.lan, context.config.lan_names()) if lan is not None)
         self._links = Links(
             context.log,
@@ -103,14 +106,20 @@ class Farm:
             settings.port,
             context.node,
             self.names,
-            Sealer(keys[0], wire, context.node, epoch),
-            Opener(keys, wire, self.names),
+            sealer,
+            opener,
             self._receive,
         )
+
+        def rekey() -> None:
+            sealer.use(rotation.keys[0])
+            opener.use(rotation.keys)
+
         await self._links.open()
         self._applied = 0
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(work) for work in (self._drive(), self._put_into_effect(), self._publish())]
+        ours = (self._drive(), self._put_into_effect(), self._publish())
+        self._tasks = [loop.create_task(work) for work in (*ours, follow_keys(context.module, rotation, rekey))]
 
     def _shares(self, group: int) -> Shares:
         hosts = self.groups[group].hosts
