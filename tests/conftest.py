@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if item.get_closest_marker("slow") is None]
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow") is not None])
     items[:] = chosen
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a cluster file share its cluster: one worker runs them, in their order. All others go anywhere.
+    (Not by xdist's groups: they have no effect, and nothing says so, where pytest keeps node ids its own way.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.split("::", 1)[0] if "t3_cluster" in nodeid else nodeid
+
+    return ByCluster(config, log)
 
 
 def unique_lab_name() -> str:

@@ -11,8 +11,6 @@ from pair import archive, userconfig
 
 from lab.cluster import Lab, Node
 
-pytestmark = pytest.mark.xdist_group("install")  # one cluster, in this order
-
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:

@@ -17,8 +17,6 @@ from safekit.model.types import Replicated, Rfs
 from tests.t2_process.reintegre_primary import tree
 from tests.t2_process.rfs_pair import Pair
 
-pytestmark = pytest.mark.xdist_group("posix")  # one cluster, in this order
-
 EXERCISER = Path(__file__).parent.parent / "posix" / "exerciser.py"
 
 #: (case, label) -> why the replicated directory may differ.

@@ -12,8 +12,6 @@ import pytest
 from lab.cluster import Lab, Node, wait_until
 from tests.conftest import unique_lab_name
 
-pytestmark = pytest.mark.xdist_group("newcomer")  # one cluster, in this order
-
 PASSWORD = "/var/safekit/admin-password"
 
 
