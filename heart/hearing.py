@@ -37,7 +37,6 @@ def on_heard(t: Turn, event: Heard) -> None:
     if mark > s.peer_mark:
         s.peer_mark = mark
         s.peer = beat
-    show(t)
 
 
 def check_links(t: Turn) -> None:

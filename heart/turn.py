@@ -121,7 +121,8 @@ class Turn:
 
     def silent(self) -> bool:
         """Every heartbeat has been silent for its time-out."""
-        return all(value == "down" for value in self.s.links.values())
+        values = self.s.links.values()
+        return "up" not in values and "init" not in values
 
     def lost(self) -> bool:
         """The peer is silent, and this server may act on that: with a witness, only after its word."""

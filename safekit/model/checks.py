@@ -139,6 +139,7 @@ class _Checker:
                     f"the timeout of {beat.timeout_ms} ms is less than three pulses of {beat.pulse_ms} ms; "
                     "one lost packet may look like the death of the peer",
                 )
+        self._pair(heart)
         idents = [(beat.ident, f"{path(i)}.ident") for i, beat in enumerate(heart.heartbeats) if beat.ident]
         self._unique(idents, "the ident {!r} is used by two heartbeats; give each its own")
         flows = [(f"{b.name} {b.port}", f"{path(i)}.name") for i, b in enumerate(heart.heartbeats) if b.name]
@@ -148,6 +149,19 @@ class _Checker:
             self.warn(
                 f"{path(flow)}.ident",
                 'ident="flow" without <rfs> blocks the start in the WAIT state; expected another ident or an <rfs>',
+            )
+
+    def _pair(self, heart: Heart) -> None:
+        """A heartbeat is a flow on a network shared by a pair of servers (13.3): the lans have to tell which pair."""
+        if not heart.heartbeats or any(self.cluster.lan(beat.name) is None for beat in heart.heartbeats):
+            return
+        nodes = self.config.nodes(self.cluster)
+        if len(nodes) != _PAIR:
+            self.error(
+                "heart.heartbeats[0].name",
+                f"a mirror runs on two servers, the lans of its heartbeats share {len(nodes)} "
+                f"({', '.join(nodes) or 'none'}); add a <lan> to cluster.xml that has the two servers of this module "
+                "only (it may repeat addresses of another lan), and use its name",
             )
 
     def _unique(self, items: Iterable[tuple[str, str]], message: str) -> None:

@@ -422,6 +422,7 @@ class World:
     def _app(self, server: Server, on: bool) -> None:
         server.app = on
         if on:
+            self._check_application(server)
             self._write_later(server)
 
     # -- replicated data
@@ -679,6 +680,14 @@ class World:
             return
         if self._hear_each_other(state, other.heart):
             raise Violation(f"{name} becomes {state.role} while it hears {other.name} {other.heart.role} (M1)")
+
+    def _check_application(self, server: Server) -> None:
+        """The application starts: it has ended on the other server, if that one is heard."""
+        other = self.servers[server.peer]
+        if not other.app or server.heart is None or other.heart is None:
+            return
+        if self._hear_each_other(server.heart, other.heart):
+            raise Violation(f"{server.name} starts the application while it runs on {other.name} (M1)")
 
     def _hear_each_other(self, a: State, b: State) -> bool:
         recent = self.now - 2.5 * PULSE
