@@ -17,6 +17,7 @@ from safeadmin.service import Service
 from safeadmin.systemd import Notifier
 from safekit.bus import BusError
 from safekit.files import locked, write_atomic
+from safekit.firewall import restore
 from safekit.paths import bus_key_file, mapper_port, node_name, safevar
 from safekit.process import Lateness, lock_memory, run_realtime, set_process_name
 from safekit.seal import new_key
@@ -61,7 +62,7 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
         return 1
     notifier.ready(f"node {service.node}")
     log.info(f"safeadmin started, pid {os.getpid()}")
-    starting = loop.create_task(service.start_modules())
+    starting = loop.create_task(_start_modules(service, log))
     await stopping.wait()
     if not starting.done():
         starting.cancel()
@@ -73,6 +74,14 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
     measuring.cancel()
     log.info(f"safeadmin stopped; the modules took {seconds:.1f} s")
     return 0
+
+
+async def _start_modules(service: Service, log: AdminLog) -> None:
+    """The firewall first: a module whose ports are closed at its start finds no peer."""
+    problem = await asyncio.to_thread(restore)
+    if problem:
+        log.error(problem)
+    await service.start_modules()
 
 
 def _said(complaints: Complaints, problem: str, text: str) -> None:

@@ -17,6 +17,7 @@ from safekit.configuration import (
     current_signature,
     deconfig,
 )
+from safekit.firewall import follow
 from safekit.model.findings import ConfigError, Finding
 
 
@@ -61,6 +62,7 @@ def config_command(module: str | None) -> int:
         click.echo(f"{directory} is now a link to {directory}{suffix}")
     for directory in result.restored:
         click.echo(f"{directory} is no longer replicated")
+    _firewall_follows(paths.module, configured=True)
     if state != "STOP":
         bus(f"{paths.module}/heart", "reload", 15.0)
         click.echo(
@@ -86,6 +88,13 @@ def undo(module: str) -> None:
         refuse(error, module)
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
+    _firewall_follows(module, configured=False)
+
+
+def _firewall_follows(module: str, *, configured: bool) -> None:
+    problem = follow(module, configured=configured)
+    if problem:
+        click.echo(f"Warning: {problem}", err=True)
 
 
 @command("deconfig", example="safekit deconfig -m mirror", modifies=True)

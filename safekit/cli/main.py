@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "incloop": ("14.5", "loops", "Count one automatic action."),
     "checkloop": ("14.5", "loops", "Tell whether maxloop is reached."),
     "resetloop": ("14.5", "loops", "Set the maxloop counter to 0."),
+    "uninstall": ("2.5", "uninstall", "Take the product away from this server."),
     "completion": ("", "completion", "Print the completion script of a shell."),
 }
 SECTIONS = (
@@ -71,6 +72,7 @@ SECTIONS = (
     ("9.7", "Support"),
     ("13.18", "Resources"),
     ("14.5", "For user scripts (also: safekit -r COMMAND)"),
+    ("2.5", "Installation"),
     ("", "Other"),
 )
 SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states (F4)

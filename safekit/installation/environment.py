@@ -10,15 +10,20 @@ from __future__ import annotations
 import compileall
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from email.parser import HeaderParser
+from importlib.util import find_spec
 from pathlib import Path
 
 from safekit.installation.source import Source
 from safekit.installation.target import SAFE, InstallError, Target, replace_tree, write_file
 
 ENVIRONMENT = f"{SAFE}/private/env"
+DISTRIBUTION_WHEELS = "/usr/share/python-wheels"
+CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 # Programs of third-party packages that the product starts; what else they bring stays out of the way.
 SPEAK_TLS = frozenset({"safekit", "safelab", "safewebserver", "safeagent", "modulecheck", "splitbraincheck"})
 KEPT_PROGRAMS = ("supervisord", "supervisorctl")
@@ -37,60 +42,68 @@ def site_packages(environment: Path) -> Path:
     return environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
+def packages_name(source: Source) -> str:
+    """Changes with the interpreter and with every third-party package."""
+    names = sorted(entry.name for entry in source.wheels.glob("*.whl"))
+    recipe = "\n".join([sys.version, sys.platform, *source.requirements, *names])
+    return f"packages-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+
+
 def cached_packages(source: Source) -> Path:
     """Directory with the third-party packages unpacked; made when it is not there yet.
 
     Raises InstallError when a wheel is missing and cannot be fetched.
     """
-    wheels = source.path / ".cache" / "wheels"
-    names = sorted(entry.name for entry in wheels.glob("*.whl"))
-    recipe = "\n".join([sys.version, sys.platform, *source.requirements, *names])
-    cache = source.path / ".cache" / f"packages-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    cache = (Path(CACHE_OF_PACKAGE) if source.packaged else source.path / ".cache") / packages_name(source)
     if cache.is_dir():
         return cache
+    cache.parent.mkdir(parents=True, exist_ok=True)
     building = cache.with_name(f"{cache.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "--no-warn-script-location",
-    ]
-    command += ["--root-user-action=ignore", "--find-links", str(wheels), "--target", str(building)]
-    command += source.requirements
-    offline = subprocess.run([*command, "--no-index"], capture_output=True, text=True, check=False)
-    if offline.returncode != 0:
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    command += ["--no-warn-script-location", "--root-user-action=ignore"]
+    command += ["--find-links", str(source.wheels), "--target", str(building), *source.requirements]
+    done = _pip([*command, "--no-index"])
+    if done.returncode != 0 and not source.packaged:
         shutil.rmtree(building, ignore_errors=True)
-        online = subprocess.run(command, capture_output=True, text=True, check=False)
-        if online.returncode != 0:
-            shutil.rmtree(building, ignore_errors=True)
-            raise InstallError(
-                f"Python packages are missing in {wheels} and cannot be fetched: {online.stderr.strip()[-500:]}",
-                f"run {source.path}/bin/setup once with access to a Python package index",
-            )
+        done = _pip(command)
+    if done.returncode != 0:
+        shutil.rmtree(building, ignore_errors=True)
+        raise InstallError(
+            f"Python packages are missing in {source.wheels} and cannot be fetched: {done.stderr.strip()[-500:]}",
+            "install the .deb that was built for this release of the distribution"
+            if source.packaged
+            else f"run {source.path}/bin/setup once with access to a Python package index",
+        )
     try:
         building.rename(cache)
     except OSError:  # another installation was faster; its directory has the same content
         shutil.rmtree(building, ignore_errors=True)
         if not cache.is_dir():
             raise
-    for stale in source.path.joinpath(".cache").glob("packages-*"):
+    for stale in cache.parent.glob("packages-*"):
         if stale != cache and "." not in stale.name:
             shutil.rmtree(stale, ignore_errors=True)
     return cache
 
 
+def _pip(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run pip: the interpreter's own, else the copy that the distribution has for new environments."""
+    spare = sorted(Path(DISTRIBUTION_WHEELS).glob("pip-*.whl"))
+    environment = dict(os.environ)
+    if spare and find_spec("pip") is None:
+        environment["PYTHONPATH"] = str(spare[-1])
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def fill_environment(source: Source, target: Target) -> bool:
     """Python and the third-party packages. True when something changed."""
-    packages = cached_packages(source)
     environment = target.environment
     stamp = environment / "packages"
-    wanted = f"{packages.name} {interpreter()}\n"
+    wanted = f"{packages_name(source)} {interpreter()}\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
+    packages = cached_packages(source)
     python = interpreter()
     new = environment.with_name(".env.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -110,7 +123,31 @@ def fill_environment(source: Source, target: Target) -> bool:
         write_file(programs / name, f"#!{ENVIRONMENT}/bin/python -I\n" + "".join(lines[1:]), mode=0o755)
     (new / "packages").write_text(wanted)
     replace_tree(new, environment)
+    if source.packaged:
+        shutil.rmtree(packages.parent)
     return True
+
+
+def install_licenses(target: Target) -> None:
+    """SAFE/licenses: the licences of the third-party packages, each in a directory of its own (guide 18)."""
+    new = target.safe / ".licenses.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o755)
+    summary = []
+    for record in sorted(site_packages(target.environment).glob("*.dist-info")):
+        fields = HeaderParser().parsestr((record / "METADATA").read_text(encoding="utf-8", errors="replace"))
+        name = f"{fields['Name']}-{fields['Version']}"
+        stated = fields["License-Expression"] or (fields["License"] or "").partition("\n")[0]
+        classifiers = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier", []) if c.startswith("License ::")]
+        summary.append(
+            f"{name}: {stated or ', '.join(classifiers) or 'see its files'}  {fields['Home-page'] or ''}".rstrip()
+        )
+        for text in sorted(record.rglob("*")):
+            if text.is_file() and re.match(r"(?i)(licen[cs]e|copying|copyright|notice|authors)", text.name):
+                (new / name).mkdir(exist_ok=True)
+                shutil.copyfile(text, new / name / text.name)
+    (new / "SUMMARY").write_text("\n".join(summary) + "\n")
+    replace_tree(new, target.safe / "licenses")
 
 
 def install_packages(source: Source, target: Target) -> None:

@@ -9,16 +9,28 @@ from pathlib import Path
 
 import click
 
-from safekit.installation.environment import fill_environment, install_packages, install_scripts
+from safekit.installation.environment import (
+    fill_environment,
+    install_licenses,
+    install_packages,
+    install_scripts,
+)
+from safekit.installation.firewall import firewall_setting, forget_firewall, setup_firewall
 from safekit.installation.native import build_libraries
 from safekit.installation.product import install_files
-from safekit.installation.remove import refuse_running_modules, uninstall
+from safekit.installation.remove import check_removal, refuse_other_installer, refuse_running_modules, uninstall
 from safekit.installation.source import Source, this_checkout
 from safekit.installation.system import install_service, install_settings, make_account, prepare_safevar
 from safekit.installation.target import SAFE, SAFEVAR, InstallError, Target, write_file
 from safekit.installation.web import OPEN_WARNING, USER, install_web
 
 MINIMUM_FREE = 150 * 1024 * 1024
+MINIMUM_FREE_VAR = 40 * 1024 * 1024
+FIREWALL_VARIABLE = "SAFEKIT_FIREWALL"
+TOOLS = (
+    ("nft", "nftables", "balances the load of farm modules"),
+    ("ip", "iproute2", "module scripts use"),
+)
 
 
 def check_target(target: Target) -> None:
@@ -41,14 +53,39 @@ def check_target(target: Target) -> None:
         raise InstallError(
             f"{free >> 20} MB are free for {SAFE}; {MINIMUM_FREE >> 20} MB are needed", "free some space"
         )
+    refuse_other_installer(target)
     refuse_running_modules(target, "an upgrade")
 
 
-def install(source: Source, target: Target, *, open_web: bool = False, quiet: bool = False) -> list[str]:
+def check_system(target: Target) -> list[str]:
+    """Warnings about the system that is installed on (guide 2.1.2, 2.1.6)."""
+    found = []
+    place = target.at("/var")
+    free = shutil.disk_usage(place if place.exists() else target.root).free
+    if free < MINIMUM_FREE_VAR:
+        found.append(
+            f"Warning: {free >> 20} MB are free for {SAFEVAR}; 20 MB and 20 MB to 3 GB for each module are needed"
+        )
+    if target.at("/usr/sbin/logwatch").exists():
+        found.append(
+            "Warning: logwatch is installed; it restarts services every night: remove it with file replication"
+        )
+    found += [
+        f"Warning: {tool} is missing, which {purpose}: install the package {package}"
+        for tool, package, purpose in TOOLS
+        if not any(target.at(f"{folder}/{tool}").exists() for folder in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"))
+    ]
+    return found
+
+
+def install(
+    source: Source, target: Target, *, open_web: bool = False, quiet: bool = False, firewall: bool | None = None
+) -> list[str]:
     """Install or upgrade; modules, states and keys that are there stay. Returns what was done, one line each.
 
     `open_web`: the web service asks nobody for a password (the guide's default). `quiet`: a password that was
-    made is left in a file for root, as nobody reads the lines.
+    made is left in a file for root, as nobody reads the lines. `firewall`: whether the local firewall follows the
+    configurations by itself; None leaves that as it is.
     """
     check_target(target)
     upgrade = (target.safe / "safekit").exists()
@@ -58,12 +95,14 @@ def install(source: Source, target: Target, *, open_web: bool = False, quiet: bo
     fill_environment(source, target)
     install_packages(source, target)
     install_scripts(source, target)
+    install_licenses(target)
     templates = install_files(source, target, gid)
     built = build_libraries(source, target)
     made_key = prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)
     web = install_web(target, gid, opened=open_web)
     service = install_service(target)
+    firewall_line = setup_firewall(target, gid, firewall)
     lines = [
         f"SafeKit {source.version} is {'upgraded' if upgrade else 'installed'}: "
         f"SAFE={target.safe}, SAFEVAR={target.safevar}",
@@ -72,6 +111,8 @@ def install(source: Source, target: Target, *, open_web: bool = False, quiet: bo
         f"key of the local bus: {SAFEVAR}/bus.key {'made' if made_key else 'kept'}",
         built,
         service,
+        firewall_line,
+        *check_system(target),
     ]
     if web.opened:
         lines.append(OPEN_WARNING)
@@ -80,6 +121,16 @@ def install(source: Source, target: Target, *, open_web: bool = False, quiet: bo
         if quiet:
             write_file(target.safevar / "admin-password", f"{web.password}\n", mode=0o600)
     return lines
+
+
+def asked_firewall(target: Target, *, quiet: bool) -> bool | None:
+    """The answer of the environment, else of the person at the terminal, at a first installation only."""
+    answer = os.environ.get(FIREWALL_VARIABLE)
+    if answer is not None:
+        return answer.lower() in ("1", "on", "yes", "y")
+    if quiet or not sys.stdin.isatty() or firewall_setting(target).exists():
+        return None
+    return click.confirm("Configure the local firewall automatically?", default=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,7 +150,13 @@ def install(source: Source, target: Target, *, open_web: bool = False, quiet: bo
     help="With --uninstall: remove modules, states, keys, account too.",
 )
 @click.option("--open", "open_web", is_flag=True, help="No passwords in the web service, whoever reaches it commands.")
-def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bool) -> None:
+@click.option(
+    "--firewall/--no-firewall",
+    default=None,
+    help="Open and close the ports of SafeKit in the local firewall, now and with each configuration; asked when "
+    "neither is given.",
+)
+def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bool, firewall: bool | None) -> None:
     """Install SafeKit on this server: SAFE=/opt/safekit, SAFEVAR=/var/safekit, safeadmin and safewebserver.
 
     Running it again upgrades or repairs; modules, states and keys are kept. The first installation makes the
@@ -113,9 +170,12 @@ def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bo
         if removing and everything and not quiet:
             click.confirm(f"Delete {target.safe} and {target.safevar} with all modules, states and keys?", abort=True)
         if removing:
-            lines = uninstall(target, everything=everything)
+            check_removal(target)
+            lines = [*forget_firewall(target), *uninstall(target, everything=everything)]
         else:
-            lines = install(this_checkout(), target, open_web=open_web, quiet=quiet)
+            if firewall is None:
+                firewall = asked_firewall(target, quiet=quiet)
+            lines = install(this_checkout(), target, open_web=open_web, quiet=quiet, firewall=firewall)
     except (InstallError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         if isinstance(error, InstallError):

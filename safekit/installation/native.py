@@ -16,19 +16,37 @@ COMPILE_SECONDS = 60
 
 
 def build_libraries(source: Source, target: Target) -> str:
-    """Build what private/src holds into SAFE/private/lib; one line of what was done.
+    """Put the libraries into SAFE/private/lib; one line of what was done.
 
-    Without a compiler the product works, but for what needs the library: the configuration says so there.
-    Raises InstallError when a compiler fails.
+    A package brings them. Without a compiler the product works, but for what needs the library: the configuration
+    says so there. Raises InstallError when a compiler fails.
     """
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        return "no C compiler: <vhost> cannot be used until gcc is installed and safekitinstall is run again"
     directory = target.safe / "private" / "lib"
+    if source.packaged:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for library in LIBRARIES.values():
+            new = directory / f".{library}.new"
+            shutil.copyfile(source.path / "private" / "lib" / library, new)
+            os.replace(new, directory / library)
+        return f"installed {', '.join(LIBRARIES.values())}"
+    if _compiler() is None:
+        return "no C compiler: <vhost> cannot be used until gcc is installed and safekitinstall is run again"
+    build_into(source, directory)
+    return f"built {', '.join(LIBRARIES.values())}"
+
+
+def build_into(source: Source, directory: Path) -> None:
+    """Build what private/src holds. Raises InstallError."""
+    compiler = _compiler()
+    if compiler is None:
+        raise InstallError("there is no C compiler", "install gcc and libc6-dev")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     for name, library in LIBRARIES.items():
         _build(compiler, source.path / "private" / "src" / name, directory / library)
-    return f"built {', '.join(LIBRARIES.values())}"
+
+
+def _compiler() -> str | None:
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
 
 
 def _build(compiler: str, code: Path, library: Path) -> None:

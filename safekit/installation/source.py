@@ -36,6 +36,16 @@ class Source:
     def requirements(self) -> tuple[str, ...]:
         return requirements(self.path / "setup.cfg")
 
+    @property
+    def packaged(self) -> bool:
+        """Whether this is what a .deb brought: complete, and not to be written to."""
+        return (self.path / "wheels").is_dir()
+
+    @property
+    def wheels(self) -> Path:
+        """The third-party packages that `bin/setup` collected, or that a .deb brought."""
+        return self.path / "wheels" if self.packaged else self.path / ".cache" / "wheels"
+
     @cached_property
     def packages(self) -> tuple[str, ...]:
         """Top-level packages, as setup.cfg finds them."""

@@ -1,28 +1,35 @@
 """firewallcfg add|del [AM|safeagent]: open the ports of SafeKit in the local firewall (guide 10.2.1).
 
-firewalld is asked when it runs; else rules are put into the chains of nftables, or of iptables, that judge what
+firewalld is asked when it runs; else rules are put into every chain of nftables and of iptables that judges what
 comes in. Every rule carries a comment of ours, and only rules with it are ever taken away.
+
+firewallcfg auto on|off|status: whether configurations and the start of safeadmin do this by themselves. The
+installer asks for it (guide 2.1.3).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safekit.files import write_atomic
+from safekit.firewall import automatic, setting_file
 from safekit.model import ports
 from safekit.paths import ModulePaths, cluster_dir, safe, valid_module_name
 
-USAGE = "usage: firewallcfg add|del [AM|safeagent]"
+USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
 SNMP_PORT = 3600
 CORE, AGENT = "core", "safeagent"
+TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WEB_PORT = re.compile(r"^\s*Define\s+http(?:admin|control|monitor|s)port\s+(\d{1,5})\s*$", re.MULTILINE)
-_MANAGED = "managed by iptables"
 
 
 class FirewallError(Exception):
@@ -95,18 +102,31 @@ def _cluster_port() -> int:
         return ports.SAFEADMIN
 
 
+def configured_modules() -> list[str]:
+    """Modules with an active configuration."""
+    try:
+        names = os.listdir(safe() / "private" / "modules")
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if valid_module_name(name) and ModulePaths(name).active_json.exists())
+
+
 # The three firewalls: what to run, from what is there. Pure.
 
 
-def input_chains(ruleset: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(family, table, chain) of every chain of nftables that filters what comes in, those of iptables left out."""
+def input_chains(ruleset: dict[str, Any], *, iptables: bool) -> list[tuple[str, str, str]]:
+    """(family, table, chain) of every chain of nftables that filters what comes in.
+
+    `iptables`: that tool is there, so the chain that it calls INPUT is its own and left to it.
+    """
     found = []
     for item in ruleset.get("nftables", ()):
         chain = item.get("chain")
         if chain and chain.get("hook") == "input" and chain.get("type") == "filter":
-            family = str(chain["family"])
-            if family in ("inet", "ip", "ip6") and chain["table"] != "safekit":
-                found.append((family, str(chain["table"]), str(chain["name"])))
+            place = (str(chain["family"]), str(chain["table"]), str(chain["name"]))
+            foreign = iptables and place[0] in ("ip", "ip6") and place[1:] == ("filter", "INPUT")
+            if place[0] in ("inet", "ip", "ip6") and place[1] != "safekit" and not foreign:
+                found.append(place)
     return found
 
 
@@ -116,14 +136,18 @@ def nft_own(ruleset: dict[str, Any], comment: str) -> list[tuple[str, str, str, 
     return [(r["family"], r["table"], r["chain"], int(r["handle"])) for r in rules if r.get("comment") == comment]
 
 
-def nft_script(ruleset: dict[str, Any], comment: str, opened: Iterable[Port]) -> str:
-    """One transaction: our former rules of this part go, the new ones come first in each chain."""
+def nft_script(
+    ruleset: dict[str, Any], chains: Iterable[tuple[str, str, str]], comment: str, opened: Sequence[Port]
+) -> str:
+    """One transaction: our former rules of this part go, the new ones come first in each chain.
+
+    What our processes say to each other on this server must pass whatever else is configured (guide 10.2.3.2).
+    """
     lines = [f"delete rule {f} {t} {c} handle {h}" for f, t, c, h in nft_own(ruleset, comment)]
-    for family, table, chain in input_chains(ruleset):
-        lines += [
-            f'insert rule {family} {table} {chain} {port.protocol} dport {port.number} accept comment "{comment}"'
-            for port in opened
-        ]
+    matches = [f"{port.protocol} dport {port.number}" for port in opened]
+    matches += ['iifname "lo"'] if opened else []
+    for family, table, chain in chains:
+        lines += [f'insert rule {family} {table} {chain} {match} accept comment "{comment}"' for match in matches]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -137,25 +161,12 @@ def iptables_own(listing: str, comment: str) -> list[list[str]]:
     return found
 
 
-def iptables_add(comment: str, opened: Iterable[Port]) -> list[list[str]]:
-    """Arguments that insert our rules."""
-    return [
-        [
-            "-I",
-            "INPUT",
-            "-p",
-            p.protocol,
-            "--dport",
-            str(p.number),
-            "-m",
-            "comment",
-            "--comment",
-            comment,
-            "-j",
-            "ACCEPT",
-        ]
-        for p in opened
-    ]
+def iptables_add(comment: str, opened: Sequence[Port]) -> list[list[str]]:
+    """Arguments that insert our rules; see nft_script for the loopback."""
+    marked = ["-m", "comment", "--comment", comment, "-j", "ACCEPT"]
+    matches = [["-p", port.protocol, "--dport", str(port.number)] for port in opened]
+    matches += [["-i", "lo"]] if opened else []
+    return [["-I", "INPUT", *match, *marked] for match in matches]
 
 
 # Doing it
@@ -172,54 +183,77 @@ def _run(command: Sequence[str], *, text: str | None = None, fails: bool = True)
     return done
 
 
+def _permanent(*options: str) -> str:
+    return _run(["firewall-cmd", "--permanent", *options]).stdout
+
+
 def with_firewalld(name: str, opened: Sequence[Port]) -> bool:
-    """True when firewalld runs and has done it."""
+    """True when firewalld runs and has done it: a service of ours, allowed in the zones that are in use.
+
+    firewalld lets the loopback pass by itself. Nothing is loaded again when nothing changes.
+    """
     try:
         if _run(["firewall-cmd", "--state"], fails=False).returncode:
             return False
     except FileNotFoundError:
         return False
-    known = name in _run(["firewall-cmd", "--permanent", "--get-services"]).stdout.split()
+    known = name in _permanent("--get-services").split()
+    used = [
+        line.split()[0] for line in _run(["firewall-cmd", "--get-active-zones"]).stdout.splitlines() if line[:1] > " "
+    ]
+    zones = sorted({_run(["firewall-cmd", "--get-default-zone"]).stdout.strip(), *used})
+    wanted_ports = {f"{port.number}/{port.protocol}" for port in opened}
+    allowed = [
+        z for z in _permanent("--get-zones").split() if name in _permanent(f"--zone={z}", "--list-services").split()
+    ]
+    if not opened and not known:
+        return True
+    same = known and wanted_ports == set(_permanent(f"--service={name}", "--get-ports").split())
+    if same and set(zones) <= set(allowed):
+        return True
     if known:
-        _run(["firewall-cmd", "--permanent", f"--remove-service={name}"], fails=False)
-        _run(["firewall-cmd", "--permanent", f"--delete-service={name}"])
+        for zone in allowed:
+            _permanent(f"--zone={zone}", f"--remove-service={name}")
+        _permanent(f"--delete-service={name}")
     if opened:
-        _run(["firewall-cmd", "--permanent", f"--new-service={name}"])
-        for port in opened:
-            _run(["firewall-cmd", "--permanent", f"--service={name}", f"--add-port={port.number}/{port.protocol}"])
-        _run(["firewall-cmd", "--permanent", f"--add-service={name}"])
+        _permanent(f"--new-service={name}")
+        for port in sorted(wanted_ports):
+            _permanent(f"--service={name}", f"--add-port={port}")
+        for zone in zones:
+            _permanent(f"--zone={zone}", f"--add-service={name}")
     _run(["firewall-cmd", "--reload"])
     return True
 
 
+def _has(tool: str) -> bool:
+    return shutil.which(tool, path=TOOL_PATH) is not None
+
+
 def with_nftables(comment: str, opened: Sequence[Port]) -> bool:
     """True when nftables filters what comes in by chains that are not iptables' own."""
-    try:
-        text = _run(["nft", "list", "ruleset"]).stdout
-        ruleset = json.loads(_run(["nft", "-j", "-a", "list", "ruleset"]).stdout or "{}")
-    except FileNotFoundError:
+    if not _has("nft"):
         return False
-    chains = input_chains(ruleset)
-    if not chains or (_MANAGED in text and all(t == "filter" and f != "inet" for f, t, _ in chains)):
-        return False
-    script = nft_script(ruleset, comment, opened)
+    ruleset = json.loads(_run(["nft", "-j", "-a", "list", "ruleset"]).stdout or "{}")
+    chains = input_chains(ruleset, iptables=_has("iptables"))
+    script = nft_script(ruleset, chains, comment, opened)
     if script:
         _run(["nft", "-f", "-"], text=script)
-    return True
+    return bool(chains)
 
 
 def with_iptables(comment: str, opened: Sequence[Port]) -> bool:
-    """True when iptables is there and has been given (or relieved of) the rules."""
+    """True when iptables judges what comes in and has been given (or relieved of) the rules."""
     done = False
     for tool in ("iptables", "ip6tables"):
-        try:
-            listing = _run([tool, "-w", "5", "-S", "INPUT"], fails=False)
-        except FileNotFoundError:
+        if not _has(tool):
             continue
+        listing = _run([tool, "-w", "5", "-S", "INPUT"], fails=False)
         if listing.returncode:
-            continue
-        active = len(listing.stdout.splitlines()) > 1 or "-P INPUT ACCEPT" not in listing.stdout
-        for arguments in iptables_own(listing.stdout, comment):
+            continue  # this kernel has no such table: nothing is filtered by it
+        own = iptables_own(listing.stdout, comment)
+        lines = len(listing.stdout.splitlines()) - len(own)
+        active = lines > 1 or "-P INPUT ACCEPT" not in listing.stdout
+        for arguments in own:
             _run([tool, "-w", "5", *arguments])
         if active:
             for arguments in iptables_add(comment, opened):
@@ -228,33 +262,67 @@ def with_iptables(comment: str, opened: Sequence[Port]) -> bool:
     return done
 
 
+def apply(what: str, *, adding: bool) -> str:
+    """Open or close the ports of one part; one line of what was done. Raises FirewallError.
+
+    A server may have chains of nftables and of iptables at once, and a packet must pass all of them.
+    """
+    name = label(what)
+    opened = wanted(what) if adding else ()
+    found = ["firewalld"] if with_firewalld(name, opened) else []
+    found = found or [kind for kind, tool in _LOADED if tool(name, opened)]
+    if not found:
+        return "no firewall is active on this server: nothing to do"
+    firewall = " and ".join(found)
+    if not adding:
+        return f"{firewall}: the rules of {name} are removed"
+    listed = ", ".join(f"{port.protocol.upper()} {port.number}" for port in opened) or "none"
+    line = f"{firewall}: open for {name}: {listed}"
+    if found != ["firewalld"] and not automatic():
+        line += "\nthese rules last until the firewall's own rules are loaded again: save them there"
+    return line
+
+
+_LOADED = (("nftables", with_nftables), ("iptables", with_iptables))
+
+
+def apply_all(*, adding: bool) -> list[str]:
+    """The same for the services and every configured module. Raises FirewallError."""
+    return [apply(what, adding=adding) for what in (CORE, *configured_modules())]
+
+
+def _automatic(word: str) -> list[str]:
+    if word == "status":
+        return ["on" if automatic() else "off"]
+    if word == "off":
+        lines = apply_all(adding=False)
+        write_atomic(setting_file(), b"off\n")
+        return lines
+    write_atomic(setting_file(), b"on\n")
+    return apply_all(adding=True)
+
+
 def run(arguments: Sequence[str]) -> int:
     """0 done, or no firewall is active; 1 an error, 2 wrong usage."""
-    if not 1 <= len(arguments) <= 2 or arguments[0] not in ("add", "del"):
-        print(USAGE, file=sys.stderr)
-        return 2
-    adding, what = arguments[0] == "add", arguments[1] if len(arguments) == 2 else CORE
-    name = label(what)
+    words = list(arguments)
     try:
-        opened = wanted(what) if adding else ()
-        tools = (("firewalld", with_firewalld), ("nftables", with_nftables), ("iptables", with_iptables))
-        firewall = next((kind for kind, tool in tools if tool(name, opened)), "")
+        match words:
+            case ["auto", "on" | "off" | "status" as word]:
+                lines = _automatic(word)
+            case ["add" | "del" as verb]:
+                lines = [apply(CORE, adding=verb == "add")]
+            case ["add" | "del" as verb, what]:
+                lines = [apply(what, adding=verb == "add")]
+            case _:
+                print(USAGE, file=sys.stderr)
+                return 2
     except FirewallError as error:
         print(f"firewallcfg: {error.text}\nNext step: {error.next_step}", file=sys.stderr)
         return 1
-    except subprocess.TimeoutExpired as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         print(f"firewallcfg: {error}", file=sys.stderr)
         return 1
-    if not firewall:
-        print("no firewall is active on this server: nothing to do")
-        return 0
-    if adding:
-        listed = ", ".join(f"{port.protocol.upper()} {port.number}" for port in opened) or "none"
-        print(f"{firewall}: open for {name}: {listed}")
-        if firewall != "firewalld":
-            print("these rules last until the firewall's own rules are loaded again: save them there")
-    else:
-        print(f"{firewall}: the rules of {name} are removed")
+    print("\n".join(dict.fromkeys(lines)))
     return 0
 
 

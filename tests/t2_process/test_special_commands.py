@@ -120,6 +120,7 @@ def test_nftables_gets_and_loses_our_rules_only(netns: str, tmp_path: Path) -> N
         )
         rules = nft(netns, "list", "chain", "inet", "filter", "input")
         assert [rules.count(f"dport {port} accept") for port in (4800, 9010, 9453)] == [1, 1, 1]
+        assert rules.count('iifname "lo" accept comment "safekit-core"') == 1
     assert rules.index("dport 9010 accept") < rules.index("ct state"), "before the rules that refuse"
     assert special("firewallcfg", "add", "safeagent", prefix=prefix, **env).returncode == 0
     assert special("firewallcfg", "del", prefix=prefix, **env).returncode == 0
