@@ -82,7 +82,10 @@ def test_the_package_is_small_and_installs_without_a_network(node: Node, package
         assert name in node.read("/opt/safekit/licenses/SUMMARY")
 
 
-CLUSTER = """<cluster><lans><lan name="default"><node name="node1" addr="{address}"/></lan></lans></cluster>"""
+CLUSTER = """<cluster><lans><lan name="default">
+<node name="node1" addr="{address}"/><node name="node2" addr="10.255.255.254"/>
+</lan></lans></cluster>
+"""
 
 
 def test_an_upgrade_is_refused_while_a_module_runs(node: Node) -> None:
@@ -113,7 +116,7 @@ def test_an_upgrade_keeps_modules_states_and_keys(node: Node) -> None:
     assert node.safekit("module", "listid").stdout.split() == ["app", "3"]
     assert node.safekit("boot", "status").stdout.split() == ["app", "on"]
     assert "License : A1 for node1" in node.safekit("level").stdout
-    # a start of safeadmin that is none of a server starts nothing that was stopped by hand
+    # an orderly stop of the service ends a boot: its start starts what is set to boot on
     node.safekit("waitstate", "-m", "app", "UP")
 
 
