@@ -26,6 +26,9 @@ DRAIN = 512
 """Datagrams taken in one wake-up: enough that a burst never looks like silence, and bounded."""
 RESOLVE_SECONDS = 10.0
 REPLAYS_UNTIL_COMPLAINT = 20
+PATIENCE_SECONDS = 3.0
+"""Servers learn of a new key or configuration one after the other: what differs for a moment is no complaint."""
+MAX_SOURCES = 64
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 
 Address = tuple[str, int]
@@ -79,6 +82,7 @@ class Cluster:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._replays: dict[str, int] = {}
+        self._differs_since: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -245,12 +249,14 @@ class Cluster:
         try:
             message = decode(opened.payload, self._configuration, len(self.names))
         except OtherConfiguration as error:
-            self._complaints.say(source, "configuration", f"{opened.sender} ({source}) has {error}")
+            if self._lasts(source):
+                self._complaints.say(source, "configuration", f"{opened.sender} ({source}) has {error}")
             return
         except WireError as error:
             self._complaints.say(source, "wire", f"{opened.sender} ({source}) sent nonsense: {error}")
             return
         self._replays.pop(source, None)
+        self._differs_since.pop(source, None)
         self._complaints.settle(source, f"{opened.sender} ({source}) is understood again")
         now = time.monotonic()
         if isinstance(message, Pulse):
@@ -276,10 +282,12 @@ class Cluster:
         if error.kind == "replay":
             # Reordering gives a few; a long row means that the peer's clock and memory went back.
             self._replays = {source: self._replays.get(source, 0) + 1} | {
-                k: v for k, v in list(self._replays.items())[:64] if k != source
+                k: v for k, v in list(self._replays.items())[:MAX_SOURCES] if k != source
             }
             if self._replays[source] < REPLAYS_UNTIL_COMPLAINT:
                 return
+        if error.kind == "key" and not self._lasts(source):
+            return
         advice = {
             "key": "it has another cluster key: apply the same cluster configuration on every server (safekit -G)",
             "version": "install the same release of SafeKit on every server",
@@ -287,7 +295,16 @@ class Cluster:
             "replay": "its datagrams are older than what it sent before: restart safeadmin here if its disk was "
             "replaced",
         }[error.kind]
-        self._complaints.say(source, error.kind, f"datagrams of {source} are rejected: {error.detail}; {advice}")
+        peers = ((number, address[0]) for link in self._links for number, address in link.peers.items())
+        name = next((f"{self.names[number]} ({source})" for number, address in peers if address == source), source)
+        self._complaints.say(source, error.kind, f"datagrams of {name} are rejected: {error.detail}; {advice}")
+
+    def _lasts(self, source: str) -> bool:
+        """Whether this source has not been understood for a while."""
+        now = time.monotonic()
+        if source not in self._differs_since and len(self._differs_since) >= MAX_SOURCES:
+            self._differs_since.pop(next(iter(self._differs_since)))
+        return now - self._differs_since.setdefault(source, now) >= PATIENCE_SECONDS
 
     # Facts
 

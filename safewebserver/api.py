@@ -22,6 +22,7 @@ from safekit.model.ports import MAX_MODULE_ID
 from safekit.paths import cluster_dir, node_name, safevar, valid_module_name
 from safekit.remote import SIGNED_ANSWER, SignatureError, answer_mac, check_body
 from safekit.resources import load
+from safekit.timeline import MAX_ENTRIES, local_entries, to_fields
 from safewebserver.child import Commands, Result
 from safewebserver.identity import Caller
 from safewebserver.modules import Modules, paths_of
@@ -153,6 +154,7 @@ class Api:
             web.get(module + "/log", self.log),
             web.get(module + "/log/events", self.log_events),
             web.put(module + "/archive", self.put_archive),
+            web.get(f"{PREFIX}/timeline", self.timeline),
             web.post(f"{PREFIX}/command", self.command),
             web.put(f"{PREFIX}/cluster", self.put_cluster),
         ]
@@ -233,6 +235,21 @@ class Api:
             return response
         finally:
             self._streams -= 1
+
+    async def timeline(self, request: web.Request) -> web.StreamResponse:
+        """Logs and commands of this server by date, with two dates by which the asker compares the clocks."""
+        need(request, Role.MONITOR)
+        received = time.time()
+        module = request.query.get("module")
+        if module is not None and not valid_module_name(module):
+            raise ApiError(400, "malformed", "this is not the name of a module")
+        level, language = _log_options(request)
+        count = int(number_of(request.query.get("lines"), 300, 1, MAX_ENTRIES, "lines"))
+        entries = await asyncio.to_thread(local_entries, node_name(), module, level, count, language)
+        fields = [to_fields(entry) for entry in entries]
+        return reply(
+            request, {"node": node_name(), "received": received, "answered": time.time(), "entries": fields}
+        )
 
     # Changes
 

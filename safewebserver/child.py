@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from safekit.paths import safe
+from safewebserver.forks import Forks, reads
 
 MAX_OUTPUT = 4 << 20
 MAX_AT_ONCE = 8
@@ -45,8 +46,13 @@ class Commands:
     def __init__(self) -> None:
         # Those that only wait, for hours perhaps, must not keep others from their turn.
         self._turns = {False: asyncio.Semaphore(MAX_AT_ONCE), True: asyncio.Semaphore(MAX_WAITING)}
+        self._forks = Forks()
         self._running: set[asyncio.Task[Result]] = set()
         self._processes: dict[asyncio.Task[Result], asyncio.subprocess.Process] = {}
+
+    async def start(self) -> None:
+        """Make ready for the first command."""
+        await self._forks.start()
 
     async def run(
         self, words: Sequence[str], timeout: float, alive: Callable[[], Awaitable[None]] | None = None
@@ -84,6 +90,8 @@ class Commands:
 
     async def _run(self, words: tuple[str, ...]) -> Result:
         async with self._turns[only_waits(words)]:
+            if reads(words) and (done := await self._forked(words)) is not None:
+                return done
             process = await asyncio.create_subprocess_exec(
                 *program(),
                 *words,
@@ -96,15 +104,43 @@ class Commands:
             task = asyncio.current_task()
             assert task is not None
             self._processes[task] = process
-            kept, truncated = bytearray(), False
-            while data := await process.stdout.read(65536):
-                room = MAX_OUTPUT - len(kept)
-                kept += data[:room]
-                truncated |= len(data) > room
+            output, truncated = await _read(process.stdout)
             status = await process.wait()
-        return Result(status if status >= 0 else 128 - status, kept.decode("utf-8", "replace"), truncated)
+        return Result(status if status >= 0 else 128 - status, output, truncated)
+
+    async def _forked(self, words: tuple[str, ...]) -> Result | None:
+        """The result of a command that reads, None when it must be run as a process of its own."""
+        source, target = os.pipe2(os.O_CLOEXEC)
+        reader = asyncio.StreamReader()
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader),
+                open(source, "rb", buffering=0),  # noqa: SIM115 - closed with the transport
+            )
+            begun = await self._forks.run(words, target)
+        finally:
+            os.close(target)
+        try:
+            if begun is None:
+                return None
+            output, truncated = await _read(reader)
+            status = await begun
+        finally:
+            transport.close()
+        return None if status is None else Result(status, output, truncated)
 
     async def close(self) -> None:
         """Let running commands end; the service is not there any more to tell."""
         if self._running:
             await asyncio.wait(self._running, timeout=5.0)
+        await self._forks.close()
+
+
+async def _read(stream: asyncio.StreamReader) -> tuple[str, bool]:
+    """What a command says, until it ends; whether more than MAX_OUTPUT bytes were cut."""
+    kept, truncated = bytearray(), False
+    while data := await stream.read(65536):
+        room = MAX_OUTPUT - len(kept)
+        kept += data[:room]
+        truncated |= len(data) > room
+    return kept.decode("utf-8", "replace"), truncated

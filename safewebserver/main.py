@@ -48,6 +48,7 @@ async def _serve() -> int:
                 "To ask for one: uncomment `Define usefile` in SAFE/web/conf/httpd.conf; safekit webserver restart",
                 flush=True,
             )
+        await commands.start()
         await stopping.wait()
     finally:
         await runner.cleanup()

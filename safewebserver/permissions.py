@@ -20,6 +20,7 @@ _CONTROL = frozenset(
 )
 _LOCAL_ONLY = {
     "logview": "it follows the log of one server",
+    "timeline": "it asks the servers itself",
     "completion": "it is for the shell of one server",
     "webserver": "it would end the service that carries it",
 }

@@ -34,6 +34,7 @@ _LOCAL = {
     "-p": "it shows the paths of one server",
     "-r": "special commands are for one server",
     "logview": "it follows the log of one server",
+    "timeline": "it asks the servers itself (option --on)",
     "webserver": "it would end the service that carries it",
 }
 
@@ -130,16 +131,27 @@ def _credentials() -> Credentials | None:
     return Credentials(os.environ.get(USER_VARIABLE, "admin"), password) if password is not None else None
 
 
-def run_distributed(words: Sequence[str]) -> int:
-    """Do a distributed command line; the exit status. Raises Failure when nothing could be begun."""
-    check_access()
-    order = parse_order(words)
+def servers_of(text: str) -> tuple[Target, ...]:
+    """The servers of a list as after -H. Raises Failure."""
     try:
-        targets = parse_targets(_servers(order), _cluster(), node_name(), _protocol())
+        targets = parse_targets(text, _cluster(), node_name(), _protocol())
     except TargetError as error:
         raise Failure(error.text, error.next_step) from None
     if len(targets) > MAX_SERVERS:
         raise Failure(f"{len(targets)} servers are too many; at most {MAX_SERVERS}", "run it in parts")
+    return targets
+
+
+def ask_with_passwords(target: Target, ask: Ask) -> dict[str, Any]:
+    """Ask one server: signed, or with the name and password of the environment. Raises CallError."""
+    return call(target, ask, asking_keys(), _credentials())[0]
+
+
+def run_distributed(words: Sequence[str]) -> int:
+    """Do a distributed command line; the exit status. Raises Failure when nothing could be begun."""
+    check_access()
+    order = parse_order(words)
+    targets = servers_of(_servers(order))
     if order.kind == "command":
         return _everywhere(targets, lambda target: _command_ask(order.words))
     from safekit.commandlog import finished, started

@@ -75,7 +75,8 @@ def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-I", "information", is_flag=True, help="E(vent) and I(nformation) messages.")(function)
 
 
-def _levels(information: bool, everything: bool) -> str:
+def levels_of(information: bool, everything: bool) -> str:
+    """The levels that the options -I and -A ask for."""
     return "A" if everything else "I" if information else "E"
 
 
@@ -91,7 +92,7 @@ _count: Callable[..., Any] = click.option(
 def log_command(module: str | None, count: int | None, information: bool, everything: bool, language: Language) -> int:
     """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked."""
     paths = module_paths(module)
-    for line in select(paths, _levels(information, everything), count or DEFAULT_COUNT):
+    for line in select(paths, levels_of(information, everything), count or DEFAULT_COUNT):
         _print(line, language)
     return 0
 
@@ -151,7 +152,7 @@ def logview_command(
 ) -> int:
     """Follow the module log: the last NB messages (10 by default), then new ones until Ctrl-C."""
     paths = module_paths(module)
-    levels = _levels(information, everything)
+    levels = levels_of(information, everything)
     tail = Tail(paths.log)
     tail.skip()
     for line in select(paths, levels, count or 10):
@@ -173,7 +174,7 @@ def logsave_command(module: str | None, information: bool, everything: bool, lan
     if not os.path.isabs(file):
         raise Failure(f"{file} is not an absolute path", f"safekit logsave -m AM {os.path.abspath(file)}")
     paths = module_paths(module)
-    lines = [show(line, language) + "\n" for line in select(paths, _levels(information, everything), None)]
+    lines = [show(line, language) + "\n" for line in select(paths, levels_of(information, everything), None)]
     with open(file, "w", encoding="utf-8") as handle:
         handle.writelines(lines)
     click.echo(f"{len(lines)} messages saved in {file}")

@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "log": ("9.5", "logs", "Show the last messages of a module."),
     "logview": ("9.5", "logs", "Follow the messages of a module."),
     "logsave": ("9.5", "logs", "Save the messages of a module in a file."),
+    "timeline": ("9.5", "timeline", "Show what happened on all servers, in one order."),
     "printi": ("9.5", "logs", "Write an I(nformation) message in the log."),
     "printe": ("9.5", "logs", "Write an E(vent) message in the log."),
     "config": ("9.6", "configure", "Apply the configuration of a module."),

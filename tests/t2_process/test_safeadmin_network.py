@@ -155,7 +155,7 @@ def test_one_clear_line_for_another_key_and_for_another_configuration(wire: Wire
     second.configure_cluster(wire.config(1, pulse_ms=50), new_key())
     for node in nodes:
         node.start()
-    until("n1 complains", lambda: "datagrams of 10.77.0.2 are rejected" in first.admin_log())
+    until("n1 complains", lambda: "datagrams of n2 (10.77.0.2) are rejected" in first.admin_log())
     # Dozens more arrive: still one line.
     until("time passes", lambda: status(first, "x") == "unknown" and first.admin_log().count("\n") > 2)
     second.configure_cluster(wire.config(1, pulse_ms=50), key := new_key())

@@ -10,15 +10,18 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
+import psutil
 import pytest
 from web_server import KEY, WebServer, command, free_ports
 
 from safekit import remote
 from safekit.paths import ModulePaths
 from safewebserver.api import openapi
+from safewebserver.forks import reads
 from safewebserver.settings import Role
 
 GREEN = {"state.local": "ALONE", "state.color": "green"}
@@ -339,3 +342,54 @@ def test_a_hostile_module_leaves_nothing(web: WebServer, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     assert not any(ModulePaths(f"bad{n}").root.exists() for n in range(3))
     assert not list(web.root.rglob("evil")) and not list((web.var / "web").glob("upload-*"))
+
+
+def test_reading_commands_run_in_forks_and_survive_the_death_of_their_process(tmp_path: Path) -> None:
+    server = WebServer(tmp_path).start()
+    assert server.process is not None
+    try:
+        def said(*words: str) -> tuple[int, str]:
+            answer = server.ask("POST", "/api/v1/command", command(*words), user="admin")
+            assert answer.status == 200, answer.data
+            return answer.json["status"], answer.json["output"]
+
+        def forking() -> psutil.Process:
+            (found,) = psutil.Process(server.process.pid).children()
+            return found
+
+        # Without safeadmin the command fails as it does in a shell, with both outputs.
+        first = said("module", "list")
+        assert first[0] == 1 and "Waiting for safeadmin" in first[1] and "not running" in first[1]
+        process = forking()
+        assert said("module", "list") == first and forking().pid == process.pid
+        status, text = said("log", "-m", "nosuch", "--nonsense")
+        assert status == 1 and "No such option" in text
+        with ThreadPoolExecutor(8) as pool:
+            assert all(found[0] == 1 for found in pool.map(lambda _: said("level", "-m", "x"), range(16)))
+        process.kill()
+        process.wait(5)
+        assert said("module", "list") == first
+        assert said("module", "list") == first and forking().pid != process.pid
+        assert not [c for c in forking().children() if c.status() == psutil.STATUS_ZOMBIE]
+    finally:
+        server.stop()
+    assert not process.is_running()
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("-u admin state", True),
+        ("-u admin -m x log -s 3", True),
+        ("-u admin module list", True),
+        ("-u admin module -m list uninstall", False),
+        ("-u admin module install x", False),
+        ("-u admin cluster config", False),
+        ("-u admin -m state start", False),
+        ("state", True),
+        ("-u admin", False),
+        ("", False),
+    ],
+)
+def test_only_reading_commands_are_forked(words: str, read: bool) -> None:
+    assert reads(words.split()) is read
