@@ -16,6 +16,7 @@ from typing import Any
 from safeadmin import forcestop
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Registry
+from safeadmin.obstacles import obstacle
 from safeadmin.processes import SUPERVISORD, Kind, Process, Watch, describe_status, end_processes, find
 from safekit import net
 from safekit.bus import Endpoint, Fields
@@ -25,6 +26,7 @@ from safekit.log import ModuleLog
 from safekit.model.checkers import checkers
 from safekit.model.types import User
 from safekit.paths import ModulePaths
+from safekit.process import Unconfigured, load_cluster
 from safekit.resources import load
 from safekit.supervision import Supervisor, SupervisorError, module_programs, spawn, write_configuration
 
@@ -247,12 +249,24 @@ class ModuleRuntime:
             if self.running and not await self.until(lambda: not self.running, LAST_WORK_SECONDS):
                 return await self.forward(fields)
             await self._clear_leftovers()
+            self._look_for_obstacles()
             await self._spawn()
             try:
                 return await self.forward(fields)
             except BusError:
                 self.background(self._retire())
                 raise
+
+    def _look_for_obstacles(self) -> None:
+        module = self._registry.get(self.name)
+        if module is None or module.config is None:
+            return
+        try:
+            found = obstacle(module.config, load_cluster(), self.node)
+        except Unconfigured as error:
+            raise BusError("no_cluster", str(error)) from None
+        if found:
+            raise BusError("cannot_start", found)
 
     async def _spawn(self) -> None:
         module = self._registry.get(self.name)
