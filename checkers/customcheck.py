@@ -15,6 +15,7 @@ import signal
 from pathlib import Path
 
 from checkers.frame import configured
+from safekit import offspring
 from safekit.process import Context, run
 
 OUTPUT_LIMIT = 1 << 20
@@ -45,8 +46,13 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def _signal_all(number: signal.Signals) -> None:
-    for pid in descendants(os.getpid()):
+def left(run: tuple[str, str]) -> set[int]:
+    """What still runs of the program: below this process, or with its mark."""
+    return descendants(os.getpid()) | offspring.carriers(*run)
+
+
+def _signal_all(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
@@ -58,17 +64,18 @@ def _reap(except_pid: int) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-async def end_everything(program: int) -> None:
+async def end_everything(program: int, run: tuple[str, str]) -> None:
     """SIGTERM, and SIGKILL to what is left after a grace time, also to what forks meanwhile."""
     loop = asyncio.get_running_loop()
     kill_at, give_up_at = loop.time() + GRACE, loop.time() + 2 * GRACE
-    _signal_all(signal.SIGTERM)
+    _signal_all(left(run), signal.SIGTERM)
     while loop.time() < give_up_at:
         _reap(program)
-        if not descendants(os.getpid()):
+        found = left(run)
+        if not found:
             return
         if loop.time() >= kill_at:
-            _signal_all(signal.SIGKILL)
+            _signal_all(found, signal.SIGKILL)
         await asyncio.sleep(0.05)
 
 
@@ -93,7 +100,10 @@ async def check(context: Context) -> None:
     custom = configured(context, context.config.check.custom, context.arguments.ident)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     output = context.paths.log_dir / f"custom.{custom.ident}.out"
-    environment = {**os.environ, **context.paths.environment()}
+    run = (context.module, f"custom.{custom.ident}/")
+    # a predecessor that was killed could not end its program
+    offspring.kill(*run)
+    environment = {**os.environ, **context.paths.environment(), **offspring.mark(*run)}
     if context.config.user is not None:
         environment.update(context.config.user.vars)
     delay = FIRST_DELAY
@@ -121,11 +131,11 @@ async def check(context: Context) -> None:
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
-            await end_everything(process.pid)
+            await end_everything(process.pid, run)
             copying.cancel()
             return
         # A program that daemonises has left its work to a child; what is left of a dead one must go.
-        await end_everything(process.pid)
+        await end_everything(process.pid, run)
         copying.cancel()
         delay = FIRST_DELAY if asyncio.get_running_loop().time() - begin > 60 else min(delay * 2, LONGEST_DELAY)
         status = process.returncode

@@ -18,7 +18,7 @@ from errd.core import Criterion, Watch, disable, enable, judge, resource_value, 
 from errd.memory import MemoryFile
 from errd.processes import Matcher, Running, scan, send
 from errd.services import service_processes
-from safekit import resources
+from safekit import offspring, resources
 from safekit.bus import BusError, Handler, Request
 from safekit.files import write_atomic
 from safekit.model.regex import posix_regex
@@ -31,6 +31,12 @@ HANDLER_LIMIT = 300.0
 TERMINATE_GRACE = 2.0
 MAX_LISTED = 400
 MAX_ANSWER = 40_000
+
+
+def _end_group(leader: int) -> None:
+    """A handler leads its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def bounded(lines: list[str]) -> list[str]:
@@ -276,16 +282,19 @@ class Watcher:
             process = await asyncio.create_subprocess_exec(
                 str(program),
                 stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **paths.environment()},
+                env={**os.environ, **paths.environment(), **offspring.mark(paths.module, f"handler.{proc.name}/")},
                 cwd=str(paths.userbin),
                 start_new_session=True,
             )
             try:
                 status: object = await asyncio.wait_for(process.wait(), HANDLER_LIMIT)
             except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, 9)
+                _end_group(process.pid)
                 status = f"killed after {HANDLER_LIMIT:g} s"
+            except asyncio.CancelledError:
+                # the module stops: what a finished handler started is its application, an unfinished one goes
+                _end_group(process.pid)
+                raise
         except OSError as error:
             status = str(error)
         self.context.log.event("errd_handler", handler=str(program), name=proc.name, status=str(status))
@@ -312,6 +321,9 @@ class Watcher:
             waking.cancel()
             self.wake.clear()
         self._memory.forget()
+        for task in self._handlers:
+            task.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
         return 0
 
 

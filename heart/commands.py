@@ -50,8 +50,8 @@ def order(t: Turn, command: Command) -> None:
             t.because("maxloop", "-> STOP", count=s.loop_count, maxloop=s.setup.maxloop, who=command.who)
             begin_stop(t, "stop", "stop")
             return
-    else:
-        s.loop_count = 0
+    elif not _by_itself(t, command):
+        forget_loop(t)
     if command.action in ("restart", "swap") and not t.idle():
         s.pending = (*s.pending, command)
         return
@@ -153,6 +153,7 @@ def begin_start(t: Turn, intent: str) -> None:
             "usersetting.errd": "on",
             "state.wasprim": "up" if s.lastprim else "down",
             "state.command": "start",
+            "state.reboot": "none",
         }
     )
     t.memory(swapping=False, degraded=False)
@@ -239,7 +240,29 @@ def count_loop(t: Turn) -> bool:
     if not s.loop_count:
         s.loop_since = t.now
     s.loop_count += 1
+    t.remember({"state.loop": str(s.loop_count), "state.loopsince": str(round(s.loop_since + s.clock))})
     return s.loop_count > s.setup.maxloop
+
+
+def recall_loop(t: Turn) -> None:
+    """Take up the count of a heart before this one; a clock that was set back makes it young, never negative."""
+    s = t.s
+    count, since = s.resources.get("state.loop", ""), s.resources.get("state.loopsince", "")
+    if count.isdigit() and since.isdigit():
+        s.loop_count = int(count)
+        s.loop_since = min(float(since) - s.clock, t.now)
+
+
+def forget_loop(t: Turn) -> None:
+    """The count begins again."""
+    t.s.loop_count = 0
+    if t.s.resource("state.loop", "0") != "0":
+        t.remember({"state.loop": "0"})
+
+
+def _by_itself(t: Turn, command: Command) -> bool:
+    """No administrator is behind this command: the start after our own stop, or after our own reboot."""
+    return command.who == "automatic" or (command.who == "boot" and t.s.resource("state.reboot") == "automatic")
 
 
 def loop_reached(count: int, since: float, now: float, maxloop: int, interval: float) -> bool:
@@ -252,7 +275,7 @@ def _loop_command(t: Turn, command: Command) -> None:
         count_loop(t)
         t.because("incloop", "counted", who=command.who, count=t.s.loop_count)
     else:
-        t.s.loop_count = 0
+        forget_loop(t)
         t.because("resetloop", "counter is 0", who=command.who)
 
 
@@ -272,6 +295,7 @@ def end_of_stop(t: Turn, _: str) -> None:
     if kind != "stopstart" or s.rebooting:
         hearing.hush(t)
     if kind == "stopstart" and s.rebooting:
+        t.remember({"state.reboot": "automatic"})
         t.actions.append(Marker(False))
         t.actions.append(Reboot())
         t.actions.append(Exit())

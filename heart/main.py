@@ -184,7 +184,7 @@ class Heart:
         resources = shell.published.loaded()
         shell.published.clear_remote()
         shell.publish_encryption()
-        shell.feed(Born(tuple(resources.items()), halted=bool(mark), adopt=mark == "same"))
+        shell.feed(Born(tuple(resources.items()), halted=bool(mark), adopt=mark == "same", unix=time.time()))
         await shell.open_links()
         shell.start_watching()
         self.ready.set()

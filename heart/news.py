@@ -22,6 +22,8 @@ def on_born(t: Turn, event: Born) -> None:
     """First event: what is remembered, and whether a running role is adopted (M5)."""
     s = t.s
     s.resources = dict(event.resources)
+    s.clock = event.unix - t.now
+    commands.recall_loop(t)
     defaults = {"state.term": "0", "state.former": "PRIM", "state.held": "down", s.lastprim_name: "down"}
     if s.setup.rfs:
         defaults |= dict.fromkeys(

@@ -116,6 +116,9 @@ class State:
     candidate_since: float = 0.0
     loop_count: int = 0
     loop_since: float = 0.0
+    """The count and its begin are remembered in state.loop and state.loopsince (Unix time)."""
+    clock: float = 0.0
+    """Unix time minus the monotonic one, as it was when this heart was born."""
     rebooting: bool = False
 
     def copy(self) -> State:

@@ -15,6 +15,7 @@ import ipaddress
 import os
 
 from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, with_descendants
+from safekit import offspring
 from safekit.bus import Endpoint
 from safekit.buswire import BusError
 from safekit.files import locked
@@ -29,6 +30,8 @@ from safekit.scripts import ScriptRunner
 
 SCRIPTS = ("stop_sec", "stop_prim", "stop_second", "stop_both")
 SCRIPT_MARGIN = 5.0
+STOPS, OTHERS = ("stop_",), ("custom.", "handler.")
+"""Runs of which even what detached itself is ended. That of a start script is for the stop scripts."""
 MAX_LAYERS = 8
 _MNT_DETACH = 2
 _LAST = ("circlog",)
@@ -50,6 +53,7 @@ async def run(
     # SIGKILL at once: asked nicely, supervisord would first stop what the application still needs.
     await end_processes(deciders, patience=0)
     await end_processes(with_descendants(p for p in before if p.kind is Kind.SCRIPT), patience=0)
+    _end_detached(module, STOPS)
     state = load(paths.resources).get("state.local")
     runner = ScriptRunner(paths, config.user if config is not None else User(), log)
     await _run_scripts(SCRIPTS, ["force", state.value if state else "STOP", "STOP", "stop"], runner)
@@ -60,6 +64,7 @@ async def run(
                 await bus.request(f"{module}/{target}", op, patience, **fields)
     left = [p for p in find(module) if p.kind is Kind.PRODUCT and p.name not in _LAST]
     stuck = await end_processes(left, patience=2.0)
+    _end_detached(module, (*STOPS, *OTHERS))
     for process in stuck:
         log.event(
             "internal", text=f"process {process.name} (pid {process.pid}) cannot be killed: it waits in the kernel"
@@ -71,6 +76,11 @@ async def run(
     _write_stop(paths, who, log)
     log.event("local_state", state="STOP", color="red")
     log.event("end_of_stop")
+
+
+def _end_detached(module: str, runs: tuple[str, ...]) -> None:
+    for run in runs:
+        offspring.kill(module, run)
 
 
 async def _run_scripts(names: tuple[str, ...], args: list[str], runner: ScriptRunner) -> None:

@@ -2,8 +2,9 @@
 
 The caller gives the order; scripts of one module run one at a time.  A script
 runs in a session of its own, so that a time-out or an abort ends it with all
-the processes that still belong to that session; what it leaves running when it
-ends by itself (the application) is left alone.
+the processes that still belong to that session; of a stop script even what
+detached itself goes.  What a script leaves running when it ends by itself (the
+application) is left alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safekit import offspring
 from safekit.files import process_start_time
 from safekit.log import ModuleLog
 from safekit.model.types import User
@@ -84,8 +86,8 @@ class ScriptRunner:
         self._left.unlink(missing_ok=True)
         if process_start_time(pid) != born:
             return ""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        _kill(pid)
+        self._end_detached()
         return str(pid)
 
     def trim_userlog(self) -> None:
@@ -127,10 +129,10 @@ class ScriptRunner:
                 except TimeoutError:
                     timed_out = True
                     self._log.event("script_timeout", name=name, seconds=time_limit(name, args, self.user))
-                    _kill(process)
+                    self._end(process, name)
                     await process.wait()
                 except asyncio.CancelledError:
-                    _kill(process)
+                    self._end(process, name)
                     raise
             finally:
                 self._running = None
@@ -153,8 +155,18 @@ class ScriptRunner:
         """Kill the script that runs, with its session; True when there was one."""
         if self._running is None:
             return False
-        _kill(self._running)
+        _kill(self._running.pid)
         return True
+
+    def _end(self, process: asyncio.subprocess.Process, name: str) -> None:
+        _kill(process.pid)
+        if name.startswith(STOP_PREFIX):
+            self._end_detached()
+
+    def _end_detached(self) -> None:
+        """What stop scripts started in sessions of their own.  That of a start script may be the application: it
+        is for the stop scripts."""
+        offspring.kill(self._paths.module, STOP_PREFIX)
 
     async def _spawn(self, path: Path, args: Sequence[str], extra: Mapping[str, str]) -> asyncio.subprocess.Process:
         user = self.user or User()
@@ -167,7 +179,7 @@ class ScriptRunner:
                 stdout=output,
                 stderr=output,
                 cwd=str(path.parent),
-                env={**environment(self._paths, user), **extra},
+                env={**environment(self._paths, user), **offspring.mark(self._paths.module, path.name), **extra},
                 start_new_session=True,
             )
         finally:
@@ -178,10 +190,10 @@ class ScriptRunner:
         return os.open(self._paths.userlog, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+def _kill(pid: int) -> None:
     """The script leads its session's process group; what it started in the foreground is in it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _reason(path: Path, error: OSError) -> str:

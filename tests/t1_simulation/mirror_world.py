@@ -231,7 +231,7 @@ class World:
         server.heart = core.new_state(self.setup(name), self.incarnations)
         self.say(name, f"== heart {self.incarnations} starts, adopt={adopt}")
         known = server.shown if adopt else {**server.shown, **server.disk}
-        self.feed(name, Born(tuple(known.items()), halted=server.mark, adopt=adopt and server.mark))
+        self.feed(name, Born(tuple(known.items()), server.mark, adopt and server.mark, unix=self.now))
         life = server.life
         if server.heart is not None:
             self._pulse(name, life)

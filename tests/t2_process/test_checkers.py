@@ -94,7 +94,7 @@ def test_a_value_is_delivered_to_a_heart_that_comes_later(tmp_path: Path) -> Non
 WILD = """#!/bin/sh
 trap '' TERM
 (trap '' TERM; while :; do sleep 0.2; done) &
-setsid sh -c 'trap "" TERM; echo $$ > "$SAFEUSERVAR/detached"; while :; do sleep 0.2; done' &
+(setsid sh -c 'trap "" TERM; echo $$ > "$SAFEUSERVAR/detached"; while :; do sleep 0.2; done' &)
 head -c 5000000 /dev/zero | tr '\\0' x
 echo ready > "$SAFEUSERVAR/ready"
 while :; do sleep 0.2; done
@@ -115,6 +115,28 @@ def test_a_wild_custom_checker_ends_with_all_that_it_started(tmp_path: Path) -> 
             process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(process.wait, 10)
             assert not Path(f"/proc/{detached}").exists(), "a detached child survived"
+
+    asyncio.run(scenario())
+
+
+def test_the_program_of_a_killed_customcheck_is_ended_by_its_successor(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = module(Check(custom=(CustomCheck("wild", "prim", "wild"),)))
+        async with FakeServer(tmp_path, config) as server:
+            script = server.paths.userbin / "wild"
+            script.write_text(WILD)
+            script.chmod(0o755)
+            process = server.spawn("checkers.customcheck", "--ident", "wild")
+            ready = server.paths.var / "ready"
+            await server.until(ready.exists, "the checker runs")
+            detached = int((server.paths.var / "detached").read_text())
+            process.kill()
+            await asyncio.to_thread(process.wait, 10)
+            assert Path(f"/proc/{detached}").exists(), "nobody could end it yet"
+            ready.unlink()
+            server.spawn("checkers.customcheck", "--ident", "wild")
+            await server.until(lambda: not Path(f"/proc/{detached}").exists(), "the old one is ended")
+            await server.until(ready.exists, "the new one runs")
 
     asyncio.run(scenario())
 

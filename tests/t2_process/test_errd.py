@@ -39,10 +39,11 @@ def unique(name: str) -> str:
 class Application:
     """A program with a name of its own."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, seconds: str = "1000") -> None:
         self.program = directory / name
-        shutil.copy("/bin/sleep", self.program)
-        self.process = subprocess.Popen([str(self.program), "1000"])
+        if not self.program.exists():
+            shutil.copy("/bin/sleep", self.program)
+        self.process = subprocess.Popen([str(self.program), seconds])
         STARTED.append(self.process)
 
     def kill(self) -> None:
@@ -119,5 +120,90 @@ def test_a_special_handler(tmp_path: Path, status: int, expected: list[tuple[str
             await server.until(lambda: any(line.code == "errd_handler" for line in server.log()), "its end is logged")
             await asyncio.sleep(0.2)
             assert controls(server) == expected
+
+    asyncio.run(scenario())
+
+
+def test_a_handler_that_hangs_goes_with_errd(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = ModuleConfig("AM", 1, errd=Errd(procs=(Proc(unique("e5"), "mine", action="handler"),)))
+        async with FakeServer(tmp_path, config) as server:
+            handler = server.paths.userbin / "handler"
+            handler.write_text('#!/bin/sh\ntrap "" TERM\necho $$ > "$SAFEUSERVAR/pid"\nsleep 1000 & wait\nsleep 1000\n')
+            handler.chmod(0o755)
+            application = Application(tmp_path, unique("e5"))
+            errd = server.spawn("errd.main")
+            await enable(server, "mine")
+            await server.until(lambda: server.values("proc." + unique("e5"))[-1:] == ["up"], "the process is seen")
+            application.kill()
+            pid = server.paths.var / "pid"
+            await server.until(lambda: pid.exists() and pid.read_text().strip() != "", "the handler runs")
+            errd.terminate()
+            assert await asyncio.to_thread(errd.wait, 5) == 0
+            running = Path(f"/proc/{int(pid.read_text())}")
+            await server.until(lambda: not running.exists(), "the handler is ended")
+            assert controls(server) == [], "a module that stops is not restarted"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0, "up"), (1, "down")])
+def test_too_many_processes(tmp_path: Path, start: int, expected: str) -> None:
+    """atmax="0": the process must not run; it is seen by the poll."""
+
+    async def scenario() -> None:
+        name = unique("e6")
+        proc = Proc(name, "prim", atleast=-1, atmax=0, action="noaction")
+        config = ModuleConfig("AM", 1, errd=Errd(polltimer=1, procs=(proc,)))
+        async with FakeServer(tmp_path, config) as server:
+            server.spawn("errd.main")
+            await enable(server)
+            await server.until(lambda: server.values("proc." + name)[-1:] == ["up"], "none runs")
+            if start:
+                Application(tmp_path, name)
+                await server.until(lambda: server.values("proc." + name)[-1:] == ["down"], "one runs")
+                assert f"event atmax on proc {name}" in [line.text() for line in server.log()]
+            assert server.values("proc." + name)[-1] == expected and controls(server) == []
+
+    asyncio.run(scenario())
+
+
+def test_names_and_arguments_by_regular_expression(tmp_path: Path) -> None:
+    """Two processes of a name, one meant by its arguments; and a name that is only a label."""
+
+    async def scenario() -> None:
+        one, two = Application(tmp_path, unique("e7")), Application(tmp_path, unique("e7"), "2000")
+        procs = (
+            Proc("label", "prim", nameregex=f"^{unique('e7')}$", atleast=2, action="noaction"),
+            Proc(unique("e7"), "prim", argregex="2000$", action="restart"),
+        )
+        config = ModuleConfig("AM", 1, errd=Errd(procs=procs))
+        async with FakeServer(tmp_path, config) as server:
+            server.spawn("errd.main")
+            await enable(server)
+            await server.until(lambda: server.values("proc.label")[-1:] == ["up"], "both are seen")
+            one.kill()
+            await server.until(lambda: server.values("proc.label")[-1:] == ["down"], "one of two is not enough")
+            assert controls(server) == [], "the process that is not meant"
+            two.kill()
+            await server.until(lambda: controls(server) == [("restart", "errd")], "the one that is meant")
+
+    asyncio.run(scenario())
+
+
+def test_start_after_gives_time_to_start(tmp_path: Path) -> None:
+    """(start_after - 1) polls: an application that takes three seconds is not missed."""
+
+    async def scenario() -> None:
+        procs = (Proc(unique("e8"), "prim", start_after=5), Proc(unique("e9"), "prim", start_after=2))
+        config = ModuleConfig("AM", 1, errd=Errd(polltimer=1, procs=procs))
+        async with FakeServer(tmp_path, config) as server:
+            server.spawn("errd.main")
+            await enable(server)
+            await server.until(lambda: controls(server) == [("stopstart", "errd")], "the one without its time", 8)
+            Application(tmp_path, unique("e8"))
+            await server.until(lambda: server.values("proc." + unique("e8"))[-1:] == ["up"], "the late one is seen")
+            assert server.values("proc." + unique("e9"))[-1] == "down"
+            assert controls(server) == [("stopstart", "errd")]
 
     asyncio.run(scenario())

@@ -95,6 +95,29 @@ def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) 
     play(tmp_path, scene)
 
 
+def test_the_loop_counter_outlives_heart(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        node = two.n1
+        node.start_heart()
+        await node.control("prim")
+        await until(lambda: node.state() == "ALONE green", two.show)
+        for count in (1, 2, 3):
+            assert (await node.tell("incloop", identity="handler"))["count"] == count
+        node.kill_heart()
+        node.start_heart()
+        await until(lambda: "AM/heart" in node.ports, two.show)
+        told = await node.tell("checkloop")
+        assert (told["count"], told["maxloop"], told["reached"]) == (3, 3, False)
+        assert (await node.tell("incloop", identity="handler"))["reached"]
+        await node.tell("resetloop", identity="handler")
+        node.kill_heart()
+        node.start_heart()
+        await until(lambda: "AM/heart" in node.ports, two.show)
+        assert (await node.tell("checkloop"))["count"] == 0
+
+    play(tmp_path, scene)
+
+
 def test_a_power_failure_is_not_an_adoption(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         await two.form()

@@ -129,6 +129,22 @@ def test_a_stop_script_that_hangs_is_killed_with_what_it_started(place: Place, a
     assert place.logged("script_timeout") == ["Script stop_prim killed: still running after 1.0 s"]
 
 
+def test_a_stop_script_that_hangs_is_killed_with_what_detached_itself(place: Place) -> None:
+    place.script("start_prim", f"(setsid sh -c 'echo $$ > {place.root}/application; exec sleep 60' &)")
+    place.script("stop_prim", f"(setsid sh -c 'echo $$ > {place.root}/child; exec sleep 100' &); sleep 100")
+
+    async def work() -> None:
+        runner = place.runner(User(nicestoptimeout=1))
+        await runner.run("start_prim", ())
+        assert (await runner.run("stop_prim", ())).timed_out
+
+    run(work)
+    child, application = (int((place.root / name).read_text()) for name in ("child", "application"))
+    until(lambda: not alive(child))
+    assert alive(application), "what a start script started is for the stop scripts"
+    os.kill(application, signal.SIGKILL)
+
+
 def test_start_scripts_have_no_time_out_and_what_they_leave_lives_on(place: Place) -> None:
     place.script("start_prim", f"sleep 60 & echo $! > {place.root}/child; sleep 1.2")
 
