@@ -17,7 +17,7 @@ from pathlib import Path
 from errd.core import Criterion, Watch, disable, enable, judge, resource_value, resume
 from errd.memory import MemoryFile
 from errd.processes import Matcher, Running, scan, send
-from errd.services import service_processes
+from errd.services import service_state
 from safekit import offspring, resources
 from safekit.bus import BusError, Handler, Request
 from safekit.files import write_atomic
@@ -176,7 +176,7 @@ class Watcher:
                 f"{proc.name} class={proc.proc_class} atleast={proc.atleast} atmax={proc.atmax}"
                 f" action={proc.action} {'enabled' if watch.enabled else 'disabled'} {state}"
             )
-            lines += [f"  {p.pid} {p.command_line}" for p in self._counted(proc, matcher, everything)]
+            lines += [f"  {p.pid} {p.command_line}" for p in self._counted(proc, matcher, everything)[1]]
         supervisor = os.getppid()
         # SafeKit's own processes of this module are its supervisor and our brothers below it.
         ours = (p for p in everything if supervisor in (p.parent, p.pid) and supervisor > 1)
@@ -186,12 +186,17 @@ class Watcher:
 
     # ------------------------------------------------------------------ watching
 
-    def _counted(self, proc: Proc, matcher: Matcher, everything: Sequence[Running]) -> tuple[Running, ...]:
+    def _counted(
+        self, proc: Proc, matcher: Matcher, everything: Sequence[Running]
+    ) -> tuple[int, tuple[Running, ...]]:
+        """How many count, and the processes to follow; an active service counts once, whatever its processes are."""
         if proc.service:
-            alive = {process.pid: process for process in everything}
-            return tuple(alive[pid] for pid in service_processes(proc.name) if pid in alive)
+            active, pid = service_state(proc.name)
+            main = tuple(process for process in everything if process.pid == pid)
+            return int(active and (bool(main) or not pid)), main
         own = os.getpid()
-        return tuple(process for process in matcher.select(everything) if process.pid != own)
+        found = tuple(process for process in matcher.select(everything) if process.pid != own)
+        return len(found), found
 
     def look(self) -> None:
         """Count, judge and act. One pass without a pause, so that a command never meets half of it."""
@@ -202,13 +207,13 @@ class Watcher:
         for index, (watch, matcher) in enumerate(zip(self.watches, self.matchers, strict=True)):
             if not watch.enabled:
                 continue
-            counted = self._counted(watch.proc, matcher, everything)
-            following |= {process.pid for process in counted}
+            count, processes = self._counted(watch.proc, matcher, everything)
+            following |= {process.pid for process in processes}
             if self.suspended:
                 continue
-            self.watches[index], event = judge(watch, len(counted), now)
+            self.watches[index], event = judge(watch, count, now)
             if event is not None:
-                self._react(watch.proc, event, len(counted))
+                self._react(watch.proc, event, count)
         self._follow(following)
         self._remember()
 

@@ -14,8 +14,9 @@ def parse_show(text: str) -> tuple[bool, int]:
     return values.get("ActiveState") in ("active", "reloading"), int(pid) if pid.isdigit() else 0
 
 
-def service_processes(name: str) -> tuple[int, ...]:
-    """The main process of an active service; none when it is not active or systemd does not answer."""
+def service_state(name: str) -> tuple[bool, int]:
+    """Whether a service is active, and its main process: 0 for one without, such as a oneshot that remains after its
+    exit. Not active when systemd does not answer."""
     try:
         shown = subprocess.run(
             ["systemctl", "show", "--property=ActiveState,MainPID", "--", name],
@@ -25,6 +26,5 @@ def service_processes(name: str) -> tuple[int, ...]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ()
-    active, pid = parse_show(shown.stdout)
-    return (pid,) if active and pid else ()
+        return False, 0
+    return parse_show(shown.stdout)

@@ -185,7 +185,7 @@ class Init:
             if verb == "enable":
                 link.symlink_to(UNITS / f"{name}.service")
             done()
-        elif verb in ("status", "is-active", "is-enabled"):
+        elif verb in ("status", "show", "is-active", "is-enabled"):
             done()
         else:
             self._answer(connection, {"error": f"Unknown command verb {verb}."})

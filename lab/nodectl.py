@@ -29,7 +29,7 @@ def main() -> int:
     if words == ["daemon-reload"]:
         return 0
     if len(words) < 2:
-        print("usage: systemctl start|stop|restart|kill|status|is-active|is-enabled UNIT", file=sys.stderr)
+        print("usage: systemctl start|stop|restart|kill|status|show|is-active|is-enabled UNIT", file=sys.stderr)
         return 1
     verb, unit = words[0], words[1].removesuffix(".service")
     try:
@@ -37,12 +37,18 @@ def main() -> int:
     except OSError as error:
         print(f"Failed to reach process 1 of this node: {error}", file=sys.stderr)
         return 1
+    if verb == "show" and answer.get("code") == "5":
+        # systemd shows a unit that does not exist as one that is not active
+        answer = {"phase": "inactive", "pid": "0"}
     if "error" in answer:
         print(answer["error"], file=sys.stderr)
         return int(answer.get("code", 1))
     if verb == "status":
         print(f"{unit}.service: {answer['phase']}; main PID: {answer['pid']}")
         return CODES[answer["phase"]]
+    if verb == "show":
+        print(f"ActiveState={answer['phase']}\nMainPID={answer['pid']}")
+        return 0
     if verb == "is-active":
         print(answer["phase"])
         return CODES[answer["phase"]]

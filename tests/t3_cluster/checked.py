@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pair import Pair, archive, wait_for
 
@@ -45,17 +46,29 @@ while :; do
 done
 """,
 }
+ACTING = f"""#!/bin/sh
+"$SAFE/safekit" set -m "$1" -r "$2" -v up -i customscript
+while :; do
+    if [ -e {SWITCH} ]; then rm -f {SWITCH}; "$SAFE/safekit" "$3" -m "$1" -i customscript; fi
+    sleep 0.2
+done
+"""
+"""A custom checker that does what its argument says when the condition is bad."""
 BOTH = {"start_both": SCRIPTS["start_prim"], "stop_both": SCRIPTS["stop_prim"], "customscript": SCRIPTS["customscript"]}
 
 
 def config(inside: str, *, mode: str = "mirror", service: str = "", failover: str = FAST, rules: str = "") -> str:
-    """userconfig.xml with two heartbeats (in a mirror), the sections of `inside`, and rules."""
-    heart = """<heart pulse="150" timeout="1500"><heartbeat name="default"/><heartbeat name="repli" ident="second"/>
-  </heart>"""
+    """userconfig.xml with two heartbeats (in a mirror) or a lan (in a farm), the sections of `inside`, and rules."""
+    network = {
+        "mirror": """<heart pulse="150" timeout="1500"><heartbeat name="default"/>
+   <heartbeat name="repli" ident="second"/></heart>""",
+        "farm": """<farm><lan name="default"/></farm>""",
+        "light": "",
+    }[mode]
     return f"""<!DOCTYPE safe>
 <safe>
  <service mode="{mode}" {service}>
-  {heart if mode == "mirror" else ""}
+  {network}
   <user nicestoptimeout="5" forcestoptimeout="5"/>
   {inside}
   <failover {failover}><![CDATA[
@@ -66,11 +79,41 @@ def config(inside: str, *, mode: str = "mirror", service: str = "", failover: st
 """
 
 
+def _nothing() -> None:
+    """A restart of the application mends what its checkers see."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a test breaks, the messages that follow in their order, how it is mended, and the messages of that.
+
+    `ready` is true when the checker has seen that all is well again: only then is the next fault another one."""
+
+    make: Callable[[], object]
+    messages: Sequence[str]
+    mend: Callable[[], object] = _nothing
+    mended: Sequence[str] = ()
+    ready: Callable[[], bool] = lambda: True
+
+
 class Checked(Pair):
     """The module on both nodes of a lab, reconfigured by each test."""
 
     def __init__(self, lab: Lab, module: str = MODULE) -> None:
         super().__init__(lab, module)
+
+    @staticmethod
+    def beside(node: Node, name: str, text: str, **scripts: str) -> Checked:
+        """A second module on one node."""
+        made = Checked(node.lab, name)
+        made.outside(node, "/root/second.safe").write_bytes(archive(text, scripts))
+        node.safekit("module", "install", "-r", "-m", name, "/root/second.safe")
+        node.safekit("config", "-m", name)
+        return made
+
+    def sees(self, node: Node, resource: str) -> bool:
+        """A checker has found a resource in order."""
+        return self.value(node, resource) == "up"
 
     def reconfigure(self, text: str, nodes: Sequence[Node] | None = None, **scripts: str) -> None:
         """Stop the module, put it as it was installed first, and apply `text`."""
@@ -96,6 +139,27 @@ class Checked(Pair):
             self.wait(node, state)
         if len(nodes) == 2:
             self.wait(nodes[0], "PRIM green")
+
+    def repeat(
+        self, node: Node, fault: Fault, state: str, *, times: int = 3, timeout: float = 30.0
+    ) -> None:
+        """The common tail of guide 4.4: the fault `times` times, with its messages each time, then once more, which
+        stops the module."""
+        for _ in range(times):
+            mark = self.mark()
+            fault.make()
+            self.wait_log(node, mark, fault.messages, timeout)
+            if fault.mended:
+                self.wait(node, "WAIT red")
+            mark = self.mark()
+            fault.mend()
+            if fault.mended:
+                self.wait_log(node, mark, fault.mended, timeout)
+            wait_for(lambda: self.state(node) == state and fault.ready(), timeout, lambda: f"{state}\n{self.tail()}")
+        mark = self.mark()
+        fault.make()
+        self.wait_log(node, mark, ["Stopping loop", "Local state STOP red"], timeout)
+        fault.mend()
 
     def start_up(self, node: Node) -> None:
         """Start a farm or light module on one node."""

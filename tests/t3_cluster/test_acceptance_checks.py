@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from checked import BOTH, SWITCH, Checked, config
+from checked import ACTING, BOTH, SWITCH, Checked, config
 from pair import assert_in_order, wait_for
 
 from lab.cluster import Lab
@@ -244,14 +244,7 @@ def test_t4_4_8_1_a_custom_checker_with_a_rule(module: Checked, verb: str, trans
 @pytest.mark.parametrize("verb", ["restart", "stopstart"])
 def test_t4_4_8_2_a_custom_checker_that_acts_itself(module: Checked, verb: str) -> None:
     one, _ = module.nodes
-    script = f"""#!/bin/sh
-"$SAFE/safekit" set -r "$2" -v up -i customscript
-while :; do
-    if [ -e {SWITCH} ]; then rm -f {SWITCH}; "$SAFE/safekit" {verb} -i customscript; fi
-    sleep 0.2
-done
-"""
-    module.reconfigure(config(CUSTOM.format(when="prim", arg="")), nodes=[one], customscript=script)
+    module.reconfigure(config(CUSTOM.format(when="prim", arg=verb)), nodes=[one], customscript=ACTING)
     module.start(one)
     mark = module.mark()
     one.run(["touch", SWITCH])

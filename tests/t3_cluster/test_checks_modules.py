@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from checked import BOTH, Checked, config
-from pair import Mark, archive, wait_for
+from pair import Mark, wait_for
 
-from lab.cluster import Lab, Node
+from lab.cluster import Lab
 
 EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "script_timeout", "failover_no_heartbeat")
 
@@ -32,19 +32,10 @@ def module(lab: Lab) -> Iterator[Checked]:
     made.check_logs()
 
 
-def install(node: Node, name: str, text: str, **scripts: str) -> Checked:
-    """A second module on one node."""
-    made = Checked(node.lab, name)
-    made.outside(node, "/root/second.safe").write_bytes(archive(text, scripts))
-    node.safekit("module", "install", "-r", "-m", name, "/root/second.safe")
-    node.safekit("config", "-m", name)
-    return made
-
-
 def test_t4_4_6_a_module_that_depends_on_another(module: Checked) -> None:
     one, _ = module.nodes
     one.safekit("webserver", "start")
-    other = install(one, "othermodule", config("", mode="light"))
+    other = module.beside(one, "othermodule", config("", mode="light"))
     target = f'<to addr="{one.address()}" interval="1" timeout="2"/>'
     check = f'<check><module name="othermodule">{target}</module></check>'
     module.reconfigure(config(check, mode="light"), nodes=[one], **BOTH)
