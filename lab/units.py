@@ -98,11 +98,16 @@ class Phase(Enum):
     FAILED = "failed"
 
 
+def clean(status: int) -> bool:
+    """Whether systemd takes wait status `status` for a success."""
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status) in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    return os.WEXITSTATUS(status) == 0
+
+
 def restarts(unit: Unit, status: int) -> bool:
     """Whether systemd would start the unit again after it ended by itself with wait status `status`."""
-    clean = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-    clean = clean or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
-    return unit.restart == "always" or (unit.restart == "on-failure" and not clean)
+    return unit.restart == "always" or (unit.restart == "on-failure" and not clean(status))
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Service:
         elif restarts(self.unit, status):
             self.phase, self.due = Phase.WAITING, time.monotonic() + self.unit.restart_delay
         else:
-            self.phase = Phase.INACTIVE if status == 0 else Phase.FAILED
+            self.phase = Phase.INACTIVE if clean(status) else Phase.FAILED
         if self.phase is not Phase.WAITING:
             waiting, self.when_settled = self.when_settled, []
             for callback in waiting:

@@ -81,6 +81,8 @@ def checkers(config: ModuleConfig, local: Sequence[LocalAddress]) -> tuple[Check
     if check.splitbrain is not None:
         ident = check.splitbrain.ident
         found.append(Checker("splitbraincheck", ident, "pre", f"splitbrain.{ident}"))
+    if config.rfs is not None and config.rfs.syncdelta > 1:
+        found.append(Checker("syncedcheck", "synced", "pre", "rfs.synced"))
     return tuple(found)
 
 
@@ -100,6 +102,8 @@ def changed_checkers(
 def _definition(config: ModuleConfig, checker: Checker) -> object:
     if checker.program == "splitbraincheck":
         return config.check.splitbrain
+    if checker.program == "syncedcheck":
+        return config.rfs.syncdelta if config.rfs is not None else 0
     if checker.program == "ipcheck":
         return next((c for c in address_checks(config) if c.ident == checker.ident), None)
     explicit = getattr(config.check, checker.program.removesuffix("check"))

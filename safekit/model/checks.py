@@ -438,7 +438,6 @@ def _inside(path: str, parent: str) -> bool:
 
 #: What the product does not do yet: a test of the tree, the place to show, and what to call it.
 UNSUPPORTED: tuple[tuple[Callable[[ModuleConfig], bool], str, str], ...] = (
-    (lambda c: c.rfs is not None and c.rfs.syncdelta > 1, "rfs.syncdelta", "syncdelta"),
     (lambda c: c.rfs is not None and c.rfs.syncat is not None, "rfs.syncat", "scheduled synchronisation"),
     (lambda c: c.rfs is not None and c.rfs.scripts, "rfs.scripts", "external replication by scripts"),
 )

@@ -23,7 +23,7 @@ MAX_COMBINATIONS = 20_000
 """States of resources that are tried for one rule, at most; a rule with more is believed."""
 
 _STATES = ("up", "down", "unknown")
-_RFS = ("uptodate", "swapping", "lastprimstate", "degraded", "paired", "synced", "syncat")
+_RFS = ("uptodate", "swapping", "lastprimstate", "degraded", "paired", "syncat")
 _ENDS_WAIT = (Verb.WAIT, Verb.STOP, Verb.STOPSTART)
 
 
@@ -103,6 +103,8 @@ def settable(config: ModuleConfig) -> frozenset[str]:
         names |= {f"heartbeat.{beat.ident}" for beat in config.heart.heartbeats} | {"heartbeat.flow"}
     if config.rfs is not None:
         names |= {f"rfs.{name}" for name in _RFS} | {"rfs_bandwidth.*"}
+        if config.rfs.syncdelta > 1:
+            names.add("rfs.synced")
     if config.errd is not None:
         names |= {f"proc.{proc.name}" for proc in config.errd.procs}
     return frozenset(names | {"state.*", "usersetting.*"})

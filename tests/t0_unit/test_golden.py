@@ -128,6 +128,10 @@ def setups(block: Block, nodes: list[str]) -> list[Setup]:
         elif key == "the witness":
             pre = ("ping.gw", "intf.lan", f"splitbrain.{value}")
             base = replace(base, witness=value, checks=(("pre", pre), *base.checks[1:]))
+        elif key == "syncdelta":
+            pre = ("ping.gw", "intf.lan", "rfs.synced")
+            rules = module_rules("", DEFAULT, syncdelta=int(value))
+            base = replace(base, rules=rules, checks=(("pre", pre), *base.checks[1:]))
         elif key == "loop_interval":
             base = replace(base, loop_interval=float(value))
         elif key == "automatic_reboot":
@@ -154,6 +158,8 @@ def play(block: Block) -> Scenario:
             scenario.power_off(match[1])
         elif match := re.fullmatch(r"safekit (\w+) on (\w+)", words):
             scenario.order(match[2], match[1])
+        elif match := re.fullmatch(r"safeadmin of (\w+) hears no other server", words):
+            scenario.cluster(match[1], "down")
         elif words == "all heartbeats are cut":
             scenario.cut_heartbeats()
         else:
