@@ -26,16 +26,23 @@ _STARTED = ("ALONE", "PRIM", "SECOND", "UP")
 
 
 def certificates() -> Path:
-    """The certification authority of the cluster's web services (chapter 11)."""
-    return safe() / "web" / "conf" / "cacert.crt"
+    """The certificates of the cluster's web services (chapter 11)."""
+    return safe() / "web" / "conf"
 
 
 def tls_context() -> ssl.SSLContext:
     """Only servers with a certificate of the cluster's own authority are believed; their name may be any of
-    the addresses of the server, so it is not compared. Raises OSError, ssl.SSLError."""
+    the addresses of the server, so it is not compared. This server shows its own certificate, in case it is asked
+    for one. Raises HttpError for files that are missing or cannot be used."""
+    directory = certificates()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.load_verify_locations(certificates())
+    try:
+        context.load_verify_locations(directory / "cacert.crt")
+        if (directory / "server.key").exists():
+            context.load_cert_chain(directory / "server.crt", directory / "server.key")
+    except (OSError, ssl.SSLError) as error:
+        raise HttpError(f"HTTPS needs cacert.crt, server.crt and server.key in {directory}: {error}") from None
     return context
 
 

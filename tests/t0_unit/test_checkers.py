@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from checkers.customcheck import command
 from checkers.icmp import echo_request, is_reply
+from checkers.syncedcheck import synced
 from safekit.model.checkers import checkers, in_phase
 from safekit.model.types import (
     Check,
@@ -105,3 +106,20 @@ def test_process_names_suit_the_supervisor() -> None:
 def test_custom_commands(program: str, arguments: str, expected: list[str]) -> None:
     wanted = [expected[0], "AM", "custom.x", *expected[1:]]
     assert command(Path("/bin-dir"), program, "AM", "custom.x", arguments) == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "noted", "expected"),
+    [
+        ({"rfs.uptodate": "up"}, 0.0, True),
+        ({"rfs.uptodate": "up", "rfs.inconsistent": "up"}, 0.0, False),
+        ({"rfs.uptodate": "down"}, 1000.0 - 119, True),
+        ({"rfs.uptodate": "down"}, 1000.0 - 120, False),
+        ({"rfs.uptodate": "down"}, 0.0, False),
+        ({"rfs.uptodate": "down"}, 1001.0, False),
+        ({"rfs.uptodate": "down", "rfs.inconsistent": "up"}, 999.0, False),
+        ({}, 999.0, True),
+    ],
+)
+def test_data_is_young_enough(values: dict[str, str], noted: float, expected: bool) -> None:
+    assert synced(values, noted, 1000.0, 2) is expected

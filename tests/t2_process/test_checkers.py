@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, TcpCheck
+from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, Replicated, Rfs, TcpCheck
+from safekit.resources import ResourceWriter
 from tests.fakes import FakeServer
 
 
@@ -157,5 +159,36 @@ def test_a_custom_checker_that_dies_is_started_again_and_logged(tmp_path: Path) 
             codes = {line.code for line in server.log()}
             assert {"custom_ended", "custom_missing"} <= codes
             assert any("exit status 3" in line.text() for line in server.log())
+
+    asyncio.run(scenario())
+
+
+def test_syncedcheck_notes_when_the_data_was_up_to_date(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = ModuleConfig("AM", 1, rfs=Rfs(replicated=(Replicated("/d"),), flow="default", port=5600, syncdelta=2))
+        async with FakeServer(tmp_path, config) as server:
+            note, own = server.paths.var / "rfs.lastsync", ResourceWriter(server.paths.resources)
+
+            async def first_word(value: str) -> None:
+                process = server.spawn("checkers.syncedcheck", "--ident", "synced")
+                await server.until(lambda: server.values("rfs.synced")[-1:] == [value], value)
+                process.terminate()
+                await asyncio.to_thread(process.wait, 10)
+
+            own.set("rfs.uptodate", "down", "heart")
+            await first_word("down")
+            assert not note.exists(), "never up to date"
+            own.set("rfs.uptodate", "up", "heart")
+            await first_word("up")
+            assert abs(float(note.read_text()) - time.time()) < 30
+            own.set("rfs.uptodate", "down", "heart")
+            server.told.clear()
+            await first_word("up")
+            own.set("rfs.inconsistent", "up", "nfsadmin")
+            await first_word("down")
+            own.set("rfs.inconsistent", "down", "nfsadmin")
+            note.write_text("damaged")
+            server.told.clear()
+            await first_word("down")
 
     asyncio.run(scenario())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,8 @@ def environment() -> Iterator[None]:
 class Web:
     """A web server of one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         self.paths: list[str] = []
         self.port = 0
@@ -37,7 +40,7 @@ class Web:
         self.answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def __aenter__(self) -> Web:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -146,6 +149,51 @@ def test_modulecheck_follows_a_module_and_its_restarts(tmp_path: Path) -> None:
                 web.says("200 OK", b"[" * 5000)
                 await asyncio.sleep(1.5)
                 assert server.processes[-1].poll() is None, "hostile bytes end nothing"
+
+    asyncio.run(scenario())
+
+
+def authority(directory: Path, name: str) -> None:
+    """cacert.crt, server.crt and server.key of a cluster with an authority of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    openssl = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    ca = ["-CA", directory / "cacert.crt", "-CAkey", directory / "ca.key"]
+    for subject, base, more in ((f"/CN={name}", "cacert", ["-x509"]), ("/CN=n2", "server", ["-x509", *ca])):
+        key = "ca.key" if base == "cacert" else "server.key"
+        files = ["-keyout", directory / key, "-out", directory / f"{base}.crt"]
+        subprocess.run([*openssl, *more, "-subj", subject, *files], check=True, capture_output=True)
+
+
+def test_modulecheck_over_https_believes_its_own_authority_only(tmp_path: Path) -> None:
+    authority(tmp_path / "safe" / "web" / "conf", "ours")
+    authority(tmp_path / "theirs", "theirs")
+
+    def served(directory: Path) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(directory / "server.crt", directory / "server.key")
+        return context
+
+    ours = served(tmp_path / "safe" / "web" / "conf")
+    ours.load_verify_locations(tmp_path / "safe" / "web" / "conf" / "cacert.crt")
+    ours.verify_mode = ssl.CERT_REQUIRED
+
+    async def scenario() -> None:
+        async with Web(ours) as web, Web(served(tmp_path / "theirs")) as other, Web() as plain:
+            for one in (web, other, plain):
+                one.says("200 OK", document("UP", "green", "n2/1"))
+            checks = tuple(
+                ModuleCheck("other", ident, "127.0.0.1", one.port, interval=1, timeout=2, secure=True)
+                for ident, one in (("ours", web), ("theirs", other), ("plain", plain))
+            )
+            async with FakeServer(tmp_path, ModuleConfig("AM", 1, check=Check(module=checks))) as server:
+                for check in checks:
+                    server.spawn("checkers.modulecheck", "--ident", check.ident)
+                await server.until(lambda: server.values("module.ours") == ["up"], "a server of the cluster")
+                await server.until(lambda: server.values("module.theirs") == ["down"], "another authority")
+                await server.until(lambda: server.values("module.plain") == ["down"], "no TLS at all")
+                (tmp_path / "safe" / "web" / "conf" / "cacert.crt").unlink()
+                await server.until(lambda: server.values("module.ours") == ["up", "down"], "no authority")
+                assert any("HTTPS needs cacert.crt" in line.text() for line in server.log())
 
     asyncio.run(scenario())
 

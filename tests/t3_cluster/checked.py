@@ -56,6 +56,16 @@ done
 """A custom checker that does what its argument says when the condition is bad."""
 BOTH = {"start_both": SCRIPTS["start_prim"], "stop_both": SCRIPTS["stop_prim"], "customscript": SCRIPTS["customscript"]}
 
+EVERY_CHECKER = """<errd polltimer="30"><proc name="appli" action="noaction" class="both"/></errd>
+<check>
+ <tcp ident="t" when="both"><to addr="127.0.0.1" port="8000" interval="1" timeout="1"/></tcp>
+ <ping ident="p"><to addr="{peer}" interval="1" timeout="1"/></ping>
+ <intf ident="i"><to local_addr="{own}"/></intf>
+ <ip ident="a"><to addr="{extra}" interval="10"/></ip>
+ <custom ident="c" when="both" exec="customscript"/>
+</check>"""
+"""One checker of each kind, at one second."""
+
 
 def config(inside: str, *, mode: str = "mirror", service: str = "", failover: str = FAST, rules: str = "") -> str:
     """userconfig.xml with two heartbeats (in a mirror) or a lan (in a farm), the sections of `inside`, and rules."""

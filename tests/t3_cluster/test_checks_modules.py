@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from checked import BOTH, Checked, config
-from pair import Mark, wait_for
+from pair import Mark, Pair, userconfig, wait_for
 
 from lab.cluster import Lab
 
@@ -170,3 +170,58 @@ def test_a_demonstration_template(lab: Lab, template: str) -> None:
     one.safekit("stop", "-m", template)
     made.wait(one, "STOP red")
     assert not one.pids("mybin") and not one.pids("myappli")
+
+
+def test_leader_and_follower(lab: Lab) -> None:
+    """Guide 15.14: the followers wait for the leader, go with it, and come back with it."""
+    one = lab.node("node1")
+    one.safekit("webserver", "start")
+    leader, follower = Checked(lab, "leader"), Checked(lab, "follower")
+    for name in ("leader", "follower"):
+        one.safekit("module", "install", "-m", name, f"/opt/safekit/Application_Modules/demo/{name}.safe")
+    path = "/opt/safekit/modules/leader/conf/userconfig.xml"
+    one.write(path, one.read(path).replace("192.168.4.10", lab.vip))
+    one.run(["mkdir", "-p", "/shared"])
+    for name in ("leader", "follower"):
+        one.safekit("config", "-m", name)
+    one.safekit("start", "-m", "follower")
+    follower.wait(one, "WAIT red", 40)
+    one.safekit("stop", "-m", "follower")
+    follower.wait(one, "STOP red")
+    mark = follower.mark()
+    one.safekit("prim", "-m", "leader")
+    leader.wait(one, "ALONE green", 60)
+    follower.wait(one, "UP green", 60)
+    follower.wait_log(one, mark, ["Action start called by root", "Script start_both", "Local state UP green"])
+    mark = follower.mark()
+    one.safekit("restart", "-m", "leader")
+    follower.wait_log(one, mark, ["Script stop_both", "End of stop", "Script start_both", "Local state UP green"], 60)
+    leader.wait(one, "ALONE green")
+    one.safekit("stop", "-m", "leader")
+    leader.wait(one, "STOP red", 60)
+    assert follower.state(one) == "STOP red"
+
+
+def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) -> None:
+    """Guide 13.6.4.4: the server with the latest data is lost after the other one was stopped."""
+    pair = Pair(lab, "delta", "/delta")
+    pair.begin_test()
+    pair.expect("not_uptodate", "advice_prim", "previous_halt", *EXPECTED)
+    pair.install(userconfig(rfs='syncdelta="2"', directory="/delta"))
+    one, two = pair.nodes
+    pair.first_start(one)
+    wait_for(lambda: pair.value(two, "rfs.synced") == "up", 20, "the time of the data is noted")
+    two.safekit("stop", "-m", "delta")
+    pair.wait(two, "STOP red")
+    one.poweroff()
+    two.safekit("start", "-m", "delta")
+    pair.wait(two, "ALONE green", 60)
+    why = two.safekit("why", "-m", "delta", "-s", "60").stdout
+    assert "force_uptodate" in why and "rfs.synced = up, set by syncedcheck" in why, why
+    one.poweron()
+    wait_for(lambda: one.safekit("state", "-m", "delta", check=False).returncode == 0, 30, "safeadmin of node1")
+    pair.start_stopped()
+    pair.wait_protected(two)
+    for node in pair.nodes:
+        node.safekit("stop", "-m", "delta")
+        pair.wait(node, "STOP red")
