@@ -372,7 +372,9 @@ class Shell:
     async def _reboot(self) -> None:
         self.context.log.event("rebooting")
         process = await asyncio.create_subprocess_exec("systemctl", "reboot")
-        await process.wait()
+        status = await process.wait()
+        if status != 0:
+            self.context.log.event("internal", text=f"systemctl reboot failed (status {status}): reboot by hand")
 
     async def _end(self) -> None:
         """The module has stopped: make sure that the peer heard it, then have our supervisor end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from checkers.tcpcheck import accepts
 from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, Replicated, Rfs, TcpCheck
 from safekit.resources import ResourceWriter
 from tests.fakes import FakeServer
@@ -192,3 +194,27 @@ def test_syncedcheck_notes_when_the_data_was_up_to_date(tmp_path: Path) -> None:
             await first_word("down")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("addr", "family"), [("::1", socket.AF_INET6), ("localhost", socket.AF_INET)])
+def test_tcpcheck_takes_ipv6_and_names(addr: str, family: socket.AddressFamily) -> None:
+    with socket.socket(family) as service:
+        service.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        port = service.getsockname()[1]
+        assert not asyncio.run(accepts(addr, port, 5.0)), "nobody listens yet"
+        service.listen()
+        assert asyncio.run(accepts(addr, port, 5.0))
+
+
+def test_a_service_that_does_not_answer_is_down_after_the_timeout() -> None:
+    with socket.socket() as service, contextlib.ExitStack() as waiting:
+        service.bind(("127.0.0.1", 0))
+        service.listen(0)
+        for _ in range(4):
+            # its queue is full: further connections are neither taken nor refused
+            full = waiting.enter_context(socket.socket())
+            full.setblocking(False)
+            full.connect_ex(service.getsockname())
+        begin = time.monotonic()
+        assert not asyncio.run(accepts("127.0.0.1", service.getsockname()[1], 1.0))
+        assert 0.9 < time.monotonic() - begin < 5.0

@@ -200,6 +200,19 @@ def test_t4_4_4_an_interface_without_link(module: Checked, lab: Lab) -> None:
     module.repeat(one, fault, "UP green")
 
 
+def test_an_address_that_is_taken_away(module: Checked, lab: Lab) -> None:
+    one, _ = module.nodes
+    module.expect("vip_failed", "vip_not_set", "vip_unset")
+    text = INTERFACE.replace('check="on"', 'check="off"').replace('where="alias" check="off"', 'where="alias"')
+    module.reconfigure(config(text.format(vip=lab.vip), mode="farm"), nodes=[one], **BOTH)
+    module.start_up(one)
+    seen = partial(module.sees, one, f"ip.{lab.vip}")
+    wait_for(seen, 10, "the address is seen")
+    messages = [f"Resource ip.{lab.vip} set to down by ipcheck", *by_rule("stopstart", "ip_failure")]
+    remove = f"ip -o addr show to {lab.vip} | while read -r _ dev _ addr _; do ip addr del $addr dev $dev; done"
+    module.repeat(one, Fault(lambda: one.run(remove), messages, ready=seen), "UP green")
+
+
 def test_t4_4_5_a_device_that_does_not_answer(module: Checked, lab: Lab) -> None:
     one, two = module.nodes
     inside = f'<ping ident="id"><to addr="{two.address("repli")}" interval="1" timeout="1"/></ping>'

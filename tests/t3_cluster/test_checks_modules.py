@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from checked import BOTH, Checked, config
+from checked import BOTH, SWITCH, Checked, config
 from pair import Mark, Pair, userconfig, wait_for
 
 from lab.cluster import Lab
@@ -225,3 +225,35 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
     for node in pair.nodes:
         node.safekit("stop", "-m", "delta")
         pair.wait(node, "STOP red")
+
+
+def test_an_automatic_stopstart_reboots_and_its_count_outlives_the_reboot(module: Checked) -> None:
+    """automatic_reboot="on", with a program that only notes that the machine should have been restarted."""
+    one, _ = module.nodes
+    rules = "customid_failure: if (custom.id == down) then stopstart();"
+    inside = '<check><custom ident="id" when="both" exec="customscript"/></check>'
+    text = config(inside, mode="light", service='automatic_reboot="on"', rules=rules)
+    module.expect("rebooting", "action_boot")
+    module.reconfigure(text, nodes=[one], **BOTH)
+    real = one.run("command -v systemctl").stdout.strip()
+    one.run(f"mv {real} {real}.real")
+    reboot = f'#!/bin/sh\n[ "$1" = reboot ] && exec touch /var/tmp/rebooted\nexec {real}.real "$@"\n'
+    one.write(real, reboot, mode=0o755)
+    one.safekit("boot", "-m", module.module, "on")
+    module.start_up(one)
+    wait_for(lambda: module.sees(one, "custom.id"), 10, "the checker spoke")
+    mark = module.mark()
+    one.run(["touch", SWITCH])
+    module.wait_log(one, mark, ["Action stopstart from failover rule customid_failure", "End of stop"])
+    wait_for(lambda: one.run(["test", "-e", "/var/tmp/rebooted"], check=False).returncode == 0, 10, "the reboot")
+    module.wait(one, "STOP red")
+    assert not any(line.code == "action_auto" for line in module.log(one, mark))
+    one.run(["rm", "-f", SWITCH])
+    one.poweroff()
+    one.poweron()
+    wait_for(lambda: module.state(one) == "UP green", 60, lambda: module.tail())
+    assert "1 automatic actions" in one.safekit("checkloop", "-m", module.module).stdout
+    one.safekit("restart", "-m", module.module)
+    assert "0 automatic actions" in one.safekit("checkloop", "-m", module.module).stdout
+    one.safekit("boot", "-m", module.module, "off")
+    one.run(f"mv {real}.real {real}")
