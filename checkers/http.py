@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from urllib.parse import SplitResult, urlsplit
 
 MAX_HEAD = 16 * 1024
+SHUTDOWN_SECONDS = 1.0
 
 
 class HttpError(Exception):
@@ -34,7 +34,8 @@ async def get(
     request = f"GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD)
+            bound = {} if tls is None else {"ssl_shutdown_timeout": SHUTDOWN_SECONDS}
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD, **bound)
             try:
                 writer.write(request.encode("latin-1"))
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -42,7 +43,8 @@ async def get(
                 body = await _body(reader, head, limit) if limit else b""
             finally:
                 writer.close()
-                with contextlib.suppress(OSError, ssl.SSLError):
+                if tls is None:
+                    # abort() of a TLS transport raises TypeError in Python 3.11; it has its time-out instead
                     writer.transport.abort()
     except TimeoutError:
         raise HttpError(f"no answer within {timeout:g} s") from None

@@ -182,7 +182,7 @@ def test_modulecheck_over_https_believes_its_own_authority_only(tmp_path: Path) 
             for one in (web, other, plain):
                 one.says("200 OK", document("UP", "green", "n2/1"))
             checks = tuple(
-                ModuleCheck("other", ident, "127.0.0.1", one.port, interval=1, timeout=2, secure=True)
+                ModuleCheck(ident, "other", "127.0.0.1", one.port, interval=1, timeout=2, secure=True)
                 for ident, one in (("ours", web), ("theirs", other), ("plain", plain))
             )
             async with FakeServer(tmp_path, ModuleConfig("AM", 1, check=Check(module=checks))) as server:

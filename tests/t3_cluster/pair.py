@@ -159,8 +159,8 @@ class Pair:
 
     # --- set up
 
-    def install(self, config: str, **scripts: str) -> None:
-        """Install and configure the module on both nodes."""
+    def install(self, config: str, *, number: int = 1, **scripts: str) -> None:
+        """Install and configure the module on both nodes; `number` is its id."""
         text = {
             "start_prim": START_PRIM.format(directory=self.directory),
             "stop_prim": STOP_PRIM,
@@ -171,7 +171,7 @@ class Pair:
         for node in self.nodes:
             node.run(["mkdir", "-p", self.directory])
             self.outside(node, "/root/module.safe").write_bytes(data)
-            node.safekit("module", "install", "-r", "-M", "1", "-m", self.module, "/root/module.safe")
+            node.safekit("module", "install", "-r", "-M", str(number), "-m", self.module, "/root/module.safe")
             node.safekit("config", "-m", self.module)
 
     def first_start(self, prim: Node) -> None:

@@ -207,7 +207,7 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
     pair = Pair(lab, "delta", "/delta")
     pair.begin_test()
     pair.expect("not_uptodate", "advice_prim", "previous_halt", *EXPECTED)
-    pair.install(userconfig(rfs='syncdelta="2"', directory="/delta"))
+    pair.install(userconfig(rfs='syncdelta="2"', directory="/delta"), number=8)
     one, two = pair.nodes
     pair.first_start(one)
     wait_for(lambda: pair.value(two, "rfs.synced") == "up", 20, "the time of the data is noted")
