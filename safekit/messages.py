@@ -168,6 +168,20 @@ _TABLE = (
             "Ferme : le filtre de paquets ne peut pas être mis en place : {reason}"),
     Message("farm_lan", "E", "Farm: lan {lan} is not usable yet: {reason}",
             "Ferme : réseau {lan} inutilisable : {reason}"),
+    Message("farm_not_flooded", "E", "Farm: frames for the virtual MAC {mac} from {missing} do not come here on"
+            " {interface}, nor to another server: the switch does not flood them; let it flood unknown unicast, or use"
+            " vmac_directed",
+            "Ferme : les trames pour la MAC virtuelle {mac} venant de {missing} n'arrivent pas ici sur {interface}, ni"
+            " à un autre serveur : le commutateur ne les diffuse pas ; autoriser la diffusion des adresses inconnues,"
+            " ou utiliser vmac_directed"),
+    Message("farm_learned", "E", "Farm: frames for the virtual MAC {mac} from {missing} do not come here on"
+            " {interface}, but reach {reached}: the switch has learned the virtual MAC on a port, or filters it on"
+            " another; clear its table and remove static entries",
+            "Ferme : les trames pour la MAC virtuelle {mac} venant de {missing} n'arrivent pas ici sur {interface},"
+            " mais atteignent {reached} : le commutateur a appris la MAC virtuelle sur un port, ou la filtre sur un"
+            " autre ; vider sa table et retirer les entrées statiques"),
+    Message("farm_flooded", "E", "Farm: frames for the virtual MAC {mac} come here on {interface} again",
+            "Ferme : les trames pour la MAC virtuelle {mac} arrivent à nouveau ici sur {interface}"),
     Message("farm_resumed", "I", "Farm: vipd goes on with the packet filters of its life before",
             "Ferme : vipd reprend les filtres de paquets de sa vie précédente"),
     # Our own processes

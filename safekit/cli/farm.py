@@ -63,6 +63,9 @@ def table(view: dict[str, Any], counters: Sequence[dict[str, Any]], live: bool) 
     for interface in view.get("interfaces", []):
         addresses = ", ".join(interface["addresses"])
         yield f"  {interface['name']}  {addresses}  vmac_{interface['mode']}  {interface['mac']}"
+    for found in view.get("flooding", []):
+        missing = ", ".join(found["missing"])
+        yield f"  {found['interface']}: virtual MAC {found['problem']}: no frames from {missing} come here"
     for group in view["groups"]:
         yield f"group {group['name']}"
         for number, node in enumerate(nodes):

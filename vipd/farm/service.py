@@ -26,6 +26,7 @@ from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
 from vipd.farm.core import FarmCore, Plan
 from vipd.farm.engine import Engine, EngineError
+from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
 from vipd.farm.links import Links
 from vipd.farm.monitor import RulesetMonitor
@@ -54,6 +55,7 @@ class Farm:
         self.groups = (context.config.vip or Vip()).groups
         self._configuration = configuration_id(context.cluster, context.config, self.names)
         self._path = context.paths.var / memory.FILE
+        self._flood_check = FloodCheck(context.log, self.names, self._configuration)
         self.core: FarmCore | None = None
         self.layout: Layout | None = None
         self._links: Links | None = None
@@ -156,6 +158,7 @@ class Farm:
             if self._monitor is None:
                 self._monitor = RulesetMonitor(layout.table, self._disturbed)
             self._monitor.learn(lambda: self._engine.renew(core.lease))
+            self._flood_check.watch(layout)
             self._applied = -1
         self._dirty.set()
         self._wake.set()
@@ -181,6 +184,7 @@ class Farm:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        self._flood_check.close()
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
@@ -468,7 +472,8 @@ class Farm:
 
     def status(self) -> dict[str, Any]:
         """What the tools show."""
-        return report.status(self._context.node, self.names, self.groups, self.core, self.layout, self._applied)
+        shown = report.status(self._context.node, self.names, self.groups, self.core, self.layout, self._applied)
+        return {**shown, "flooding": self._flood_check.problems()}
 
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
