@@ -132,11 +132,12 @@ def verify(
     nonces: Nonces,
     *,
     now: float | None = None,
+    not_before: float = 0.0,
 ) -> Signed:
     """Check the Authorization header of a request; the caller then checks the body against `body_hash`.
 
-    The clock and the nonce are looked at only when the signature is right: a stranger learns nothing.
-    Raises SignatureError.
+    The clock and the nonce are looked at only when the signature is right: a stranger learns nothing. `not_before`:
+    what was sent earlier may have been seen and forgotten (Unix time). Raises SignatureError.
     """
     fields = _parse(header)
     key = next((k for k in keys if hmac.compare_digest(_key_id(k), fields["key"])), None)
@@ -160,6 +161,8 @@ def verify(
             f" the clock of {me}; at most {MAX_SKEW:.0f} s are accepted",
             skew,
         )
+    if int(fields["time"]) / 1000 < not_before:
+        raise SignatureError("replay", f"this request was sent before {me} was started; send it again")
     nonces.use(fields["nonce"], current + 2 * MAX_SKEW, current)
     return Signed(fields["from"], fields["nonce"], key, fields["body"], fields["sealed"] == "1")
 
@@ -173,8 +176,8 @@ def _parse(header: str) -> dict[str, str]:
     ascii_only = all(value.isascii() for value in fields.values())
     if not (ascii_only and fields["time"].isdecimal() and len(fields["time"]) < 20 and fields["sealed"] in ("0", "1")):
         raise SignatureError("malformed", "the Authorization header is not a SafeKit signature")
-    if len(fields["nonce"]) != 2 * _NONCE:
-        raise SignatureError("malformed", "the nonce has not the right size")
+    if len(fields["nonce"]) != 2 * _NONCE or not set(fields["nonce"]) <= set("0123456789abcdef"):
+        raise SignatureError("malformed", "the nonce is not a hexadecimal number of the right size")
     return fields
 
 

@@ -35,13 +35,15 @@ class CallError(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request. `secret`: its body is sealed with the cluster key where the server has it."""
+    """A request. `secret`: its body is sealed with the cluster key where the server has it. `only_sealed`: never in
+    clear, because that server is known to have the key."""
 
     method: str
     path: str
     body: bytes = b""
     content_type: str = "application/json"
     secret: bool = False
+    only_sealed: bool = False
     seconds: float = 120.0
 
 
@@ -58,9 +60,17 @@ def call(
     (a service may be open). Raises CallError."""
     refusal: CallError | None = None
     for attempt in _attempts(target, keys, target.credentials or credentials):
+        in_clear = ask.secret and attempt.key is None and target.protocol == "http"
+        if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
+            raise CallError(
+                "downgrade",
+                f"safeadmin there has the key of the cluster, but {target.url} says {refusal.text!r}: another machine"
+                " may stand in between; no key was sent",
+                "see who has this address: ip neighbour; safekit webserver restart there; or carry it by hand: safekit "
+                "cluster export",
+            )
         try:
-            answer = _once(target, ask, attempt)
-            return answer, ask.secret and attempt.key is None and target.protocol == "http"
+            return _once(target, ask, attempt), in_clear
         except CallError as error:
             # `altered` from a server that has just changed its key is worth another key too.
             if error.kind not in ("key", "credentials"):

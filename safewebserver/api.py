@@ -38,6 +38,9 @@ DEFAULT_TIMEOUT = 120.0
 EVENT_SECONDS = 0.3
 COMMENT_SECONDS = 10.0
 MAX_STREAMS = 50
+MAX_UPLOADS = 4
+STREAM_SECONDS = 30.0
+"""A follower of a log who does not read for so long has gone."""
 LEVELS = {"E": frozenset("E"), "I": frozenset("EI"), "A": frozenset("EID")}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -139,7 +142,7 @@ class Api:
     def __init__(self, modules: Modules, commands: Commands) -> None:
         self.modules = modules
         self.commands = commands
-        self._streams = 0
+        self._streams = self._uploads = 0
         self._described = openapi()
 
     def routes(self) -> list[web.RouteDef]:
@@ -225,13 +228,15 @@ class Api:
                 lines = [line for line in tail.poll() if line.level in LEVELS[level]]
                 for line in lines:
                     text = json.dumps(_line(line, language), ensure_ascii=False)
-                    await response.write(f"event: line\ndata: {text}\n\n".encode())
+                    await _write(response, f"event: line\ndata: {text}\n\n".encode())
                 silent = 0.0 if lines else silent + EVENT_SECONDS
                 if silent >= COMMENT_SECONDS:
                     silent = 0.0
-                    await response.write(b": alive\n\n")
+                    await _write(response, b": alive\n\n")
                 await asyncio.sleep(EVENT_SECONDS)
-        except ConnectionResetError:
+        except (ConnectionResetError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
             return response
         finally:
             self._streams -= 1
@@ -319,7 +324,13 @@ class Api:
         configure = request.query.get("configure", "0")
         if configure not in ("0", "1"):
             raise ApiError(400, "malformed", "configure is neither 0 nor 1")
-        content = await body_of(request, MAX_ARCHIVE)
+        if self._uploads >= MAX_UPLOADS:
+            raise ApiError(503, "busy", f"{MAX_UPLOADS} modules are being received already", "try again")
+        self._uploads += 1
+        try:
+            content = await body_of(request, MAX_ARCHIVE)
+        finally:
+            self._uploads -= 1
         words = ["-u", who.name, "module", "deploy", "-m", name]
         words += ["-M", str(number)] if number else []
         words += ["--configure"] if configure == "1" else []
@@ -327,6 +338,11 @@ class Api:
             archive = directory / f"{name}.safe"
             await asyncio.to_thread(archive.write_bytes, content)
             return await self._run(request, (*words, str(archive)), DEFAULT_TIMEOUT)
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(STREAM_SECONDS):
+        await response.write(data)
 
 
 class _Workplace:

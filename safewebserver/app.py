@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+import socket
 import sys
+import time
 import traceback
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from safekit.model.cluster import ClusterError, load_cluster
+from safekit.paths import node_name
 from safewebserver import pages
 from safewebserver.api import PREFIX, Api, ApiError, Handler, reply
-from safewebserver.identity import Busy, Gate, Unauthorized
+from safewebserver.identity import Busy, Gate, Strangers, Unauthorized
 from safewebserver.modules import NoModule
 
 PUBLIC = frozenset({f"{PREFIX}/openapi.json", "/safekit/mosaic.html", "/safekit/localhost.html"})
@@ -22,6 +28,20 @@ _NEXT_STEPS = {
     "target": "use the address of that server in cluster.xml",
     "credentials": "give the name and password of a user of that server (safekit -H asks for them)",
 }
+
+
+def known_host(host: str) -> bool:
+    """Whether a Host header is an address, or a name of this cluster: a page that reached us under a name of its own
+    (DNS rebinding) is not the administrator."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+        return True
+    except ValueError:
+        known = {"localhost", socket.gethostname().lower(), node_name().lower()}
+    with contextlib.suppress(ClusterError):
+        known |= {text.lower() for lan in load_cluster().lans for node in lan.nodes for text in (node.name, node.addr)}
+    return name in known
 
 
 def is_public(path: str) -> bool:
@@ -58,6 +78,7 @@ def _challenge(request: web.Request, error: Unauthorized) -> web.Response:
 
 def make_app(gate: Gate, api: Api) -> web.Application:
     """The application. Every route asks who is there, but the public ones."""
+    strangers = Strangers(lambda text: print(f"safewebserver: {text}", file=sys.stderr, flush=True))
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -70,11 +91,16 @@ def make_app(gate: Gate, api: Api) -> web.Application:
                 name = request.transport.get_extra_info("sockname") if request.transport is not None else None
                 port = int(name[1]) if name else 0
                 header = request.headers.get("Authorization")
-                request["caller"] = await gate.identify(header, request.method, request.raw_path, port)
+                who = request["caller"] = await gate.identify(header, request.method, request.raw_path, port)
+                if who.anonymous and request.method not in ("GET", "HEAD") and not known_host(request.host):
+                    text = "without passwords, changes are accepted under an address or a name of cluster.xml only"
+                    raise ApiError(403, "host", text)
             response = await handler(request)
         except ApiError as error:
             response = reply(request, error.body, error.status)
         except Unauthorized as error:
+            if request.headers.get("Authorization"):
+                strangers.refused(request.remote or "?", error.text, time.monotonic())
             response = _challenge(request, error)
         except NoModule as error:
             response = refuse(request, 404, "no_module", str(error), "safekit module list")

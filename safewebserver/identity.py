@@ -9,6 +9,8 @@ import binascii
 import hashlib
 import os
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from safewebserver.settings import People, Role, Settings
 MEMORY_SECONDS = 300.0
 MEMORY_ENTRIES = 1000
 MAX_WAITING = 20
+STRANGER_SECONDS = 60.0
+MAX_STRANGERS = 1000
 # A hash of nothing that anybody knows: an unknown user costs as much time as a known one.
 _NOBODY = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(10))
 
@@ -48,6 +52,7 @@ class Caller:
     name: str
     role: Role
     signed: Signed | None = None
+    anonymous: bool = False
 
 
 class Passwords:
@@ -132,6 +137,27 @@ class Journal:
             os.close(descriptor)
 
 
+class Strangers:
+    """One line a minute for each address that is refused: who tries passwords or repeats requests is seen."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def refused(self, address: str, why: str, now: float) -> None:
+        """Note a refusal at monotonic time `now`. The name that was tried may be a password: it is not written."""
+        since, silent = self._seen.get(address, (float("-inf"), 0))
+        if now - since < STRANGER_SECONDS:
+            self._seen[address] = (since, silent + 1)
+            return
+        more = f" ({silent} more since the last such line)" if silent else ""
+        self._say(f"refused a request of {address}: {why}{more}")
+        self._seen[address] = (now, 0)
+        self._seen.move_to_end(address)
+        while len(self._seen) > MAX_STRANGERS:
+            self._seen.popitem(last=False)
+
+
 class Gate:
     """Decides who a request comes from."""
 
@@ -152,7 +178,7 @@ class Gate:
         if header is not None and header.startswith("Basic "):
             return await self._person(header, limit)
         if not self.settings.authenticated:
-            return Caller("anonymous", limit)
+            return Caller("anonymous", limit, anonymous=True)
         raise Unauthorized("credentials", "a name and a password are needed (SAFE/web/conf/user.conf)")
 
     def _signed(self, header: str, method: str, path: str) -> Signed:
@@ -161,7 +187,9 @@ class Gate:
         except (OSError, ValueError):
             keys = []
         try:
-            return verify(header, keys, node_name(), method, path, self._journal.nonces)
+            # The journal is not forced to the disk: a power failure may have taken its end.
+            boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+            return verify(header, keys, node_name(), method, path, self._journal.nonces, not_before=boot)
         except SignatureError as error:
             raise Unauthorized(error.kind, error.text, error.skew) from None
 

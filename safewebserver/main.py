@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 
@@ -20,6 +21,9 @@ from safewebserver.settings import SettingsError, load_settings
 
 NAME = "safewebserver"
 CLOSE_SECONDS = 2.0
+IDLE_SECONDS = 20.0
+"""A connection without a whole request: it holds a descriptor, and may be somebody who wants all of them."""
+DESCRIPTORS = 65536
 
 
 async def _ping(request: Request) -> dict[str, object] | None:
@@ -35,7 +39,9 @@ async def _serve() -> int:
     bus = await Endpoint.open(NAME, _ping)
     commands = Commands()
     app = make_app(Gate(settings), Api(Modules(bus), commands))
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False, keepalive_timeout=IDLE_SECONDS
+    )
     await runner.setup()
     try:
         for port, role in settings.listen:
@@ -61,6 +67,9 @@ def main() -> int:
     """Serve until SIGTERM. 2 when the settings are wrong, 1 when a port cannot be had."""
     set_process_name(NAME)
     os.umask(0o007)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     try:
         return asyncio.run(_serve())
     except SettingsError as error:

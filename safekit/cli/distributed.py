@@ -256,6 +256,17 @@ def _show(target: Target, outcome: Outcome, done: str) -> int:
 # -G and -E
 
 
+def _key_holders() -> frozenset[str]:
+    """The servers that prove to safeadmin, all the time, that they have the present key of the cluster."""
+    from safekit.buswire import BusError, request_sync
+
+    try:
+        nodes = request_sync("safeadmin", "members", timeout=2.0).get("nodes", {})
+    except BusError:
+        return frozenset()  # not in a cluster yet, or no safeadmin: nothing is known
+    return frozenset(str(name) for name, known in nodes.items() if known.get("answers") and name != node_name())
+
+
 def _give_cluster(targets: Sequence[Target]) -> int:
     """The cluster's configuration and key, to each server; all or nothing on each."""
     try:
@@ -267,7 +278,9 @@ def _give_cluster(targets: Sequence[Target]) -> int:
     except (ValueError, OSError) as error:
         raise Failure(str(error), "safekit cluster config") from None
     body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
-    worst = _everywhere(targets, lambda target: Ask("PUT", "/api/v1/cluster", body, secret=True, seconds=SECONDS))
+    ask = Ask("PUT", "/api/v1/cluster", body, secret=True, seconds=SECONDS)
+    holders = _key_holders()
+    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders))
     if worst:
         click.echo("Not every server has the configuration: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)
@@ -295,7 +308,8 @@ def _give_module(targets: Sequence[Target], module: str) -> int:
     ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=SECONDS)
     if not configured:
         click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
-    worst = _everywhere(targets, lambda target: replace(ask))
+    holders = _key_holders()
+    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders))
     if worst:
         click.echo(f"Not every server has module {module} as it is here: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 import json
 import random
+import resource
 import socket
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
 import pytest
-from web_server import KEY, WebServer, command, free_ports
+from web_server import KEY, PASSWORDS, WebServer, command, free_ports
 
 from safekit import remote
+from safekit.cli.targets import Credentials, Target
 from safekit.paths import ModulePaths
+from safekit.webclient import Ask, CallError, call
 from safewebserver.api import openapi
 from safewebserver.forks import reads
 from safewebserver.settings import Role
@@ -358,18 +362,17 @@ def test_reading_commands_run_in_forks_and_survive_the_death_of_their_process(tm
             return found
 
         # Without safeadmin the command fails as it does in a shell, with both outputs.
-        first = said("module", "list")
-        assert first[0] == 1 and "Waiting for safeadmin" in first[1] and "not running" in first[1]
-        process = forking()
-        assert said("module", "list") == first and forking().pid == process.pid
-        status, text = said("log", "-m", "nosuch", "--nonsense")
-        assert status == 1 and "No such option" in text
+        status, text = said("module", "list")
+        assert status == 1 and "Waiting for safeadmin" in text and "not running" in text
+        process, wrong = forking(), ("log", "-m", "nosuch", "--nonsense")
+        first = said(*wrong)
+        assert first[0] == 1 and "No such option" in first[1] and forking().pid == process.pid
         with ThreadPoolExecutor(8) as pool:
-            assert all(found[0] == 1 for found in pool.map(lambda _: said("level", "-m", "x"), range(16)))
+            assert set(pool.map(lambda _: said(*wrong), range(16))) == {first}
         process.kill()
         process.wait(5)
-        assert said("module", "list") == first
-        assert said("module", "list") == first and forking().pid != process.pid
+        assert said(*wrong) == first
+        assert said(*wrong) == first and forking().pid != process.pid
         assert not [c for c in forking().children() if c.status() == psutil.STATUS_ZOMBIE]
     finally:
         server.stop()
@@ -393,3 +396,81 @@ def test_reading_commands_run_in_forks_and_survive_the_death_of_their_process(tm
 )
 def test_only_reading_commands_are_forked(words: str, read: bool) -> None:
     assert reads(words.split()) is read
+
+
+def test_slow_clients_cost_nothing_to_the_others(web: WebServer) -> None:
+    """2,000 connections with half a request (more than the usual limit of descriptors), and a health check."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    slow = []
+    try:
+        for _ in range(2000):
+            sock = socket.create_connection(("127.0.0.1", web.port), timeout=5)
+            sock.sendall(b"GET /var/modules/mirror/ready.txt HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            slow.append(sock)
+        begun = time.monotonic()
+        assert web.ask("GET", "/var/modules/mirror/ready.txt").status == 200
+        assert time.monotonic() - begun < 5
+        slow[0].settimeout(40)
+        assert slow[0].recv(1000) == b"", "half a request does not hold its connection for ever"
+    finally:
+        for sock in slow:
+            sock.close()
+
+
+def test_refusals_are_in_the_journal_without_what_was_tried(tmp_path: Path) -> None:
+    server = WebServer(tmp_path).start()
+    for _ in range(5):
+        assert server.ask("GET", "/api/v1/node", user="my-secret-password", password="x").status == 401
+    assert server.ask("GET", "/api/v1/node").status == 401, "the question for a password is no refusal"
+    said = server.stop()
+    assert said.count("refused a request of 127.0.0.1: wrong name or password") == 1
+    assert "my-secret-password" not in said
+
+
+def test_without_passwords_a_page_with_a_name_of_its_own_cannot_command(tmp_path: Path) -> None:
+    server = WebServer(tmp_path, define="").start()
+    try:
+        for host, status in (
+            (f"127.0.0.1:{server.port}", 200),
+            (f"[::1]:{server.port}", 200),
+            ("n1", 200),
+            ("N1:9010", 200),
+            ("n1.evil.example", 403),
+            ("evil.example", 403),
+            (f"evil.example:{server.port}", 403),
+            ("127.0.0.1.evil.example", 403),
+        ):
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            answer = server.ask("POST", "/api/v1/command", command("log", "--nonsense"), headers=headers)
+            assert answer.status == status, (host, answer.data)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(("sent", "accepted"), [(999.0, False), (1001.0, True)])
+def test_the_date_of_a_request_against_the_boot(sent: float, accepted: bool) -> None:
+    header, _ = remote.sign(KEY, "n2", "n1", "GET", "/", now=sent)
+    try:
+        remote.verify(header, [KEY], "n1", "GET", "/", remote.Nonces(), now=1010.0, not_before=1000.0)
+    except remote.SignatureError as error:
+        assert error.kind == "replay" and not accepted
+    else:
+        assert accepted
+
+
+def test_no_key_goes_in_clear_to_a_server_that_is_known_to_have_it(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody in between only has to say that the key is another one; then the key would come in clear."""
+    monkeypatch.setenv("SAFENODE", "n2")
+    target = Target("n1", "http", "127.0.0.1", web.port)
+    ask = Ask("PUT", "/api/v1/cluster", b"{}", secret=True)
+    with pytest.raises(CallError) as error:
+        call(target, replace(ask, only_sealed=True), [bytes(32)], Credentials("admin", PASSWORDS["admin"]))
+    assert error.value.kind == "downgrade" and "no key was sent" in error.value.text
+    with pytest.raises(CallError) as error:
+        call(target, ask, [bytes(32)], Credentials("admin", PASSWORDS["admin"]))
+    assert error.value.kind == "malformed", "a server that is not known to have it gets it by its password"
+    with pytest.raises(CallError) as error:
+        call(target, replace(ask, only_sealed=True), [KEY])
+    assert error.value.kind == "malformed", "sealed, it arrives"
