@@ -83,6 +83,7 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._replays: dict[str, int] = {}
         self._differs_since: dict[str, float] = {}
+        self._problems: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -250,6 +251,7 @@ class Cluster:
             message = decode(opened.payload, self._configuration, len(self.names))
         except OtherConfiguration as error:
             if self._lasts(source):
+                self._problems[opened.sender] = str(error)
                 self._complaints.say(source, "configuration", f"{opened.sender} ({source}) has {error}")
             return
         except WireError as error:
@@ -257,6 +259,7 @@ class Cluster:
             return
         self._replays.pop(source, None)
         self._differs_since.pop(source, None)
+        self._problems.pop(opened.sender, None)
         self._complaints.settle(source, f"{opened.sender} ({source}) is understood again")
         now = time.monotonic()
         if isinstance(message, Pulse):
@@ -296,7 +299,10 @@ class Cluster:
             "replaced",
         }[error.kind]
         peers = ((number, address[0]) for link in self._links for number, address in link.peers.items())
-        name = next((f"{self.names[number]} ({source})" for number, address in peers if address == source), source)
+        node = next((self.names[number] for number, address in peers if address == source), "")
+        if node:
+            self._problems[node] = f"its datagrams are rejected: {error.detail}"
+        name = f"{node} ({source})" if node else source
         self._complaints.say(source, error.kind, f"datagrams of {name} are rejected: {error.detail}; {advice}")
 
     def _lasts(self, source: str) -> bool:
@@ -343,6 +349,7 @@ class Cluster:
             nodes[name] = {
                 "member": number in view,
                 "answers": number == self.me or bool(self.membership.responding >> number & 1),
+                "problem": self._problems.get(name, ""),
                 "facts": None if facts is None else _facts_fields(facts),
                 "lans": {
                     link.lan.name: round(now - link.heard_at[number], 3)

@@ -239,9 +239,14 @@ def confinfo_command() -> int:
     nodes = _nodes()
     for line in confinfo_lines(nodes):
         click.echo(line)
-    silent = [name for name, known in nodes.items() if not known.get("answers")]
-    if silent:
-        click.echo(f"No answer from: {', '.join(silent)}", err=True)
+    silent = {name: str(known.get("problem", "")) for name, known in nodes.items() if not known.get("answers")}
+    for name, problem in silent.items():
+        if problem:
+            click.echo(f"{name}: {problem}", err=True)
+    if "" in silent.values():
+        click.echo(f"No answer from: {', '.join(name for name, text in silent.items() if not text)}", err=True)
+    if any(silent.values()):
+        click.echo('Next step: on the server with the right configuration and key: safekit -H "*" -G', err=True)
     return 0
 
 

@@ -144,4 +144,24 @@ def confinfo_command(module: str | None) -> int:
     click.echo(f"current  {current.signature}  {current.date:.0f}")
     if active is None or active.signature != current.signature:
         click.echo(f"Next step: safekit config -m {paths.module}")
+    elif differing := _differing(paths.module, active.signature):
+        click.echo(f"Other configuration or key of module {paths.module} on: {', '.join(differing)}", err=True)
+        click.echo(f"Next step: on the server with the right one: safekit -H SERVERS -E {paths.module}", err=True)
     return 0
+
+
+def _differing(module: str, signature: str) -> list[str]:
+    """The servers that have another configuration of the module applied, as safeadmin knows. The module's key is
+    part of the signature."""
+    from safekit.buswire import BusError, request_sync
+
+    try:
+        nodes = request_sync("safeadmin", "members", timeout=2.0).get("nodes", {})
+    except BusError:
+        return []  # this server is in no cluster now
+    return [
+        f"{name} ({known['signature'][:16]}, {known['date']})"
+        for name, node in nodes.items()
+        for known in (node.get("facts") or {}).get("modules", ())
+        if known["name"] == module and known["signature"] not in ("", signature)
+    ]

@@ -11,6 +11,7 @@ import click
 from safekit.archive import ArchiveError, pack, unpack
 from safekit.cli.base import Failure, command, installed_modules, module_option, module_paths, require_admin, session
 from safekit.cli.deploy import delkey_command, deploy_command, genkey_command
+from safekit.cli.lastconfig import lastconfig_command, restore_command
 from safekit.files import locked, write_atomic
 from safekit.paths import ModulePaths, cluster_dir, safe
 
@@ -249,5 +250,7 @@ for _each in (
     deploy_command,
     genkey_command,
     delkey_command,
+    lastconfig_command,
+    restore_command,
 ):
     module_command.add_command(_each)

@@ -200,8 +200,10 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
         click.echo(json.dumps({"node": node, "modules": data}, indent=2))
         return 0
     if not views:
-        click.echo("No module is configured.")
-        click.echo("Next step: safekit module install -m AM SAFE/Application_Modules/generic/mirror.safe")
+        waiting = sorted(require_admin().get("modules", {}))
+        click.echo("No module is configured." + (f" Installed: {', '.join(waiting)}." if waiting else ""))
+        first = "module install -m AM SAFE/Application_Modules/generic/mirror.safe"
+        click.echo(f"Next step: safekit {f'config -m {waiting[0]}' if waiting else first}")
         return 0
     for line in table(views, now):
         click.echo(line)

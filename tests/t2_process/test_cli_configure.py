@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,29 @@ def test_ports_of_a_configured_mirror(server: Server, data: Path) -> None:
     server.run("config", "-m", "mirror")
     text = server.run("module", "getports", "-m", "mirror").stdout
     assert [line.split()[-1] for line in text.splitlines() if line.startswith(" ")] == ["4800", "9010", "8888", "5600"]
+
+
+def test_going_back_to_one_of_the_last_three_configurations(server: Server, data: Path) -> None:
+    xml = server.safe / "modules/mirror/conf/userconfig.xml"
+    first = xml.read_text()
+    assert server.run("module", "lastconfig", "-m", "mirror").returncode == 1
+    for number in range(5):
+        xml.write_text(first.replace("<heart>", f'<heart pulse="{700 + number}" timeout="30000">'))
+        assert server.run("config", "-m", "mirror").returncode == 0
+        time.sleep(1.01)  # the names of the copies have seconds (guide 3.8.3)
+    listed = server.run("module", "lastconfig", "-m", "mirror").stdout.splitlines()
+    assert len(listed) == 5 and listed[1].endswith("active, in SAFE/modules") and listed[2].startswith("2 ")
+    xml.write_text(first.replace("<heart>", '<heart pulse="555" timeout="30000">'))
+    assert server.run("module", "restore", "-m", "mirror", "9").returncode == 1
+    restored = server.run("module", "restore", "-m", "mirror", "2")
+    assert restored.returncode == 0, restored.stderr
+    assert 'pulse="703"' in xml.read_text()
+    (kept,) = (server.safe / "Application_Modules/backup").iterdir()
+    assert b'pulse="555"' in zipfile.ZipFile(kept).read("conf/userconfig.xml")
+    active, current = signatures(server)
+    assert active != current, "what runs is not touched"
+    assert server.run("config", "-m", "mirror").returncode == 0
+    assert server.run("module", "restore", "-m", "mirror", "1").returncode == 0
+    assert len(list((server.safe / "Application_Modules/backup").iterdir())) == 1
+    commands = (server.var / "commandlog").read_text()
+    assert "module restore -m mirror 2" in commands
