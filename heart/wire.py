@@ -15,9 +15,9 @@ from typing import Any, cast
 import msgpack
 
 from heart.values import Beat, Color, Decided, Role, SwapNotice
+from safekit import protocol
 from safekit.seal import Opener, Sealer, SealError
 
-PROTOCOL = 1
 CONTEXT = "heartbeat"
 MAX_PAYLOAD = 32 * 1024
 MAX_TEXT = 256
@@ -36,9 +36,9 @@ _PAIRS = ("echo", "grant", "fenced")
 _KNOWN = {item.name for item in fields(Beat)}
 
 
-def pack(beat: Beat, module: str) -> bytes:
-    """Bytes of a heartbeat of a module."""
-    message: dict[str, Any] = {"v": PROTOCOL, "module": module}
+def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:
+    """Bytes of a heartbeat of a module, in that protocol version."""
+    message: dict[str, Any] = {"v": version, "module": module}
     for name in (*_INTS, *_BOOLS, *_TEXTS, *_PAIRS):
         message[name] = getattr(beat, name)
     message["role"], message["color"], message["sees"] = beat.role.value, beat.color.value, beat.sees.value
@@ -64,8 +64,8 @@ def unpack(payload: bytes, module: str) -> Beat:
         raise BadBeat(f"not msgpack: {error}") from None
     if not isinstance(message, dict):
         raise BadBeat("not a map")
-    if message.get("v") != PROTOCOL:
-        raise BadBeat(f"heartbeat protocol {message.get('v')!r}, ours is {PROTOCOL}")
+    if message.get("v") not in range(protocol.OLDEST, protocol.NEWEST + 1):
+        raise BadBeat(f"heartbeat of protocol version {str(message.get('v'))[:16]!r}")
     if message.get("module") != module:
         raise BadBeat(f"of module {str(message.get('module'))[:64]!r}, not {module!r}")
     values: dict[str, Any] = {}
@@ -245,7 +245,8 @@ class LinkSocket(asyncio.DatagramProtocol):
         if self._transport is None or self._transport.is_closing() or not hasattr(self, "_peer"):
             return
         try:
-            self._transport.sendto(self._sealer.seal(pack(beat, self._module)), self._peer)
+            version = self.opener.version_for(*self.opener.senders)
+            self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self._peer)
         except OSError as error:
             self.problem = str(error.strerror)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 from lab import kernel, rootfs
 from lab.units import Phase, Service, parse
+from safekit.installation.environment import interpreter
 
 CONTROL = "/run/safelab.sock"
 UNITS = Path("/etc/systemd/system")
@@ -67,7 +67,9 @@ def build_root(machine: Machine) -> Path:
     for name in ("systemctl", "service"):
         tool = root / "usr/local/sbin" / name
         tool.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(machine.checkout) / "lab/nodectl.py", tool)
+        # a distribution may have a python3.13 and no python3
+        _, _, code = (Path(machine.checkout) / "lab/nodectl.py").read_text().partition("\n")
+        tool.write_text(f"#!{interpreter()} -I\n{code}")
         tool.chmod(0o755)
     return root
 

@@ -3,11 +3,13 @@
 The nfsbox that is primary listens; the secondary's nfsbox connects for the stream of operations, and reintegre
 on the secondary connects for the resynchronisation service. A connection starts with a preamble in clear
 
-    magic 4 | protocol version 2 | kind 1 | 0 1 | random 16
+    magic 4 | protocol version 2 | kind 1 | offer 1 | random 16
 
-from each side (the server answers with the same kind, or with a refusal code in the last byte), followed by
-sealed frames (AES-256-GCM under keys of this connection, a counter as nonce: a frame that is lost, repeated,
-moved or altered ends the connection)
+from each side. The client says the oldest version that it speaks and offers the newest (0, as version 1 does: no
+newer one); the server answers with the version that is spoken from there on and the same kind, or with a refusal
+code as its offer. Both repeat in their first sealed frame what they speak, so that nobody on the way can talk them
+down. What follows are sealed frames (AES-256-GCM under keys of this connection, a counter as nonce: a frame that
+is lost, repeated, moved or altered ends the connection)
 
     length 4 (of what follows) | sealed( header 32 | body )
 
@@ -31,10 +33,10 @@ from typing import Any, Final
 
 import msgpack
 
+from safekit import protocol
 from safekit.seal import STREAM_HELLO_SIZE, SealError, StreamCipher, stream_ciphers, stream_hello
 
 MAGIC: Final = b"SKRF"
-VERSION: Final = 1
 PREAMBLE: Final = struct.Struct("<4sHBB16s")
 LENGTH: Final = struct.Struct("<I")
 HEADER: Final = struct.Struct("<BBHIQQQ")
@@ -379,7 +381,7 @@ def _read_exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
 
 
 _REFUSED = {
-    Refusal.VERSION: "the peer speaks another version of the replication protocol: install the same version",
+    Refusal.VERSION: "the servers are more than one release apart: upgrade the older one",
     Refusal.ROLE: "the peer is not primary",
     Refusal.BUSY: "the peer serves another secondary",
 }
@@ -423,20 +425,23 @@ def _connect(
     try:
         tune(sock)
         mine = stream_hello()
-        sock.sendall(PREAMBLE.pack(MAGIC, VERSION, kind, 0, mine))
+        newest = protocol.newest()
+        offer = newest if newest > protocol.OLDEST else 0
+        sock.sendall(PREAMBLE.pack(MAGIC, protocol.OLDEST, kind, offer, mine))
         magic, version, _, refusal, theirs = PREAMBLE.unpack(
             _read_exactly(sock, PREAMBLE.size, time.monotonic() + timeout)
         )
         if magic != MAGIC:
             raise WireError(errno.EPROTO, "the peer does not speak the replication protocol")
-        if version != VERSION or refusal:
+        if refusal or not protocol.OLDEST <= version <= newest:
             why = Refusal(refusal) if refusal in set(Refusal) else Refusal.VERSION
             raise WireRefused(why or Refusal.VERSION, _REFUSED[why or Refusal.VERSION])
         sender, receiver = stream_ciphers(key, _context(module, kind), mine, theirs, client=True)
         channel = Channel(sock, sender, receiver)
-        channel.send(Op.HELLO, body=msgpack.packb(hello), timeout=timeout)
+        channel.send(Op.HELLO, body=msgpack.packb({**hello, "speaks": newest}), timeout=timeout)
         welcome = decode_map(expect(channel.receive_within(timeout), Op.WELCOME))
         channel.limit = MAX_FRAME
+        _not_talked_down(version, welcome, newest)
         if not welcome.get("ok"):
             code = welcome.get("refusal")
             refused = Refusal(code) if isinstance(code, int) and code in set(Refusal) else Refusal.ROLE
@@ -455,15 +460,18 @@ def accept(
     tune(sock)
     deadline = time.monotonic() + timeout
     raw = _read_exactly(sock, PREAMBLE.size, deadline)
-    magic, version, kind_byte, _, theirs = PREAMBLE.unpack(raw)
+    magic, oldest, kind_byte, offer, theirs = PREAMBLE.unpack(raw)
     if magic != MAGIC:
         raise WireError(errno.EPROTO, "not the replication protocol")
     mine = stream_hello()
-    if version != VERSION or kind_byte not in set(Kind):
-        sock.sendall(PREAMBLE.pack(MAGIC, VERSION, kind_byte, Refusal.VERSION, mine))
-        raise WireError(errno.EPROTO, f"peer with protocol version {version}, ours is {VERSION}")
+    newest = protocol.newest()
+    theirs_newest = max(oldest, offer)
+    version = min(theirs_newest, newest)
+    if not max(oldest, protocol.OLDEST) <= version or kind_byte not in set(Kind):
+        sock.sendall(PREAMBLE.pack(MAGIC, newest, kind_byte, Refusal.VERSION, mine))
+        raise WireError(errno.EPROTO, protocol.refusal(theirs_newest, newest))
     kind = Kind(kind_byte)
-    sock.sendall(PREAMBLE.pack(MAGIC, VERSION, kind, 0, mine))
+    sock.sendall(PREAMBLE.pack(MAGIC, version, kind, 0, mine))
     length = _read_exactly(sock, 4, deadline)
     (size,) = _unpack_length(length)
     if not HEADER_SIZE + StreamCipher.overhead <= size <= MAX_FIRST_FRAME:
@@ -477,18 +485,32 @@ def accept(
             continue
         channel = Channel(sock, sender, receiver)
         channel.received, channel.limit = 1, MAX_FRAME
-        return channel, kind, decode_map(expect(first, Op.HELLO))
+        hello = decode_map(expect(first, Op.HELLO))
+        _not_talked_down(version, hello, newest)
+        return channel, kind, hello
     raise WireError(errno.EACCES, "the peer has another key")
+
+
+def _not_talked_down(version: int, said: dict[str, Any], newest: int) -> None:
+    """The version agreed in clear must be what the sealed words of the peer lead to; they are taken out of what it
+    `said`. Raises WireError."""
+    speaks = said.pop("speaks", protocol.OLDEST)
+    if not isinstance(speaks, int) or version != min(max(speaks, protocol.OLDEST), newest):
+        raise WireError(errno.EPROTO, "the agreement on a protocol version was altered on its way")
 
 
 def welcome(channel: Channel, **fields: Any) -> None:
     """Accept a client."""
-    channel.send(Op.WELCOME, body=msgpack.packb({"ok": True, **fields}), timeout=10.0)
+    _answer(channel, ok=True, **fields)
 
 
 def refuse(channel: Channel, refusal: Refusal, text: str) -> None:
     """Refuse a client that holds the key."""
-    channel.send(Op.WELCOME, body=msgpack.packb({"ok": False, "refusal": int(refusal), "text": text}), timeout=10.0)
+    _answer(channel, ok=False, refusal=int(refusal), text=text)
+
+
+def _answer(channel: Channel, **fields: Any) -> None:
+    channel.send(Op.WELCOME, body=msgpack.packb({"speaks": protocol.newest(), **fields}), timeout=10.0)
 
 
 def expect(frame: bytes, op: Op) -> memoryview:

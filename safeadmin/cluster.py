@@ -16,6 +16,7 @@ from safeadmin.adminlog import AdminLog, Complaints
 from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, NodeFacts
 from safeadmin.wire import Facts, Message, OtherConfiguration, Want, WireError, configuration_id, decode, encode
+from safekit import protocol
 from safekit.files import write_atomic
 from safekit.membership import Membership, Pulse, Reason, Rules, bits
 from safekit.model.types import ClusterConfig, Lan
@@ -215,7 +216,8 @@ class Cluster:
 
     def _send(self, link: Link, number: int, message: Message) -> None:
         # Sealed for each peer and lan: a datagram that arrives on two lans would look replayed on the second.
-        datagram = self._sealer.seal(encode(message, self._configuration))
+        version = self._opener.version_for(self.names[number])
+        datagram = self._sealer.seal(encode(message, self._configuration), version)
         subject = f"{self.names[number]} on lan {link.lan.name}"
         try:
             link.sock.sendto(datagram, link.peers[number])
@@ -293,7 +295,7 @@ class Cluster:
             return
         advice = {
             "key": "it has another cluster key: apply the same cluster configuration on every server (safekit -G)",
-            "version": "install the same release of SafeKit on every server",
+            "version": "the servers of a cluster may differ by one release only",
             "malformed": "another program sends to this port",
             "replay": "its datagrams are older than what it sent before: restart safeadmin here if its disk was "
             "replaced",
@@ -348,6 +350,7 @@ class Cluster:
             facts = self.facts.get(number)
             nodes[name] = {
                 "member": number in view,
+                "protocol": protocol.newest() if number == self.me else self._opener.version_for(name),
                 "answers": number == self.me or bool(self.membership.responding >> number & 1),
                 "problem": self._problems.get(name, ""),
                 "facts": None if facts is None else _facts_fields(facts),

@@ -2,12 +2,12 @@
 
 Datagram on a wire (AES-256-GCM):
 
-    magic 2 | version 1 | key id 2 | sender tag 8 | epoch 8 | counter 4 | ciphertext + tag 16
+    magic 2 | protocol version 1 | key id 2 | sender tag 8 | epoch 8 | counter 4 | ciphertext + tag 16
 
 Each sender has its own key, derived from the shared key, the context (which wire) and its name, so that two
 servers never use one nonce with one key. The nonce is epoch + counter; an epoch is used by one process only
-(`next_epoch`). Names are not sent in clear: the sender tag is a keyed hash of the name, and receivers know
-the names that they expect.
+(`next_epoch`), and tells the newest protocol version that it speaks (safekit.protocol). Names are not sent in
+clear: the sender tag is a keyed hash of the name, and receivers know the names that they expect.
 
 Local datagrams carry a keyed hash only: the loopback cannot be overheard by other users, but anybody can
 send to a local port.
@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from safekit import protocol
 from safekit.files import locked, write_atomic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 MAGIC = b"SK"
-VERSION = 1
 KEY_SIZE = 32
 _HEADER = struct.Struct(">2sBH8sQI")
 _NONCE = struct.Struct(">QI")
@@ -97,7 +97,7 @@ def next_epoch(path: Path) -> int:
             stored = int(path.read_text())
         except (FileNotFoundError, ValueError):
             stored = 0
-        epoch = max(time.time_ns(), stored + 1)
+        epoch = protocol.mark_epoch(max(time.time_ns(), stored + 1), protocol.newest())
         write_atomic(path, str(epoch).encode())
     return epoch
 
@@ -116,15 +116,17 @@ class Sealer:
         self._key_id = key_id(key, self._context)
         self._tag = derive(key, "sender", self._context, self._sender, size=8)
 
-    def seal(self, payload: bytes) -> bytes:
-        """A datagram; every call uses a new nonce. Raises OverflowError after 2**32 datagrams, and
-        ValueError when the datagram would not fit into UDP."""
+    def seal(self, payload: bytes, version: int = protocol.OLDEST) -> bytes:
+        """A datagram in that protocol version; every call uses a new nonce.
+
+        Raises OverflowError after 2**32 datagrams, and ValueError when the datagram would not fit into UDP.
+        """
         if len(payload) > MAX_DATAGRAM - _HEADER.size - _TAG:
             raise ValueError(f"payload of {len(payload)} bytes does not fit into a datagram")
         self._counter += 1
         if self._counter >= 1 << 32:
             raise OverflowError("the datagram counter of this epoch is used up")
-        header = _HEADER.pack(MAGIC, VERSION, self._key_id, self._tag, self._epoch, self._counter)
+        header = _HEADER.pack(MAGIC, version, self._key_id, self._tag, self._epoch, self._counter)
         return header + self._aead.encrypt(_NONCE.pack(self._epoch, self._counter), payload, header)
 
 
@@ -167,6 +169,7 @@ class Opener:
     def __init__(self, keys: bytes | Sequence[bytes], context: str, senders: Iterable[str]) -> None:
         self._context = context
         self._seen = {sender: _Seen() for sender in senders}
+        self._newest = protocol.newest()
         self.use([keys] if isinstance(keys, bytes) else keys)
 
     def use(self, keys: Sequence[bytes]) -> None:
@@ -181,6 +184,16 @@ class Opener:
             for sender in self._seen
         }
 
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The peers that are listened to."""
+        return tuple(self._seen)
+
+    def version_for(self, *receivers: str) -> int:
+        """The newest protocol version that all of these peers read, by what was heard of them last."""
+        versions = (protocol.version_of_epoch(self._seen[name].epoch) for name in receivers)
+        return min((self._newest, *versions))
+
     def open(self, datagram: bytes) -> Opened:
         """Check and decrypt. Raises SealError, never anything else, whatever the bytes are."""
         from cryptography.exceptions import InvalidTag
@@ -188,8 +201,8 @@ class Opener:
         if len(datagram) < _HEADER.size + _TAG or datagram[:2] != MAGIC:
             raise SealError("malformed", "not a SafeKit datagram")
         _, version, identity, tag, epoch, counter = _HEADER.unpack_from(datagram)
-        if version != VERSION:
-            raise SealError("version", f"protocol version {version}, ours is {VERSION}")
+        if not protocol.OLDEST <= version <= self._newest:
+            raise SealError("version", protocol.refusal(version, self._newest))
         if identity not in self._key_ids:
             raise SealError("key", "sealed with another key")
         known = self._by_tag.get(tag)

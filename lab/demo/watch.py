@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from lab.cluster import Lab, Node
+from safekit.installation.environment import interpreter
 from safekit.resources import parse
 
 MODULE = "postgresql"
@@ -116,7 +117,7 @@ class Load:
         self.pause = 0.0
         self.longest = 0.0
         self._process: subprocess.Popen[str] = lab.client.popen(
-            ["python3", program, host, str(workers), kept],
+            [str(interpreter()), program, host, str(workers), kept],
             env={"PGPASSWORD": "demo"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

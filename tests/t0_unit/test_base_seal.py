@@ -108,7 +108,7 @@ def test_epochs_only_grow(tmp_path: Path) -> None:
     path = tmp_path / "epoch"
     first = seal.next_epoch(path)
     path.write_text(str(first + 10**18))
-    assert seal.next_epoch(path) == first + 10**18 + 1
+    assert 0 < seal.next_epoch(path) - (first + 10**18) <= 1 << 28
     path.write_text("not a number")
     assert seal.next_epoch(path) > first
 

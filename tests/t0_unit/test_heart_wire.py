@@ -37,7 +37,7 @@ def changed(**fields: object) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"v": 2}, "protocol 2"),
+        ({"v": 3}, "protocol version '3'"),
         ({"module": "other"}, "of module 'other'"),
         ({"term": -1}, "term: out of range"),
         ({"term": True}, "term: int expected"),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nfsbox import wire
+from safekit import protocol
 
 KEY = b"k" * 32
 
@@ -102,11 +103,11 @@ def test_a_stranger_is_refused_at_its_first_frame(server: Any, what: str) -> Non
 
 def test_hostile_bytes_end_in_an_error(server: Any) -> None:
     random = os.urandom(16)
-    preamble = wire.PREAMBLE.pack(wire.MAGIC, wire.VERSION, 1, 0, random)
+    preamble = wire.PREAMBLE.pack(wire.MAGIC, protocol.OLDEST, 1, 0, random)
     for attack in (
         b"GET / HTTP/1.0\r\n\r\n" + bytes(100),
         wire.PREAMBLE.pack(wire.MAGIC, 99, 1, 0, random),
-        wire.PREAMBLE.pack(wire.MAGIC, wire.VERSION, 77, 0, random),
+        wire.PREAMBLE.pack(wire.MAGIC, protocol.OLDEST, 77, 0, random),
         preamble + struct.pack("<I", 0xFFFFFFFF),
         preamble + struct.pack("<I", 0),
         preamble + struct.pack("<I", 60_000) + os.urandom(60_000),

@@ -71,7 +71,8 @@ class Links:
 
     def send(self, payload: bytes) -> None:
         """To every other server, on every lan. Raises OverflowError (see Sealer)."""
-        datagram = self._sealer.seal(payload)
+        version = self._opener.version_for(*(name for name in self._names if name != self._node))
+        datagram = self._sealer.seal(payload, version)
         for link in self._links.values():
             for address in link.peers.values():
                 # A lan that is down: the silence tells it to the others, our own interface check to heart.
