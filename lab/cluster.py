@@ -273,7 +273,7 @@ class Lab:
             for machine in plan.machines:
                 lab.request("boot", node=machine)
             if not bare:
-                lab._configure_cluster()
+                lab.configure_cluster()
             guard.sendall(b"complete\n")
         except BaseException:
             lab.down()
@@ -399,7 +399,7 @@ class Lab:
         if not answer["ok"]:
             raise LabError(answer["cause"], answer["next_step"])
 
-    def _configure_cluster(self) -> None:
+    def configure_cluster(self) -> None:
         """As an administrator does it: one cluster.zip with the configuration and the key, applied on every node."""
         import zipfile
 

@@ -119,9 +119,9 @@ class FactsTable:
         if self._versions[told.node] == told.facts:
             return False
         try:
-            facts = from_json(NodeFacts, told.data)
+            facts = from_json(NodeFacts, told.data, lenient=True)
         except (CodecError, UnicodeDecodeError):
-            # A server of another release: nothing is known of its modules, and asking again is useless.
+            # A server of a distant release: nothing is known of its modules, and asking again is useless.
             facts = None
         self._data[told.node], self._versions[told.node], self._facts[told.node] = told.data, told.facts, facts
         return facts is not None
@@ -142,7 +142,7 @@ class FactsTable:
             if not isinstance(data, str) or number == self.me:
                 continue
             try:
-                facts = from_json(NodeFacts, data)
+                facts = from_json(NodeFacts, data, lenient=True)
             except CodecError:
                 continue
             raw = data.encode()

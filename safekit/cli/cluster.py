@@ -231,12 +231,18 @@ def confinfo_lines(nodes: dict[str, Any]) -> list[str]:
 
 
 @command("confinfo", example="safekit cluster confinfo")
-def confinfo_command() -> int:
+@click.option("--json", "as_json", is_flag=True, help="All that is known of each node, as JSON.")
+def confinfo_command(as_json: bool) -> int:
     """Show the signature, date and lock of the cluster configuration of each node that answers.
 
-    Equal signatures: equal configurations.
+    Equal signatures: equal configurations. The JSON has the protocol version that is spoken to each node.
     """
     nodes = _nodes()
+    if as_json:
+        import json
+
+        click.echo(json.dumps(nodes, indent=1))
+        return 0
     for line in confinfo_lines(nodes):
         click.echo(line)
     silent = {name: str(known.get("problem", "")) for name, known in nodes.items() if not known.get("answers")}

@@ -38,18 +38,21 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(to_data(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def from_json(kind: type[T], text: str | bytes) -> T:
-    """The tree of type `kind` that `text` describes. Raises CodecError."""
+def from_json(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
+    """The tree of type `kind` that `text` describes; `lenient` passes over what a newer release added.
+
+    Raises CodecError.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CodecError(f"not valid JSON: {error}") from error
-    return from_data(kind, data)
+    return from_data(kind, data, lenient=lenient)
 
 
-def from_data(kind: type[T], data: Any) -> T:
+def from_data(kind: type[T], data: Any, *, lenient: bool = False) -> T:
     """The tree of type `kind` from dicts, lists and scalars. Raises CodecError."""
-    return typing.cast(T, _decode(kind, data, ""))
+    return typing.cast(T, _decode(kind, data, "", lenient))
 
 
 @functools.cache
@@ -57,9 +60,9 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _decode(kind: Any, data: Any, path: str) -> Any:
+def _decode(kind: Any, data: Any, path: str, lenient: bool) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), data, path)
+        return _decode_dataclass(typing.cast(type, kind), data, path, lenient)
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         for choice in typing.get_args(kind):
@@ -67,14 +70,14 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
                 return choice
         raise _wrong(path, data, " or ".join(map(repr, typing.get_args(kind))))
     if origin is tuple:
-        return _decode_tuple(typing.get_args(kind), data, path)
+        return _decode_tuple(typing.get_args(kind), data, path, lenient)
     if origin in (types.UnionType, typing.Union):
         if data is None:
             if type(None) in typing.get_args(kind):
                 return None
             raise _wrong(path, data, str(kind))
         (inner,) = (arg for arg in typing.get_args(kind) if arg is not type(None))
-        return _decode(inner, data, path)
+        return _decode(inner, data, path, lenient)
     if kind is float and type(data) is int:
         return float(data)
     if type(data) is kind:
@@ -82,28 +85,29 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
     raise _wrong(path, data, getattr(kind, "__name__", str(kind)))
 
 
-def _decode_dataclass(kind: type, data: Any, path: str) -> Any:
+def _decode_dataclass(kind: type, data: Any, path: str, lenient: bool) -> Any:
     if not isinstance(data, dict):
         raise _wrong(path, data, f"an object ({kind.__name__})")
     hints = _hints(kind)
     unknown = [key for key in data if key not in hints]
-    if unknown:
+    if unknown and not lenient:
         raise CodecError(f"{path or kind.__name__}: unknown key {unknown[0]!r}")
-    values = {key: _decode(hints[key], item, f"{path}.{key}" if path else key) for key, item in data.items()}
+    known = ((key, item) for key, item in data.items() if key in hints)
+    values = {key: _decode(hints[key], item, f"{path}.{key}" if path else key, lenient) for key, item in known}
     try:
         return kind(**values)
     except TypeError as error:
         raise CodecError(f"{path or kind.__name__}: {error}") from error
 
 
-def _decode_tuple(kinds: tuple[Any, ...], data: Any, path: str) -> tuple[Any, ...]:
+def _decode_tuple(kinds: tuple[Any, ...], data: Any, path: str, lenient: bool) -> tuple[Any, ...]:
     if not isinstance(data, list):
         raise _wrong(path, data, "a list")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
-        return tuple(_decode(kinds[0], item, f"{path}[{n}]") for n, item in enumerate(data))
+        return tuple(_decode(kinds[0], item, f"{path}[{n}]", lenient) for n, item in enumerate(data))
     if len(kinds) != len(data):
         raise _wrong(path, data, f"a list of {len(kinds)}")
-    return tuple(_decode(kind, item, f"{path}[{n}]") for n, (kind, item) in enumerate(zip(kinds, data, strict=True)))
+    return tuple(_decode(kind, item, f"{path}[{n}]", lenient) for n, (kind, item) in enumerate(zip(kinds, data, strict=True)))
 
 
 def _wrong(path: str, data: Any, expected: str) -> CodecError:

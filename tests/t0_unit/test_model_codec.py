@@ -130,3 +130,19 @@ def test_default_ports_and_counts_of_the_cluster() -> None:
     cluster = ClusterConfig(lans=(Lan("default"),))
     assert (cluster.port, cluster.pulse_ms, cluster.mlost_count, cluster.slost_count) == (4800, 1000, 5, 5)
     assert cluster.command_lan == cluster.lans[0]
+
+
+def test_what_a_newer_release_added_is_passed_over_where_that_is_asked_for() -> None:
+    import json
+
+    from safeadmin.facts import ModuleFacts, NodeFacts
+
+    facts = NodeFacts("s", "d", False, (ModuleFacts("m", 1, "mirror", "", ""),))
+    data = json.loads(to_json(facts))
+    data["new"], data["modules"][0]["newer"] = 1, {"a": []}
+    assert from_json(NodeFacts, json.dumps(data), lenient=True) == facts
+    with pytest.raises(CodecError, match="unknown key"):
+        from_json(NodeFacts, json.dumps(data))
+    del data["modules"][0]["id"]
+    with pytest.raises(CodecError):
+        from_json(NodeFacts, json.dumps(data), lenient=True)

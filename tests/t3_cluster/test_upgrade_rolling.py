@@ -1,0 +1,151 @@
+"""A cluster is upgraded one server after the other, while its mirror goes on (guide 2.4, docs/installation.md)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pair import Pair, userconfig, wait_for
+
+from lab.cluster import Lab, Node
+from safekit import protocol
+
+pytestmark = pytest.mark.xdist_group("upgrade")  # one cluster, in this order
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PYTHON = CHECKOUT / ".venv/bin/python"
+FORMER = "739bcd21"
+"""The last commit that speaks protocol version 1 only."""
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of the former release, ready to be installed without a network."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--verify", f"{FORMER}^{{commit}}"], cwd=CHECKOUT, capture_output=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(f"this checkout is too shallow to have the former release ({FORMER})")
+    tree = tmp_path_factory.mktemp("former")
+    archive = subprocess.run(["git", "archive", FORMER], cwd=CHECKOUT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
+    (tree / ".cache").mkdir()
+    subprocess.run(["cp", "-a", CHECKOUT / ".cache/wheels", tree / ".cache/wheels"], check=True)
+    code = (
+        "from pathlib import Path; from safekit.installation.source import Source; "
+        "from safekit.installation.environment import cached_packages; cached_packages(Source(Path('.')))"
+    )
+    subprocess.run([PYTHON, "-c", code], cwd=tree, check=True, timeout=300)
+    packed = tree.with_suffix(".tar")
+    subprocess.run(["tar", "-c", "-f", packed, "-C", tree, "."], check=True)
+    return packed
+
+
+def install(node: Node, tree: str) -> None:
+    """Stop the services, install the product of `tree`, start them."""
+    for name in ("safewebserver", "safeadmin"):
+        node.run(["systemctl", "stop", name])
+    node.run([str(PYTHON), "-m", "safekit.installation.main", "-q"], cwd=tree, timeout=180)
+    for name in ("safeadmin", "safewebserver"):
+        node.run(["systemctl", "start", name])
+    wait_for(lambda: node.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+
+
+@pytest.fixture(scope="module")
+def pair(former: Path) -> Iterator[Pair]:
+    """A mirror on two servers of the former release, started."""
+    lab = Lab.up(bare=True)
+    try:
+        for node in lab:
+            Pair.outside(node, "/root/former.tar").write_bytes(former.read_bytes())
+            node.run("mkdir /root/former && tar -x -C /root/former -f /root/former.tar && rm /root/former.tar")
+            install(node, "/root/former")
+        lab.configure_cluster()
+        pair = Pair(lab)
+        pair.install(userconfig())
+        pair.first_start(pair.one)
+        pair.wait_records(pair.one, 20)
+        yield pair
+    finally:
+        lab.down()
+
+
+def upgrade(pair: Pair, node: Node) -> None:
+    """As docs/installation.md says: stop the module there, upgrade, start it."""
+    node.safekit("stop", "-m", pair.module)
+    node.safekit("waitstate", "-m", pair.module, "STOP")
+    install(node, str(CHECKOUT))
+    node.safekit("start", "-m", pair.module)
+    pair.wait_protected(pair.other(node))
+
+
+def test_the_secondary_first(pair: Pair) -> None:
+    upgrade(pair, pair.two)
+    assert pair.value(pair.two, "state.local") == "SECOND"
+    pair.verify(pair.one)
+
+
+def test_both_releases_swap(pair: Pair) -> None:
+    pair.one.safekit("swap", "-m", pair.module)
+    pair.wait_protected(pair.two)
+    pair.verify(pair.two)
+    pair.two.safekit("swap", "-m", pair.module)
+    pair.wait_protected(pair.one)
+    pair.verify(pair.one)
+
+
+@pytest.mark.parametrize("lost", ["one", "two"])
+def test_either_release_takes_over_and_takes_back(pair: Pair, lost: str) -> None:
+    """The primary loses its power, once the former release and once the new one."""
+    prim: Node = getattr(pair, lost)
+    survivor = pair.other(prim)
+    if pair.value(prim, "state.local") != "PRIM":
+        prim.safekit("swap", "-m", pair.module)
+        pair.wait_protected(prim)
+    prim.poweroff()
+    pair.wait(survivor, "ALONE green")
+    pair.wait_records(survivor, 20)
+    prim.poweron()
+    wait_for(lambda: prim.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+    prim.safekit("start", "-m", pair.module)
+    pair.wait_protected(survivor)
+    pair.verify(survivor)
+
+
+def test_nobody_complained_of_versions(pair: Pair) -> None:
+    """What one side could not read would be in a log."""
+    for node in pair.nodes:
+        text = node.run("cat /var/safekit/safeadmin.log /var/safekit/modules/*/log/*.log").stdout
+        assert "protocol version" not in text and "rejected" not in text
+
+
+def spoken(node: Node) -> dict[str, int]:
+    """The protocol version that a server speaks to each server."""
+    import json
+
+    nodes = json.loads(node.safekit("cluster", "confinfo", "--json").stdout)
+    return {name: known["protocol"] for name, known in nodes.items()}
+
+
+def test_the_last_server_ends_the_upgrade(pair: Pair) -> None:
+    assert spoken(pair.two) == {"node1": 1, "node2": protocol.NEWEST}
+    upgrade(pair, pair.one)
+    pair.verify(pair.two)
+    wait_for(lambda: set(spoken(pair.one).values()) == {protocol.NEWEST}, 20, "both speak the newest version")
+
+
+def test_an_upgrade_can_be_held_back(pair: Pair) -> None:
+    """With protocol="1" in /etc/safeini.xml the new release is as the former one to its peer."""
+    pair.two.run("""sed -i 's/<safeini /<safeini protocol="1" /' /etc/safeini.xml""")
+    pair.two.safekit("stop", "-m", pair.module)
+    pair.wait(pair.one, "ALONE green")
+    pair.two.run(["systemctl", "restart", "safeadmin"])
+    wait_for(lambda: pair.two.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+    pair.two.safekit("start", "-m", pair.module)
+    pair.wait_protected(pair.one)
+    wait_for(lambda: spoken(pair.one)["node2"] == 1, 20, "node1 speaks version 1 to node2")
+    pair.one.safekit("swap", "-m", pair.module)
+    pair.wait_protected(pair.two)
+    pair.verify(pair.two)
