@@ -107,7 +107,8 @@ def _decode_tuple(kinds: tuple[Any, ...], data: Any, path: str, lenient: bool) -
         return tuple(_decode(kinds[0], item, f"{path}[{n}]", lenient) for n, item in enumerate(data))
     if len(kinds) != len(data):
         raise _wrong(path, data, f"a list of {len(kinds)}")
-    return tuple(_decode(kind, item, f"{path}[{n}]", lenient) for n, (kind, item) in enumerate(zip(kinds, data, strict=True)))
+    pairs = enumerate(zip(kinds, data, strict=True))
+    return tuple(_decode(kind, item, f"{path}[{n}]", lenient) for n, (kind, item) in pairs)
 
 
 def _wrong(path: str, data: Any, expected: str) -> CodecError:

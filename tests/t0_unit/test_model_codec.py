@@ -137,7 +137,7 @@ def test_what_a_newer_release_added_is_passed_over_where_that_is_asked_for() -> 
 
     from safeadmin.facts import ModuleFacts, NodeFacts
 
-    facts = NodeFacts("s", "d", False, (ModuleFacts("m", 1, "mirror", "", ""),))
+    facts = NodeFacts("s", "d", False, (ModuleFacts("m", 1, "mirror", "", "", False),))
     data = json.loads(to_json(facts))
     data["new"], data["modules"][0]["newer"] = 1, {"a": []}
     assert from_json(NodeFacts, json.dumps(data), lenient=True) == facts
