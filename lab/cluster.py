@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import kernel
+from lab import disk, kernel
 from lab.errors import LabError
 from lab.plan import CLIENT, Plan
 from lab.state import (
@@ -245,6 +246,7 @@ class Lab:
         nodes: int = 2,
         lans: Sequence[str] = DEFAULT_LANS,
         binds: Sequence[str] = (),
+        disks: bool = False,
         bare: bool = False,
     ) -> Lab:
         """Make a lab: nodes with the product installed, the cluster configured (not when `bare`), safeadmin running.
@@ -253,10 +255,10 @@ class Lab:
         """
         from lab import image  # late: a command in a node shall not wait for the installer's code
 
-        _check_host()
+        _check_host(disks)
         with changing_labs() as labs:
             _check_place(labs)
-            plan = Plan(name or _free_name(), nodes, tuple(lans), tuple(binds))
+            plan = Plan(name or _free_name(), nodes, tuple(lans), tuple(binds), disks)
             _remove_dead(plan.name)
             directory = lab_directory(plan.name)
             directory.mkdir(mode=0o755)
@@ -425,13 +427,15 @@ def _name(node: Node | str) -> str:
     return node.name if isinstance(node, Node) else node
 
 
-def _check_host() -> None:
+def _check_host(disks: bool) -> None:
     """Raises LabError when this host cannot hold a lab."""
     if os.geteuid() != 0:
         raise LabError("safelab must be run as root: it makes namespaces and mounts", "sudo bin/safelab ...")
     for tool in ("unshare", "nsenter", "setpriv", "ip", "tc", "nft", "pivot_root", "timeout"):
         if not any(Path(folder, tool).exists() for folder in PATH.split(":")):
             raise LabError(f"the command {tool} is missing", "bin/setup lab")
+    if disks:
+        disk.check_host(PATH.split(":"))
     for namespace in ("net", "mnt", "pid", "uts", "ipc"):
         if not Path("/proc/self/ns", namespace).exists():
             raise LabError(f"this kernel has no {namespace} namespaces", "use a kernel with CONFIG_NAMESPACES")
@@ -487,7 +491,7 @@ def _start_keeper(plan: Plan, image_path: str, directory: Path) -> None:
             start_new_session=True,
         )
     assert keeper.stdin is not None and keeper.stdout is not None
-    description = {"name": plan.name, "size": plan.size, "lans": plan.lans, "binds": plan.binds, "image": image_path}
+    description = {"plan": asdict(plan), "image": image_path}
     try:
         keeper.stdin.write(json.dumps(description) + "\n")
         keeper.stdin.close()

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import kernel, rootfs
+from lab import disk, kernel, rootfs
 from lab.units import Phase, Service, parse
 from safekit.installation.environment import interpreter
 
 CONTROL = "/run/safelab.sock"
+DATA = "/data"
 UNITS = Path("/etc/systemd/system")
 WANTED = UNITS / "multi-user.target.wants"
 
@@ -39,6 +40,8 @@ class Machine:
     labs: str
     binds: list[str]
     hosts: str
+    image: str | None
+    disk: bool
     interfaces: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -47,13 +50,16 @@ def build_root(machine: Machine) -> Path:
     directory = Path(machine.directory)
     root = directory / "root"
     root.mkdir(exist_ok=True)
-    rootfs.mount_overlays(root, directory, machine.places)
+    changes = disk.attach(directory) if machine.disk else directory
+    if machine.image is not None and not (changes / "upper").exists():
+        rootfs.copy_changes(Path(machine.image), changes)
+    rootfs.mount_overlays(root, changes, machine.places)
     rootfs.mount_kernel_file_systems(root)
     # Before /tmp and the labs are covered: the checkout may lie below them.
     checkout = os.open(machine.checkout, os.O_PATH)
     rootfs.bind_into(root, "/tmp", rootfs.empty(directory / "tmp", 0o1777))
-    for place in machine.binds:
-        source = directory / "bind" / place.strip("/").replace("/", "_")
+    for place in (DATA, *machine.binds):
+        source = (changes if place == DATA else directory) / "bind" / place.strip("/").replace("/", "_")
         source.mkdir(parents=True, exist_ok=True)
         rootfs.bind_into(root, place, source)
     rootfs.hide(root, Path(machine.labs))

@@ -13,18 +13,18 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lab import init, kernel, rootfs
+from lab import disk, init, kernel, rootfs
 from lab.errors import LabError
 from lab.faults import Faults
 from lab.plan import CLIENT, Plan
 from lab.state import SOCKET, Process, State, labs_directory, remove_directory
 from lab.switch import Switch
 
-DATA = "/data"
 BOOT_TIMEOUT = 30.0
 OFF_TIMEOUT = 20.0
 _NAMESPACES = ["--net", "--mount", "--pid", "--uts", "--ipc", "--propagation", "private"]
@@ -52,15 +52,17 @@ class Keeper:
             raise LabError(f"{name} is on already", f"safelab poweroff {name}")
         directory = self.directory / "nodes" / name
         directory.mkdir(parents=True, exist_ok=True)
-        if name != CLIENT and self.state.image is not None and not (directory / "upper").exists():
-            rootfs.copy_changes(Path(self.state.image), directory)
+        if self.plan.disks and name != CLIENT:
+            disk.make(directory)
         machine = init.Machine(
             name=name,
             directory=str(directory),
             places=rootfs.host_mounts(labs_directory()),
             checkout=str(Path(__file__).resolve().parents[1]),
             labs=str(labs_directory()),
-            binds=[DATA, *self.plan.binds],
+            binds=list(self.plan.binds),
+            image=None if name == CLIENT else self.state.image,
+            disk=self.plan.disks and name != CLIENT,
             hosts=self.plan.hosts(),
             interfaces=[
                 {"name": cable.interface, "ipv4": cable.ipv4, "ipv6": cable.ipv6} for cable in self.plan.cables(name)
@@ -121,6 +123,11 @@ class Keeper:
         for name in names:
             self.switch.isolate(name)
         processes = [self.state.machines[name] for name in names]
+        # The disk goes before the processes: what they write while they are being killed was never written.
+        for name, process in zip(names, processes, strict=True):
+            if self.plan.disks and name != CLIENT:
+                with suppress(FileNotFoundError):  # it has just ended by itself
+                    disk.power_off(Path(f"/proc/{process.pid}/root{init.DATA}"))
         for process in processes:
             kernel.send_signal(process.pid, signal.SIGKILL)
         for process in processes:
@@ -149,6 +156,8 @@ class Keeper:
                     stream.close()
                 except BrokenPipeError:  # the last line was never read
                     continue
+        if self.plan.disks and name != CLIENT:
+            disk.wait_released(self.directory / "nodes" / name, OFF_TIMEOUT)
         self._note(name, None)
 
     def _note(self, name: str, process: Process | None) -> None:
@@ -297,7 +306,7 @@ class Keeper:
 
 def main() -> int:
     description = json.loads(sys.stdin.readline())
-    plan = Plan(description["name"], description["size"], tuple(description["lans"]), tuple(description["binds"]))
+    plan = Plan.from_json(description["plan"])
     kernel.name_process("safelab-keeper")
     os.umask(0o022)
     kernel.unshare(kernel.CLONE_NEWNET)

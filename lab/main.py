@@ -85,17 +85,22 @@ def main() -> None:
     metavar="PATH",
     help="Keep this directory of each node directly on this host's file system, as /data always is. Repeatable.",
 )
+@click.option(
+    "--disks", is_flag=True, help="A disk for each node: what was not synced (fsync) is gone after a power-off."
+)
 @click.option("--bare", is_flag=True, help="Install and start safeadmin only; the cluster is not configured.")
-def up(nodes: int, lans: str, name: str | None, binds: Sequence[str], bare: bool) -> None:
+def up(nodes: int, lans: str, name: str | None, binds: Sequence[str], disks: bool, bare: bool) -> None:
     """Make a lab, install the product in its nodes, configure the cluster, start safeadmin.
 
     Prints the lab as JSON: nodes, addresses, process ids, a free address for a virtual IP. The first time takes some
     seconds for the installation; it is kept, and made again when the product's files change.
 
     /data of each node (and every --bind PATH) lies directly on this host's file system: a good place for replicated
-    directories. All other changes of a node go to an overlay. Both survive poweroff and poweron.
+    directories. All other changes of a node go to an overlay. Both survive poweroff and poweron; with --disks they lie
+    on a disk of the node (a sparse file), and only what was synced survives, as on a real server.
     """
-    lab = Lab.up(name, nodes=nodes, lans=[item for item in lans.split(",") if item], binds=binds, bare=bare)
+    networks = [item for item in lans.split(",") if item]
+    lab = Lab.up(name, nodes=nodes, lans=networks, binds=binds, disks=disks, bare=bare)
     click.echo(json.dumps(lab.summary(), indent=1))
 
 
@@ -128,8 +133,8 @@ def run(name: str | None, cwd: str | None, environment: Sequence[str], node: str
 def poweroff(name: str | None, nodes: tuple[str, ...]) -> None:
     """The power fails: the network is silent, then every process is killed; several nodes at the same moment.
 
-    The kernel is shared, so what a process had written without fsync is still there after poweron; on a real server it
-    may be lost.
+    In a lab made with --disks, what was written without fsync is lost, as on a real server. Otherwise it is still there
+    after poweron, because the nodes share this host's kernel.
     """
     lab = Lab.attach(name)
     lab.poweroff(*(lab.node(node) for node in nodes))

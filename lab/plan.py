@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lab.errors import LabError
 
@@ -46,12 +47,14 @@ class Cable:
 
 @dataclass(frozen=True)
 class Plan:
-    """Name, nodes and lans of a lab. Raises LabError for values out of range."""
+    """Name, nodes and lans of a lab; with `disks`, each node has one of its own, which loses what was not synced when
+    the power fails. Raises LabError for values out of range."""
 
     name: str
     size: int
     lans: tuple[str, ...]
     binds: tuple[str, ...] = ()
+    disks: bool = False
 
     def __post_init__(self) -> None:
         if _NAME.fullmatch(self.name) is None or len(self.name) > MAX_NAME:
@@ -71,6 +74,11 @@ class Plan:
         for path in self.binds:
             if not path.startswith("/") or path.rstrip("/") in ("", "/opt", "/var", "/usr", "/etc") or ".." in path:
                 raise LabError(f"--bind {path}: not a directory that can be kept apart", "use an absolute path")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """What `dataclasses.asdict` and JSON made of a plan."""
+        return cls(data["name"], data["size"], tuple(data["lans"]), tuple(data["binds"]), data["disks"])
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -71,12 +71,13 @@ def mount_overlays(root: Path, changes: Path, places: Sequence[str]) -> None:
 
 
 def copy_changes(image: Path, changes: Path) -> None:
-    """Start a node with the image's changes. Raises CalledProcessError."""
+    """Start a node with the image's changes, as an installation of long ago: on disk. Raises CalledProcessError."""
     new = changes / ".upper.new"
     shutil.rmtree(new, ignore_errors=True)
     # cp keeps what makes an overlay's layer: whiteouts are devices, opaque directories have an attribute.
     subprocess.run(["cp", "-a", "--reflink=auto", str(image / "upper"), str(new)], check=True, capture_output=True)
     new.rename(changes / "upper")
+    subprocess.run(["sync", "-f", str(changes)], check=True, capture_output=True)
 
 
 def mount_kernel_file_systems(root: Path) -> None:

@@ -76,9 +76,8 @@ def load(directory: Path) -> State | None:
         data = json.loads((directory / "lab.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    plan = data["plan"]
     return State(
-        plan=Plan(plan["name"], plan["size"], tuple(plan["lans"]), tuple(plan["binds"])),
+        plan=Plan.from_json(data["plan"]),
         keeper=Process(**data["keeper"]),
         image=data["image"],
         complete=data["complete"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -421,8 +422,17 @@ class Box:
                 raise BoxError("busy", "the disk does not take what the peer had sent: check the disk of this server")
             if applier.token is not None:
                 self._token = applier.token
+            # The peer was told that its changes are in the memory here, and for what its application synced its own
+            # disk stood. From now on nothing but this disk may be left; a takeover does not wait for it.
+            threading.Thread(target=self._inherit, name="inherit", daemon=True).start()
         else:
             applier.channel.close()
+
+    def _inherit(self) -> None:
+        try:
+            self.engine.sync_backing()
+        except OSError as error:
+            log.error("what the peer had sent could not be put on disk: %s; check the disk of this server", error)
 
     def _stream_ended(self, reason: str, token: bytes | None) -> None:
         applier = self._applier

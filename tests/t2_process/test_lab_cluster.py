@@ -288,6 +288,33 @@ def test_poweroff_is_sudden_and_poweron_keeps_files(make_lab: MakeLab) -> None:
     assert two.run(["cat", "/sys/class/net/eth1/carrier"]).stdout == "0\n", "a cut cable stays cut over a power-off"
 
 
+def test_a_disk_keeps_what_was_synced_and_the_product_only(make_lab: MakeLab) -> None:
+    lab = make_lab(bare=True, nodes=1, disks=True, binds=["/beside"])
+    node = lab.node("node1")
+    for folder in ("/data", "/etc"):
+        node.run(f"echo synced > {folder}/synced && sync {folder}/synced {folder}")
+    node.run("echo lost > /data/unsynced; echo lost > /etc/unsynced")  # last: a sync may take along what came before
+    node.write("/beside/kept", "kept")
+    images = {str(path) for path in lab_directory(lab.name).glob("nodes/*/disk.img")}
+    assert len(images) == 1, "the client has no power switch and needs no disk"
+    node.poweroff()
+    node.poweron()
+    for folder in ("/data", "/etc"):
+        assert node.read(f"{folder}/synced") == "synced\n"
+        with pytest.raises(FileNotFoundError):
+            node.read(f"{folder}/unsynced")
+    assert node.read("/beside/kept") == "kept"
+    assert "SafeKit" in node.safekit("level").stdout
+    node.write("/data/orderly", "an orderly shutdown syncs")
+    node.shutdown()
+    node.poweron()
+    assert node.read("/data/orderly")
+    lab.down()
+    held = {path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+    assert not any(image in text for image in images for text in held)
+    Lab.up(lab.name, bare=True)  # for the fixture to remove
+
+
 def test_services_of_a_node(make_lab: MakeLab) -> None:
     lab = make_lab(bare=True, nodes=1)
     node = lab.nodes["node1"]

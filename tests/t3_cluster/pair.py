@@ -30,6 +30,7 @@ MODULE = "mirror"
 DIRECTORY = "/replicated"
 BACKING = "/replicated_For_SafeKit_Replication"
 VAR = "/var/safekit/modules"
+WITNESS = "/witness"  # a directory of each node that loses nothing when the power fails: bind it in a lab with disks
 PULSE_MS, TIMEOUT_MS = 150, 2000
 
 # Messages of a healthy life. Every other E(vent) must be expected by the test, or it fails.
@@ -72,7 +73,7 @@ def userconfig(
 
 START_PRIM = """#!/bin/sh
 echo "start_prim $*"
-exec setsid /usr/bin/python3 -I "$SAFEUSERBIN/writer.py" {directory} >>/var/tmp/writer.out 2>&1 </dev/null &
+exec setsid /usr/bin/python3 -I "$SAFEUSERBIN/writer.py" {directory} {notes} >>/var/tmp/writer.out 2>&1 </dev/null &
 echo $! > /run/writer.pid
 """
 STOP_PRIM = """#!/bin/sh
@@ -152,6 +153,7 @@ class Pair:
         self.module = module
         self.directory = directory
         self.backing = f"{directory}_For_SafeKit_Replication"
+        self.notes = f"{WITNESS if WITNESS in lab.plan.binds else '/var/tmp'}/acknowledged"
         self.one, self.two = lab.node("node1"), lab.node("node2")
         self.nodes = (self.one, self.two)
         self.begun = Mark({})
@@ -162,7 +164,7 @@ class Pair:
     def install(self, config: str, *, number: int = 1, **scripts: str) -> None:
         """Install and configure the module on both nodes; `number` is its id."""
         text = {
-            "start_prim": START_PRIM.format(directory=self.directory),
+            "start_prim": START_PRIM.format(directory=self.directory, notes=self.notes),
             "stop_prim": STOP_PRIM,
             "writer.py": Path(writer_program.__file__).read_text(),
             **scripts,
@@ -334,7 +336,7 @@ class Pair:
     def acknowledged(self, node: Node) -> list[str]:
         """Records that the writer of a node noted as acknowledged (a cut last line is none)."""
         try:
-            text = self.outside(node, writer_program.ACKNOWLEDGED).read_text()
+            text = self.outside(node, self.notes).read_text()
         except FileNotFoundError:
             return []
         return [line for line in text.split("\n")[:-1] if line]
@@ -342,7 +344,7 @@ class Pair:
     def forget_records(self) -> None:
         """Begin a new account of acknowledged records; a running writer goes on with it."""
         for node in self.nodes:
-            self.outside(node, writer_program.ACKNOWLEDGED).write_text("")
+            self.outside(node, self.notes).write_text("")
 
     def wait_records(self, node: Node, count: int, timeout: float = 30.0) -> None:
         """Wait until the writer of a node got `count` more acknowledgements."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-NOTES = "/var/tmp/stress.acknowledged"
+NOTES = "/witness/stress.acknowledged"  # on a disk that loses nothing at a power-off
 PAUSE = "/var/tmp/stress.pause"
 PAUSED = "/var/tmp/stress.paused."
 FILES, SLOTS, SLOT = 12, 8, 32

@@ -71,7 +71,7 @@ def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path
     try:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
         found = {row[0] for row in connection.execute("select n from t")}
-        assert set(acknowledged) <= found, f"{len(set(acknowledged) - found)} commits lost of {len(acknowledged)}"
+        assert set(acknowledged) <= found, f"{len(set(acknowledged) - found)} of {len(acknowledged)} commits are lost"
         connection.execute("insert into t values (1000000, 'after')")
         connection.commit()
     finally:

@@ -8,16 +8,24 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pair import Pair
+from pair import WITNESS, Pair
 from stress import Stress
 
 from lab.cluster import Lab
 
 SEED = int(os.environ.get("SAFE_STRESS_SEED") or random.randrange(1 << 30))
 MINUTES = float(os.environ.get("SAFE_STRESS_MINUTES") or 15)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab.up(disks=True, binds=[WITNESS])
+    yield made
+    made.down()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The application of the cluster tests: writes records durably, and notes each acknowledged one on its own node.
 
-Runs alone inside a lab node: `writer.py DIRECTORY`. A record is a line of a journal (J), every tenth also a
+Runs alone inside a lab node: `writer.py DIRECTORY NOTES`. A record is a line of a journal (J), every tenth also a
 slot of a table that is written at random places (T), every fortieth also a file of its own that is renamed
 into place (F). A record is noted only when the system said that it is on disk.
 """
@@ -10,7 +10,6 @@ import random
 import sys
 import time
 
-ACKNOWLEDGED = "/var/tmp/acknowledged"
 PAUSE = "/var/tmp/writer.pause"
 PAUSED = "/var/tmp/writer.paused"
 INTERVAL = 0.004
@@ -26,10 +25,10 @@ def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
     os.fsync(descriptor)
 
 
-def main(directory: str) -> None:
+def main(directory: str, acknowledged: str) -> None:
     """Until killed."""
     life = f"{os.uname().nodename}-{time.time_ns():x}"
-    notes = os.open(ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    notes = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.makedirs(f"{directory}/files", exist_ok=True)
     journal = os.open(f"{directory}/journal.{life}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     table = os.open(f"{directory}/table.{life}", os.O_RDWR | os.O_CREAT, 0o640)
@@ -61,4 +60,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
