@@ -48,10 +48,12 @@ class FileWork:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """copied: bytes sent. again: the file became another one meanwhile."""
+    """copied: bytes of data sent. written: the file was written to, if only with holes. again: the file became another
+    one meanwhile."""
 
     copied: int
     again: bool = False
+    written: bool = False
 
 
 class Pairs:
@@ -125,7 +127,7 @@ class Copier:
             number = here.ino if here else None
         else:
             outcome, number = self._compare(work, list(zones))
-        if outcome.copied:
+        if outcome.written:  # which set a time of its own
             self._primary.finish(work.root, work.path)
         if not outcome.again and number is not None and work.content is not Content.ZONES:
             self._pairs.note(work.root, ino, number)
@@ -134,7 +136,7 @@ class Copier:
     def _compare(self, work: FileWork, zones: list[int]) -> tuple[Outcome, int | None]:
         tree = self._trees[work.root]
         number: int | None = None
-        copied = 0
+        copied, written = 0, False
         per_batch = max(1, BATCH // self._zone)
         for begin in range(0, len(zones), per_batch):
             batch = zones[begin:begin + per_batch]
@@ -143,31 +145,33 @@ class Copier:
             ino, _, theirs = self._primary.hash(work.root, work.path, pieces)
             mine = here.result()
             if ino != work.ino or mine is None or number not in (None, mine.ino):
-                return Outcome(copied, again=True), None
+                return Outcome(copied, again=True, written=written), None
             number = mine.ino
             different = [zone for zone, a, b in zip(batch, theirs, mine.digests, strict=True) if a != b]
             self._meter.compared(self._bytes(work, [z for z in batch if z not in set(different)]))
             sent = self._push(work, different)
             copied += sent.copied
+            written = written or sent.written
             if sent.again:
-                return Outcome(copied, again=True), None
-        return Outcome(copied), number
+                return Outcome(copied, again=True, written=written), None
+        return Outcome(copied, written=written), number
 
     def _push(self, work: FileWork, zones: Iterable[int]) -> Outcome:
-        copied = 0
+        copied, written = 0, False
         for offset, length in ranges(zones, self._zone, work.size, self._packet):
             self._check()
             sent, ino = self._primary.push_zone(work.root, work.path, offset, length)
             if ino is not None and ino != work.ino:
-                return Outcome(copied, again=True)
+                return Outcome(copied, again=True, written=written)
             copied += sent
+            written = True
             self._meter.compared(length)
             self._meter.copied(sent)
             self._uncommitted += length
             if self._commit and self._uncommitted >= self._commit:
                 self._uncommitted = 0
                 self._primary.flush()
-        return Outcome(copied)
+        return Outcome(copied, written=written)
 
     def _bytes(self, work: FileWork, zones: Iterable[int]) -> int:
         return sum(min(self._zone, work.size - zone * self._zone) for zone in zones)

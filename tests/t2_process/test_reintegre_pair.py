@@ -94,6 +94,27 @@ def test_nothing_changed_nothing_copied_twice_in_a_row(pair: Pair) -> None:
     assert len(told(pair.n2, "reintegration_ended")) == 3
 
 
+def test_files_with_nothing_but_holes_keep_their_times(pair: Pair) -> None:
+    """Nothing of them is sent, and yet the secondary writes to them."""
+    populate(pair.n1)
+    for name in ("empty", "hole", "emptied"):
+        (pair.n1.backing / name).write_bytes(b"")
+        (pair.n2.backing / name).write_bytes(os.urandom(3 * ZONE))
+    os.truncate(pair.n1.backing / "hole", 3 * ZONE)
+    os.truncate(pair.n1.backing / "emptied", 2 * ZONE)
+    for name in ("empty", "hole", "emptied"):
+        os.utime(pair.n1.backing / name, ns=(10**18, 10**18))
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    equal(pair)
+    leave(pair, pair.n1, pair.n2)
+    os.truncate(pair.n1.dir / "hole", 0)
+    os.truncate(pair.n1.dir / "hole", 5 * ZONE)
+    os.utime(pair.n1.dir / "hole", ns=(10**18, 10**18))
+    pair.start_secondary(pair.n2)
+    equal(pair)
+
+
 def test_secondary_killed_then_reintegrated(pair: Pair) -> None:
     populate(pair.n1)
     pair.start_primary(pair.n1)

@@ -140,11 +140,6 @@ class Mark:
     lines: dict[str, int]
 
 
-def _timeless(entry: object) -> object:
-    """An entry of a manifest without its modification time."""
-    return [*entry[:5], *entry[6:]] if isinstance(entry, list) and len(entry) == 8 else entry
-
-
 class Pair:
     """The module on both nodes."""
 
@@ -380,9 +375,8 @@ class Pair:
         wanted = [record for node in servers or self.nodes for record in self.acknowledged(node)]
         return [record for record in wanted if record not in there]
 
-    def verify(self, prim: Node, servers: Iterable[Node] | None = None, *, times: bool = True) -> int:
-        """No acknowledged record is lost, and both servers have the same tree (modification times of files apart
-        without `times`). The number of records."""
+    def verify(self, prim: Node, servers: Iterable[Node] | None = None) -> int:
+        """No acknowledged record is lost, and both servers have the same tree. The number of records."""
         with self.paused_writer(prim):
             lost = self.lost(prim, servers)
             total = sum(len(self.acknowledged(node)) for node in servers or self.nodes)
@@ -391,8 +385,6 @@ class Pair:
 
             def equal() -> bool:
                 one, two = self.manifest(self.one), self.manifest(self.two)
-                if not times:
-                    one, two = ({path: _timeless(entry) for path, entry in tree.items()} for tree in (one, two))
                 difference[:] = [
                     f"{path}: {one.get(path)} != {two.get(path)}"
                     for path in sorted(one.keys() | two.keys())

@@ -176,8 +176,7 @@ def test_t5_9_prim_after_an_interrupted_reintegration(pair: Pair) -> None:
     pair.wait_records(pair.two, 5)
     pair.one.safekit("second", "-m", pair.module)
     pair.wait_protected(pair.two, timeout=90)
-    # Known defect: under load a file that was copied again may keep the time of the copy; its content is right.
-    pair.verify(pair.two, servers=[pair.two], times=False)
+    pair.verify(pair.two, servers=[pair.two])
 
 
 def test_prim_is_refused_when_the_other_server_is_primary(pair: Pair) -> None:
