@@ -505,7 +505,7 @@ class Box:
         if stream is not None:
             session = stream.state.value
         elif self._applier is not None:
-            session = "paired" if self._applier.strict else "resync"
+            session = self._applier.session
         elif engine.awaiting:
             session = "awaited"
         files, directories = self._tracker.counts() if self._tracker.active else (0, 0)

@@ -44,12 +44,22 @@ class Applier:
         self.durable = durable
         self.token: bytes | None = None
         self.applied = 0
+        self._ended = False
         self._on_end = on_end
         self._on_strict = on_strict
         self._sending = threading.Lock()
         self._files = apply.OpenFiles()
         self._tree = apply.Tree(roots)
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
+
+    @property
+    def session(self) -> str:
+        """resync, paired (strict), handed_over (the primary gave its role away), lost."""
+        if self.token is not None:
+            return "handed_over"
+        if self._ended:
+            return "lost"
+        return "paired" if self.strict else "resync"
 
     def start(self) -> None:
         self._thread.start()
@@ -72,6 +82,7 @@ class Applier:
         finally:
             self._files.close_all()
             self.channel.close()
+            self._ended = True
             self._on_end(reason, self.token)
 
     def _acknowledge(

@@ -11,7 +11,7 @@ def main() -> None:
     admins: list[Admin] = []
 
     def handler(context: Context) -> Handler:
-        admins.append(Admin(context))
+        admins.append(Admin(context, adopting=True))
         return admins[0].handle
 
     async def serve(context: Context) -> None:

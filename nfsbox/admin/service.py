@@ -34,7 +34,8 @@ Fields = dict[str, Any]
 class Admin:
     """One per process. `role`: none, standby, primary, secondary; `paired`: the secondary is equal and strict."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, adopting: bool = False) -> None:
+        """`adopting`: nothing is served before `adopt` has ended."""
         self.context = context
         self.module = context.module
         self.role = "none"
@@ -51,6 +52,9 @@ class Admin:
         self._remade = False  # mounted again after a death in a pair, waiting for `alone`
         self._died = asyncio.Event()
         self._bandwidth: dict[str, int] = {}
+        self._adopted = asyncio.Event()
+        if not adopting:
+            self._adopted.set()
         self._operations: dict[str, Callable[[Request], Awaitable[Fields | None]]] = {
             "prepare": self._prepare, "primary": self._primary, "secondary": self._secondary, "alone": self._alone,
             "demote": self._demote, "standby": self._standby, "release": self._release}
@@ -59,6 +63,7 @@ class Admin:
 
     async def handle(self, request: Request) -> Fields | None:
         """Serve heart, nfsbox and reintegre."""
+        await self._adopted.wait()
         op = request.op
         if op in self._operations:
             async with self._lock:
@@ -391,19 +396,39 @@ class Admin:
         """A restarted nfsadmin finds a running nfsbox and goes on with it."""
         try:
             status = await self.nfsbox("status", 1.0)
-        except BusError:
-            return
-        if status.get("role") in (None, "none", "stopped"):
-            return
+            if status.get("role") not in (None, "none", "stopped"):
+                await self._adopt(status)
+        except BusError as error:
+            self.context.log.debug(f"nfsadmin adopts nothing: {error.text}")
+        finally:
+            self._adopted.set()
+
+    async def _adopt(self, status: Fields) -> None:
         answer = await self.nfsbox("state_get")
-        state = read(answer.get("state"), "clean", 0).state
-        self.state = state
+        self.state = read(answer.get("state"), "clean", 0).state
         self.role = str(status["role"])
         self.degraded = bool(status.get("degraded"))
-        self.paired = status.get("session") == "paired"
+        session = str(status.get("session"))
+        self.paired = session in ("paired", "handed_over")
         self.peer = str(status.get("peer") or "")
         await self._find_nfsbox()
-        self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, paired {self.paired}")
+        self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, {session}")
+        if self.role == "secondary":
+            self._adopt_secondary(session, self.state.consistent)
+
+    def _adopt_secondary(self, session: str, consistent: bool) -> None:
+        """Nobody was there for what reintegre and nfsbox told meanwhile; heart takes what it knows already for
+        nothing new."""
+        if session == "resync":
+            # The reintegre of before would be refused; what it has copied is not copied again.
+            self.spawn(self.reintegration.start())
+        elif session == "paired" and consistent:
+            self.tell_heart("rfs_synced")
+        elif session != "handed_over":
+            reason = "nfsadmin was restarted while the reintegration ended or its connection was lost"
+            self.paired = False
+            self.tell_heart("rfs_failed", reason)
+            self.tell_heart("secondary_lost", reason)
 
     async def keep_in_step(self) -> None:
         """Record from time to time that the pair is equal, so that a crash costs little comparing."""

@@ -41,6 +41,7 @@ class World:
         self.box: list[tuple[str, Fields]] = []
         self.stored: Fields | None = None
         self.journal = "none"
+        self.session = "resync"
         self.refuse: dict[str, bus.BusError] = {}
         self.children: list[subprocess.Popen[bytes]] = []
         self.process = self.new_process()
@@ -103,7 +104,15 @@ class World:
             (self.context.paths.rfs / "state").write_bytes(b"x")
         if request.op == "prepare":
             return {"state": self.stored, "journal": self.journal}
+        if request.op == "status":
+            return {"role": "secondary", "peer": "n2", "session": self.session}
         return {"session": 1, "held": 0, "state": self.stored}
+
+    async def killed(self) -> None:
+        """nfsadmin dies and is started again."""
+        self.heart.clear()
+        self.admin = Admin(self.context, adopting=True)
+        await self.admin.adopt()
 
     async def ask(self, op: str, **fields: Any) -> Fields:
         return await self.client.request("AM/nfsadmin", op, 10.0, **fields)
@@ -131,6 +140,11 @@ def run(scenario: Callable[[World], Awaitable[None]]) -> None:
             await world.stop()
 
     asyncio.run(asyncio.wait_for(everything(), 30))
+
+
+def asked(world: World) -> list[tuple[str, Fields]]:
+    """What heart was asked to start and stop."""
+    return [(op, {n: fields[n] for n in ("name", "on")}) for op, fields in world.heart if op == "process"]
 
 
 PEER = DataState(77, peer=0, current=500)
@@ -164,6 +178,62 @@ def test_reintegration_marks_before_it_begins_and_records_before_it_tells() -> N
         assert world.state.consistent and (world.state.current, world.state.peer) == (500, 77)
         await world.until(lambda: "rfs_synced" in world.events())
         assert (await world.ask("status"))["paired"] is True
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_killed_in_a_reintegration_it_has_it_begun_again(begun: bool) -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        on = ("process", {"name": "reintegre", "on": True})
+        await world.until(lambda: on in asked(world))
+        if begun:
+            await world.ask("rei_begin", source=to_fields(PEER), pid=os.getpid())
+        await world.killed()
+        await world.until(lambda: on in asked(world))
+        assert asked(world)[0] == ("process", {"name": "reintegre", "on": False}), "the one before is ended first"
+        rule = (await world.ask("rei_begin", source=to_fields(PEER), pid=os.getpid()))["rule"]
+        assert rule == ("full_resumed" if begun else "first_synchronisation")
+        await world.ask("rei_end", source=to_fields(PEER))
+        await world.until(lambda: "rfs_synced" in world.events())
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("session", "recorded", "told"),
+    [
+        ("paired", True, ["rfs_synced"]),
+        ("paired", False, ["rfs_failed", "secondary_lost"]),
+        ("lost", True, ["rfs_failed", "secondary_lost"]),
+        ("lost", False, ["rfs_failed", "secondary_lost"]),
+        ("handed_over", True, []),
+    ],
+)
+def test_killed_it_tells_heart_what_nobody_heard_meanwhile(session: str, recorded: bool, told: list[str]) -> None:
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400, consistent=recorded))
+        await world.ask("prepare")
+        world.session = session
+        await world.killed()
+        assert (await world.ask("status"))["paired"] is (session in ("paired", "handed_over") and recorded)
+        await world.until(lambda: sorted(world.events()) == told)
+        assert not asked(world), "no reintegration is started"
+
+    run(scenario)
+
+
+def test_an_operation_waits_until_a_restarted_nfsadmin_knows_what_runs() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        world.admin = Admin(world.context, adopting=True)
+        asked = asyncio.ensure_future(world.ask("secondary", peer="n2"))
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+        await world.admin.adopt()
+        assert (await asked)["session"] == 1
 
     run(scenario)
 

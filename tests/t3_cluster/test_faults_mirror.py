@@ -5,6 +5,7 @@ The nodes have disks of their own: a power-off takes what was not synced.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,9 @@ VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_inter
   <virtual_addr addr="{vip}" where="one_side_alias"/>
   </real_interface></interface></interface_list></vip>"""
 SHORT = 'locktimeout="4" sendtimeout="4"'
+DURABLE = f'async="none" {SHORT}'
+SLOW = f'reiallowedbw="3072" {SHORT}'
+"""Attributes of <rfs>; with SLOW a reintegration copies 3 MB a second."""
 PROCESSES = ("heart", "nfsbox", "nfsadmin", "vipd", "circlog", "safesupervisord", "safeadmin", "arpreroute")
 
 
@@ -29,7 +33,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def installed(lab: Lab) -> Pair:
     pair = Pair(lab)
-    pair.install(userconfig(rfs=SHORT, vip=VIP.format(vip=lab.vip)))
+    configure(pair, SHORT)
     pair.first_start(pair.one)
     return pair
 
@@ -39,6 +43,23 @@ def pair(installed: Pair) -> Iterator[Pair]:
     installed.begin_test()
     yield installed
     installed.check_logs()
+
+
+def configure(pair: Pair, rfs: str) -> None:
+    """Install the module with these attributes of <rfs>; it is stopped."""
+    pair.install(userconfig(rfs=rfs, vip=VIP.format(vip=pair.lab.vip)))
+
+
+def configured(pair: Pair, rfs: str) -> tuple[Node, Node]:
+    """A protected pair with these attributes of <rfs>."""
+    prim, second = protected(pair)
+    if f"<rfs {rfs}>" not in prim.read(f"/opt/safekit/modules/{pair.module}/conf/userconfig.xml"):
+        for node in (second, prim):
+            node.safekit("stop", "-m", pair.module)
+            pair.wait(node, "STOP red")
+        configure(pair, rfs)
+        prim, second = protected(pair)
+    return prim, second
 
 
 def protected(pair: Pair) -> tuple[Node, Node]:
@@ -105,14 +126,7 @@ def test_power_off_of_the_survivor_shortly_after_the_takeover(pair: Pair) -> Non
 
 def test_power_off_of_both_at_once(pair: Pair) -> None:
     """With async="none" what was acknowledged is on both disks."""
-    prim, second = protected(pair)
-    for node in (second, prim):
-        node.safekit("stop", "-m", pair.module)
-        pair.wait(node, "STOP red")
-    pair.install(userconfig(rfs=f'async="none" {SHORT}', vip=VIP.format(vip=pair.lab.vip)))
-    for node in pair.nodes:
-        node.safekit("start", "-m", pair.module)
-    prim, second = protected(pair)
+    prim, second = configured(pair, DURABLE)
     pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule")
     pair.lab.poweroff(prim, second)
     back_to_protection(pair)
@@ -207,13 +221,9 @@ def test_all_networks_cut_and_healed(pair: Pair) -> None:
 
 def test_power_off_in_the_middle_of_a_reintegration_twice(pair: Pair) -> None:
     """First the reintegrated server, then both: the survivor's data win each time."""
-    prim, second = protected(pair)
-    for node in (second, prim):
-        node.safekit("stop", "-m", pair.module)
-        pair.wait(node, "STOP red")
-    slow = userconfig(rfs=f'reiallowedbw="3072" {SHORT}', vip=VIP.format(vip=pair.lab.vip))
-    pair.install(slow)
-    prim.safekit("start", "-m", pair.module)
+    prim, second = configured(pair, SLOW)
+    second.safekit("stop", "-m", pair.module)
+    pair.wait(second, "STOP red")
     pair.wait(prim, "ALONE green")
     prim.run("head -c 30000000 /dev/urandom > /replicated/big && sync /replicated/big")
     pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
@@ -229,10 +239,33 @@ def test_power_off_in_the_middle_of_a_reintegration_twice(pair: Pair) -> None:
     pair.verify(prim)
 
 
+@pytest.mark.parametrize(
+    ("process", "side"),
+    [("reintegre", "secondary"), *itertools.product(("nfsadmin", "nfsbox"), ("primary", "secondary"))],
+)
+def test_kill_9_in_the_middle_of_a_reintegration(pair: Pair, process: str, side: str) -> None:
+    prim, second = configured(pair, SLOW)
+    second.safekit("stop", "-m", pair.module)
+    pair.wait(second, "STOP red")
+    pair.wait(prim, "ALONE green")
+    prim.run("head -c 9000000 /dev/urandom > /replicated/big && sync /replicated/big")
+    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "inconsistent", "advice_prim")
+    pair.expect("reintegration_failed", "rfs_unusable")
+    second.safekit("start", "-m", pair.module)
+    pair.wait_copying(second)
+    (prim if side == "primary" else second).kill(process)
+    if process == "nfsbox" and side == "primary":
+        wait_for(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
+        pair.wait(prim, "ALONE green")
+        prim.safekit("stop", "-m", pair.module)
+        pair.wait(prim, "STOP red")
+    assert back_to_protection(pair) is prim
+    prim.run("rm /replicated/big")
+
+
 def test_the_primary_loses_power_while_it_reintegrates_the_secondary(pair: Pair) -> None:
     """The half copied server must not take over; the former primary comes back with all its data."""
-    prim, second = protected(pair)
-    prim.run("head -c 30000000 /dev/urandom > /replicated/big && sync /replicated/big")
+    prim, second = configured(pair, SLOW)
     second.safekit("stop", "-m", pair.module)
     pair.wait(second, "STOP red")
     pair.wait(prim, "ALONE green")
