@@ -60,8 +60,9 @@ def format_line(line: Line) -> bytes:
 
 
 def parse_line(text: str) -> Line | None:
-    """A line of a log file; None for one that is damaged (cut by a full disk)."""
-    parts = text.rstrip("\n").split(_SEPARATOR, 6)
+    """A line of a log file; None for one that is damaged (cut by a full disk). After a power failure zeros may stand
+    where lines were not on disk yet, before the first line of the next life."""
+    parts = text.rstrip("\n").lstrip("\0").split(_SEPARATOR, 6)
     if len(parts) != 7 or parts[2] not in ("E", "I", "D"):
         return None
     try:

@@ -39,7 +39,7 @@ class Decision:
 def parse(line: str) -> Decision | None:
     """A line of the history; None when it is damaged."""
     try:
-        data = json.loads(line)
+        data = json.loads(line.lstrip("\0"))  # left by a power failure: see safekit.log.parse_line
         inputs = data.get("inputs") or {}
         return Decision(
             float(data["time"]),

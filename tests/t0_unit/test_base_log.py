@@ -72,5 +72,11 @@ def test_any_text_stays_one_line(fields: dict[str, str], text: str) -> None:
     assert parsed is not None and parsed.code == "printi"
 
 
+def test_zeros_of_a_power_failure_hide_no_line() -> None:
+    line = "2026-01-01T00:00:00.000Z|n1|E|heart|end_of_stop|{}|End of stop"
+    assert log.parse_line("\0" * 2000 + line) == log.parse_line(line)
+    assert log.parse_line("\0" * 2000) is None
+
+
 def test_long_lines_are_cut() -> None:
     assert len(log.format_line(log.Line(log.now(), "n1", "I", "p", "printi", {"t": "x" * 9000}, "y" * 9000))) < 4096

@@ -155,6 +155,11 @@ def test_why_shows_rule_inputs_and_who_set_them(tmp_path: Path) -> None:
     assert lines[3].strip().startswith("rfs.uptodate = down, set by heart at ")
 
 
+def test_zeros_of_a_power_failure_hide_no_decision() -> None:
+    line = '{"time": 20.0, "rule": "r", "action": "wait", "inputs": {}}'
+    assert parse("\0" * 999 + line) == parse(line) is not None
+
+
 def test_why_does_not_blame_a_later_setter() -> None:
     decision = parse('{"time": 20.0, "rule": "r", "action": "wait", "inputs": {"a.b": "down"}}')
     assert decision is not None

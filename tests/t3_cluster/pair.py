@@ -21,6 +21,7 @@ from typing import TypeVar
 import writer as writer_program
 
 from lab.cluster import Lab, Node
+from safekit.cli import why
 from safekit.log import Line, parse_line
 from safekit.messages import MESSAGES
 from safekit.resources import Resource, parse
@@ -263,7 +264,8 @@ class Pair:
             text = self.outside(node, f"{VAR}/{self.module}/why/decisions.jsonl").read_text()
         except FileNotFoundError:
             return []
-        return [f"{d['time']:.3f} {d['text']}" for d in map(json.loads, text.splitlines())]
+        decisions = [decision for line in text.splitlines() if (decision := why.parse(line)) is not None]
+        return [f"{decision.time:.3f} {decision.text}" for decision in decisions]
 
     # --- logs
 
