@@ -14,8 +14,6 @@ from pair import wait_for
 from lab.cluster import Lab, Node
 from tests.conftest import unique_lab_name
 
-pytestmark = pytest.mark.xdist_group("farm")  # one cluster, in this order
-
 # The second group is for two of the three servers: they share it in halves, as the guide prints it.
 GROUPS = """<group name="FarmProto"><rule port="9010" proto="tcp" filter="on_port"/>
    <rule port="80" proto="tcp" filter="on_port"/><rule port="81" proto="tcp" filter="on_addr"/></group>

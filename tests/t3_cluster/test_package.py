@@ -11,8 +11,6 @@ import pytest
 
 from lab.cluster import Lab, Node, wait_until
 
-pytestmark = pytest.mark.xdist_group("package")  # one node, in this order
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_PACKAGE = 25 << 20
 MAX_INSTALLED = 120 << 20

@@ -12,8 +12,6 @@ from pair import Pair, userconfig, wait_for
 from lab.cluster import Lab, Node
 from safekit import protocol
 
-pytestmark = pytest.mark.xdist_group("upgrade")  # one cluster, in this order
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 PYTHON = CHECKOUT / ".venv/bin/python"
 FORMER = "739bcd2"
