@@ -36,7 +36,7 @@ class Rfs:
     """An operation of nfsadmin: prepare, primary, secondary, alone, demote, standby, release."""
 
     operation: str
-    options: tuple[tuple[str, bool], ...] = ()
+    options: tuple[tuple[str, bool | str], ...] = ()
     on_failure: str = ""
 
 

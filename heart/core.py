@@ -3,14 +3,15 @@
 Pure: no clock, file, socket or sleep.  The same function drives the real
 process, `safekit simulate` and the simulation tests.
 
-Invariants (see also pairing, waiting, swap):
+Invariants (see also doubt, pairing, waiting, swap):
 
 * M1  a server that hears its peer becomes primary only by the peer's grant,
   by the peer's leaving, or by the release of a swap.
 * M2  only up-to-date data becomes primary, unless prim or primforce says so.
 * M3  the peer knows that it is out of date, and this server remembers to be
   alone, before a write that the peer lacks is acknowledged.
-* M4  a late call refreshes the peer's time-out.
+* M4  a late call refreshes the peer's time-out, and a very late one makes this
+  server doubt its own data until it hears the peer (see doubt).
 * M6  one effect at a time; heartbeats depend on none of them.
 * M7  of two primaries the one that took over on silence leaves, unless the
   other has acknowledged nothing alone.
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heart import commands, hearing, machine, news, pairing, running, solo, swap, waiting, witness
+from heart import commands, doubt, hearing, machine, news, pairing, running, solo, swap, waiting, witness
 from heart.actions import Action, Send
 from heart.events import (
     Born,
@@ -66,7 +67,7 @@ def decide(state: State, event: Event, now: float) -> Decision:
     _HANDLERS[type(event)](t, event)
     _react(t)
     for _ in range(MAX_STEPS):
-        if t.advance() or running.urgent(t) or (t.idle() and _settle(t)) or _pair_moved(t):
+        if running.urgent(t) or t.advance() or (t.idle() and _settle(t)) or _pair_moved(t):
             continue
         break
     else:
@@ -79,6 +80,7 @@ def decide(state: State, event: Event, now: float) -> Decision:
 def _react(t: Turn) -> None:
     """Answers to the peer and to the clock that do not depend on the plan."""
     hearing.check_links(t)
+    doubt.settle(t)
     witness.check(t)
     machine.settle_last_primary(t)
     waiting.react_to_claim(t)

@@ -73,10 +73,12 @@ class ResourceSet:
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """News of the replication: replication_lost, nfsbox_died, secondary_lost, rfs_synced, rfs_failed."""
+    """News of the replication: replication_lost, nfsbox_died, secondary_lost, rfs_synced, rfs_failed.  ``attempt``: of
+    the synchronisation that ended (`State.attempt`)."""
 
     kind: str
     reason: str = ""
+    attempt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

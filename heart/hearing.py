@@ -37,6 +37,8 @@ def on_heard(t: Turn, event: Heard) -> None:
     if mark > s.peer_mark:
         s.peer_mark = mark
         s.peer = beat
+    # sent since we woke: what had waited in the sockets was read at once
+    s.heard_in_doubt = s.doubted > 0 and t.now - s.doubted >= s.setup.pulse
 
 
 def check_links(t: Turn) -> None:
@@ -83,6 +85,15 @@ def refresh(t: Turn, seconds: float) -> None:
         # nor has the peer refused to acknowledge that it is out of date
         s.break_deadline = max(s.break_deadline, t.now + s.setup.timeout)
     t.because("overslept", "the peer gets a fresh time-out", seconds=round(seconds, 3))
+    doubt(t, seconds)
+
+
+def doubt(t: Turn, seconds: float) -> None:
+    """This server stood still for so long that its peer may have taken it for dead and gone on alone (see
+    `heart.doubt`)."""
+    s = t.s
+    if s.setup.rfs and (s.paired or s.syncing) and seconds >= s.setup.timeout - 2 * s.setup.pulse:
+        s.doubted, s.stood_still = t.now, max(s.stood_still if s.doubted else 0.0, seconds)
 
 
 def on_configured(t: Turn, event: Configured) -> None:

@@ -82,7 +82,8 @@ class Service:
     async def _event(self, request: Request) -> dict[str, Any]:
         kind = request.text("kind")
         if kind in NEWS:
-            self.shell.feed(Replication(kind, str(request.fields.get("reason", ""))))
+            fields = request.fields
+            self.shell.feed(Replication(kind, str(fields.get("reason", "")), str(fields.get("attempt", ""))))
         else:
             self.shell.context.log.debug(f"{request.sender}: {kind} {request.fields.get('reason', '')}")
         return {}

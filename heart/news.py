@@ -11,6 +11,9 @@ from heart.values import Color, Role
 RETRY = 5.0
 """Seconds in WAIT before a synchronisation that failed is tried again."""
 
+RESTART = 2.0
+"""Seconds within which a killed heart is followed by another one."""
+
 UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
 """Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
 FROZEN = ("state.", "heartbeat.", "usersetting.")
@@ -63,6 +66,7 @@ def _adopt(t: Turn, role: Role) -> None:
     s.failover = s.resources.get("usersetting.failover", "on") == "on"
     s.serving = role.primary
     t.memory(swapping=False)
+    hearing.doubt(t, RESTART)
     if command in ("stop", "stopstart", "respawn"):
         commands.begin_stop(t, command, "stopstart" if command == "stopstart" else "stop")
     elif role is Role.WAIT:
@@ -137,6 +141,10 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
     if event.name.startswith(FROZEN) or event.name in MEMORY:
         t.because("refused", f"set {event.name}", who=event.who)
         return
+    if event.name == "rfs.degraded" and event.value == "up" and not s.role.primary:
+        # late news of a primary that has handed over: the rules of the other server would hold it back
+        t.because("refused", "set rfs.degraded", who=event.who, role=s.role.value)
+        return
     if t.remember({event.name: event.value}) and not event.name.startswith(UNLOGGED):
         # init says only that nobody looks any more
         code = "resource_info" if event.value == "init" else "resource_set"
@@ -158,15 +166,21 @@ def on_replication(t: Turn, event: Replication) -> None:
     elif event.kind == "nfsbox_died":
         _nfsbox_died(t)
     elif event.kind == "rfs_synced":
-        _synced(t)
+        synced(t, event.attempt)
     elif event.kind == "rfs_failed" and s.role is Role.SECOND and s.syncing and not s.leaving:
         secondary_failed(t, event.reason or "the reintegration failed")
 
 
-def _synced(t: Turn) -> None:
+def synced(t: Turn, attempt: str) -> None:
     """The primary has remembered the pair: this server may call itself up to date."""
     s, peer = t.s, t.peer
     if s.role is not Role.SECOND or not s.syncing or s.leaving or s.stopping:
+        return
+    if attempt != s.attempt:
+        t.because("stale", "news of an earlier synchronisation", attempt=attempt, now=s.attempt)
+        return
+    if s.doubted:
+        s.synced_in_doubt = attempt
         return
     if peer is not None and peer.fence and s.fenced != (peer.incarnation, peer.fence):
         return

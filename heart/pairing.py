@@ -36,6 +36,9 @@ def check_pair(t: Turn) -> None:
         # the data was left to the secondary, or given up
         s.breaking, s.break_asked = "", ""
         return
+    if s.doubted:
+        # the peer may be the one that goes on; it is about to be heard, or given up with our data
+        return
     cause = s.break_asked or _broken(t)
     if not s.setup.rfs:
         s.break_asked = ""

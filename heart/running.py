@@ -12,15 +12,15 @@ MEETING_PULSES = 3
 
 
 def urgent(t: Turn) -> bool:
-    """What may not wait for the end of the plan: only a plan that stands still or runs a start script is cut.
+    """What may not wait for the end of the plan: only a plan that stands still or comes to a start script is cut.
 
     True when a new plan was made.
     """
     s = t.s
     if s.leaving or s.stopping or not s.role.running:
         return False
-    cuttable = t.interruptible() if s.busy else bool(s.plan) and isinstance(s.plan[0], Hold)
-    if not cuttable:
+    step = s.busy_step if s.busy else s.plan[0] if s.plan else None
+    if not (t.interruptible(step) or (isinstance(step, Hold) and not s.busy)):
         return False
     return _second_without_primary(t) if s.role is Role.SECOND else _split_brain(t)
 
@@ -67,6 +67,8 @@ def _second_without_primary(t: Turn) -> bool:
 
 def _primary_gone(t: Turn, why: str) -> bool:
     s = t.s
+    if s.doubted:
+        return False
     if not s.uptodate or (s.syncing and s.setup.rfs):
         return _leave(t, "secondary_not_complete", f"the primary is gone: {why}")
     if not s.failover:

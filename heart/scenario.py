@@ -303,7 +303,8 @@ class Scenario:
             case Witness(ident):
                 ok = server.overrides.get(f"splitbrain.{ident}", "up") == "up"
             case Rfs("secondary", options) if not dict(options).get("swap"):
-                self.at(SYNC_SECONDS, lambda: self._synchronised(node))
+                attempt = str(dict(options).get("attempt", ""))
+                self.at(SYNC_SECONDS, lambda: self._synchronised(node, attempt))
             case Rfs("alone" | "demote" | "primary" | "standby") | Vip():
                 pass
         self.at(EFFECT_SECONDS, lambda: self._done(node, token, ok))
@@ -324,7 +325,7 @@ class Scenario:
             checker = f"{name.partition('.')[0]}check"
             self.feed(node, ResourceSet(name, server.overrides.get(name, "up"), checker))
 
-    def _synchronised(self, node: str) -> None:
+    def _synchronised(self, node: str, attempt: str) -> None:
         """End of a reintegration: the primary remembers the pair, then the secondary is up to date."""
         server = self.servers[node]
         peer = self.servers.get(server.setup.peer)
@@ -334,7 +335,7 @@ class Scenario:
             self.feed(node, Replication("rfs_failed", "the primary is not reached"))
             return
         self.feed(server.setup.peer, PairAsked(0))
-        self.feed(node, Replication("rfs_synced"))
+        self.feed(node, Replication("rfs_synced", attempt=attempt))
 
     # -------------------------------------------------------------------- results
 

@@ -86,6 +86,16 @@ class State:
     fences: int = 0
     fenced: tuple[int, int] = (0, 0)
     stream_lost_at: float = 0.0
+    doubted: float = 0.0
+    """Since when this server has to hear the peer before it may trust its data; 0: it may."""
+    stood_still: float = 0.0
+    """Seconds without this heart that made the doubt."""
+    attempts: int = 0
+    attempt: str = ""
+    """Names the synchronisation that was asked for last: news of an earlier one may come late."""
+    synced_in_doubt: str = ""
+    """The attempt that ended while the doubt lasted."""
+    heard_in_doubt: bool = False
     split: bool = False
     """A split brain that this server survives has been logged."""
     split_since: float = 0.0

@@ -164,7 +164,7 @@ class Turn:
         """Replace the plan.  The effect in progress is killed when it is a start script, else it ends
         first, its result being ignored."""
         s = self.s
-        if s.busy and self.interruptible():
+        if s.busy and self.interruptible(self.s.busy_step):
             self.actions.append(Abort(s.busy))
             s.busy, s.busy_step = 0, None
         elif s.busy and isinstance(s.busy_step, Rfs):
@@ -178,9 +178,9 @@ class Turn:
             self.actions.append(Abort(s.busy))
             s.busy, s.busy_step = 0, None
 
-    def interruptible(self) -> bool:
-        """The running effect may be cut short: start scripts have no time-out of their own."""
-        step = self.s.busy_step
+    @staticmethod
+    def interruptible(step: Step | None) -> bool:
+        """The effect may be cut short, or left out: start scripts have no time-out of their own."""
         return isinstance(step, Scripts) and not any(call.stops for call in step.calls)
 
     def idle(self) -> bool:

@@ -165,6 +165,9 @@ def _decide(t: Turn) -> bool:
     if peer is not None and peer.role.primary:
         s.claim = 0
         wake(t)
+        if peer.role is Role.PRIM and peer.paired and s.setup.rfs and s.uptodate and not s.paired:
+            # it believes to be in a pair with this server, which has gone on alone since: it is about to learn that
+            return False
         # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
         if peer.serving and (not s.setup.rfs or peer.uptodate == "up"):
             return become_second(t)
@@ -298,7 +301,9 @@ def become_second(t: Turn) -> bool:
         term=max(s.term, peer_term),
     )
     if s.setup.rfs:
-        options = (("fullsync", True),) if full else ()
+        s.attempts += 1
+        s.attempt = f"{s.incarnation}.{s.attempts}"
+        options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
         t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))
     else:
         s.swap_back = wants_primary_back(t)

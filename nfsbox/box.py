@@ -122,6 +122,7 @@ class Box:
         self._peer = ""
         self._address = ""
         self._port = 0
+        self._attempt = ""
         self._session = 0
         self._started = False
         self._samples: deque[tuple[int, int]] = deque(maxlen=_AVERAGE + 1)
@@ -310,13 +311,15 @@ class Box:
         self._next_checkpoint = time.monotonic() + self.settings.checkpoint
 
     def secondary(
-        self, peer: str, address: str, port: int, *, source: str | None, paired: bool, state: Fields | None
+        self, peer: str, address: str, port: int, *, source: str | None, paired: bool, state: Fields | None,
+        attempt: str = "",
     ) -> Fields:
-        """Read-only; connect to the primary. Raises BoxError: connect, refused."""
+        """Read-only; connect to the primary. `attempt` is kept for a nfsadmin that is restarted. Raises BoxError:
+        connect, refused."""
         self._require()
         self._end_applier()
         self._to_readonly(Role.SECONDARY, keep_journal=not paired)
-        self._peer, self._address, self._port = peer, address, port
+        self._peer, self._address, self._port, self._attempt = peer, address, port, attempt
         hello: Fields = {"node": self.place.node, "paired": paired}
         if paired:
             hello["token"] = self._token or b""
@@ -516,6 +519,7 @@ class Box:
             "address": self._address,
             "port": self._port,
             "session": session,
+            "attempt": self._attempt,
             "session_id": stream.identity if stream is not None else self._session,
             "held": engine.held,
             "pending": stream.pending if stream is not None else 0,

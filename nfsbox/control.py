@@ -152,6 +152,7 @@ class Control:
             source=source if isinstance(source, str) else None,
             paired=bool(fields.get("paired")),
             state=fields.get("state"),
+            attempt=str(fields.get("attempt") or ""),
         )
 
 

@@ -32,7 +32,8 @@ Fields = dict[str, Any]
 
 
 class Admin:
-    """One per process. `role`: none, standby, primary, secondary; `paired`: the secondary is equal and strict."""
+    """One per process. `role`: none, standby, primary, demoted (handed over, the next role is unknown yet), secondary;
+    `paired`: the secondary is equal and strict."""
 
     def __init__(self, context: Context, *, adopting: bool = False) -> None:
         """`adopting`: nothing is served before `adopt` has ended."""
@@ -44,6 +45,7 @@ class Admin:
         self.peer = ""
         self.state: DataState | None = None
         self.fullsync = False
+        self.attempt = ""  # heart's name for the synchronisation that it asked for last
         self.reintegration = Reintegration(self)
         self._watch: Watch | None = None
         self._lock = asyncio.Lock()
@@ -108,7 +110,7 @@ class Admin:
 
     def tell_heart(self, kind: str, reason: str = "") -> None:
         """An event for heart, repeated until heart has it: heart may be restarting."""
-        self.spawn(self._tell_heart("event", kind=kind, reason=reason))
+        self.spawn(self._tell_heart("event", kind=kind, reason=reason, attempt=self.attempt))
 
     def set_resource(self, name: str, value: str) -> None:
         """A resource in heart's file."""
@@ -234,12 +236,14 @@ class Admin:
         peer = self._peer(request)
         swap = bool(request.fields.get("swap"))
         await self.reintegration.abandon()
+        self.attempt = str(request.fields.get("attempt", ""))
         deadline = time.monotonic() + CONNECT_S
         while True:
             try:
                 answer = await self.nfsbox("secondary", peer=peer, address=self._address(request, peer),
                                            port=int(request.fields.get("port") or self._port()),
-                                           source=self._source(), paired=swap, state=generations.to_fields(state))
+                                           source=self._source(), paired=swap, state=generations.to_fields(state),
+                                           attempt=self.attempt)
                 break
             except BusError as error:
                 if error.code not in ("connect", "refused") or time.monotonic() > deadline:
@@ -253,6 +257,8 @@ class Admin:
 
     async def _demote(self, request: Request) -> Fields:
         await self.nfsbox("demote")
+        # both disks have everything: a death of nfsbox from here on degrades no primary
+        self.role, self.paired = "demoted", False
         return {}
 
     async def _standby(self, request: Request) -> Fields:
@@ -410,7 +416,7 @@ class Admin:
         self.degraded = bool(status.get("degraded"))
         session = str(status.get("session"))
         self.paired = session in ("paired", "handed_over")
-        self.peer = str(status.get("peer") or "")
+        self.peer, self.attempt = str(status.get("peer") or ""), str(status.get("attempt") or "")
         await self._find_nfsbox()
         self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, {session}")
         if self.role == "secondary":

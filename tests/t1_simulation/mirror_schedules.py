@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.t1_simulation.mirror_world import TIMEOUT, Options, Violation, World
+from tests.t1_simulation.mirror_world import Options, Violation, World
 
 Kind = Callable[[World], None]
 
@@ -103,7 +103,7 @@ def _cut(world: World, *, both: bool) -> None:
     keys = [(d, i) for d in directions for i in indexes]
     for key in keys:
         world.wires[key].cut = True
-    world.impaired_until = max(world.impaired_until, world.now + seconds + 2 * TIMEOUT)
+    world.part(seconds)
 
     def heal() -> None:
         world.say("-", "== healed")
@@ -125,7 +125,7 @@ def _noise(world: World) -> None:
     wire = world.wires[_one(world), 0]
     wire.loss, wire.duplicate, wire.slow = world.random.uniform(0, 0.4), 0.3, world.random.choice((0.05, 0.5, 1.5))
     seconds = world.random.uniform(2, 15)
-    world.impaired_until = max(world.impaired_until, world.now + seconds + 2 * TIMEOUT)
+    world.part(seconds)
 
     def quiet() -> None:
         wire.loss, wire.duplicate, wire.slow = 0.0, 0.0, 0.05
@@ -134,7 +134,7 @@ def _noise(world: World) -> None:
 
 
 def _freeze(world: World) -> None:
-    world.freeze(_one(world), world.random.uniform(0.5, 12))
+    world.freeze(_one(world), world.random.uniform(0.5, 12), deaf=world.random.random() < 0.5)
 
 
 def _short_freeze(world: World) -> None:

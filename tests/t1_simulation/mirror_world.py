@@ -89,6 +89,7 @@ class Stream:
     """A replication connection: it breaks for good as soon as something sent on it cannot arrive."""
 
     secondary: str
+    attempt: str = ""
     live: bool = True
     synced: bool = False
     carried: set[int] = field(default_factory=set)
@@ -112,6 +113,7 @@ class Server:
     shown: dict[str, str] = field(default_factory=dict)
     life: int = 0
     frozen_until: float = 0.0
+    deaf: bool = False
     thawed_at: float = -1e9
     sequence: int = 0
     app: bool = False
@@ -161,6 +163,7 @@ class World:
         self.forced = False
         self.links = tuple(Link(f"l{i}", PULSE, TIMEOUT) for i in range(options.links))
         self.impaired_until = 0.0
+        self.parted_until = 0.0
         self.chaos = True
         self.log: list[tuple[float, str, str]] = []
         self.pair_replies: dict[int, Callable[[bool], None]] = {}
@@ -252,12 +255,17 @@ class World:
 
         self.at(self.random.uniform(0.05, 1.2), restart)
 
-    def freeze(self, name: str, seconds: float) -> None:
-        """SIGSTOP of heart for a while."""
+    def part(self, seconds: float) -> None:
+        """The servers may not hear each other for so long, although both go on."""
+        until = self.now + seconds + 2 * TIMEOUT
+        self.impaired_until, self.parted_until = max(self.impaired_until, until), max(self.parted_until, until)
+
+    def freeze(self, name: str, seconds: float, *, deaf: bool = False) -> None:
+        """SIGSTOP of heart for a while; what arrives meanwhile waits in its sockets, unless they are full (`deaf`)."""
         server = self.servers[name]
         if server.heart is not None and self.now >= server.frozen_until:
             self.say(name, f"== heart frozen for {seconds:.1f} s")
-            server.frozen_until = self.now + seconds
+            server.frozen_until, server.deaf = self.now + seconds, deaf
             self.impaired_until = max(self.impaired_until, self.now + seconds + 2 * TIMEOUT)
             life = server.life
             self.at(seconds + 1e-6, lambda: self._thaw(name, life))
@@ -316,7 +324,8 @@ class World:
             return
         event = Heard(ident, beat)
         if self.now < server.frozen_until:
-            server.backlog.append((target, event))
+            if not server.deaf:
+                server.backlog.append((target, event))
             return
         self.feed(target, event)
 
@@ -520,7 +529,7 @@ class World:
 
         self.at(delay, lambda: tell(8))
 
-    def _rfs(self, server: Server, operation: str, options: dict[str, bool]) -> bool:
+    def _rfs(self, server: Server, operation: str, options: dict[str, bool | str]) -> bool:
         if operation == "prepare":
             server.rfs = "standby" if server.rfs == "none" else server.rfs
         elif operation == "primary":
@@ -545,7 +554,7 @@ class World:
                 self._ack(number)
             server.held = []
         elif operation == "secondary":
-            return self._secondary(server, swap=bool(options.get("swap")))
+            return self._secondary(server, swap=bool(options.get("swap")), attempt=str(options.get("attempt", "")))
         elif operation == "demote":
             if server.stream is None or server.held or server.alone or not server.stream.live:
                 return False
@@ -565,7 +574,7 @@ class World:
             stream.live = False
             self.at(0.05, lambda: self._stream_loses(server.peer))
 
-    def _secondary(self, server: Server, *, swap: bool) -> bool:
+    def _secondary(self, server: Server, *, swap: bool, attempt: str) -> bool:
         other = self.servers[server.peer]
         if not self._tcp(server.name) or not self._tcp(other.name) or other.rfs != "primary":
             return False
@@ -577,7 +586,7 @@ class World:
         server.rfs = "secondary"
         server.inconsistent = True
         server.alone = False
-        stream = Stream(server.name)
+        stream = Stream(server.name, attempt)
         server.stream = stream
         self.at(self.random.uniform(0.2, 4.0), lambda: self._end_of_reintegration(server, other, stream))
         return True
@@ -622,7 +631,8 @@ class World:
             stream.synced = True
             self.alone_takers = set()
             self.split = self.forced = False
-            self.at(self.random.uniform(0.001, 0.2), lambda: self.feed(server.name, Replication("rfs_synced")))
+            news = Replication("rfs_synced", attempt=stream.attempt)
+            self.at(self.random.uniform(0.001, 0.2), lambda: self._tell_synced(server, news, server.life))
 
         def expire() -> None:
             if self.pair_replies.pop(token, None) is not None:
@@ -631,6 +641,12 @@ class World:
         self.pair_replies[token] = paired
         self.at(PAIR_TIMEOUT, expire)
         self.feed(other.name, PairAsked(token))
+
+    def _tell_synced(self, server: Server, news: Replication, life: int) -> None:
+        """Told until heart answers: one that was frozen finds it several times in its socket."""
+        self.feed(server.name, news)
+        if server.life == life and self.now < server.frozen_until:
+            self.at(2.5, lambda: self._tell_synced(server, news, life))
 
     def _replied(self, name: str, token: int, ok: bool) -> None:
         paired = self.pair_replies.pop(token, None)
@@ -644,11 +660,11 @@ class World:
         other = self.servers[server.peer]
         heart = server.heart
         if self._claims(other) and not self.forced:
-            # a partition (or a frozen heart) without a witness: both may go on
+            # a partition without a witness: both may go on
             silent = heart is None or heart.peer is None or self.now >= heart.break_deadline
             if not silent and other.heart is not None and other.heart.role is Role.SECOND:
                 raise Violation(f"{server.name} goes on alone and hears {other.name}, which it did not tell (M3)")
-            if self.now <= self.impaired_until:
+            if self.now <= self.parted_until:
                 self.split = True
         missing = self.acked - set(server.data)
         if missing:
@@ -660,7 +676,7 @@ class World:
 
     def _claims(self, server: Server) -> bool:
         """The server calls its data up to date, or will when it is started."""
-        if server.disk.get("rfs.uptodate") != "up":
+        if server.disk.get("rfs.uptodate") != "up" or (server.heart is not None and server.heart.doubted):
             return False
         return server.heart is not None or server.disk.get("rfs.paired") != "up" or not server.mark
 

@@ -64,7 +64,7 @@ class Stage(World):
                 for call in calls:
                     self.tell(name, f"  {call.name} {' '.join(call.args)}")
             case Run(_, Rfs(operation, options)):
-                words = " ".join(word for word, on in options if on)
+                words = " ".join(word for word, on in options if on is True)
                 self.tell(name, f"  [replication] {operation} {words}")
             case Run(_, Vip(operation)):
                 self.tell(name, f"  [address] {operation}")
@@ -126,11 +126,11 @@ def step(stage: Stage, words: list[str]) -> None:
             for key in stage.wires:
                 if not names or key[0] in names:
                     stage.wires[key].cut = True
-            stage.impaired_until = stage.now + 1000
+            stage.impaired_until = stage.parted_until = stage.now + 1000
         case ["heal"]:
             for wire in stage.wires.values():
                 wire.cut = False
-            stage.impaired_until = stage.now + 3 * TIMEOUT
+            stage.impaired_until = stage.parted_until = stage.now + 3 * TIMEOUT
         case ["break", "stream", name]:
             stage._break_stream(stage.servers[name])
         case ["set", name, resource, value, who]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from heart import core, news, pairing, running, waiting
+from heart import core, doubt, hearing, news, pairing, running, waiting
 from heart.events import Born
 from heart.turn import CONDITIONS, Turn
 from tests.t1_simulation.mirror_schedules import Kind, crash_both, run
@@ -121,3 +121,20 @@ def test_finds_a_swap_without_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """M1: the new primary does not wait for the old one."""
     monkeypatch.setitem(CONDITIONS, "swap_released", lambda t: True)
     assert "M1" in found()
+
+
+def test_finds_a_server_that_trusts_its_data_after_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh time-out is all that a server that stood still gives its peer."""
+    monkeypatch.setattr(hearing, "doubt", lambda t, seconds: None)
+    assert "acknowledged writes" in found()
+
+
+def test_finds_a_primary_that_overlooks_that_it_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubt, "left_behind", lambda s, peer: False)
+    assert "acknowledged writes" in found(range(6000))
+
+
+def test_finds_news_of_an_earlier_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = news.synced
+    monkeypatch.setattr(news, "synced", lambda t, attempt: real(t, t.s.attempt))
+    assert found(range(30_000))

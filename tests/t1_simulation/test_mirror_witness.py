@@ -17,7 +17,7 @@ from heart.actions import Effect, Witness
 from heart.turn import Turn
 from heart.values import Role, Setup
 from tests.t1_simulation import mirror_schedules as kinds
-from tests.t1_simulation.mirror_world import TIMEOUT, Options, Violation, World
+from tests.t1_simulation.mirror_world import Options, Violation, World
 
 COUNT = int(os.environ.get("SAFEKIT_WITNESS_SCHEDULES", "400"))
 FAULTS = (kinds._crash, kinds._short_freeze, kinds._kill_heart, kinds._stream, kinds._command)
@@ -53,7 +53,7 @@ class WitnessWorld(World):
         self.isolated = True
         for wire in self.wires.values():
             wire.cut = True
-        self.impaired_until = max(self.impaired_until, self.now + seconds + 2 * TIMEOUT)
+        self.part(seconds)
         self.at(seconds, self.heal)
 
     def heal(self) -> None:

@@ -94,6 +94,7 @@ class Node:
             path.chmod(0o755)
         self.heart: subprocess.Popen[bytes] | None = None
         self.ports: dict[str, int] = {}
+        self.attempt = ""
         self.asked: list[tuple[float, str, str]] = []
         self.endpoints: list[Endpoint] = []
         self.supervisor: asyncio.Server | None = None
@@ -156,6 +157,7 @@ class Node:
     async def _nfsadmin(self, request: Request) -> dict[str, Any] | None:
         options = " ".join(k for k in ("swap", "fullsync", "force") if request.fields.get(k))
         self.note("nfsadmin", f"{request.op} {options}".strip())
+        self.attempt = str(request.fields.get("attempt", self.attempt))
         if request.op in self.fails:
             raise self.fails[request.op]
         return dict(self.prepared) if request.op == "prepare" else {}
@@ -206,7 +208,7 @@ class Node:
         return await self.tell("control", action=action, who=fields.pop("who", "root"), **fields)
 
     async def nfsadmin_event(self, kind: str) -> None:
-        await self.endpoints[1].request("AM/heart", "event", 5.0, kind=kind, reason="test")
+        await self.endpoints[1].request("AM/heart", "event", 5.0, kind=kind, reason="test", attempt=self.attempt)
 
     # -- looking
 

@@ -225,6 +225,22 @@ def test_killed_it_tells_heart_what_nobody_heard_meanwhile(session: str, recorde
     run(scenario)
 
 
+def test_a_death_of_nfsbox_after_the_hand_over_degrades_nobody() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        await world.ask("demote")
+        world.heart.clear()
+        world.process.kill()
+        await world.until(lambda: world.box[-1][0] == "standby")
+        assert ("process", {"name": "nfsbox", "on": True}) in asked(world)
+        assert "rfs.degraded" not in [fields.get("resource") for op, fields in world.heart if op == "set"]
+        prepared = [fields for op, fields in world.box if op == "prepare"]
+        assert prepared[-1]["degraded"] is False
+
+    run(scenario)
+
+
 def test_an_operation_waits_until_a_restarted_nfsadmin_knows_what_runs() -> None:
     async def scenario(world: World) -> None:
         await world.ask("prepare")

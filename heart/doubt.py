@@ -1,0 +1,53 @@
+"""What a server may believe of its data after it stood still.
+
+A heart that was stopped, starved or killed for about the time-out cannot know what happened meanwhile: the peer may
+have taken this server for dead, gone on alone and acknowledged writes, and may have died since. A fresh time-out (M4)
+does not answer that; only the peer can. So until a heartbeat arrives that was sent after we woke, this server neither
+takes over nor calls itself up to date. When the peer stays silent, this server's data counts as out of date: it waits
+for the other server, or for an administrator who knows better.
+
+The peer itself tells the same when it has gone on alone, has stopped since, and comes back: its data is up to date and
+it is in no pair, while this server still believes to be in one.
+"""
+
+from __future__ import annotations
+
+from heart import commands, news
+from heart.state import State
+from heart.turn import Turn
+from heart.values import Beat, Role
+
+
+def settle(t: Turn) -> None:
+    """End a doubt: in good faith when the peer was heard, else with data that is not up to date."""
+    s, peer = t.s, t.peer
+    if s.doubted and t.lost():
+        _out_of_date(t, "the peer may have gone on alone")
+    elif s.doubted and s.heard_in_doubt:
+        s.doubted = 0.0
+    s.heard_in_doubt = False
+    if peer is not None and left_behind(s, peer):
+        _out_of_date(t, "the other server went on alone and has stopped since")
+    if s.synced_in_doubt and not s.doubted:
+        attempt, s.synced_in_doubt = s.synced_in_doubt, ""
+        news.synced(t, attempt)
+
+
+def left_behind(s: State, peer: Beat) -> bool:
+    """The peer has acknowledged writes alone while this server was in a pair with it."""
+    if not (s.setup.rfs and s.role in (Role.PRIM, Role.SECOND) and s.paired and s.uptodate) or s.stopping or s.leaving:
+        return False
+    return peer.role in (Role.WAIT, Role.STOP) and peer.uptodate == "up" and not peer.paired
+
+
+def _out_of_date(t: Turn, why: str) -> None:
+    s = t.s
+    s.doubted, s.synced_in_doubt = 0.0, ""
+    if not s.uptodate:
+        return
+    t.log("stood_still")
+    t.because("stood_still", "not up to date", why=why, seconds=round(s.stood_still, 1), role=s.role.value)
+    # which of both was primary last is remembered as it was: together again they find out
+    t.memory(uptodate=False)
+    if s.role.primary:
+        commands.begin_stop(t, "stopstart", "stopstart")
