@@ -35,7 +35,7 @@ def settle(t: Turn) -> None:
 
 def left_behind(s: State, peer: Beat) -> bool:
     """The peer has acknowledged writes alone while this server was in a pair with it."""
-    if not (s.setup.rfs and s.role in (Role.PRIM, Role.SECOND) and s.paired and s.uptodate) or s.stopping or s.leaving:
+    if not (s.setup.rfs and s.role.running and s.paired and s.uptodate):
         return False
     return peer.role in (Role.WAIT, Role.STOP) and peer.uptodate == "up" and not peer.paired
 
@@ -49,5 +49,5 @@ def _out_of_date(t: Turn, why: str) -> None:
     t.because("stood_still", "not up to date", why=why, seconds=round(s.stood_still, 1), role=s.role.value)
     # which of both was primary last is remembered as it was: together again they find out
     t.memory(uptodate=False)
-    if s.role.primary:
+    if s.role.primary and not s.leaving:
         commands.begin_stop(t, "stopstart", "stopstart")

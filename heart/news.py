@@ -182,9 +182,12 @@ def synced(t: Turn, attempt: str) -> None:
     if s.doubted:
         s.synced_in_doubt = attempt
         return
-    if peer is not None and peer.fence and s.fenced != (peer.incarnation, peer.fence):
+    if peer is None or not peer.role.primary:
+        # complete at some time, but the primary has left since: it knows more
         return
-    s.syncing = False
+    if peer.fence and s.fenced != (peer.incarnation, peer.fence):
+        return
+    s.syncing, s.consistent = False, True
     s.stream_lost_at = 0.0
     s.swap_back = waiting.wants_primary_back(t)
     t.memory(uptodate=True, paired=True)

@@ -52,8 +52,9 @@ def _second_without_primary(t: Turn) -> bool:
         return False
     if peer.role in (Role.STOP, Role.WAIT):
         return _primary_gone(t, "remote stop")
-    if s.fenced == (peer.incarnation, peer.fence) and peer.role.primary and s.setup.rfs and not s.uptodate:
+    if peer.role.primary and s.setup.rfs and not s.uptodate:
         if not s.syncing:
+            # fenced, whoever is heart of the primary meanwhile
             return _leave(t, "fenced", "the primary went on alone")
         return False
     if peer.role is Role.SECOND:

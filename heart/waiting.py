@@ -128,7 +128,7 @@ def _refused(t: Turn) -> bool:
         if primary:
             t.log("prim_aborted")
             return _abort(t, "prim_refused", "the other server is primary")
-        if not s.consistent and s.intent == "prim":
+        if s.intent == "prim" and not (s.consistent and s.resource("rfs.inconsistent") != "up"):
             t.log("inconsistent")
             t.log("advice_primforce")
             t.log("prim_aborted")
@@ -165,7 +165,7 @@ def _decide(t: Turn) -> bool:
     if peer is not None and peer.role.primary:
         s.claim = 0
         wake(t)
-        if peer.role is Role.PRIM and peer.paired and s.setup.rfs and s.uptodate and not s.paired:
+        if peer.paired and s.setup.rfs and s.uptodate and not s.paired:
             # it believes to be in a pair with this server, which has gone on alone since: it is about to learn that
             return False
         # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
