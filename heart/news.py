@@ -104,6 +104,9 @@ def on_done(t: Turn, event: Done) -> None:
         s.consistent = event.consistent
     if not event.ok:
         t.because("effect_failed", type(effect).__name__, code=event.code, text=event.text)
+        if event.code == "unapplied":
+            # it was about to take over: the primary that left knows more, and is not to follow this data
+            t.memory(uptodate=False, lastprim=False)
         on_failure = getattr(effect, "on_failure", "")
         if on_failure:
             STEPS[on_failure](t, event.text or event.code)
@@ -156,7 +159,7 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
 def on_replication(t: Turn, event: Replication) -> None:
     """News from nfsadmin."""
     s = t.s
-    t.because(event.kind, f"heard in {s.role}", reason=event.reason)
+    t.because(event.kind, f"heard in {s.role}", **({"reason": event.reason} if event.reason else {}))
     if event.kind == "replication_lost":
         if s.role.primary:
             s.break_asked = event.reason or event.kind

@@ -53,6 +53,7 @@ class Admin:
         self._recovery: asyncio.Task[None] | None = None
         self._remade = False  # mounted again after a death in a pair, waiting for `alone`
         self._died = asyncio.Event()
+        self._unapplied = False  # nfsbox died between acknowledging changes and applying them, and heart may not know
         self._bandwidth: dict[str, int] = {}
         self._adopted = asyncio.Event()
         if not adopting:
@@ -149,7 +150,7 @@ class Admin:
 
     async def _prepare(self, request: Request) -> Fields:
         state = await self._open(degraded=False)
-        self.role, self.paired, self.degraded = "standby", False, False
+        self.role, self.paired, self.degraded, self._unapplied = "standby", False, False, False
         return {"consistent": state.consistent, "generation": state.current, "base": state.base}
 
     async def _open(self, *, degraded: bool) -> DataState:
@@ -210,6 +211,9 @@ class Admin:
         if request.fields.get("force"):
             state = generations.forced(state, new_number())
             self.set_resource("rfs.inconsistent", "down")
+        elif self._unapplied:
+            raise BusError("unapplied", "nfsbox died before it had applied all that it had acknowledged: the other "
+                                        "server has it all; start that one with safekit prim")
         if not state.consistent:
             raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
         await self.reintegration.abandon()
@@ -266,7 +270,7 @@ class Admin:
         if self.role != "none":
             await self.nfsbox("standby", state=generations.to_fields(self.known_state()))
             self.role = "standby"
-        self.paired = False
+        self.paired, self._unapplied = False, False
         self._clear_bandwidth()
         return {}
 
@@ -366,6 +370,7 @@ class Admin:
             self.set_resource("rfs.degraded", "up")
             self._clear_bandwidth()
         elif role == "secondary":
+            self._unapplied = paired
             self.spawn(self.reintegration.abandon())
             self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
         self._recovery = self.spawn(self._recover(role, paired))

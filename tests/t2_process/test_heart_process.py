@@ -149,6 +149,19 @@ def test_a_broken_stream_fences_the_secondary_before_writes_go_on(tmp_path: Path
     play(tmp_path, scene)
 
 
+def test_a_secondary_that_cannot_prove_its_data_does_not_take_over(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        two.n2.fails["primary"] = BusError("unapplied", "acknowledged changes were not applied")
+        await two.n1.control("stop")
+        await two.reach("STOP red", "STOP red")
+        assert two.n2.resources()["rfs.uptodate"] == "down" and two.n2.resources()["rfs.lastprimstate"] == "down"
+        assert not any(line.startswith("start_prim") for line in two.n2.trace())
+        assert "acknowledged changes were not applied" in "".join(line.english for line in two.n2.log())
+
+    play(tmp_path, scene)
+
+
 def test_supervisord_died_means_an_orderly_stop_and_a_new_one(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         await two.form()

@@ -241,6 +241,24 @@ def test_a_death_of_nfsbox_after_the_hand_over_degrades_nobody() -> None:
     run(scenario)
 
 
+def test_data_of_a_nfsbox_that_died_before_it_applied_what_it_had_acknowledged_is_not_taken_over() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        await world.until(lambda: ("process", {"name": "reintegre", "on": True}) in asked(world))
+        await world.ask("rei_begin", source=to_fields(PEER), pid=os.getpid())
+        await world.ask("rei_end", source=to_fields(PEER))
+        world.process.kill()
+        await world.until(lambda: "nfsbox_died" in world.events())
+        with pytest.raises(bus.BusError) as caught:
+            await world.ask("primary")
+        assert caught.value.code == "unapplied"
+        await world.ask("standby")  # heart knows now that the data is out of date
+        await world.ask("primary")
+
+    run(scenario)
+
+
 def test_an_operation_waits_until_a_restarted_nfsadmin_knows_what_runs() -> None:
     async def scenario(world: World) -> None:
         await world.ask("prepare")
