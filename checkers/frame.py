@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safekit.bus import BusError
 from safekit.process import Context
@@ -15,6 +16,7 @@ from safekit.process import Context
 HEART_TIMEOUT = 2.0
 RETRY = 0.2
 REPEAT = 30.0
+RESOLVE_SECONDS = 0.5
 
 Configured = TypeVar("Configured")
 
@@ -108,12 +110,64 @@ async def probe_periodically(
             wake.clear()
 
 
-async def resolve(name: str, port: int, kind: int) -> list[tuple[int, tuple[str, int]]]:
-    """(family, address) of a name or literal address, in the resolver's order.
+Addresses = list[tuple[int, tuple[str, int]]]
+"""(family, (literal, port))."""
+_known: dict[tuple[str, int, int], Addresses] = {}
+_asking: dict[tuple[str, int, int], asyncio.Future[Addresses]] = {}
 
-    Raises OSError when the name is unknown. The resolver runs in a thread: it may block for long.
+
+async def resolve(name: str, port: int, kind: int) -> Addresses:
+    """(family, (literal, port)) of a name or literal address, in the resolver's order.
+
+    A name service that is away is no fault of what is checked: the addresses that the name had are used while it
+    does not answer, or takes longer than RESOLVE_SECONDS. Raises OSError when the name was never known.
     """
+    key = (name, port, kind)
+    asked = _asking.get(key)
+    if asked is None or asked.done():
+        asked = _asking[key] = asyncio.ensure_future(_ask(name, port, kind))
+        # its failure may come when nobody waits any more
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        if key in _known:
+            _known[key] = await asyncio.wait_for(asyncio.shield(asked), RESOLVE_SECONDS)
+        else:
+            _known[key] = await asyncio.shield(asked)
+    except (TimeoutError, OSError):
+        if key not in _known:
+            raise
+    return _known[key]
+
+
+async def _ask(name: str, port: int, kind: int) -> Addresses:
+    """A thread of its own asks the resolver, which may block for long: the end of this process does not wait for it."""
+    with contextlib.suppress(OSError):
+        return _addresses(socket.getaddrinfo(name, port, type=kind, flags=socket.AI_NUMERICHOST))
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(name, port, type=kind)
-    return [(family, (str(address[0]), port)) for family, _, _, _, address in found
+    answer: asyncio.Future[Addresses] = loop.create_future()
+
+    def settle(found: Addresses | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def ask() -> None:
+        found: Addresses | OSError
+        try:
+            found = _addresses(socket.getaddrinfo(name, port, type=kind))
+        except (OSError, UnicodeError) as error:
+            found = error if isinstance(error, OSError) else OSError(f"{name!r} is no host name: {error}")
+        with contextlib.suppress(RuntimeError):
+            # the loop may have ended meanwhile
+            loop.call_soon_threadsafe(settle, found)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await answer
+
+
+def _addresses(found: Iterable[tuple[Any, ...]]) -> Addresses:
+    return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found
             if family in (socket.AF_INET, socket.AF_INET6)]  # fmt: skip

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from checkers.frame import resolve
 
 MAX_HEAD = 16 * 1024
 SHUTDOWN_SECONDS = 1.0
@@ -34,8 +38,7 @@ async def get(
     request = f"GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            bound = {} if tls is None else {"ssl_shutdown_timeout": SHUTDOWN_SECONDS}
-            reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD, **bound)
+            reader, writer = await _connect(host, port, tls)
             try:
                 writer.write(request.encode("latin-1"))
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -51,6 +54,20 @@ async def get(
     except (OSError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
         raise HttpError(str(error) or type(error).__name__) from None
     return status, body
+
+
+async def _connect(
+    host: str, port: int, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To the first address of the host that takes the connection. Raises OSError, ssl.SSLError of the last one."""
+    bound: dict[str, Any] = {} if tls is None else {"ssl_shutdown_timeout": SHUTDOWN_SECONDS, "server_hostname": host}
+    problem: OSError = OSError(f"{host} has no address")
+    for _, (address, _) in await resolve(host, port, socket.SOCK_STREAM):
+        try:
+            return await asyncio.open_connection(address, port, ssl=tls, limit=MAX_HEAD, **bound)
+        except OSError as error:
+            problem = error
+    raise problem
 
 
 def _status(head: bytes) -> int:

@@ -17,13 +17,15 @@ from pathlib import Path
 from errd.core import Criterion, Watch, disable, enable, judge, resource_value, resume
 from errd.memory import MemoryFile
 from errd.processes import Matcher, Running, scan, send
-from errd.services import service_state
+from errd.services import State, service_state
 from safekit import offspring, resources
 from safekit.bus import BusError, Handler, Request
 from safekit.files import write_atomic
 from safekit.model.regex import posix_regex
-from safekit.model.types import Errd, Proc
+from safekit.model.types import Errd, Proc, User
 from safekit.process import Context, run
+from safekit.scripts import environment as script_environment
+from safekit.scripts import open_output
 
 SETTLE = 1.0
 AUTOMATIC_ACTIONS = ("restart", "stopstart", "stop")
@@ -62,6 +64,8 @@ class Watcher:
         self.wake = asyncio.Event()
         self._pidfds: dict[int, int] = {}
         self._published: dict[str, str] = {}
+        self._services: dict[str, State] = {}
+        self._silent = False
         self._handlers: set[asyncio.Task[None]] = set()
         self._memory = MemoryFile(context.paths.var)
         self._resume()
@@ -176,7 +180,8 @@ class Watcher:
                 f"{proc.name} class={proc.proc_class} atleast={proc.atleast} atmax={proc.atmax}"
                 f" action={proc.action} {'enabled' if watch.enabled else 'disabled'} {state}"
             )
-            lines += [f"  {p.pid} {p.command_line}" for p in self._counted(proc, matcher, everything)[1]]
+            counted = self._counted(proc, matcher, everything)
+            lines += [f"  {p.pid} {p.command_line}" for p in (counted[1] if counted else ())]
         supervisor = os.getppid()
         # SafeKit's own processes of this module are its supervisor and our brothers below it.
         ours = (p for p in everything if supervisor in (p.parent, p.pid) and supervisor > 1)
@@ -188,15 +193,29 @@ class Watcher:
 
     def _counted(
         self, proc: Proc, matcher: Matcher, everything: Sequence[Running]
-    ) -> tuple[int, tuple[Running, ...]]:
-        """How many count, and the processes to follow; an active service counts once, whatever its processes are."""
+    ) -> tuple[int, tuple[Running, ...]] | None:
+        """How many count, and the processes to follow; an active service counts once, whatever its processes are.
+        None when nobody knows."""
         if proc.service:
-            active, pid = service_state(proc.name)
+            known = self._services.get(proc.name)
+            if known is None:
+                return None
+            active, pid = known
             main = tuple(process for process in everything if process.pid == pid)
             return int(active and (bool(main) or not pid)), main
         own = os.getpid()
         found = tuple(process for process in matcher.select(everything) if process.pid != own)
         return len(found), found
+
+    async def ask_services(self) -> None:
+        """What systemd says of the services that are watched now."""
+        names = {watch.proc.name for watch in self.watches if watch.enabled and watch.proc.service}
+        answers = await asyncio.gather(*(service_state(name) for name in names))
+        self._services = {name: state for name, state in zip(names, answers, strict=True) if state is not None}
+        silent = len(self._services) < len(names)
+        if silent and not self._silent:
+            self.context.log.event("errd_silent", names=", ".join(sorted(names - set(self._services))))
+        self._silent = silent
 
     def look(self) -> None:
         """Count, judge and act. One pass without a pause, so that a command never meets half of it."""
@@ -207,7 +226,10 @@ class Watcher:
         for index, (watch, matcher) in enumerate(zip(self.watches, self.matchers, strict=True)):
             if not watch.enabled:
                 continue
-            count, processes = self._counted(watch.proc, matcher, everything)
+            counted = self._counted(watch.proc, matcher, everything)
+            if counted is None:
+                continue
+            count, processes = counted
             following |= {process.pid for process in processes}
             if self.suspended:
                 continue
@@ -280,17 +302,26 @@ class Watcher:
                 await asyncio.sleep(1.0)
 
     async def _run_handler(self, proc: Proc) -> None:
-        """A special handler: exit status 0 is success, anything else means stopstart (13.9.3)."""
-        paths = self.context.paths
+        """A special handler: exit status 0 is success, anything else means stopstart (13.9.3).
+
+        Its output goes where that of the scripts goes: what it starts again outlives this process, and its pipes.
+        """
+        paths, user = self.context.paths, self.context.config.user or User()
         program = Path(proc.action) if os.path.isabs(proc.action) else paths.userbin / proc.action
         try:
-            process = await asyncio.create_subprocess_exec(
-                str(program),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **paths.environment(), **offspring.mark(paths.module, f"handler.{proc.name}/")},
-                cwd=str(paths.userbin),
-                start_new_session=True,
-            )
+            output = open_output(paths, user)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    str(program),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**script_environment(paths, user), **offspring.mark(paths.module, f"handler.{proc.name}/")},
+                    cwd=str(paths.userbin),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(output)
             try:
                 status: object = await asyncio.wait_for(process.wait(), HANDLER_LIMIT)
             except TimeoutError:
@@ -311,6 +342,7 @@ class Watcher:
         loop = asyncio.get_running_loop()
         next_poll = loop.time()
         while not self.context.stopping.is_set():
+            await self.ask_services()
             self.look()
             await self._publish()
             if loop.time() >= next_poll:
@@ -318,7 +350,7 @@ class Watcher:
             # While an application starts its processes appear one by one: look often, to watch them from
             # their first second on.
             unseen = any(watch.enabled and not watch.seen for watch in self.watches)
-            delay = SETTLE if unseen else max(next_poll - loop.time(), 0.0)
+            delay = SETTLE if unseen or self._silent else max(next_poll - loop.time(), 0.0)
             stopping = asyncio.ensure_future(self.context.stopping.wait())
             waking = asyncio.ensure_future(self.wake.wait())
             await asyncio.wait([stopping, waking], timeout=delay, return_when=asyncio.FIRST_COMPLETED)

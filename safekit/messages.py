@@ -259,6 +259,8 @@ register(
         Message("errd_unreachable", "E", "errd does not take up {operation} of class {name}: {reason}; its processes"
                 " are not watched", "errd ne prend pas en compte {operation} de la classe {name} : {reason} ; ses"
                 " processus ne sont pas surveillés"),
+        Message("errd_silent", "E", "systemd does not answer: nothing is known of {names}; see systemctl status",
+                "systemd ne répond pas : rien n'est connu de {names} ; voir systemctl status"),
         Message("errd_resumed", "I", "errd was restarted: it watches again {classes}",
                 "errd a été relancé : il surveille de nouveau {classes}"),
         Message("killed", "I", "Signal {signal} sent to {count} processes {name} by {who}",

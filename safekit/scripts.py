@@ -45,6 +45,14 @@ def environment(paths: ModulePaths, user: User) -> dict[str, str]:
     return {**os.environ, **paths.environment(), **dict(user.vars)}
 
 
+def open_output(paths: ModulePaths, user: User) -> int:
+    """Descriptor of the application log, or of nowhere (logging="none"). Raises OSError."""
+    if user.logging == "none":
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    paths.userlog.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+    return os.open(paths.userlog, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+
+
 def time_limit(name: str, args: Sequence[str], user: User) -> float | None:
     """Seconds that a call may take: stop scripts nicely or with force; None for the others."""
     if not name.startswith(STOP_PREFIX):
@@ -170,7 +178,7 @@ class ScriptRunner:
 
     async def _spawn(self, path: Path, args: Sequence[str], extra: Mapping[str, str]) -> asyncio.subprocess.Process:
         user = self.user or User()
-        output = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if user.logging == "none" else self._open_userlog()
+        output = open_output(self._paths, user)
         try:
             return await asyncio.create_subprocess_exec(
                 str(path),
@@ -184,10 +192,6 @@ class ScriptRunner:
             )
         finally:
             os.close(output)
-
-    def _open_userlog(self) -> int:
-        self._paths.userlog.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
-        return os.open(self._paths.userlog, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
 
 
 def _kill(pid: int) -> None:

@@ -94,9 +94,9 @@ def test_which_processes_are_meant(matcher: Matcher, pids: list[int]) -> None:
     [
         ("ActiveState=active\nMainPID=42\n", (True, 42)),
         ("ActiveState=failed\nMainPID=0\n", (False, 0)),
-        ("", (False, 0)),
+        ("", None),
         ("MainPID=x\nActiveState=reloading", (True, 0)),
     ],
 )
-def test_systemd_answers(text: str, answer: tuple[bool, int]) -> None:
+def test_systemd_answers(text: str, answer: tuple[bool, int] | None) -> None:
     assert parse_show(text) == answer

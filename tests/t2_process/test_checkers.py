@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,38 @@ def test_a_service_that_does_not_answer_is_down_after_the_timeout() -> None:
         begin = time.monotonic()
         assert not asyncio.run(accepts("127.0.0.1", service.getsockname()[1], 1.0))
         assert 0.9 < time.monotonic() - begin < 5.0
+
+
+def test_a_name_service_that_is_away_is_no_fault_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses that the name had are used, whether the resolver fails or hangs; and nobody waits for it."""
+    hang = threading.Event()
+    answers: list[Callable[[], list[object]]] = []
+    real = socket.getaddrinfo
+
+    def resolver(host: str, port: int, *_: object, **options: int) -> list[object]:
+        if options.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "a name")
+        return answers.pop()()
+
+    def fails() -> list[object]:
+        raise socket.gaierror(socket.EAI_AGAIN, "no name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        port = service.getsockname()[1]
+
+        async def scenario() -> None:
+            answers.append(fails)
+            assert not await accepts("db.example", port, 2.0), "a name that was never known"
+            answers.append(lambda: list(real("127.0.0.1", port, type=socket.SOCK_STREAM)))
+            assert await accepts("db.example", port, 2.0)
+            answers.append(fails)
+            assert await accepts("db.example", port, 2.0)
+            answers.append(lambda: [hang.wait(60)][:0])
+            assert await accepts("db.example", port, 2.0)
+            assert await accepts("db.example", port, 2.0), "one question at a time: the resolver still hangs"
+
+        begin = time.monotonic()
+        asyncio.run(scenario())
+        assert time.monotonic() - begin < 10.0
+        hang.set()

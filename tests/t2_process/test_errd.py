@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit.model.types import Errd, ModuleConfig, Proc
+from safekit.model.types import Errd, ModuleConfig, Proc, User
 from tests.fakes import FakeServer
 
 
@@ -205,5 +205,60 @@ def test_start_after_gives_time_to_start(tmp_path: Path) -> None:
             await server.until(lambda: server.values("proc." + unique("e8"))[-1:] == ["up"], "the late one is seen")
             assert server.values("proc." + unique("e9"))[-1] == "down"
             assert controls(server) == [("stopstart", "errd")]
+
+    asyncio.run(scenario())
+
+
+SYSTEMCTL = """#!/bin/sh
+[ -e "{silent}" ] && exit 1
+sed -n p "{answer}"
+"""
+
+
+def test_a_silent_service_manager_is_no_death(tmp_path: Path) -> None:
+    """What systemd does not say is not known: the service is judged when it answers again."""
+    tools, silent, answer = tmp_path / "tools", tmp_path / "silent", tmp_path / "answer"
+    tools.mkdir()
+    (tools / "systemctl").write_text(SYSTEMCTL.format(silent=silent, answer=answer))
+    (tools / "systemctl").chmod(0o755)
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"
+
+    async def scenario() -> None:
+        config = ModuleConfig("AM", 1, errd=Errd(polltimer=1, procs=(Proc("web", "prim", service=True),)))
+        async with FakeServer(tmp_path, config) as server:
+            application = Application(tmp_path, unique("e10"))
+            answer.write_text(f"ActiveState=active\nMainPID={application.process.pid}\n")
+            server.spawn("errd.main")
+            await enable(server)
+            await server.until(lambda: server.values("proc.web")[-1:] == ["up"], "the service is seen")
+            silent.touch()
+            answer.write_text("ActiveState=failed\nMainPID=0\n")
+            await server.until(lambda: any(line.code == "errd_silent" for line in server.log()), "it is told")
+            await asyncio.sleep(2.5)
+            assert controls(server) == [] and server.values("proc.web")[-1] == "up"
+            assert sum(line.code == "errd_silent" for line in server.log()) == 1, "once"
+            silent.unlink()
+            await server.until(lambda: controls(server) == [("stopstart", "errd")], "now it is known")
+
+    asyncio.run(scenario())
+
+
+def test_a_handler_is_a_script_of_the_module(tmp_path: Path) -> None:
+    """Variables of <user>, output in the application log."""
+
+    async def scenario() -> None:
+        errd = Errd(procs=(Proc(unique("e11"), "mine", action="handler"),))
+        config = ModuleConfig("AM", 1, user=User(vars=(("VARENV", "V1"),)), errd=errd)
+        async with FakeServer(tmp_path, config) as server:
+            handler = server.paths.userbin / "handler"
+            handler.write_text('#!/bin/sh\necho "$VARENV of $SAFEMODULE"\n')
+            handler.chmod(0o755)
+            application = Application(tmp_path, unique("e11"))
+            server.spawn("errd.main")
+            await enable(server, "mine")
+            await server.until(lambda: server.values("proc." + unique("e11"))[-1:] == ["up"], "the process is seen")
+            application.kill()
+            userlog = server.paths.userlog
+            await server.until(lambda: userlog.exists() and userlog.read_text() == "V1 of AM\n", "what it says")
 
     asyncio.run(scenario())
