@@ -142,10 +142,9 @@ def _seconds(begin: str, end: str) -> float:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """At least two programs want every core; those of others count."""
-    cores = os.cpu_count() or 1
-    missing = max(2 * cores - int(os.getloadavg()[0]), 0)
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(missing)]
+    """Two programs want every core."""
+    wanted = 2 * (os.cpu_count() or 1)
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(wanted)]
     try:
         yield
     finally:
