@@ -11,13 +11,14 @@ import pytest
 
 from heart.scenario import Scenario
 from heart.values import Role, Setup
-from safekit.rules.ast import Assign
+from safekit.rules.ast import And, Assign, Compare, Expression, Not, Or, Resource, Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
 from safekit.rules.source import default_rules, default_text, module_rules
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 DEFAULT = default_text(default_rules())
 RULES = module_rules("", DEFAULT)
+INSERTED = module_rules("", DEFAULT, syncdelta=10, syncat=True)
 
 
 # ------------------------------------------------------------------------------- decisions
@@ -26,6 +27,8 @@ _SENTENCE = re.compile(
     r"When (?P<facts>.*?): (?P<action>nothing|\S+|set \S+ to \S+)(?: by (?P<rule>\w+), because (?P<why>.*))?\."
 )
 _FACT = re.compile(r"(?P<remote>remote )?(?P<name>\S+) is (?P<value>up|down|init|unknown)")
+
+_CLUSTER = {"no server of the cluster answers": "down", "a server of the cluster answers": "up"}
 
 
 def sentences() -> list[tuple[int, str]]:
@@ -44,30 +47,75 @@ def told(verdict: Verdict) -> str:
     return f"{action} by {fired.label}, because {why}"
 
 
-@pytest.mark.parametrize(("number", "sentence"), sentences(), ids=[f"line{n}" for n, _ in sentences()])
-def test_a_decision_of_the_default_rules(number: int, sentence: str) -> None:
-    match = _SENTENCE.fullmatch(sentence)
-    assert match is not None, f"line {number} is not a sentence: {sentence}"
+def view(number: int, sentence: str) -> View:
+    """What the rules see in a sentence."""
     local: dict[str, str] = {}
     remote: dict[str, str] | None = {}
-    for fact in match["facts"].split(" and "):
+    cluster = "unknown"
+    for fact in _parts(number, sentence)["facts"].split(" and "):
         if fact == "the other server is silent":
             remote = None
-            continue
-        found = _FACT.fullmatch(fact)
-        assert found is not None, f"line {number}: {fact!r}"
-        table = remote if found["remote"] else local
-        assert table is not None
-        table[found["name"]] = found["value"]
+        elif fact in _CLUSTER:
+            cluster = _CLUSTER[fact]
+        else:
+            found = _FACT.fullmatch(fact)
+            assert found is not None, f"line {number}: {fact!r}"
+            table = remote if found["remote"] else local
+            assert table is not None
+            table[found["name"]] = found["value"]
+    return View(local, remote, cluster=cluster)
+
+
+def _parts(number: int, sentence: str) -> re.Match[str]:
+    match = _SENTENCE.fullmatch(sentence)
+    assert match is not None, f"line {number} is not a sentence: {sentence}"
+    return match
+
+
+@pytest.mark.parametrize(("number", "sentence"), sentences(), ids=[f"line{n}" for n, _ in sentences()])
+def test_a_decision_of_the_default_rules(number: int, sentence: str) -> None:
+    match = _parts(number, sentence)
     expected = match["action"] + (f" by {match['rule']}, because {match['why']}" if match["rule"] else "")
-    assert told(evaluate(RULES, View(local, remote))) == expected
+    assert told(evaluate(INSERTED, view(number, sentence))) == expected
 
 
-def test_every_default_rule_is_there_true_false_with_init() -> None:
-    text = (GOLDEN / "decisions.txt").read_text()
+def resources_of(node: Expression) -> Iterator[Resource]:
+    """All that a condition names."""
+    match node:
+        case Resource():
+            yield node
+        case Not(operand):
+            yield from resources_of(operand)
+        case And(left, right) | Or(left, right) | Compare(_, left, right):
+            yield from resources_of(left)
+            yield from resources_of(right)
+        case _:
+            return
+
+
+def _values(rule: Rule, seen: View) -> set[str]:
+    """Values that a sentence gives to the resources of a rule; a silent server's are unknown."""
+    found = set()
+    for node in resources_of(rule.condition):
+        table = seen.remote if node.remote else seen.local
+        if table is None:
+            found.add("unknown")
+            continue
+        pattern = re.compile(re.escape(node.name).replace(r"\?", ".*").replace(r"\*", ".*"))
+        found |= {value for name, value in table.items() if pattern.fullmatch(name)}
+    return found
+
+
+@pytest.mark.parametrize("rule", INSERTED, ids=lambda rule: rule.label)
+def test_every_default_rule_is_several_times_true_and_false_with_unknown_and_init(rule: Rule) -> None:
     assert len(sentences()) >= 60
-    for rule in RULES:
-        assert f"by {rule.label}," in text, rule.label
+    views = [view(number, sentence) for number, sentence in sentences()]
+    about = [(seen, _values(rule, seen)) for seen in views]
+    true = [seen for seen, values in about if values and evaluate([rule], seen).fired]
+    false = [values for seen, values in about if values and not evaluate([rule], seen).fired]
+    assert len(true) >= 2 and len(false) >= 3, (len(true), len(false))
+    assert any("init" in values for values in false), "a resource that nobody has looked at yet"
+    assert any("unknown" in values for values in false), "a resource of which nothing is known"
 
 
 # ------------------------------------------------------------------------------- scenarios

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +30,7 @@ from safekit.rules.evaluator import View, evaluate
 from safekit.rules.lexer import RuleError
 from safekit.rules.parser import parse
 from safekit.rules.printer import render
+from safekit.rules.source import default_rules, default_text
 
 FIREWALL = """
 <!--  Rule 1. -->
@@ -133,6 +137,68 @@ def test_any_text_is_rules_or_a_rule_error(text: str) -> None:
         parse(text)
     except RuleError as error:
         assert error.position.line >= 1 and error.position.column >= 1
+
+
+_WORDS = st.sampled_from(
+    """r: label if ( ) then ; wait() restart() stop( ping.gw intf.? *.* remote. local.rfs.uptodate == != = ! && || & |
+    down UP init unknown TRUE FALSE hostname() isdefaultprim() cluster() "text" " /* */ <!-- --> - . , 10.0.0.0 \x00 é
+    """.split()  # noqa: SIM905 - words to pick from
+)
+
+
+def _damaged(draw: st.DrawFn) -> str:
+    """Right rules with words put in, left out and cut: nearer to what people write than any random text."""
+    parts = draw(st.lists(st.tuples(expressions, _outcomes), min_size=1, max_size=3))
+    rules = tuple(Rule(f"r{i}", condition, outcome) for i, (condition, outcome) in enumerate(parts))
+    words = re.split(r"(\W)", render(rules))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(words)))
+        kind = draw(st.sampled_from(("put", "drop", "cut", "double")))
+        if kind == "put":
+            words.insert(place, draw(_WORDS))
+        elif kind == "drop":
+            del words[place : place + draw(st.integers(1, 3))]
+        elif kind == "cut":
+            del words[place:]
+        else:
+            words[place:place] = words[max(place - 6, 0) : place]
+    return "".join(words)
+
+
+def _is_read_or_refused_with_its_place(text: str) -> None:
+    """Rules that are read print to rules that are equal; what is refused says where, within the text."""
+    try:
+        rules = parse(text)
+    except RuleError as error:
+        lines = text.split("\n")
+        assert 1 <= error.position.line <= len(lines)
+        assert 1 <= error.position.column <= len(lines[error.position.line - 1]) + 1
+        assert error.expected
+        return
+    assert parse(render(rules)) == rules
+    evaluate(rules, View({"ping.gw": "down", "rfs.uptodate": "init"}, None))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.composite(_damaged)())
+def test_damaged_rules_are_read_or_refused_with_their_place(text: str) -> None:
+    _is_read_or_refused_with_its_place(text)
+
+
+@pytest.mark.slow
+def test_the_parser_over_a_hundred_thousand_damaged_texts() -> None:
+    """The same by a generator that is fast, over the default rules and the firewall example."""
+    source = random.Random(20240607)
+    seeds = [FIREWALL, default_text(default_rules())]
+    alphabet = [*"().;:=!&|\"?*/<->\n \t", "/*", "*/", "<!--", "-->", "if", "then", "down", "\x00", "é", "((((", "&&"]
+    for _ in range(100_000):
+        text = source.choice(seeds)
+        begin = source.randrange(len(text))
+        text = text[begin : begin + source.randrange(1, 400)] if source.random() < 0.5 else text
+        for _ in range(source.randrange(1, 6)):
+            place = source.randrange(len(text) + 1)
+            text = text[:place] + source.choice([*alphabet, ""]) + text[place + source.randrange(3) :]
+        _is_read_or_refused_with_its_place(text)
 
 
 def fires(condition: str, local: dict[str, str], remote: dict[str, str] | None = None, **view: object) -> bool:
