@@ -65,7 +65,10 @@ async def state_json(request: web.Request) -> web.Response:
 async def mosaic(request: web.Request) -> web.Response:
     """Shows which server answers; loaded again and again through a virtual address, the names alternate."""
     peer = request.remote or ""
-    return page("mosaic.html", node=node_name(), client=peer, host=request.host)
+    answer = page("mosaic.html", node=node_name(), client=peer, host=request.host)
+    # A farm balances connections: only a new one can come to another server.
+    answer.force_close()
+    return answer
 
 
 def loopback(host: str) -> bool:

@@ -28,6 +28,7 @@ from vipd.farm.layout import Balance, Connection, Layout, Proto, Verdicts, Wire
 _SYN = "tcp flags & (fin|syn|rst|ack) == syn"
 _TUPLE = {4: "ip saddr . tcp sport . ip daddr . tcp dport", 6: "ip6 saddr . tcp sport . ip6 daddr . tcp dport"}
 _ADDRESS = {4: "ip", 6: "ip6"}
+_PART = {4: "ip frag-off & 0x3fff != 0", 6: "exthdr frag exists"}
 _OTHER_MAPS: tuple[tuple[str, Proto], ...] = (("p", "udp"), ("a", "arp"))
 KEEP_SIZE = 1 << 18
 _TARGET = "@th,64,128"
@@ -53,7 +54,9 @@ def match(rule: Balance, version: int) -> str:
 
 
 def _set(values: Iterable[object]) -> str:
-    return "{ " + ", ".join(map(str, values)) + " }"
+    """A set as the right side of a comparison; one value alone is compared, not looked up."""
+    texts = tuple(map(str, values))
+    return texts[0] if len(texts) == 1 else "{ " + ", ".join(texts) + " }"
 
 
 def _applies(rule: Balance, version: int) -> bool:
@@ -148,6 +151,8 @@ def _wire(text: _Text, layout: Layout, wire: Wire, decides: bool) -> None:
     _resolution(text, layout, wire)
     for version, vips in ((4, wire.v4), (6, wire.v6)):
         if vips:
+            if decides:
+                _traffic_chains(text, layout, wire, version)
             text.chain(f"v{version}_{n}", *(_traffic if decides else _pass)(layout, wire, version))
     entry = []
     if wire.v4:
@@ -193,51 +198,71 @@ def _resolution(text: _Text, layout: Layout, wire: Wire) -> None:
 
 
 def _traffic(layout: Layout, wire: Wire, version: int) -> list[str]:
-    tcp, udp = layout.rules_of(wire, "tcp"), layout.rules_of(wire, "udp")
-    tcp = tuple(rule for rule in tcp if _applies(rule, version))
-    udp = tuple(rule for rule in udp if _applies(rule, version))
+    """The way of a packet for a virtual address: few rules for each, since every packet pays for all that it passes."""
+    n, rules = wire.number, _balanced(layout, wire, version)
     lines = ["meta protocol != @lease drop", _to_host(wire)]
-    tuple_ = _TUPLE[version]
-    ports = _ports(tcp)
-    if tcp:
-        lines.append(f"{ports} {_SYN} delete @keep{version} {{ {tuple_} }}")
-        lines.append(f"{ports} {tuple_} @keep{version} accept")
+    if "tcp" in rules:
+        lines.append(f"meta l4proto tcp jump keep{version}_{n}")
     if wire.mode == "directed":
-        if tcp:
-            lines.append(f"{ports} {tuple_} @fresh{version} accept")
         lines.append(f"ether daddr {mac_text(wire.gather)} drop")
-        lines.append(f"ether saddr @peers_{wire.number} goto peer{version}_{wire.number}")
-    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
-    for rules in (tcp, udp):
-        for vip in (*(r.vip for r in rules if r.vip is not None), None):
-            rule = next((r for r in rules if r.vip in (vip, None)), None)
-            if rule is not None:
-                address = f"{_ADDRESS[version]} daddr {vip} " if vip is not None else ""
-                target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
-                hash_ = hash_of(rule, version, fragment=True)
-                lines.append(f"{part} {address}meta l4proto {rule.proto} {hash_} vmap @{target}")
-    for rule in (*tcp, *udp):
-        target = names(wire, rule.group)[f"t{version}" if rule.proto == "tcp" else "p"]
-        # The comment says whose counter it is.
-        number = layout.rules.index(rule)
-        lines.append(f'{match(rule, version)} counter {hash_of(rule, version)} vmap @{target} comment "{number}"')
+        lines.append(f"ether saddr @peers_{n} goto peer{version}_{n}")
+    if rules:
+        lines.append(f"{_PART[version]} jump part{version}_{n}")
+    lines += [f"meta l4proto {proto} jump {proto}{version}_{n}" for proto in rules]
     lines.append("meta protocol != @speak drop")
-    return list(dict.fromkeys(lines))
+    return lines
+
+
+def _balanced(layout: Layout, wire: Wire, version: int) -> dict[Proto, tuple[Balance, ...]]:
+    """The rules for packets of an interface, by protocol; only protocols that have some."""
+    protos: tuple[Proto, ...] = ("tcp", "udp")
+    found = {proto: tuple(r for r in layout.rules_of(wire, proto) if _applies(r, version)) for proto in protos}
+    return {proto: rules for proto, rules in found.items() if rules}
+
+
+def _traffic_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> None:
+    """What the chain of _traffic jumps to."""
+    n, balanced, tuple_ = wire.number, _balanced(layout, wire, version), _TUPLE[version]
+    if "tcp" in balanced:
+        text.chain(
+            f"keep{version}_{n}",
+            _other_ports(balanced["tcp"]),
+            f"{_SYN} delete @keep{version} {{ {tuple_} }}",
+            f"{tuple_} @keep{version} accept",
+            f"{tuple_} @fresh{version} accept" if wire.mode == "directed" else "",
+        )
+    parts = []
+    for proto, rules in balanced.items():
+        decided = []
+        for rule in rules:
+            target = names(wire, rule.group)[f"t{version}" if proto == "tcp" else "p"]
+            # The comment says whose counter it is.
+            number = layout.rules.index(rule)
+            decided.append(f'{match(rule, version)} counter {hash_of(rule, version)} vmap @{target} comment "{number}"')
+        text.chain(f"{proto}{version}_{n}", *decided)
+        for vip in (*(r.vip for r in rules if r.vip is not None), None):
+            fitting = next((r for r in rules if r.vip in (vip, None)), None)
+            if fitting is not None:
+                address = f"{_ADDRESS[version]} daddr {vip} " if vip is not None else ""
+                target = names(wire, fitting.group)[f"t{version}" if proto == "tcp" else "p"]
+                hash_ = hash_of(fitting, version, fragment=True)
+                parts.append(f"{address}meta l4proto {proto} {hash_} vmap @{target}")
+    if parts:
+        text.chain(f"part{version}_{n}", *dict.fromkeys(parts))
 
 
 def _pass(layout: Layout, wire: Wire, version: int) -> list[str]:
     lines = ["meta protocol != @lease drop", _to_host(wire)]
-    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     for rule in (*layout.rules_of(wire, "tcp"), *layout.rules_of(wire, "udp")):
         if _applies(rule, version):
-            lines += [f"{part} meta l4proto {rule.proto} accept", f"{match(rule, version)} accept"]
+            lines += [f"{_PART[version]} meta l4proto {rule.proto} accept", f"{match(rule, version)} accept"]
     return [*dict.fromkeys(lines), "meta protocol != @speak drop"]
 
 
-def _ports(rules: Sequence[Balance]) -> str:
-    if any(rule.port is None for rule in rules):
-        return "meta l4proto tcp"
-    return f"tcp dport {_set(sorted({rule.port for rule in rules if rule.port is not None}))}"
+def _other_ports(rules: Sequence[Balance]) -> str:
+    """Return for packets to ports which no rule balances; nothing where every port is."""
+    ports = sorted({rule.port for rule in rules if rule.port is not None})
+    return "" if any(rule.port is None for rule in rules) else f"tcp dport != {_set(ports)} return"
 
 
 def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> None:
@@ -248,12 +273,11 @@ def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> N
         if node != layout.me:
             text.chain(f"share{version}_{n}_{node}", f"{_SYN} goto fwd_{n}_{node}", gather)
     rules = [rule for rule in layout.rules_of(wire, "tcp") if _applies(rule, version)]
-    part = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     decided = [
         f"{match(rule, version)} {hash_of(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
         for rule in rules
     ]
-    text.chain(f"peer{version}_{n}", f"{part} accept", *decided, "accept")
+    text.chain(f"peer{version}_{n}", f"{_PART[version]} accept", *decided, "accept")
 
 
 def _egress(text: _Text, wire: Wire) -> None:
@@ -341,8 +365,8 @@ def _forwarding(layout: Layout, wire: Wire, verdicts: Verdicts, name: str) -> li
         if node != layout.me and wire.number < len(macs) and len(macs[wire.number]) == 6:
             known[node] = macs[wire.number]
     if known:
-        listed = _set(sorted({mac_text(mac) for mac in known.values()}))
-        lines.append(f"add element {name} peers_{wire.number} {listed}")
+        listed = ", ".join(sorted({mac_text(mac) for mac in known.values()}))
+        lines.append(f"add element {name} peers_{wire.number} {{ {listed} }}")
     for node in range(layout.nodes):
         if node == layout.me:
             continue
