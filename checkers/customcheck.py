@@ -15,7 +15,7 @@ import signal
 from pathlib import Path
 
 from checkers.frame import configured
-from safekit import offspring
+from safekit import offspring, ordinary
 from safekit.process import Context, run
 
 OUTPUT_LIMIT = 1 << 20
@@ -110,17 +110,19 @@ async def check(context: Context) -> None:
     stopping = asyncio.ensure_future(context.stopping.wait())
     while not stopping.done():
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command(
-                    context.paths.userbin, custom.exec, context.module, f"custom.{custom.ident}", custom.arg
-                ),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=environment,
-                cwd=str(context.paths.userbin),
-                start_new_session=True,
-            )
+            with ordinary.oom_score():
+                process = await asyncio.create_subprocess_exec(
+                    *command(
+                        context.paths.userbin, custom.exec, context.module, f"custom.{custom.ident}", custom.arg
+                    ),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=environment,
+                    cwd=str(context.paths.userbin),
+                    start_new_session=True,
+                    umask=ordinary.UMASK,
+                )
         except (OSError, ValueError) as error:
             context.log.event("custom_missing", ident=custom.ident, reason=str(error))
             await asyncio.wait([stopping], timeout=LONGEST_DELAY)

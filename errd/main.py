@@ -18,7 +18,7 @@ from errd.core import Criterion, Watch, disable, enable, judge, resource_value, 
 from errd.memory import MemoryFile
 from errd.processes import Matcher, Running, scan, send
 from errd.services import State, service_state
-from safekit import offspring, resources
+from safekit import offspring, ordinary, resources
 from safekit.bus import BusError, Handler, Request
 from safekit.files import write_atomic
 from safekit.model.regex import posix_regex
@@ -311,15 +311,17 @@ class Watcher:
         try:
             output = open_output(paths, user)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    str(program),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**script_environment(paths, user), **offspring.mark(paths.module, f"handler.{proc.name}/")},
-                    cwd=str(paths.userbin),
-                    start_new_session=True,
-                )
+                with ordinary.oom_score():
+                    process = await asyncio.create_subprocess_exec(
+                        str(program),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        env={**script_environment(paths, user), **offspring.mark(paths.module, f"handler.{proc.name}/")},
+                        cwd=str(paths.userbin),
+                        start_new_session=True,
+                        umask=ordinary.UMASK,
+                    )
             finally:
                 os.close(output)
             try:

@@ -35,6 +35,10 @@ def seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
+def _limit(text: str) -> int:
+    return resource.RLIM_INFINITY if text == "infinity" else int(text)
+
+
 @dataclass(frozen=True)
 class Unit:
     """One service unit."""
@@ -45,7 +49,7 @@ class Unit:
     restart: str = "no"
     restart_delay: float = 0.1
     stop_timeout: float = 90.0
-    limits: tuple[tuple[int, int], ...] = ()
+    limits: tuple[tuple[int, tuple[int, int]], ...] = ()
     umask: int = 0o022
 
 
@@ -77,7 +81,8 @@ def parse(name: str, text: str) -> Unit:
     limits = []
     for key, kind in _LIMITS.items():
         if key in values:
-            limits.append((kind, resource.RLIM_INFINITY if last(key, "") == "infinity" else int(last(key, ""))))
+            soft, _, hard = last(key, "").partition(":")
+            limits.append((kind, (_limit(soft), _limit(hard or soft))))
     return Unit(
         name=name,
         command=command,
@@ -158,10 +163,10 @@ class Service:
         return self.due if self.phase in (Phase.WAITING, Phase.STOPPING) and self.due != float("inf") else None
 
 
-def _raise_limit(name: str, kind: int, value: int) -> None:
+def _raise_limit(name: str, kind: int, value: tuple[int, int]) -> None:
     """As far as this host allows: a container may lack CAP_SYS_RESOURCE."""
     try:
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, value)
     except (ValueError, PermissionError) as error:
         highest = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (highest, highest))

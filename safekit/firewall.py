@@ -34,6 +34,11 @@ def follow(module: str, *, configured: bool) -> str:
     return _run("add" if configured else "del", module) if automatic() else ""
 
 
+def follow_cluster() -> str:
+    """After a change of the cluster configuration, whose port may be another one. As `follow`."""
+    return _run("add") if automatic() else ""
+
+
 def restore() -> str:
     """At the start of safeadmin: rules that went with the server's power come back. As `follow`."""
     return _run("auto", "on") if automatic() else ""

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit import offspring
+from safekit import offspring, ordinary
 from safekit.files import process_start_time
 from safekit.log import ModuleLog
 from safekit.model.types import User
@@ -180,16 +180,18 @@ class ScriptRunner:
         user = self.user or User()
         output = open_output(self._paths, user)
         try:
-            return await asyncio.create_subprocess_exec(
-                str(path),
-                *args,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=str(path.parent),
-                env={**environment(self._paths, user), **offspring.mark(self._paths.module, path.name), **extra},
-                start_new_session=True,
-            )
+            with ordinary.oom_score():
+                return await asyncio.create_subprocess_exec(
+                    str(path),
+                    *args,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=str(path.parent),
+                    env={**environment(self._paths, user), **offspring.mark(self._paths.module, path.name), **extra},
+                    start_new_session=True,
+                    umask=ordinary.UMASK,
+                )
         finally:
             os.close(output)
 

@@ -17,6 +17,7 @@ import click
 
 from safekit.cli.base import Failure, bus, command, require_admin
 from safekit.files import write_atomic
+from safekit.firewall import follow_cluster
 from safekit.keys import FORMER_KEYS, NEXT_KEY, cluster_key, make_next_key, remember_former
 from safekit.paths import cluster_dir, safevar
 
@@ -166,6 +167,9 @@ def config_command(words: tuple[str, ...]) -> int:
             if source.suffix == ".zip":
                 source, key = _unzip(source, Path(directory))
             config = _apply(source, key)
+        problem = follow_cluster()
+        if problem:
+            click.echo(f"Warning: {problem}", err=True)
         reload_admin(joined=True)
         click.echo(f"this server is node {(safevar() / 'nodename').read_text().strip()}")
         click.echo(f"cluster of {len(config.node_names)} nodes configured: {', '.join(config.node_names)}")

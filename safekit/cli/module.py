@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -138,19 +140,16 @@ def listid_command() -> int:
     return 0
 
 
-def port_lines(number: int, safeadmin: int, *, mirror: bool, rfs: bool, farm: bool) -> list[str]:
-    """The list of the guide (10.2.3.2). Raises ValueError for an id that has no ports."""
+def port_lines(safeadmin: int, heart: Iterable[int], rfs: Iterable[int], farm: Iterable[int]) -> list[str]:
+    """The list of the guide (10.2.3.2)."""
     from safekit.model import ports
 
     lines = ["List of the ports used by SafeKit", "Process         Ports"]
     lines += ["safeadmin", f"        port    UDP {safeadmin}"]
     lines += ["webconsole", f"        port    TCP {ports.WEB_HTTP}"]
-    if mirror:
-        lines += ["heart", f"        port    UDP {ports.heart_port(number)}"]
-    if rfs:
-        lines += ["rfs", f"        safenfs_port    TCP {ports.rfs_port(number)}"]
-    if farm:
-        lines += ["farm", f"        port    UDP {ports.farm_port(number)}"]
+    for process, name, numbers in (("heart", "port    UDP", heart), ("rfs", "safenfs_port    TCP", rfs)):
+        lines += [line for number in numbers for line in (process, f"        {name} {number}")]
+    lines += [line for number in farm for line in ("farm", f"        port    UDP {number}")]
     return lines
 
 
@@ -170,34 +169,32 @@ def _cluster_port() -> int:
 @click.option("-i", "number", type=click.IntRange(min=1), metavar="ID", help="Id of a module, installed or not.")
 def getports_command(module: str | None, number: int | None) -> int:
     """List the ports between the servers that a module uses: open them in the firewalls."""
+    from safekit.model import ports
+
     port = _cluster_port()
     if number is None:
-        paths = module_paths(module)
-        found = module_id(paths)
-        if found is None:
-            raise Failure(f"module {paths.module} has no id", f"safekit module install -r -m {paths.module} AM.safe")
-        number = found
-        mode, rfs = _shape(paths)
-        lines = port_lines(number, port, mirror=mode == "mirror", rfs=rfs, farm=mode == "farm")
+        active = _active(module_paths(module))
+        found = [[p.number for p in of(active)] for of in (ports.heart_ports, ports.rfs_ports, ports.farm_ports)]
     else:
         try:
-            lines = port_lines(number, port, mirror=True, rfs=True, farm=True)
+            found = [[of(number)] for of in (ports.heart_port, ports.rfs_port, ports.farm_port)]
         except ValueError as error:
             raise Failure(str(error), "safekit module listid shows the ids in use") from None
+    lines = port_lines(port, *found)
     for line in lines:
         click.echo(line)
     return 0
 
 
-def _shape(paths: ModulePaths) -> tuple[str, bool]:
-    """Mode and `has rfs` of a configured module; everything for one that is not configured."""
+def _active(paths: ModulePaths) -> dict[str, Any]:
+    """What is configured. Raises Failure."""
     import json
 
     try:
-        active = json.loads(paths.active_json.read_text())
+        active: dict[str, Any] = json.loads(paths.active_json.read_text())
     except FileNotFoundError:
         raise Failure(f"module {paths.module} is not configured", f"safekit config -m {paths.module}") from None
-    return str(active["service"]["mode"]), active.get("rfs") is not None
+    return active
 
 
 @command("package", example="safekit module package -m mirror /tmp/mirror.safe", modifies=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 SAFEADMIN = 4800
 MAPPER = 6259
 WEB_HTTP = 9010
@@ -35,3 +39,34 @@ def rfs_port(module_id: int) -> int:
 def farm_port(module_id: int) -> int:
     """UDP port of the farm protocol of a module."""
     return _port(_FARM_BASE, _FARM_STEP, module_id)
+
+
+@dataclass(frozen=True, order=True)
+class Port:
+    """A port that other servers or workstations use."""
+
+    protocol: str
+    number: int
+
+
+def heart_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
+    """Of a module's active configuration (active.json): the attribute `port` may name others than the id gives."""
+    beats = (active.get("heart") or {}).get("heartbeats") or ()
+    return tuple(Port("udp", number) for number in sorted({int(beat["port"]) for beat in beats}))
+
+
+def rfs_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
+    """As heart_ports, of the replication."""
+    rfs = active.get("rfs")
+    return () if rfs is None else (Port("tcp", int(rfs["port"])),)
+
+
+def farm_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
+    """As heart_ports, of the membership of a farm."""
+    farm = active.get("farm")
+    return () if farm is None else (Port("udp", int(farm["port"])),)
+
+
+def module_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
+    """All ports between the servers of a module. Raises KeyError, ValueError, TypeError for a damaged file."""
+    return (*heart_ports(active), *rfs_ports(active), *farm_ports(active))

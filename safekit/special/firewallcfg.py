@@ -17,12 +17,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from safekit.files import write_atomic
 from safekit.firewall import automatic, setting_file
 from safekit.model import ports
+from safekit.model.ports import Port
 from safekit.paths import ModulePaths, cluster_dir, safe, valid_module_name
 
 USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
@@ -41,14 +41,6 @@ class FirewallError(Exception):
         self.next_step = next_step
 
 
-@dataclass(frozen=True, order=True)
-class Port:
-    """A port that other servers or workstations use."""
-
-    protocol: str
-    number: int
-
-
 def label(what: str) -> str:
     """The comment that marks the rules of one part; also the name of firewalld's service."""
     return f"safekit-{what}"
@@ -62,13 +54,6 @@ def core_ports(httpd_conf: str, safeadmin: int) -> tuple[Port, ...]:
     return (Port("udp", safeadmin), *(Port("tcp", number) for number in sorted(web)))
 
 
-def module_ports(number: int, mode: str, *, rfs: bool) -> tuple[Port, ...]:
-    """Ports between the servers of a module. Raises ValueError for an id without ports."""
-    if mode == "mirror":
-        return (Port("udp", ports.heart_port(number)), *((Port("tcp", ports.rfs_port(number)),) if rfs else ()))
-    return (Port("udp", ports.farm_port(number)),) if mode == "farm" else ()
-
-
 def wanted(what: str) -> tuple[Port, ...]:
     """The ports of a part as it is configured now. Raises FirewallError."""
     if what == AGENT:
@@ -79,7 +64,7 @@ def wanted(what: str) -> tuple[Port, ...]:
         raise FirewallError(f"{what!r} is not the name of a module", "safekit module list")
     try:
         active: dict[str, Any] = json.loads(ModulePaths(what).active_json.read_text())
-        return module_ports(int(active["id"]), str(active["service"]["mode"]), rfs=active.get("rfs") is not None)
+        return ports.module_ports(active)
     except (FileNotFoundError, NotADirectoryError):
         raise FirewallError(f"module {what} is not configured", f"safekit config -m {what}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -253,12 +238,11 @@ def with_iptables(comment: str, opened: Sequence[Port]) -> bool:
         own = iptables_own(listing.stdout, comment)
         lines = len(listing.stdout.splitlines()) - len(own)
         active = lines > 1 or "-P INPUT ACCEPT" not in listing.stdout
-        for arguments in own:
+        # The new rules stand before the former ones go: no packet of a running module meets a closed port. A rule
+        # is deleted by its words, so one of two equal ones stays.
+        for arguments in [*(iptables_add(comment, opened) if active else ()), *own]:
             _run([tool, "-w", "5", *arguments])
-        if active:
-            for arguments in iptables_add(comment, opened):
-                _run([tool, "-w", "5", *arguments])
-            done = True
+        done = done or active
     return done
 
 
@@ -287,8 +271,12 @@ _LOADED = (("nftables", with_nftables), ("iptables", with_iptables))
 
 
 def apply_all(*, adding: bool) -> list[str]:
-    """The same for the services and every configured module. Raises FirewallError."""
-    return [apply(what, adding=adding) for what in (CORE, *configured_modules())]
+    """The same for the services and every configured module. Raises FirewallError.
+
+    The agent's port is opened only by who asks for it, and closed with all others.
+    """
+    parts = (CORE, *configured_modules()) if adding else (CORE, AGENT, *configured_modules())
+    return [apply(what, adding=adding) for what in parts]
 
 
 def _automatic(word: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safekit.model import ports
 from safekit.proctable import Process, chosen, tree_lines
 from safekit.special import firewallcfg, gencron
 from safekit.special.flatlogdump import flatten
@@ -85,7 +86,7 @@ def test_unfinished_and_hostile_logs() -> None:
 
 
 def test_ports_to_open() -> None:
-    port = firewallcfg.Port
+    port = ports.Port
     conf = "Define httpadminport 9010\n#Define httpcontrolport 9011\nDefine httpmonitorport 9012\n"
     assert firewallcfg.core_ports(conf, 4900) == (
         port("udp", 4900),
@@ -94,9 +95,6 @@ def test_ports_to_open() -> None:
         port("tcp", 9453),
     )
     assert firewallcfg.core_ports("", 4800)[1] == port("tcp", 9010)
-    assert firewallcfg.module_ports(1, "mirror", rfs=True) == (port("udp", 8888), port("tcp", 5600))
-    assert firewallcfg.module_ports(2, "farm", rfs=False) == (port("udp", 4806),)
-    assert firewallcfg.module_ports(3, "light", rfs=False) == ()
     assert firewallcfg.wanted("safeagent") == (port("udp", 3600),)
     for name in ("../x", "missing"):
         with pytest.raises(firewallcfg.FirewallError):
@@ -111,3 +109,13 @@ def test_iptables_rules_of_others_are_left_alone() -> None:
     )
     own = firewallcfg.iptables_own(listing, "safekit-core")
     assert [words[:2] for words in own] == [["-D", "INPUT"]] and "4800" in own[0]
+
+
+def test_ports_are_those_of_the_configuration() -> None:
+    """The attribute `port` of <heart>, <heartbeat> and <farm> may name others than the module's id gives."""
+    port = ports.Port
+    beats = [{"port": 9101}, {"port": 8888}, {"port": 9101}]
+    mirror = {"heart": {"heartbeats": beats}, "rfs": {"port": 5600}, "farm": None}
+    assert ports.module_ports(mirror) == (port("udp", 8888), port("udp", 9101), port("tcp", 5600))
+    assert ports.module_ports({"heart": None, "rfs": None, "farm": {"port": 4806}}) == (port("udp", 4806),)
+    assert ports.module_ports({"heart": None}) == ()
