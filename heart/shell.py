@@ -197,7 +197,8 @@ class Shell:
         self.feed(Heard(ident, heard))
 
     def _rejected(self, peer: str, ident: str, reason: str) -> None:
-        self._complain((peer, ident), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
+        # Each reason once: whoever can send to this port could fill the log with reasons that change.
+        self._complain((peer, f"{ident} {reason}"), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
 
     def _complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
         """Say something once, until it changes."""

@@ -248,6 +248,8 @@ def test_complaints_are_said_once_an_hour_and_end_with_good_news(tmp_path: Path)
     for number in range(1000):
         complaints.say(f"10.1.{number >> 8}.{number & 255}", "key", "x", 1.0)
     assert len(complaints._said) <= 256
+    assert path.read_text().count(" | x\n") <= 256, "made up addresses do not fill the log"
+    assert complaints.say("10.3.0.1", "key", "x", 9000.0), "an hour later there is room again"
 
 
 def test_a_boot_is_served_once(tmp_path: Path) -> None:
