@@ -308,6 +308,7 @@ class Watcher:
         """
         paths, user = self.context.paths, self.context.config.user or User()
         program = Path(proc.action) if os.path.isabs(proc.action) else paths.userbin / proc.action
+        mark = offspring.mark(paths.module, f"handler.{proc.name}/")
         try:
             output = open_output(paths, user)
             try:
@@ -317,7 +318,7 @@ class Watcher:
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=output,
                         stderr=output,
-                        env={**script_environment(paths, user), **offspring.mark(paths.module, f"handler.{proc.name}/")},
+                        env={**script_environment(paths, user), **mark},
                         cwd=str(paths.userbin),
                         start_new_session=True,
                         umask=ordinary.UMASK,

@@ -77,10 +77,9 @@ class Complaints:
         if when - last < REPEAT_SECONDS:
             self._said[subject, problem] = (last, silent + 1)
             return False
-        if last == float("-inf") and len(self._said) >= MAX_SUBJECTS:
-            # Datagrams whose senders' addresses are made up: no line for each of them.
-            if when - next(iter(self._said.values()))[0] < REPEAT_SECONDS:
-                return False
+        full = len(self._said) >= MAX_SUBJECTS and when - next(iter(self._said.values()))[0] < REPEAT_SECONDS
+        if full and (subject, problem) not in self._said:
+            return False  # datagrams whose senders' addresses are made up: no line for each of them
         again = f" ({silent} more since it was last said)" if silent else ""
         self._log.error(text + again)
         self._said[subject, problem] = (when, 0)

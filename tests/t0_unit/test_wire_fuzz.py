@@ -62,7 +62,9 @@ def refusing(parse: Callable[[bytes], object], refusals: tuple[type[Exception], 
     return take
 
 
-def sealed(context: str, messages: tuple[bytes, ...], unpack: Callable[[bytes], object], refusal: type[Exception]) -> Wire:
+def sealed(
+    context: str, messages: tuple[bytes, ...], unpack: Callable[[bytes], object], refusal: type[Exception]
+) -> Wire:
     sealer = seal.Sealer(KEY, context, "peer", protocol.mark_epoch(5, protocol.NEWEST))
     opener, taken = seal.Opener(KEY, context, ["peer", "other"]), list[object]()
     return Wire(
@@ -190,7 +192,7 @@ def frames(count: int, seed: int) -> None:
             gc.collect()
             blocks = sys.getallocatedblocks()
         hello = seal.stream_hello()
-        up, down = seal.stream_ciphers(KEY, "c", hello, hello, client=True)
+        up, _ = seal.stream_ciphers(KEY, "c", hello, hello, client=True)
         back, away = seal.stream_ciphers(KEY, "c", hello, hello, client=False)
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -199,7 +201,8 @@ def frames(count: int, seed: int) -> None:
             channel.limit = nfsbox.wire.MAX_FRAME
             sent = []
             for _ in range(draw.randint(1, 12)):
-                frame = nfsbox.wire.HEADER.pack(draw.randrange(40), 0, 0, 0, 1, 2, 3) + draw.randbytes(draw.randrange(90))
+                header = nfsbox.wire.HEADER.pack(draw.randrange(40), 0, 0, 0, 1, 2, 3)
+                frame = header + draw.randbytes(draw.randrange(90))
                 length = struct.pack("<I", len(frame) + 16)
                 sent.append(length + up.seal(frame, length))
             data = b"".join(sent)
