@@ -352,7 +352,9 @@ class FarmCore:
         self._mine = tuple(mine)
         if any(lost):
             self._lost.append((now + LOST_SECONDS, tuple(lost)))
-        self._awaited = frozenset(node for node in earlier | set(participants) if node != me)
+        # Of those who take no part, one may be about to: neither may take everything before it has heard of the other.
+        members = set(bits(self.membership.view.members))
+        self._awaited = frozenset(node for node in earlier | set(participants) | members if node != me)
         self._deadline = now + max(PATIENCE_PULSES * self.rules.pulse, PATIENCE_SECONDS)
         self._pending = True
 
