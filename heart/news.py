@@ -78,7 +78,10 @@ def _adopt(t: Turn, role: Role) -> None:
             # heart may have died between its memory and telling nfsadmin
             s.breaking = "alone"
     else:
-        if role.primary or role is Role.UP:
+        if role.primary and s.setup.rfs and not s.uptodate:
+            # it was leaving: the application was left to the secondary already
+            running.leave(t, "stopwait")
+        elif role.primary or role is Role.UP:
             t.become(role, Color.MAGENTA)
             t.follow(*plans.adopted(role))
         else:
