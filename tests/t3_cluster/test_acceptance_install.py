@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import archive, userconfig
+from pair import archive, userconfig, wait_for
 
 from lab.cluster import Lab, Node
 
@@ -77,6 +77,13 @@ def test_t4_1_3a_without_safeadmin(node: Node) -> None:
 def test_t4_1_3bc_services_at_boot(node: Node) -> None:
     assert out(node, "boot", "webstatus") == "on\n"
     assert out(node, "boot", "snmpstatus") == "off\n"
+    request = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{node.address()}:9010/api/v1/openapi.json"]
+    assert node.pids("safewebserver") and node.run(request).stdout != "000"
+    out(node, "webserver", "stop")
+    assert not node.pids("safewebserver") and node.run(request, check=False).returncode != 0
+    assert out(node, "boot", "webstatus") == "on\n", "the next boot starts it all the same"
+    out(node, "webserver", "start")
+    wait_for(lambda: node.run(request, check=False).returncode == 0, 20, "the web service answers again")
 
 
 def test_t4_1_3d_modules(lab: Lab) -> None:

@@ -274,7 +274,15 @@ def test_t4_2_10_split_brain(pair: Pair) -> None:
     assert_in_order(pair.log(prim, mark), ["Remote state ALONE green", "Split brain recovery: staying alone"])
     assert_in_order(
         pair.log(second, mark),
-        ["Remote state ALONE green", "Split brain recovery: exiting alone", "Script stop_prim"],
+        [
+            "Remote state ALONE green",
+            "Split brain recovery: exiting alone",
+            "Script stop_prim",
+            "Action start called automatically",
+            re.compile("Updating directory tree from .*"),
+            "Reintegration ended (synchronize)",
+            "Local state SECOND green",
+        ],
     )
     assert "Script stop_prim" not in [line.english for line in pair.log(prim, mark)]
     # What the sacrificed server acknowledged while it was split off is given up, as the guide says.
