@@ -31,10 +31,10 @@ SETTINGS = {"failover": "usersetting.failover", "checker": "usersetting.checker"
 def order(t: Turn, command: Command) -> None:
     """Take a command: refuse it, carry it out, or keep it until the plan in progress is over."""
     s = t.s
-    refusal = _refusal(t, command)
-    if refusal:
-        t.because("refused", command.action, why=refusal, who=command.who)
-        t.reply(command.token, False, "refused", refusal)
+    why = refusal(t, command)
+    if why:
+        t.because("refused", command.action, why=why, who=command.who)
+        t.reply(command.token, False, "refused", why)
         return
     t.reply(command.token)
     if command.action in ("incloop", "resetloop"):
@@ -58,7 +58,8 @@ def order(t: Turn, command: Command) -> None:
     carry_out(t, command)
 
 
-def _refusal(t: Turn, command: Command) -> str:
+def refusal(t: Turn, command: Command) -> str:
+    """Why a command is not possible here and now, "" when it is."""
     s, action = t.s, command.action
     if action in ("incloop", "resetloop"):
         return ""

@@ -60,13 +60,26 @@ def candidate(t: Turn) -> tuple[str, Verdict]:
     s.rules_seen = (s.resources, *looked_at[1:])
     verb = found.verb.value if found.verb is not None else ""
     if verb != s.candidate:
-        s.candidate, s.candidate_since = verb, t.now
+        s.candidate, s.candidate_since, s.put_off = verb, t.now, ()
         if verb and found.winner is not None:
             t.because(found.winner.label, f"{verb}() asked for", **dict(found.winner.inputs))
     if verb and t.now - s.candidate_since >= s.setup.handle_time:
         s.candidate, s.rules_seen = "", ()
         return verb, found
     return "", found
+
+
+def put_off(t: Turn, verb: str, found: Verdict, why: str) -> None:
+    """An action that is not possible here and now (a swap without a secondary): told once, and asked for again after
+    each handle_time."""
+    s = t.s
+    assert found.winner is not None
+    s.candidate, s.candidate_since = verb, t.now
+    told = (verb, found.winner.label, why)
+    if told != s.put_off:
+        s.put_off = told
+        t.because("refused", f"{verb}()", why=why, by=found.winner.label, **dict(found.winner.inputs))
+        t.log("action_put_off", action=verb, rule=found.winner.label, reason=why)
 
 
 def settle_last_primary(t: Turn) -> None:

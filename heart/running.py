@@ -215,9 +215,14 @@ def _machine(t: Turn) -> bool:
     if not verb or found.winner is None:
         return False
     label = found.winner.label
-    t.because(label, f"{verb}()", **dict(found.winner.inputs))
     action = {"wait": "stopwait"}.get(verb, verb)
-    commands.order(t, Command(action, who=label, automatic=True, rule=label))
+    command = Command(action, who=label, automatic=True, rule=label)
+    refusal = commands.refusal(t, command)
+    if refusal:
+        machine.put_off(t, verb, found, refusal)
+        return False
+    t.because(label, f"{verb}()", **dict(found.winner.inputs))
+    commands.order(t, command)
     return True
 
 

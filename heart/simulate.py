@@ -18,6 +18,7 @@ from heart.scenario import Runaway, Scenario, Told, partner
 from heart.values import Role, Setup
 from safekit.configuration import ConfigureError, active, current_signature
 from safekit.model.findings import ConfigError
+from safekit.model.rules_check import is_set
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.paths import ModulePaths, node_name
 from safekit.process import Unconfigured, load_cluster
@@ -93,6 +94,12 @@ def parse_settings(words: Iterable[str], here: Setup, there: Setup | None) -> li
             raise Refused(f"{word!r} is not class.id=state", f"write for example tcp.id=down ({', '.join(VALUES)})")
         found.append((node, name, value))
     return found
+
+
+def strangers(config: ModuleConfig, words: Iterable[str]) -> list[str]:
+    """The resources of --set that nothing of the module sets: perhaps a slip of the pen."""
+    names = [word.partition("=")[0].removeprefix("remote.").removeprefix("local.") for word in words]
+    return [name for name in dict.fromkeys(names) if not is_set(config, name)]
 
 
 def ask(
@@ -201,6 +208,8 @@ def run(argv: Sequence[str]) -> int:
             print(json.dumps(asdict(told)))
         return 0
     print(f"Simulation of module {arguments.module} with {name}; nothing is changed.")
+    for resource in strangers(config, arguments.settings):
+        print(f"Note: nothing in this module sets {resource}, unless a script does it with safekit set.")
     for line in lines(scenario, rules):
         print(line)
     if quiet(scenario):

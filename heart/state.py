@@ -124,6 +124,8 @@ class State:
     """What the rules looked at last; they are evaluated again when it changes."""
     candidate: str = ""
     candidate_since: float = 0.0
+    put_off: tuple[str, ...] = ()
+    """The action of a rule that is not possible now, as it was told."""
     loop_count: int = 0
     loop_since: float = 0.0
     """The count and its begin are remembered in state.loop and state.loopsince (Unix time)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from safekit import vhost
 from safekit.files import locked
-from safekit.model import directories, dynamic, store
+from safekit.model import directories, dynamic, programs, store
 from safekit.model.application import LAST_CONFIG, Application, ApplyResult, ConfigureError, run_script
 from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.codec import CodecError, from_json
@@ -166,6 +166,7 @@ def _check(
         if same and previous.rfs.suffix != config.rfs.suffix:
             message = f"the suffix of a configured module cannot change; run safekit deconfig -m {module} first"
             findings.append(places.finding("rfs.suffix", message))
+    findings += programs.check(config, places, ModulePaths(module).bin_dir)
     if advise:
         findings += advice(config, places)
     if errors(findings):

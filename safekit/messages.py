@@ -231,6 +231,8 @@ register(
     (
         Message("second_aborted", "E", "Requested second start aborted: the other server is not primary",
                 "Démarrage second demandé abandonné : l'autre serveur n'est pas primaire"),
+        Message("action_put_off", "E", "Action {action} from failover rule {rule} is not possible: {reason}",
+                "L'action {action} de la règle de failover {rule} n'est pas possible : {reason}"),
         Message("swap_abandoned", "E", "Swap abandoned: {reason}", "Permutation abandonnée : {reason}"),
         Message("adopted", "I", "heart was restarted and takes the module over as it is: {state} {color}",
                 "heart a été relancé et reprend le module tel quel : {state} {color}"),

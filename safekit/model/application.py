@@ -27,7 +27,7 @@ from pathlib import Path
 
 from safekit import vhost
 from safekit.files import locked, sync_directory
-from safekit.model import directories, store
+from safekit.model import directories, programs, store
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import Finding
 from safekit.model.types import ModuleConfig, Replicated
@@ -114,7 +114,7 @@ class Application:
         if building.exists():
             shutil.rmtree(building)
         self.undo.append(("remove the new configuration", lambda: _remove(building, place / str(number))))
-        store.prepare(root, building, to_json(self.config, indent=1).encode())
+        store.prepare(root, building, to_json(self.config, indent=1).encode(), programs.scripts(self.config))
         vhost.generate(self.config, self.paths, building / "bin")
         os.rename(building, place / str(number))
         sync_directory(place)

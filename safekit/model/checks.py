@@ -10,10 +10,12 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from safekit.model.findings import Finding, Places
+from safekit.model.programs import ACTIONS
 from safekit.model.types import (
     ClusterConfig,
     Errd,
@@ -327,13 +329,11 @@ class _Checker:
                     self._regex(expression, f"{path}.{field}")
             if proc.service and (proc.nameregex or proc.argregex):
                 self.error(path, 'service="yes" and an expression exclude each other; expected one of them')
-            if proc.action not in ("restart", "stopstart", "stop", "noaction") and proc.proc_class in (
-                "prim",
-                "both",
-                "pre",
-                "second",
-                "sec",
-            ):
+            mode = self.config.service.mode
+            if mode != "mirror" and proc.proc_class in ("prim", "second", "sec"):
+                never = f'class="{proc.proc_class}" never comes in a {mode} module; expected class="both"'
+                self.warn(f"{path}.proc_class", never)
+            if proc.action not in ACTIONS and proc.proc_class in ("prim", "both", "pre", "second", "sec"):
                 self.error(
                     f"{path}.proc_class",
                     f'the handler "{proc.action}" needs a class of its own; '
@@ -356,6 +356,12 @@ class _Checker:
             self.error("check.splitbrain", "the split-brain checker is for mirror modules only")
         if check.splitbrain is not None:
             self._witness(check.splitbrain)
+        for index, custom in enumerate(check.custom):
+            try:
+                shlex.split(custom.arg)
+            except ValueError as error:
+                message = f"{custom.arg!r}: {error}; expected words as a shell reads them"
+                self.error(f"check.custom[{index}].arg", message)
         for index, module in enumerate(check.module):
             if module.name == self.config.name and module.addr in ("127.0.0.1", "::1"):
                 self.error(f"check.module[{index}].name", "a module cannot wait for itself; expected another module")

@@ -110,6 +110,12 @@ def settable(config: ModuleConfig) -> frozenset[str]:
     return frozenset(names | {"state.*", "usersetting.*"})
 
 
+def is_set(config: ModuleConfig, name: str) -> bool:
+    """Whether something of this module sets the resource of that name."""
+    cls, _, ident = name.partition(".")
+    return any(_matches(Resource(False, cls, ident), known) for known in settable(config))
+
+
 def _matches(resource: Resource, name: str) -> bool:
     cls, _, ident = name.partition(".")
     return resource.cls in ("?", "*", cls) and (resource.ident in ("?", "*", ident) or ident == "*")

@@ -78,10 +78,10 @@ def size(root: Path) -> int:
     return sum((os.lstat(path).st_size // 4096 + 1) * 4096 for _, path in files_of(root))
 
 
-def prepare(source: Path, target: Path, compiled: bytes) -> None:
+def prepare(source: Path, target: Path, compiled: bytes, programs: frozenset[str] = frozenset()) -> None:
     """Build a complete configuration in `target` and put it on disk. Raises OSError, TreeError.
 
-    User scripts become executable: an editor or a web form easily loses the bit.
+    User scripts become executable, and the `programs` of bin/: an editor or a web form easily loses the bit.
     """
     target.mkdir(mode=0o770)
     for top in ("conf", "bin"):
@@ -94,7 +94,7 @@ def prepare(source: Path, target: Path, compiled: bytes) -> None:
             os.symlink(os.readlink(path), copy)
         elif stat.S_ISREG(status.st_mode):
             mode = stat.S_IMODE(status.st_mode)
-            if name.startswith("bin/") and Path(name).name in USER_SCRIPTS:
+            if name.startswith("bin/") and (Path(name).name in USER_SCRIPTS or name[len("bin/") :] in programs):
                 mode |= (mode & 0o444) >> 2
             write(copy, path.read_bytes(), mode)
             os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -226,6 +226,9 @@ def test_a_scenario(block: Block) -> None:
         if words.startswith("in the end "):
             expected = dict(re.findall(r"(node\d) (off|[A-Z]+ \w+)", words))
             assert scenario.states() == expected, account
+        elif match := re.fullmatch(r"(\w+) says no more", words):
+            later = scenario.told[position[match[1]] :]
+            assert not any(told.node == match[1] and told.kind in ("message", "reason") for told in later), account
         elif match := re.fullmatch(r"(?:after (\d+) s )?(\w+) (says: |runs )(.*)", words):
             _find(scenario, position, match, account)
         else:

@@ -73,6 +73,17 @@ def test_what_a_light_module_does_not_have(findings) -> None:  # type: ignore[no
     assert 'when="prim" never comes in a light module' in texts
 
 
+def test_a_class_that_never_comes_and_arguments_that_are_no_words(findings) -> None:  # type: ignore[no-untyped-def]
+    errd = '<user/><errd><proc name="appli" class="prim"/></errd>'
+    assert findings(errd) == []
+    assert findings(errd, "light") == [
+        (3, "warning", 'class="prim" never comes in a light module; expected class="both"')
+    ]
+    custom = '<check><custom ident="c" when="both" exec="x" arg="it\'s"/></check>'
+    (first, *_) = findings(custom + failover("c: if (custom.c == down) then wait();"))
+    assert first[:2] == (3, "error") and "No closing quotation" in first[2]
+
+
 def test_single_points_are_told_when_asked_for() -> None:
     one = ModuleConfig("AM", 1, Service("mirror"), Heart((Heartbeat("default", "default", 8888),)))
     assert len(advice(one, Places("f"))) == 2

@@ -126,6 +126,24 @@ def test_first_configuration_makes_everything_ready(server: Server) -> None:
     assert configuration.active_stamp("AM").signature == configuration.current_signature("AM").signature
 
 
+PROGRAMS = """<errd><proc name="a" class="mine" action="repair"/><proc name="b" action="stop" class="prim"/></errd>
+    <check><custom ident="disk" when="prim" exec="diskcheck"/><custom ident="far" when="prim" exec="/no/such"/></check>
+    <failover><![CDATA[d: if (custom.disk == down || custom.far == down) then restart();]]></failover>"""
+
+
+def test_programs_of_the_configuration_are_there_and_become_executable(server: Server) -> None:
+    server.write()
+    path = ModulePaths("AM").userconfig
+    path.write_text(path.read_text().replace("<user/>", "<user/>" + PROGRAMS))
+    server.script("diskcheck", "exit 0\n", mode=0o644)
+    missing = [f.message for f in configuration.confcheck("AM").warnings if "there is no program" in f.message]
+    assert [text.split()[4] for text in missing] == [f"{ModulePaths('AM').bin_dir / 'repair'};", "/no/such;"]
+    server.script("repair", "exit 0\n", mode=0o600)
+    configuration.apply("AM")
+    for name in ("diskcheck", "repair"):
+        assert os.access(ModulePaths("AM").userbin / name, os.X_OK), name
+
+
 def test_signature_follows_files_and_not_modes(server: Server) -> None:
     server.script("start_prim", "echo start\n")
     before = configuration.current_signature("AM").signature
