@@ -29,7 +29,9 @@ from vipd.farm.engine import Engine, EngineError
 from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
 from vipd.farm.links import Links
+from vipd.farm.macs import Macs
 from vipd.farm.monitor import RulesetMonitor
+from vipd.farm.publisher import Publisher
 from vipd.farm.sockets import open_connections, stay
 from vipd.farm.wire import Bye, OtherConfiguration, Told, WireError, configuration_id, decode, encode
 
@@ -37,14 +39,13 @@ JOIN_SECONDS = 15.0
 LEAVE_SECONDS = 10.0
 REFRESH_SECONDS = 1.0
 RESTORE_SECONDS = 0.05
-HEART_SECONDS = 1.0
 
 
 class Farm:
     """One module's farm on this server. `moved()` is called when who announces the addresses may have changed."""
 
     def __init__(self, context: Context, engine: Engine, share: Callable[[Iterable[bytes]], None]) -> None:
-        self._context, self._engine, self._share = context, engine, share
+        self._context, self._engine = context, engine
         config = context.config.farm
         assert config is not None, "a farm module has <farm>"
         self._config: FarmConfig = config
@@ -60,8 +61,8 @@ class Farm:
         self.layout: Layout | None = None
         self._links: Links | None = None
         self._monitor: RulesetMonitor | None = None
-        self._macs: dict[int, tuple[bytes, ...]] = {}
-        self._macs_known = 0
+        self._macs = Macs(self.me, share)
+        self._publisher = Publisher(context, lambda: report.resources(self.core, self.groups, len(self.names), self.me))
         self._installed = False
         self._set = False
         self._applied = 0
@@ -73,9 +74,7 @@ class Farm:
         self._done = asyncio.Condition()
         self._lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
-        self._published: dict[str, str] = {}
         self._logged: tuple[object, ...] = ()
-        self._published_at = asyncio.Event()
         self.moved: Callable[[bool], None] = lambda lost: None
 
     # -------------------------------------------------------------------------------- life
@@ -120,7 +119,7 @@ class Farm:
         await self._links.open()
         self._applied = 0
         loop = asyncio.get_running_loop()
-        ours = (self._drive(), self._put_into_effect(), self._publish())
+        ours = (self._drive(), self._put_into_effect(), self._publisher.run())
         self._tasks = [loop.create_task(work) for work in (*ours, follow_keys(context.module, rotation, rekey))]
 
     def _shares(self, group: int) -> Shares:
@@ -148,7 +147,7 @@ class Farm:
             core = self._core()
             plan = core.plan()
             kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
-            self._share_macs()
+            self._macs.share(layout)
             try:
                 self._engine.install(layout, self._verdicts(plan, kept), core.lease)
             except EngineError as error:
@@ -201,7 +200,7 @@ class Farm:
         if remove:
             self.core = None
             self._logged = ()
-            await self._tell_heart(report.resources(None, self.groups, len(self.names), self.me))
+            await self._publisher.tell(report.resources(None, self.groups, len(self.names), self.me))
             self.remember()
 
     async def clean(self, layout: Layout | None) -> None:
@@ -279,35 +278,16 @@ class Farm:
             if self.names[message.node] == sender:
                 core.depart(message.node, message.incarnation, now)
         elif self.names[message.pulse.sender] == sender:
-            self._learn_macs(message)
+            if self._macs.learn(message.pulse.sender, message.macs):
+                self._macs.share(self.layout)
+                self._applied = -1
             core.receive(message.pulse, message.kept, now)
         self._kick()
-
-    def _learn_macs(self, told: Told) -> None:
-        sender = told.pulse.sender
-        before = dict(self._macs)
-        for node, macs in told.macs.items():
-            # What a server says of itself counts more than what others say of it.
-            if node == sender or (node != self.me and node not in self._macs):
-                self._macs[node] = tuple(macs)
-        if self._macs != before:
-            self._share_macs()
-            self._macs_known += 1
-            self._applied = -1
-
-    def _share_macs(self) -> None:
-        macs = {mac for known in self._macs.values() for mac in known}
-        if self.layout is not None:
-            macs |= {wire.vmac for wire in self.layout.wires if wire.vmac is not None}
-        self._share(macs)
 
     def _send(self, pulse: Pulse | None) -> None:
         if pulse is None or self.core is None:
             return
-        macs = dict(self._macs)
-        if self.layout is not None:
-            macs[self.me] = tuple(wire.mac for wire in self.layout.wires)
-        self._send_payload(Told(pulse, self.core.claims_here, macs))
+        self._send_payload(Told(pulse, self.core.claims_here, self._macs.with_ours(self.layout)))
 
     def _send_payload(self, message: Told | Bye) -> None:
         if self._links is not None:
@@ -372,7 +352,7 @@ class Farm:
     async def _apply(self) -> None:
         core, layout = self._core(), self.layout
         plan = core.plan()
-        macs_known = self._macs_known
+        macs_known = self._macs.version
         buckets: tuple[int, ...] = (0,) * len(self.groups)
         if self._installed and layout is not None:
             kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
@@ -389,7 +369,7 @@ class Farm:
             self._lease, self._lease_at = lease, time.monotonic() + (lease / 4 if lease is not None else 3600.0)
         self._refreshed = time.monotonic()
         # A MAC that was learnt meanwhile is not in the filters yet.
-        self._applied = plan.number if macs_known == self._macs_known else -1
+        self._applied = plan.number if macs_known == self._macs.version else -1
         self._send(core.confirm(plan.number, buckets, time.monotonic()))
         self._wake.set()
         if core.plan().number != self._applied:
@@ -398,7 +378,7 @@ class Farm:
             self._report(plan)
 
     def _verdicts(self, plan: Plan, kept: frozenset[Connection]) -> Verdicts:
-        return Verdicts(self._core().taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs), kept)
+        return Verdicts(self._core().taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs.known), kept)
 
     def _disturbed(self, who: str) -> None:
         """Another program changed our filters: make them anew, a moment later, when it has finished."""
@@ -457,7 +437,7 @@ class Farm:
                 report.log_assignment(self._context.log, self.names, self.groups, plan, self.me)
             before = set(self._logged[0]) if self._logged else set()  # type: ignore[call-overload]
             self._logged = seen
-            self._published_at.set()
+            self._publisher.changed()
             self.moved(bool(before - set(plan.participants)))
         self.remember()
 
@@ -478,27 +458,6 @@ class Farm:
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
         return self.core is not None and self.core.taking_part and self.core.plan().participants[:1] == (self.me,)
-
-    async def _publish(self) -> None:
-        """Tell heart the shares, until it has taken them."""
-        while True:
-            await self._published_at.wait()
-            self._published_at.clear()
-            if not await self._tell_heart(report.resources(self.core, self.groups, len(self.names), self.me)):
-                await asyncio.sleep(HEART_SECONDS)
-                self._published_at.set()
-
-    async def _tell_heart(self, values: dict[str, str]) -> bool:
-        try:
-            for name, value in values.items():
-                if self._published.get(name) != value:
-                    await self._context.bus.request(
-                        f"{self._context.module}/heart", "set", timeout=1.0, resource=name, value=value, who="vipd"
-                    )
-                    self._published[name] = value
-        except BusError:
-            return False
-        return True
 
     def remember(self) -> None:
         """Write down what the next life of this process needs."""
