@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safekit.journal import INFORMATION, NOTICE, Journal
 from safekit.messages import MESSAGES, Language, Level, render
 from safekit.paths import ModulePaths
 
@@ -83,6 +84,8 @@ class ModuleLog:
 
     def __init__(self, module: str, process: str, node: str) -> None:
         self.path: Path = ModulePaths(module).log
+        self.journal = Journal()
+        self._module = module
         self.process = process
         self.node = node
         self._descriptor = -1
@@ -93,7 +96,20 @@ class ModuleLog:
     def event(self, code: str, **fields: Any) -> None:
         """Log a message; its level comes from the table. Raises KeyError for a code that is not there."""
         message = MESSAGES[code]
-        self._append(Line(now(), self.node, message.level, self.process, code, fields, render(code, fields)))
+        line = Line(now(), self.node, message.level, self.process, code, fields, render(code, fields))
+        self._append(line)
+        if line.level != "D":
+            self.journal.send(
+                f"{self._module}: {line.english}",
+                NOTICE if line.level == "E" else INFORMATION,
+                {
+                    "SYSLOG_IDENTIFIER": self.process,
+                    "SAFEKIT_MODULE": self._module,
+                    "SAFEKIT_CODE": code,
+                    "SAFEKIT_LEVEL": line.level,
+                    "SAFEKIT_NODE": self.node,
+                },
+            )
 
     def debug(self, text: str) -> None:
         """A line for us, shown with -A."""

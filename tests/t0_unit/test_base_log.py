@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import string
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safekit import log, messages
+from safekit.journal import Journal
 from safekit.paths import ModulePaths
 
 
@@ -76,6 +79,33 @@ def test_zeros_of_a_power_failure_hide_no_line() -> None:
     line = "2026-01-01T00:00:00.000Z|n1|E|heart|end_of_stop|{}|End of stop"
     assert log.parse_line("\0" * 2000 + line) == log.parse_line(line)
     assert log.parse_line("\0" * 2000) is None
+
+
+def test_the_journal_gets_copies_with_fields(tmp_path: Path) -> None:
+    place = tmp_path / "journal"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(place))
+        receiver.settimeout(5)
+        written = log.ModuleLog("AM", "heart", "n1")
+        written.journal = Journal(place)
+        written.debug("for us")
+        written.event("vip_set", addr="10.0.0.9\nPRIORITY=0")
+        said = receiver.recv(65536).decode().splitlines()
+    assert said[:2] == ["MESSAGE=AM: Virtual IP 10.0.0.9 PRIORITY=0 set", "PRIORITY=5"]
+    assert {"SYSLOG_IDENTIFIER=heart", "SAFEKIT_MODULE=AM", "SAFEKIT_CODE=vip_set", "SAFEKIT_NODE=n1"} <= {*said}
+    written.event("end_of_stop")  # nobody reads the journal any more
+    assert "End of stop" in ModulePaths("AM").log.read_text()
+
+
+def test_a_full_journal_holds_nobody_up(tmp_path: Path) -> None:
+    place = tmp_path / "journal"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(place))
+        journal = Journal(place)
+        begun = time.monotonic()
+        for _ in range(10_000):
+            journal.send("x" * 1000, 6, {})
+        assert time.monotonic() - begun < 5
 
 
 def test_long_lines_are_cut() -> None:
