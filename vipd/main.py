@@ -8,6 +8,7 @@ vip_unset, status, announcements.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, NoReturn
 
 from safekit import resources
@@ -21,6 +22,7 @@ from vipd.kernel_events import KernelEvents
 from vipd.names import Resolver
 from vipd.plan import Verdict, peer_addresses, requests
 from vipd.teller import Teller
+from vipd.virtual_mac import VirtualMac
 from vipd.watcher import Watcher
 from vipd.wires import Wires
 
@@ -36,10 +38,12 @@ class Vipd:
         self._ready = asyncio.Event()
         vip = context.config.vip or Vip()
         self._wires = Wires(peer_addresses(context.cluster, context.node), self._conflict)
+        resolver = Resolver()
+        self._virtual_mac = VirtualMac(context, resolver, self._wires)
         self.holder = Holder(
             context.log,
             requests(vip),
-            Resolver(),
+            resolver,
             self._wires,
             context.paths.var / "vip.json",
             reset=vip.tcpreset,
@@ -53,16 +57,22 @@ class Vipd:
         await self._ready.wait()
         match request.op:
             case "vip_set":
+                await self._virtual_mac.set()
                 return {"set": await self.holder.acquire()}
             case "vip_unset":
-                return {"unset": await self.holder.release()}
+                return {"unset": await self._release("vip_unset")}
             case "vip_init":
-                return {"removed": await self.holder.release("vip_leftover")}
+                return {"removed": await self._release("vip_leftover")}
             case "announcements":
                 return {"announcements": [a.to_fields() for a in self.holder.announcements()]}
             case "status":
                 return self._status()
         raise BusError("unknown_op", f"vipd does not serve {request.op!r}")
+
+    async def _release(self, code: str) -> list[str]:
+        removed = await self.holder.release(code)
+        await self._virtual_mac.unset()
+        return removed
 
     async def main(self) -> None:
         """Run until SIGTERM. The addresses stay: the role is heart's, and so is their removal."""
@@ -71,7 +81,7 @@ class Vipd:
         try:
             role = resources.load(self._context.paths.resources).get("state.local")
             if role is not None and role.value in PRIMARY_STATES:
-                await self.holder.adopt()
+                await self._adopt()
             else:
                 await self._sweep()
             await self.holder.listen()
@@ -82,12 +92,20 @@ class Vipd:
             for task in tasks:
                 task.cancel()
             events.close()
+            self._virtual_mac.close()
             self.holder.close()
+
+    async def _adopt(self) -> None:
+        """After a restart in the primary role: the addresses are held as they are."""
+        if await self.holder.adopt():
+            with contextlib.suppress(BusError):
+                # It is in the log; without the virtual MAC the address serves those who ask anew.
+                await self._virtual_mac.set()
 
     async def _sweep(self) -> None:
         """Remove what a crash of everything left; heart orders it again with vip_init."""
         try:
-            await self.holder.release("vip_leftover")
+            await self._release("vip_leftover")
         except BusError as error:
             self._context.log.event("internal", text=f"vipd: {error.text}")
 
