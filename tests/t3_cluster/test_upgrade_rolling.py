@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pair import Pair, userconfig, wait_for
+from farm import farm_config
+from pair import Pair, archive, userconfig, wait_for
 
 from lab.cluster import Lab, Node
 from safekit import protocol
@@ -88,6 +89,38 @@ def test_the_secondary_first(pair: Pair) -> None:
     upgrade(pair, pair.two)
     assert pair.value(pair.two, "state.local") == "SECOND"
     pair.verify(pair.one)
+
+
+def test_commands_reach_both_releases(pair: Pair) -> None:
+    """The web service of each release answers the signed requests of the other."""
+    for node in pair.nodes:
+        said = node.safekit("-H", "*", "state").stdout
+        assert said.count("--- node") == 2 and "PRIM green" in said and "SECOND green" in said, said
+
+
+def test_a_farm_shares_its_load_across_releases(pair: Pair) -> None:
+    farm = Pair(pair.lab, "web")
+
+    def shares() -> list[str]:
+        found = [farm.resources(node) for node in farm.nodes]
+        return [next((r.value for name, r in known.items() if name.endswith("FarmProto")), "") for known in found]
+
+    for node in farm.nodes:
+        Pair.outside(node, "/root/web.safe").write_bytes(archive(farm_config(pair.lab), {}))
+        node.safekit("module", "install", "-M", "2", "-m", farm.module, "/root/web.safe")
+        node.safekit("config", "-m", farm.module)
+        node.safekit("start", "-m", farm.module)
+    wait_for(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each: {shares()}")
+    for node in farm.nodes:
+        node.safekit("stop", "-m", farm.module)
+        node.safekit("waitstate", "-m", farm.module, "STOP")
+        wait_for(lambda: "100%" in shares(), 10, lambda: f"one has all of the load: {shares()}")
+        node.safekit("start", "-m", farm.module)
+        wait_for(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each again: {shares()}")
+    for node in farm.nodes:
+        node.safekit("stop", "-m", farm.module)
+        node.safekit("waitstate", "-m", farm.module, "STOP")
+        node.safekit("module", "uninstall", "-m", farm.module)
 
 
 def test_both_releases_swap(pair: Pair) -> None:
