@@ -67,11 +67,19 @@ EVERY_CHECKER = """<errd polltimer="30"><proc name="appli" action="noaction" cla
 """One checker of each kind, at one second."""
 
 
-def config(inside: str, *, mode: str = "mirror", service: str = "", failover: str = FAST, rules: str = "") -> str:
+def config(
+    inside: str,
+    *,
+    mode: str = "mirror",
+    service: str = "",
+    failover: str = FAST,
+    rules: str = "",
+    lans: tuple[str, str] = ("default", "repli"),
+) -> str:
     """userconfig.xml with two heartbeats (in a mirror) or a lan (in a farm), the sections of `inside`, and rules."""
     network = {
-        "mirror": """<heart pulse="150" timeout="1500"><heartbeat name="default"/>
-   <heartbeat name="repli" ident="second"/></heart>""",
+        "mirror": f"""<heart pulse="150" timeout="1500"><heartbeat name="{lans[0]}" ident="default"/>
+   <heartbeat name="{lans[1]}" ident="second"/></heart>""",
         "farm": """<farm><lan name="default"/></farm>""",
         "light": "",
     }[mode]

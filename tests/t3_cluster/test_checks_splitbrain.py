@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
+import checked
 import pytest
-from checked import Checked, config
+from checked import Checked
 from pair import wait_for
 
 from lab.cluster import Lab
@@ -14,10 +16,15 @@ from lab.cluster import Lab
 EXPECTED = ("action_rule", "transition_rule", "failover_no_heartbeat", "errd_event", "process_died", "stopping_loop")
 RESTARTED = ["event atleast on proc appli", "Action restart called by errd", "Local state ALONE green"]
 
+LANS = ("pair", "pairrepli")
+"""Of the two servers of the module: the third one is a witness."""
+config = partial(checked.config, lans=LANS)
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    made = Lab.up()
+    made = Lab.up(nodes=3)
+    share_lans_of_two(made)
     yield made
     made.down()
 
@@ -33,15 +40,43 @@ def module(lab: Lab) -> Iterator[Checked]:
     made.check_logs()
 
 
-def witness(lab: Lab) -> str:
-    """The client of the lab stands for the witness: it is on the network of the users."""
-    return f'<check><splitbrain ident="witness" exec="ping" arg="{lab.client.address()}"/></check>'
+def share_lans_of_two(lab: Lab) -> None:
+    """The cluster of three servers gets lans of two of them, on the same networks."""
+    text = ""
+    for name, lan, count in (("default", "default", 3), ("repli", "repli", 3), ("pair", "default", 2),
+                             ("pairrepli", "repli", 2)):  # fmt: skip
+        members = (f'<node name="{node.name}" addr="{node.address(lan)}"/>' for node in list(lab)[:count])
+        text += f'<lan name="{name}" console="{"off" if name in LANS else "on"}">{"".join(members)}</lan>'
+    first, *others = list(lab)
+    first.write("/root/cluster.xml", f"<cluster><lans>{text}</lans></cluster>")
+    first.safekit("cluster", "config", "/root/cluster.xml")
+    first.safekit("cluster", "export", "/root/cluster.zip")
+    for node in others:
+        Checked.outside(node, "/root/cluster.zip").write_bytes(Checked.outside(first, "/root/cluster.zip").read_bytes())
+        node.safekit("cluster", "config", "/root/cluster.zip")
 
 
-@pytest.mark.parametrize("loser", ["PRIM", "SECOND"])
-def test_t7_9_the_side_without_the_witness_waits(module: Checked, lab: Lab, loser: str) -> None:
+def witness(lab: Lab, kind: str = "ping") -> str:
+    """The client of the lab stands for the witness: it is on the network of the users. Or the third server does."""
+    address = lab.client.address()
+    arg = {"ping": address, "http": f"http://{address}:8099/alive?x=1", "node": "node3"}[kind]
+    return config(f'<check><splitbrain ident="witness" exec="{kind}" arg="{arg}"/></check>')
+
+
+@pytest.fixture(scope="module")
+def web(lab: Lab) -> Iterator[None]:
+    """An URL on the client that answers."""
+    lab.client.run("mkdir -p /tmp/web && touch /tmp/web/alive")
+    serve = "setsid /usr/bin/python3 -I -m http.server -d /tmp/web 8099 </dev/null >/dev/null 2>&1 & echo $!"
+    pid = lab.client.run(serve).stdout.strip()
+    yield
+    lab.client.run(["kill", pid])
+
+
+@pytest.mark.parametrize(("loser", "kind"), [("PRIM", "ping"), ("SECOND", "ping"), ("PRIM", "http"), ("PRIM", "node")])
+def test_t7_9_the_side_without_the_witness_waits(module: Checked, lab: Lab, web: None, loser: str, kind: str) -> None:
     one, two = module.nodes
-    module.reconfigure(config(witness(lab)))
+    module.reconfigure(witness(lab, kind))
     module.start(one, two)
     for node in module.nodes:
         wait_for(lambda node=node: module.value(node, "splitbrain.witness") == "up", 10, "the witness answers")  # type: ignore[misc]
@@ -80,7 +115,7 @@ def test_t7_9_the_side_without_the_witness_waits(module: Checked, lab: Lab, lose
 
 def test_a_lost_witness_alone_changes_nothing(module: Checked, lab: Lab) -> None:
     one, two = module.nodes
-    module.reconfigure(config(witness(lab)))
+    module.reconfigure(witness(lab))
     module.start(one, two)
     wait_for(lambda: module.value(one, "splitbrain.witness") == "up", 10, "the witness answers")
     lab.block("client", one, "default")
