@@ -107,6 +107,7 @@ class Engine:
         self.due_directories: set[tuple[int, bytes]] = set()
         self.held = 0
         self.generation = 0  # rises with every role change: what caches hold is void
+        self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
         self._attached = threading.Event()
         self._attached.set()
@@ -118,9 +119,15 @@ class Engine:
     def check_writable(self) -> None:
         """Raises EROFS when this server is not primary; waits for a peer that is about to come back."""
         if self.awaiting:
+            self.slow()
             self._attached.wait()
         if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def slow(self) -> None:
+        """A change waits for the peer, for long: reads of all mounts go on in other threads (R3, R8)."""
+        for relieve in tuple(self.relief):
+            relieve()
 
     def settle(self, stream: Stream | None, number: int) -> int:
         """Wait until a change is acknowledged or the peer's loss is decided; the errno of a secondary that is being
@@ -131,6 +138,7 @@ class Engine:
         if code == errno.ENOTCONN:
             if stream.was is State.PAIRED:
                 self.held += 1
+                self.slow()
                 try:
                     if not stream.fate():
                         raise OSError(errno.EIO, "the secondary did not acknowledge this change")
@@ -215,6 +223,7 @@ class Engine:
                 sendtimeout=self.settings.sendtimeout,
                 locktimeout=self.settings.locktimeout,
                 on_lost=self._stream_lost,
+                on_slow=self.slow,
             )
             self.revisit = Revisit()
             self.stream = stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 
@@ -43,9 +44,10 @@ class File:
 
 
 class Files:
-    """All open files of all roots. The caller holds the engine's order lock for everything that changes it."""
+    """All open files of all roots. Safe from any thread: an open must not wait for a change that is under way."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._by_inode: dict[tuple[int, int], File] = {}
 
     def get(self, root: int, inode: int) -> File | None:
@@ -53,29 +55,32 @@ class Files:
 
     def opened(self, root: int, inode: int, path: bytes, *, local: bool) -> File:
         """The file object, made when it is the first opener; count one more opener."""
-        file = self._by_inode.get((root, inode))
-        if file is None:
-            file = self._by_inode[root, inode] = File(root, inode, path, local=local)
-        file.openers += 1
-        return file
+        with self._lock:
+            file = self._by_inode.get((root, inode))
+            if file is None:
+                file = self._by_inode[root, inode] = File(root, inode, path, local=local)
+            file.openers += 1
+            return file
 
     def closed(self, file: File) -> bool:
         """One opener less; True when it was the last."""
-        file.openers -= 1
-        if file.openers:
-            return False
-        self._by_inode.pop((file.root, file.inode), None)
-        return True
+        with self._lock:
+            file.openers -= 1
+            if file.openers:
+                return False
+            self._by_inode.pop((file.root, file.inode), None)
+            return True
 
     def renamed(self, root: int, old: bytes, new: bytes) -> None:
         """Follow a rename of a file or of a directory above."""
         below = old + b"/"
-        for file in self._by_inode.values():
-            if file.root == root:
-                if file.path == old:
-                    file.path = new
-                elif file.path.startswith(below):
-                    file.path = new + file.path[len(old) :]
+        with self._lock:
+            for file in self._by_inode.values():
+                if file.root == root:
+                    if file.path == old:
+                        file.path = new
+                    elif file.path.startswith(below):
+                        file.path = new + file.path[len(old) :]
 
     def __iter__(self) -> Iterator[File]:
         return iter(list(self._by_inode.values()))

@@ -13,6 +13,7 @@ LOOKUP: Final = 1
 FORGET: Final = 2
 GETATTR: Final = 3
 SETATTR: Final = 4
+READLINK: Final = 5
 SYMLINK: Final = 6
 MKNOD: Final = 8
 MKDIR: Final = 9
@@ -23,21 +24,36 @@ OPEN: Final = 14
 READ: Final = 15
 WRITE: Final = 16
 STATFS: Final = 17
+RELEASE: Final = 18
 FSYNC: Final = 20
+GETXATTR: Final = 22
+LISTXATTR: Final = 23
 FLUSH: Final = 25
 INIT: Final = 26
+OPENDIR: Final = 27
+READDIR: Final = 28
+RELEASEDIR: Final = 29
+FSYNCDIR: Final = 30
+ACCESS: Final = 34
 CREATE: Final = 35
 INTERRUPT: Final = 36
+BMAP: Final = 37
+IOCTL: Final = 39
+POLL: Final = 40
 BATCH_FORGET: Final = 42
 FALLOCATE: Final = 43
 RENAME2: Final = 45
 LSEEK: Final = 46
+SYNCFS: Final = 50
+STATX: Final = 52
 
 IN: Final = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext padding
 OUT: Final = struct.Struct("<IiQ")  # len error unique
 READ_IN: Final = struct.Struct("<QQII")  # fh offset size flags
 WRITE_IN: Final = struct.Struct("<QQII")  # fh offset size flags
 WRITE_OUT: Final = struct.Struct("<IiQII")
+OPEN_IN: Final = struct.Struct("<I")  # flags
+HANDLE_IN: Final = struct.Struct("<Q")  # fh, of WRITE, FALLOCATE, RELEASE
 FSYNC_IN: Final = struct.Struct("<QI")  # fh flags
 LSEEK_IN: Final = struct.Struct("<QQI")  # fh offset whence
 FALLOCATE_IN: Final = struct.Struct("<QQQI")  # fh offset length mode
@@ -54,6 +70,16 @@ FSYNC_DATA: Final = 1
 GETATTR_FH: Final = 1
 
 RENAME_NOREPLACE: Final = 1
+
+#: Requests that change nothing which the peer must know: they never wait for it.
+QUIET: Final = frozenset(
+    (
+        *(LOOKUP, FORGET, GETATTR, READLINK, READ, STATFS, FSYNC, GETXATTR, LISTXATTR, FLUSH, INIT, OPENDIR),
+        *(READDIR, RELEASEDIR, FSYNCDIR, ACCESS, INTERRUPT, BATCH_FORGET, LSEEK, BMAP, IOCTL, POLL, SYNCFS, STATX),
+    )
+)
+#: Requests whose file is told by a handle, and that change it or its being open.
+BY_HANDLE: Final = frozenset((WRITE, FALLOCATE, RELEASE))
 
 _ASYNC_READ = 1 << 0
 _ATOMIC_O_TRUNC = 1 << 3

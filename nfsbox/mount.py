@@ -5,7 +5,9 @@ place, straight from its buffer; the rest goes to libfuse and through fusepy to 
 also tells the operations which request a callback belongs to, and how long the kernel may keep a reply: not at all
 while this server is not primary, because files change underneath then.
 
-One thread per mount. The loop ends when the mount is gone.
+One thread serves a mount, so that changes of a directory are made one after the other. When the peer keeps one of
+them waiting, a second thread takes the loop over: it answers what waits for nobody and puts changes aside for the
+first, which ends when it has caught up. The loop ends when the mount is gone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import stat
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,8 @@ log = logging.getLogger("nfsbox")
 CACHE_SECONDS = 1.0
 #: Paths travel through fusepy as text; this encoding keeps every byte.
 ENCODING = "latin-1"
+#: Bytes of requests put aside while a change waits for the peer; when there are more, everything waits.
+MAX_ASIDE = 64 << 20
 
 _lib = fuse._libfuse
 _UTIME_NOW = (1 << 30) - 1
@@ -131,8 +136,17 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self.use_ns = True
         self._writeback = writeback
         self._fd = -1
-        self._thread: threading.Thread | None = None
-        self._opcode = 0
+        self._thread: threading.Thread | None = None  # the one that reads requests
+        self._former: list[threading.Thread] = []
+        self._serving = 0  # threads inside the loop
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._failed = False
+        self._busy = False  # with a request that may wait for the peer
+        self._relieved = False  # such a request waits; another thread reads the next ones
+        self._aside: deque[bytes] = deque()  # changes for the relieved thread, in their order
+        self._aside_bytes = 0
+        self._now = threading.local()  # .opcode of the request that libfuse works on
         self._stopping = False
         self._stat_type = fuse.c_stat
         self._held: list[Any] = []  # what C code points to
@@ -167,8 +181,21 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._session = _lib.fuse_get_session(self._fuse)
         self._own_channel = self._make_channel()
         self._held += [mount_args, new_args, ops]
+        self.operations.engine.relief.append(self._relieve)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._serving += 1
         self._thread = threading.Thread(target=self._run, name=f"fuse {self.name}", daemon=True)
         self._thread.start()
+
+    def _relieve(self) -> None:
+        with self._turn:
+            if not self._busy or self._relieved or self._thread is None:
+                return
+            self._relieved = True
+            self._former = [thread for thread in self._former if thread.is_alive()] + [self._thread]
+            self._begin()
 
     def _fuse_operations(self) -> Any:
         ops = fuse.fuse_operations()
@@ -190,7 +217,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             return -errno.ENOSYS
 
         def send(_chan: object, vector: Any, count: int) -> int:
-            opcode = self._opcode
+            opcode = self._now.opcode
             if opcode == kernel.INIT:
                 return 0  # the kernel has had ours
             if not count:
@@ -223,8 +250,13 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             with contextlib.suppress(OSError):
                 os.statvfs(self.path)
             detach(self.path)
+        relief = self.operations.engine.relief
+        if self._relieve in relief:
+            relief.remove(self._relieve)
         if self._thread is not None:
             self._thread.join(10)
+        for thread in self._former:
+            thread.join(10)
         if self._fd >= 0:
             os.close(self._fd)  # whoever still has a file open gets errors from here on
             self._fd = -1
@@ -233,7 +265,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     @property
     def alive(self) -> bool:
         """Whether the loop still serves."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive() and not self._failed
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -241,10 +273,41 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         try:
             self._loop()
         except Exception:
+            self._failed = True
             log.critical("the loop of %s ended: %s", self.name, traceback.format_exc())
             raise
         finally:
-            self.operations.ended()
+            with self._turn:
+                self._serving -= 1
+                last = not self._serving
+                self._turn.notify_all()
+            if last:
+                self.operations.ended()
+
+    def _put_aside(self, request: memoryview) -> bool:
+        """Leave a change to the relieved thread; False when that has caught up meanwhile."""
+        with self._turn:
+            self._turn.wait_for(self._room)
+            if self._relieved:
+                self._aside.append(bytes(request))
+                self._aside_bytes += len(request)
+            return self._relieved
+
+    def _room(self) -> bool:
+        return not self._relieved or self._aside_bytes <= MAX_ASIDE or self._serving < 2
+
+    def _take(self, vector: list[bytearray]) -> int:
+        """The next change that was put aside; its size, 0 when there is none: the other thread makes the next."""
+        with self._turn:
+            if not self._aside:
+                self._busy = self._relieved = False
+                self._turn.notify_all()
+                return 0
+            request = self._aside.popleft()
+            self._aside_bytes -= len(request)
+            self._turn.notify_all()
+        vector[0][: len(request)] = request
+        return len(request)
 
     def _loop(self) -> None:
         fd = self._fd
@@ -255,7 +318,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         address = ctypes.addressof(pinned)
         answers = memoryview(bytearray(kernel.MAX_WRITE + 4096))
         ops = self.operations
-        readv, write, writev, preadv = os.readv, os.write, os.writev, os.preadv
+        receive: Callable[[list[bytearray]], int] = partial(os.readv, fd)
+        relieved = False  # this thread: it works on what is put aside
+        lock, waits, quiet = self._lock, ops.waits, kernel.QUIET
+        write, writev, preadv = os.write, os.writev, os.preadv
         unpack_in, unpack_write, unpack_read = (
             kernel.IN.unpack_from,
             kernel.WRITE_IN.unpack_from,
@@ -272,15 +338,25 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         }
         while True:
             try:
-                size = readv(fd, vector)
+                size = receive(vector)
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     continue
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
                     return
                 raise
+            if not size:
+                return
             _, opcode, unique, nodeid, *_ = unpack_in(buffer, 0)
+            busy = False
             try:
+                if opcode not in quiet and not relieved:
+                    other = self._relieved
+                    aside = other and waits(opcode, view)
+                    if aside and self._put_aside(view[:size]):
+                        continue
+                    if aside or not other:
+                        busy = self._busy = True
                 if opcode == op_write:
                     handle, offset, count, flags = unpack_write(buffer, 40)
                     try:
@@ -317,9 +393,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                         write(fd, pack_out(16, -errno.EINVAL, unique))
                         continue
                     opcode = kernel.RENAME
-                self._opcode = opcode
-                ops.request = (opcode, nodeid)
-                ops.kill_privileges = self._kills(buffer, opcode)
+                self._now.opcode = opcode
+                if busy or relieved:
+                    ops.request = (opcode, nodeid)
+                    ops.kill_privileges = self._kills(buffer, opcode)
                 process(session, address, size, channel)
                 if self._stopping and opcode == kernel.STATFS:
                     return  # the request by which `stop` woke us
@@ -328,6 +405,12 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     return
                 if error.errno != errno.ENOENT:  # the request was interrupted: nobody waits for the reply
                     raise
+            finally:
+                if busy:
+                    with lock:
+                        self._busy = False
+                        if self._relieved:
+                            relieved, receive = True, self._take
 
     @staticmethod
     def _kills(buffer: bytearray, opcode: int) -> bool:
@@ -355,7 +438,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     def _on_init(self, buffer: bytearray, unique: int) -> None:
         os.write(self._fd, kernel.init_reply(buffer, unique, writeback=self._writeback))
         request = ctypes.create_string_buffer(kernel.libfuse_init(unique))
-        self._opcode = kernel.INIT
+        self._now.opcode = kernel.INIT
         _lib.fuse_session_process(self._session, ctypes.addressof(request), len(request) - 1, self._own_channel)
 
     def _on_fsync(self, buffer: bytearray, _size: int) -> bytes:

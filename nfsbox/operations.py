@@ -109,8 +109,7 @@ class Operations(Names):
         status = os.fstat(descriptor)
         engine = self.engine
         local = self._excluded(relative)
-        with engine.order:
-            file = engine.files.opened(self.index, status.st_ino, relative, local=local)
+        file = engine.files.opened(self.index, status.st_ino, relative, local=local)
         self.handles[descriptor] = file
         fi.fh = descriptor
         if status.st_nlink > 1 or (engine.role is not Role.PRIMARY and not local):
@@ -436,14 +435,35 @@ class Operations(Names):
         """Close a handle; the last one of a file tells the peer, with the time of the last change."""
         del self.handles[fh]
         engine = self.engine
-        with engine.order:
-            stream = engine.stream
-            bound = stream is not None and file.session == stream.identity
-            if engine.files.closed(file):
-                engine.due_files.discard(file)
-                if bound and stream is not None:
-                    mtime = os.fstat(fh).st_mtime_ns if file.times_due and not file.orphan else 0
-                    stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
-            elif bound and file.times_due:
-                engine.due_files.add(file)
+        last = engine.files.closed(file)
+        if last:
+            engine.due_files.discard(file)
+        if self._known_to_peer(file):  # else there is nothing to say, and nothing to wait for
+            with engine.order:
+                stream = engine.stream
+                if stream is not None and file.session == stream.identity:
+                    if last:
+                        mtime = os.fstat(fh).st_mtime_ns if file.times_due and not file.orphan else 0
+                        stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
+                    elif file.times_due:
+                        engine.due_files.add(file)
         os.close(fh)
+
+    def _known_to_peer(self, file: File) -> bool:
+        stream = self.engine.stream
+        return stream is not None and file.session == stream.identity
+
+    def waits(self, opcode: int, request: memoryview) -> bool:
+        """Whether a request may have to wait for the peer, or for another one that does."""
+        if opcode in kernel.QUIET:
+            return False
+        if opcode == kernel.OPEN:
+            (flags,) = kernel.OPEN_IN.unpack_from(request, kernel.HEADER)
+            return bool(flags & os.O_TRUNC or (flags & _ACCESS and self.engine.awaiting))
+        if opcode in kernel.BY_HANDLE:
+            (handle,) = kernel.HANDLE_IN.unpack_from(request, kernel.HEADER)
+            file = self.handles.get(handle)
+            if file is None or file.local:
+                return False
+            return opcode != kernel.RELEASE or self._known_to_peer(file) or is_hidden(file.path)
+        return True

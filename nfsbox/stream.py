@@ -31,6 +31,10 @@ _MORE: Final = int(socket.MSG_MORE)
 _ACKNOWLEDGE: Final = int(Op.ACK)
 
 
+#: Seconds that a thread waits for the peer before others are told of it.
+PATIENCE: Final = 0.1
+
+
 class State(Enum):
     """Of a stream."""
 
@@ -40,7 +44,8 @@ class State(Enum):
 
 
 class Stream:
-    """One session with one secondary. `on_lost(stream, was, reason)` is called once, from any thread."""
+    """One session with one secondary. `on_lost(stream, was, reason)` is called once, from any thread; `on_slow()`
+    time and again by a thread that the peer keeps waiting."""
 
     def __init__(
         self,
@@ -52,8 +57,11 @@ class Stream:
         sendtimeout: float,
         locktimeout: float,
         on_lost: Callable[[Stream, State, str], None],
+        on_slow: Callable[[], None] = lambda: None,
     ) -> None:
         self.channel = channel
+        channel.on_slow = self._on_slow = on_slow
+        channel.wait_at_most(PATIENCE)
         self.identity = identity
         self.peer = peer
         self.state = State.PAIRED if paired else State.RESYNC
@@ -193,6 +201,7 @@ class Stream:
             self.fail(error.strerror or str(error))
             return
         if frame is None:
+            self._on_slow()
             return
         op, flags, _, code, _, number, fresh = HEADER.unpack_from(frame)
         if op != _ACKNOWLEDGE or number > self.channel.sent:

@@ -27,7 +27,7 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -172,10 +172,14 @@ def tune(sock: socket.socket) -> None:
     so that a blocked thread notices a decision that was taken meanwhile."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    slice_ = struct.pack("ll", int(SLICE), int(SLICE % 1 * 1_000_000))
+    _slices(sock, SLICE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _slices(sock: socket.socket, seconds: float) -> None:
+    slice_ = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 #: Frames up to this size are joined with their length: cheaper than a vector.
@@ -207,6 +211,7 @@ class Channel:
         self._high = 0
         self._unsent: tuple[memoryview, ...] = ()
         self.closed = False
+        self.on_slow: Callable[[], None] = lambda: None  # called while a send makes no progress
 
     def send(
         self,
@@ -257,6 +262,7 @@ class Channel:
                     raise WireTimeout(f"nothing could be sent for {timeout:g} seconds") from None
                 if self.closed:
                     raise WireClosed(errno.EPIPE, "connection closed here") from None
+                self.on_slow()
                 continue
             except OSError as error:
                 raise WireClosed(error.errno or errno.EPIPE, f"connection lost while sending: {error}") from None
@@ -277,7 +283,7 @@ class Channel:
         self.sent += 1
 
     def receive(self) -> bytes | None:
-        """The next frame, header first; None when nothing came for SLICE seconds. Raises WireError."""
+        """The next frame, header first; None when nothing came for a slice (SLICE). Raises WireError."""
         low, high = self._low, self._high
         if low == high:
             low = high = 0
@@ -336,6 +342,10 @@ class Channel:
                 return frame
             if time.monotonic() >= end:
                 raise WireTimeout(f"no answer of the peer within {seconds:g} seconds")
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Blocking calls in other slices than SLICE."""
+        _slices(self.sock, seconds)
 
     def ready(self) -> bool:
         """Whether a part of a frame is already in memory."""
