@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from nfsbox.commit import Due, sync_path
 from nfsbox.engine import Root
 from nfsbox.exclusions import parent
 from nfsbox.system import PIECE, fallocate, set_times
@@ -80,15 +81,18 @@ def describe(frame: bytes) -> str:
     return (body[:extra] if extra else body)[:300].decode("utf-8", "replace")
 
 
-def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, durable: bool) -> bool:
-    """Apply. True when an entry was made anew (ENTRY). Raises OSError."""
+def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, due: Due | None) -> bool:
+    """Apply, and note in `due` what must be on disk for it. True when an entry was made anew (ENTRY).
+    Raises OSError."""
     op, _, root, extra, fid, a, b = HEADER.unpack_from(frame)
     handler = _BY_HANDLE.get(op)
     body = memoryview(frame)[HEADER_SIZE:]
     if handler is not None:
         descriptor = files.descriptor(fid)
-        handler(descriptor, extra, a, b, body, durable)
+        handler(descriptor, extra, a, b, body, due)
         return False
+    if due is not None and op in (Op.OPEN, Op.CLOSE):
+        due.commit()  # it may free a descriptor that is due
     if op == Op.OPEN:
         path = bytes(body)
         try:
@@ -107,33 +111,34 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, durab
     named = _BY_NAME.get(op)
     if named is None:
         raise OSError(errno.EOPNOTSUPP, f"operation {op}")
-    return named(_Named(tree, files, root, extra, fid, a, b, bytes(body), strict, durable))
+    return named(_Named(tree, files, root, extra, fid, a, b, bytes(body), strict, due))
 
 
 # --- by handle -------------------------------------------------------------------------------------------------
 
 
-def _write(descriptor: int, _extra: int, a: int, _b: int, body: memoryview, durable: bool) -> None:
-    flags = os.RWF_DSYNC if durable else 0
+def _write(descriptor: int, _extra: int, a: int, _b: int, body: memoryview, due: Due | None) -> None:
+    if due is not None:
+        due.data(descriptor)
     while body:
-        done = os.pwritev(descriptor, [body[:PIECE]], a, flags)
+        done = os.pwrite(descriptor, body[:PIECE], a)
         body = body[done:]
         a += done
 
 
-def _truncate(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, durable: bool) -> None:
+def _truncate(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, due: Due | None) -> None:
     os.ftruncate(descriptor, a)
-    if durable:
-        os.fdatasync(descriptor)
+    if due is not None:
+        due.data(descriptor)
 
 
-def _fallocate(descriptor: int, extra: int, a: int, b: int, _body: memoryview, durable: bool) -> None:
+def _fallocate(descriptor: int, extra: int, a: int, b: int, _body: memoryview, due: Due | None) -> None:
     fallocate(descriptor, extra, a, b)
-    if durable:
-        os.fdatasync(descriptor)
+    if due is not None:
+        due.data(descriptor)
 
 
-def _setattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, durable: bool) -> None:
+def _setattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
     mask, mode, uid, gid, atime, mtime, _, _ = ATTR.unpack_from(body)
     if mask & (Set.UID | Set.GID):
         os.fchown(descriptor, uid if mask & Set.UID else -1, gid if mask & Set.GID else -1)
@@ -141,30 +146,30 @@ def _setattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, d
         os.fchmod(descriptor, stat.S_IMODE(mode))
     if mask & (Set.ATIME | Set.MTIME):
         set_times(descriptor, atime if mask & Set.ATIME else None, mtime if mask & Set.MTIME else None)
-    if durable:
-        os.fsync(descriptor)
+    if due is not None:
+        due.inode(descriptor)
 
 
-def _setxattr(descriptor: int, extra: int, _a: int, _b: int, body: memoryview, durable: bool) -> None:
+def _setxattr(descriptor: int, extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
     os.setxattr(descriptor, bytes(body[:extra]), bytes(body[extra:]))
-    if durable:
-        os.fsync(descriptor)
+    if due is not None:
+        due.inode(descriptor)
 
 
-def _removexattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, durable: bool) -> None:
+def _removexattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
     os.removexattr(descriptor, bytes(body))
-    if durable:
-        os.fsync(descriptor)
+    if due is not None:
+        due.inode(descriptor)
 
 
-def _fsync(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, _durable: bool) -> None:
+def _fsync(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, _due: Due | None) -> None:
     if a:
         os.fdatasync(descriptor)
     else:
         os.fsync(descriptor)
 
 
-_BY_HANDLE: dict[int, Callable[[int, int, int, int, memoryview, bool], None]] = {
+_BY_HANDLE: dict[int, Callable[[int, int, int, int, memoryview, Due | None], None]] = {
     Op.WRITE: _write,
     Op.TRUNCATE: _truncate,
     Op.FALLOCATE: _fallocate,
@@ -181,14 +186,14 @@ _BY_HANDLE: dict[int, Callable[[int, int, int, int, memoryview, bool], None]] = 
 class _Named:
     """One operation on names."""
 
-    __slots__ = ("a", "b", "body", "durable", "extra", "fid", "files", "root", "strict", "tree")
+    __slots__ = ("a", "b", "body", "due", "extra", "fid", "files", "root", "strict", "tree")
 
     def __init__(
         self, tree: Tree, files: OpenFiles, root: int, extra: int, fid: int, a: int, b: int, body: bytes,
-        strict: bool, durable: bool,
+        strict: bool, due: Due | None,
     ) -> None:
         self.tree, self.files, self.root, self.extra, self.fid = tree, files, root, extra, fid
-        self.a, self.b, self.body, self.strict, self.durable = a, b, body, strict, durable
+        self.a, self.b, self.body, self.strict, self.due = a, b, body, strict, due
 
     def real(self, path: bytes) -> bytes:
         return self.tree.real(self.root, path, strict=self.strict)
@@ -200,17 +205,13 @@ class _Named:
 
     def done(self, real: bytes) -> None:
         """The directory of `real` has changed: its durability."""
-        if self.durable:
-            sync_path(os.path.dirname(real))
+        if self.due is not None:
+            self.due.path(os.path.dirname(real))
 
-
-def sync_path(path: bytes) -> None:
-    """Put an inode on disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def changed(self, real: bytes) -> None:
+        """The inode of `real` has changed: its durability."""
+        if self.due is not None:
+            self.due.path(real)
 
 
 def remove(real: bytes) -> None:
@@ -254,8 +255,10 @@ def _create(o: _Named) -> bool:
             made = os.fstat(descriptor)
         if made.st_mode != mode:
             os.fchmod(descriptor, stat.S_IMODE(mode))
-        if o.durable:
-            os.fsync(descriptor)
+        if o.due is not None:
+            o.due.inode(descriptor)
+            if not o.fid:
+                o.due.commit()
         o.done(real)
     except BaseException:
         os.close(descriptor)
@@ -358,8 +361,7 @@ def _rename(o: _Named) -> bool:
 def _psetattr(o: _Named) -> bool:
     real = o.real(o.body[ATTR.size :])
     _attributes(real, ATTR.unpack_from(o.body))
-    if o.durable and not os.path.islink(real):
-        sync_path(real)
+    o.changed(real)
     return False
 
 
@@ -367,8 +369,7 @@ def _psetxattr(o: _Named) -> bool:
     real = o.real(o.body[: o.extra])
     name = o.body[o.extra : o.extra + o.b]
     os.setxattr(real, name, o.body[o.extra + o.b :], follow_symlinks=False)
-    if o.durable and not os.path.islink(real):
-        sync_path(real)
+    o.changed(real)
     return False
 
 
@@ -379,11 +380,14 @@ def _premovexattr(o: _Named) -> bool:
     except OSError as error:
         if o.strict or error.errno != errno.ENODATA:
             raise
+    o.changed(real)
     return False
 
 
 def _ptruncate(o: _Named) -> bool:
-    os.truncate(o.real(o.body), o.a)
+    real = o.real(o.body)
+    os.truncate(real, o.a)
+    o.changed(real)
     return False
 
 
@@ -419,8 +423,8 @@ def _entry(o: _Named) -> bool:
         os.truncate(real, size)
     _xattrs(real, more.get("x") or {}, acl=bool(more.get("acl")))
     _attributes(real, attr)
-    if o.durable and stat.S_ISREG(mode):
-        sync_path(real)
+    if stat.S_ISREG(mode):
+        o.changed(real)
     return fresh
 
 

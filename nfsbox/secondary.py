@@ -2,9 +2,9 @@
 
 With async="second" a WRITE is acknowledged when it is here, before it is applied; everything else, and everything
 while the data is being resynchronised, after. With async="none" every operation is on disk before its
-acknowledgement. Strict: an operation that fails means that the two servers differ; the stream ends, and this
-server must resynchronise. Lenient (during a resynchronisation): what is in the way is removed, what is missing is
-reported, and the primary has it compared again.
+acknowledgement; one commit serves all that have arrived. Strict: an operation that fails means that the two servers
+differ; the stream ends, and this server must resynchronise. Lenient (during a resynchronisation): what is in the way
+is removed, what is missing is reported, and the primary has it compared again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from nfsbox import apply
+from nfsbox.commit import Due
 from nfsbox.engine import Root, sync_filesystem
 from nfsbox.system import PIECE
 from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
 
 _WRITE: Final = int(Op.WRITE)
+#: Operations, and bytes of them, that one commit serves at most: those who wait for the first must not wait for ever.
+GROUP: Final = 256
+GROUP_BYTES: Final = 16 << 20
 
 
 class Applier:
@@ -50,6 +54,9 @@ class Applier:
         self._sending = threading.Lock()
         self._files = apply.OpenFiles()
         self._tree = apply.Tree(roots)
+        self._due = Due()
+        self._unanswered = 0  # the last operation that is applied and wants an answer, but is not on disk yet
+        self._group = self._group_bytes = 0
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
 
     @property
@@ -80,6 +87,7 @@ class Applier:
         except Exception:
             reason = f"error inside nfsbox: {traceback.format_exc(limit=3)}"
         finally:
+            self._due.forget()
             self._files.close_all()
             self.channel.close()
             self._ended = True
@@ -99,8 +107,12 @@ class Applier:
         unpack, pwrite = HEADER.unpack_from, os.pwrite
         receive, send_ack, sending = channel.receive, channel.send_ack, self._sending
         while True:
+            if self._group and (self._group >= GROUP or self._group_bytes >= GROUP_BYTES or not channel.arrived()):
+                self._commit()
             frame = receive()
             if frame is None:
+                if self._group:
+                    self._commit()  # the rest of a frame does not come
                 continue
             number = channel.received
             if frame[0] == _WRITE:
@@ -120,6 +132,20 @@ class Applier:
                         self._diverged(number, error, late=True)
                     continue
             self._one(number, frame)
+            if self._due or self._unanswered:
+                self._group += 1
+                self._group_bytes += len(frame)
+
+    def _commit(self) -> None:
+        """Put what was applied on disk, then acknowledge it; the last acknowledgement is that of all before it."""
+        number, self._unanswered, self._group, self._group_bytes = self._unanswered, 0, 0, 0
+        try:
+            self._due.commit()
+        except OSError as error:
+            self._diverged(number or self.channel.received, error, late=not number, text="put on disk")
+        if number:
+            with self._sending:
+                self.channel.send_ack(number)
 
     def _one(self, number: int, frame: bytes) -> None:
         code, fresh, text = 0, False, ""
@@ -129,13 +155,19 @@ class Applier:
             return
         try:
             fresh = self._apply(op, frame)
+            if self._due and not self.strict:
+                self._due.commit()  # what fails is told of this operation, not of a group
         except OSError as error:
             code = error.errno or errno.EIO
             text = f"{Op(op).name if op in set(Op) else op} {apply.describe(frame)}"
             if self.strict:
                 self._diverged(number, error, text=text)
+            self._due.forget()
         if flags & Flag.ACK:
-            if not (code or fresh):
+            if self.strict and self.durable:
+                self._unanswered = number
+                return
+            if not code and (self.strict or not fresh):
                 with self._sending:
                     self.channel.send_ack(number)
                 return
@@ -161,7 +193,8 @@ class Applier:
         if op == Op.PING:
             return False
         self.applied += 1
-        return apply.operation(self._tree, self._files, frame, strict=self.strict, durable=self.durable)
+        due = self._due if self.durable else None
+        return apply.operation(self._tree, self._files, frame, strict=self.strict, due=due)
 
     def _sync(self) -> None:
         for root in self.roots:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import struct
 import time
@@ -205,6 +206,8 @@ class Channel:
         self.received = 0
         self.bytes_sent = 0
         self.limit = MAX_FIRST_FRAME
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._buffer = bytearray(256 << 10)
         self._view = memoryview(self._buffer)
         self._low = 0
@@ -347,9 +350,9 @@ class Channel:
         """Blocking calls in other slices than SLICE."""
         _slices(self.sock, seconds)
 
-    def ready(self) -> bool:
-        """Whether a part of a frame is already in memory."""
-        return self._high > self._low
+    def arrived(self) -> bool:
+        """Whether a part of a frame is here: in memory, or in the socket."""
+        return self._high > self._low or bool(self._poll.poll(0))
 
     def shutdown(self) -> None:
         """Cut the connection; threads blocked in it return. Safe from any thread, more than once."""

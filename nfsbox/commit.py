@@ -1,0 +1,76 @@
+"""What must be on disk before the secondary acknowledges with async="none" (R1), put there for all operations that
+have arrived by then at once: one commit serves them all, as a database commits a group of transactions."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from nfsbox.engine import sync_filesystem
+
+
+def sync_path(path: bytes) -> None:
+    """Put an inode on disk. Raises OSError."""
+    descriptor = open_inode(path)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_inode(path: bytes) -> int:
+    """A descriptor to sync by. Raises OSError."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+class Due:
+    """Inodes that have changed since the last commit. Descriptors given by `data` and `inode` must stay open until
+    then; what is given by path is opened at once, because its name may change."""
+
+    def __init__(self) -> None:
+        self._data: set[int] = set()
+        self._inodes: set[int] = set()
+        self._opened: dict[tuple[int, int], int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._data or self._inodes or self._opened)
+
+    def data(self, descriptor: int) -> None:
+        """Content was written."""
+        self._data.add(descriptor)
+
+    def inode(self, descriptor: int) -> None:
+        """Attributes have changed, or content."""
+        self._inodes.add(descriptor)
+
+    def path(self, path: bytes) -> None:
+        """The entries of a directory, or attributes, have changed. Raises OSError."""
+        mode = os.lstat(path).st_mode
+        whole = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+        # A link cannot be opened, and a device must not be: their whole file system is put on disk.
+        descriptor = open_inode(os.path.dirname(path) if whole else path)
+        status = os.fstat(descriptor)
+        key = (status.st_dev, 0 if whole else status.st_ino)
+        if key in self._opened:
+            os.close(descriptor)
+        else:
+            self._opened[key] = descriptor
+
+    def commit(self) -> None:
+        """Put everything on disk; only then is it due no more. Raises OSError."""
+        for descriptor in self._data - self._inodes:
+            os.fdatasync(descriptor)
+        for descriptor in self._inodes:
+            os.fsync(descriptor)
+        for (_, inode), descriptor in self._opened.items():
+            if inode:
+                os.fsync(descriptor)
+            else:
+                sync_filesystem(descriptor)
+        self.forget()
+
+    def forget(self) -> None:
+        """Free what was opened here."""
+        for descriptor in self._opened.values():
+            os.close(descriptor)
+        self._data, self._inodes, self._opened = set(), set(), {}
