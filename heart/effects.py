@@ -103,7 +103,7 @@ class Effects:
         reply = await self._context.bus.request(
             f"{self._context.module}/nfsadmin", effect.operation, limit, **options
         )
-        return Done(token, consistent=bool(reply.get("consistent", True)))
+        return Done(token, consistent=bool(reply.get("consistent", True)), unapplied=bool(reply.get("unapplied")))
 
     def _peer_fields(self) -> dict[str, Any]:
         config, cluster, node = self._context.config, self._context.cluster, self._context.node

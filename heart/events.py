@@ -60,6 +60,8 @@ class Done:
     code: str = ""
     text: str = ""
     consistent: bool = True
+    unapplied: bool = False
+    """The data may lack what this server had acknowledged as the secondary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,10 @@ def on_done(t: Turn, event: Done) -> None:
         t.reset_checks(effect.phase)
     if getattr(effect, "operation", "") == "prepare" and event.ok:
         s.consistent = event.consistent
+        if event.unapplied and s.uptodate:
+            t.log("unapplied")
+            t.because("unapplied_acknowledgements", "the data is not up to date")
+            t.memory(uptodate=False, lastprim=False)
     if not event.ok:
         t.because("effect_failed", type(effect).__name__, code=event.code, text=event.text)
         if event.code == "unapplied":

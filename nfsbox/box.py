@@ -351,7 +351,7 @@ class Box:
         elif state is not None:
             # An interrupted reintegration left the mark already; the stream waits for the new verdict all the same.
             write_atomic(self._state_file, generations.encode(generations.from_fields(state)))
-        return {"session": self._session}
+        return {"session": self._session, "durable": self._applier.durable}
 
     def _begin_stream(self) -> None:
         """The mark `inconsistent` is durable: take the stream."""

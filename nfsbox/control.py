@@ -12,7 +12,8 @@ primary               (peer=None, paired=False, state=None) writable. paired=Tru
                       hand-over and comes back with its token; writes wait for it. paired=False: changes are
                       tracked; a secondary may connect and resynchronise. -> {}
 secondary             (peer, address, port, source=None, paired=False, state=None) read-only; connects to the peer's
-                      nfsbox. -> {session: id} once it has accepted. Errors: connect, refused
+                      nfsbox. -> {session: id, durable: it acknowledges nothing before it is on disk} once it has
+                      accepted. Errors: connect, refused
 standby               (state=None) read-only, stream closed. -> {}
 alone                 (state=None) the peer is gone: durable record first, then waiting writes go on. -> {held: n}
 demote                (timeout=60) read-only, every write acknowledged, both sides on disk. -> {token: bytes|None}

@@ -62,6 +62,8 @@ class DataState:
     closed_ns   time of the file system in ns at the last orderly close, 0 before it
     idle_ns     files changed after this time (ns, ctime) may have been changed while the product did not watch,
                 since the last synchronisation; 0: it always watched
+    unapplied   as the secondary of a pair this server may acknowledge what it has not applied yet; found True at a
+                start: some of what the peer's application was promised may be missing here
     """
 
     server: int
@@ -78,6 +80,7 @@ class DataState:
     sync_point: float = 0.0
     closed_ns: int = 0
     idle_ns: int = 0
+    unapplied: bool = False
 
     @property
     def lineage(self) -> tuple[int, ...]:
@@ -108,11 +111,22 @@ def closed(state: DataState, closed_ns: int) -> DataState:
 def left_peer(state: DataState, new: int, now: float) -> DataState:
     """The server goes on, or starts, without its peer.  Durable before it acknowledges a write that the peer
     lacks.  A server which already left its peer keeps its base: what it tracks since then still counts."""
+    state = applied(state)
     if state.current == 0:
         return replace(state, current=new)
     if state.base or not state.peer:
         return state
     return replace(state, base=state.current, current=new, sync_point=now)
+
+
+def acknowledging(state: DataState) -> DataState:
+    """The secondary, durable before it acknowledges what it has not applied (async="second")."""
+    return replace(state, unapplied=True)
+
+
+def applied(state: DataState) -> DataState:
+    """Once all that it had acknowledged is applied, or an administrator declares the data valid."""
+    return replace(state, unapplied=False)
 
 
 def in_step(state: DataState, now: float) -> DataState:
@@ -128,12 +142,12 @@ def receiving(state: DataState, verdict: Verdict, source: DataState) -> DataStat
     return replace(state, consistent=False, full_serial=0, copying=copying)
 
 
-def received(state: DataState, source: DataState, now: float) -> DataState:
+def received(state: DataState, source: DataState, now: float, *, ahead: bool = False) -> DataState:
     """The target at the end: everything that the source has is here.  Durable before the source forgets
-    which zones the target lacked."""
+    which zones the target lacked.  `ahead`: it acknowledges before it applies, see `acknowledging`."""
     history = tuple(g for g in (source.base, *source.history) if g)[:HISTORY]
     return replace(state, peer=source.server, current=source.current, base=0, history=history, consistent=True,
-                   clean=True, tracked=True, full_serial=0, copying=None, sync_point=now, idle_ns=0)
+                   clean=True, tracked=True, full_serial=0, copying=None, sync_point=now, idle_ns=0, unapplied=ahead)
 
 
 def delivered(state: DataState, target: int, now: float) -> DataState:
@@ -203,7 +217,8 @@ def from_fields(fields: object) -> DataState:
             full_serial=_generation(fields["full_serial"]),
             copying=None if copying is None else _copying(copying),
             sync_point=_time(fields["sync_point"]), closed_ns=_generation(fields["closed_ns"]),
-            idle_ns=_generation(fields["idle_ns"]))
+            idle_ns=_generation(fields["idle_ns"]),
+            unapplied=_flag(fields.get("unapplied", False)))  # releases before it did not know it
     except KeyError as error:
         raise StateError(f"a data state lacks {error}") from error
 
@@ -279,6 +294,10 @@ def verdict(source: DataState, target: DataState, *, fullsync: bool = False, nam
     if source.current == 0:
         return Verdict(Kind.REFUSED, "source_unknown",
                        "the primary has no generation: it did not start as primary")
+    if source.unapplied:
+        return Verdict(Kind.REFUSED, "unapplied_acknowledgements",
+                       "the primary may lack changes that it had acknowledged as the secondary: its nfsbox was killed "
+                       "before it had applied them; start the other server with safekit prim")
     return (_full(source, target, fullsync, namespacepolicy) or _interrupted(source, target)
             or _related(source, target, grace_s) or _diverged(source, target))
 

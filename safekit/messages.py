@@ -78,6 +78,9 @@ _TABLE = (
     Message("inconsistent", "E",
             "Data may be inconsistent for replicated directories (stopped during reintegration)",
             "Les répertoires répliqués sont peut-être incohérents (arrêt pendant la réintégration)"),
+    Message("unapplied", "E",
+            "Data may lack changes that were acknowledged before nfsbox was killed (start the other server)",
+            "Il manque peut-être des modifications acquittées avant que nfsbox soit tué (démarrer l'autre serveur)"),
     Message("advice_prim", "E",
             "If you are sure that this server has valid data, run safekit prim to force start as primary",
             "Si vous êtes sûr que ce serveur a des données valides, lancez safekit prim pour forcer le démarrage"

@@ -122,7 +122,7 @@ class Reintegration:
     async def _end(self, request: Request) -> None:
         admin = self._admin
         source = generations.from_fields(request.fields.get("source"))
-        state = generations.received(admin.known_state(), source, time.time())
+        state = generations.received(admin.known_state(), source, time.time(), ahead=not admin.durable)
         await admin.nfsbox("state_set", state=generations.to_fields(state))
         admin.state, admin.paired = state, True
         admin.set_resource("rfs.inconsistent", "down")

@@ -53,7 +53,8 @@ class Admin:
         self._recovery: asyncio.Task[None] | None = None
         self._remade = False  # mounted again after a death in a pair, waiting for `alone`
         self._died = asyncio.Event()
-        self._unapplied = False  # nfsbox died between acknowledging changes and applying them, and heart may not know
+        self.durable = False  # the session acknowledges nothing before it is on disk
+        self._unapplied = False  # data that may lack what it had acknowledged, and heart may not know
         self._bandwidth: dict[str, int] = {}
         self._adopted = asyncio.Event()
         if not adopting:
@@ -151,7 +152,8 @@ class Admin:
     async def _prepare(self, request: Request) -> Fields:
         state = await self._open(degraded=False)
         self.role, self.paired, self.degraded, self._unapplied = "standby", False, False, False
-        return {"consistent": state.consistent, "generation": state.current, "base": state.base}
+        return {"consistent": state.consistent, "unapplied": state.unapplied, "generation": state.current,
+                "base": state.base}
 
     async def _open(self, *, degraded: bool) -> DataState:
         """Wait for nfsbox, mount, and read what the last life left."""
@@ -205,8 +207,10 @@ class Admin:
     async def _primary(self, request: Request) -> Fields:
         state = self.known_state()
         if request.fields.get("swap") and not self.degraded:
-            await self.nfsbox("primary", peer=self._peer(request), paired=True)
-            self.role, self.paired = "primary", True
+            # nfsbox writes it after it has applied everything
+            state = generations.applied(state)
+            await self.nfsbox("primary", peer=self._peer(request), paired=True, state=generations.to_fields(state))
+            self.state, self.role, self.paired = state, "primary", True
             return {"generation": state.current}
         if request.fields.get("force"):
             state = generations.forced(state, new_number())
@@ -239,6 +243,8 @@ class Admin:
         state = self.known_state()
         peer = self._peer(request)
         swap = bool(request.fields.get("swap"))
+        if swap:
+            state = generations.acknowledging(state)
         await self.reintegration.abandon()
         self.attempt = str(request.fields.get("attempt", ""))
         deadline = time.monotonic() + CONNECT_S
@@ -253,7 +259,10 @@ class Admin:
                 if error.code not in ("connect", "refused") or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.2)
-        self.role, self.paired, self.peer = "secondary", swap, peer
+        self.role, self.paired, self.peer, self.state = "secondary", swap, peer, state
+        self.durable = bool(answer.get("durable"))
+        if swap and self.durable:
+            await self._applied()
         if not swap:
             self.fullsync = self.fullsync or bool(request.fields.get("fullsync"))
             self.spawn(self.reintegration.start())
@@ -265,11 +274,18 @@ class Admin:
         self.role, self.paired = "demoted", False
         return {}
 
+    async def _applied(self) -> None:
+        self.state = generations.applied(self.known_state())
+        await self.nfsbox("state_set", state=generations.to_fields(self.state))
+
     async def _standby(self, request: Request) -> Fields:
         await self.reintegration.abandon()
         if self.role != "none":
-            await self.nfsbox("standby", state=generations.to_fields(self.known_state()))
-            self.role = "standby"
+            state = self.known_state()
+            if self.role == "secondary":
+                state = generations.applied(state)  # nfsbox writes it after it has applied everything
+            await self.nfsbox("standby", state=generations.to_fields(state))
+            self.state, self.role = state, "standby"
         self.paired, self._unapplied = False, False
         self._clear_bandwidth()
         return {}
@@ -283,7 +299,8 @@ class Admin:
             if self.role != "none":
                 await self.nfsbox("release")
                 if self.state is not None:
-                    self.state = generations.closed(self.state, time.time_ns())
+                    state = generations.applied(self.state) if self.role == "secondary" else self.state
+                    self.state = generations.closed(state, time.time_ns())
                     await self.nfsbox("state_set", state=generations.to_fields(self.state))
         finally:
             self._unwatch()  # its end is now wanted
@@ -370,7 +387,7 @@ class Admin:
             self.set_resource("rfs.degraded", "up")
             self._clear_bandwidth()
         elif role == "secondary":
-            self._unapplied = paired
+            self._unapplied = self.known_state().unapplied
             self.spawn(self.reintegration.abandon())
             self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
         self._recovery = self.spawn(self._recover(role, paired))
@@ -421,6 +438,7 @@ class Admin:
         self.degraded = bool(status.get("degraded"))
         session = str(status.get("session"))
         self.paired = session in ("paired", "handed_over")
+        self._unapplied = self.role == "standby" and self.state.unapplied
         self.peer, self.attempt = str(status.get("peer") or ""), str(status.get("attempt") or "")
         await self._find_nfsbox()
         self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, {session}")

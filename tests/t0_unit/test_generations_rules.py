@@ -13,6 +13,7 @@ from nfsbox.generations import (
     DataState,
     Kind,
     StateError,
+    applied,
     closed,
     decode,
     delivered,
@@ -126,6 +127,19 @@ def test_interrupted_zones_are_done_again_and_lost_zones_compared() -> None:
     assert verdict(source, partial).rule == "interrupted_zones"
     assert verdict(replace(source, tracked=False), partial).rule == "interrupted_checksums"
     assert verdict(source, replace(partial, current=77)).rule == "interrupted_checksums"
+
+
+def test_a_secondary_that_may_lack_what_it_acknowledged_is_no_source_before_somebody_says_so() -> None:
+    source, target = pair()
+    ahead = received(receiving(target, verdict(source, target), source), source, NOW, ahead=True)
+    killed = opened(ahead, recorded=True, boot_ns=0)
+    assert killed.unapplied and closed(killed, 5).unapplied, "a stop afterwards proves nothing"
+    assert verdict(killed, source).rule == "unapplied_acknowledgements"
+    assert not closed(applied(ahead), 5).unapplied
+    assert verdict(left_peer(killed, 9, NOW), source).kind is Kind.BITMAP, "safekit prim: its data counts from then on"
+    assert verdict(left_peer(source, 9, NOW), killed).rule == "changed_zones_and_in_flight"
+    old = {name: value for name, value in to_fields(source).items() if name != "unapplied"}
+    assert from_fields(old) == source, "a release before it did not know the mark"
 
 
 def test_an_interrupted_target_is_no_source() -> None:

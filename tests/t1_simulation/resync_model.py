@@ -13,6 +13,7 @@ from nfsbox.generations import (
     DataState,
     Kind,
     Verdict,
+    applied,
     closed,
     delivered,
     in_step,
@@ -80,6 +81,7 @@ class Server:
         self.past: list[Disk] = []  # directory states since the last flush
         self.dirty: Record = {}
         self.activity: Record = {}
+        self.queue: list[tuple[Operation, int]] = []  # acknowledged as the secondary, not applied yet
         self.role = "stopped"
         self.crashed = False
         self.uptodate = False
@@ -125,7 +127,21 @@ class Server:
             self.past.append(self.mem.copy())
         return done
 
+    def drain(self, count: int = 1 << 30) -> bool:
+        """Apply what was acknowledged; False: something could not be."""
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        done = [self.apply(op, now, durable_names=False) for op, now in taken]
+        return all(done)
+
+    def lose_box(self) -> None:
+        """nfsbox is killed and started again: what it had applied stays, what it had not is gone."""
+        self.queue.clear()
+        self.activity = {}
+        self.state = opened(self.state, recorded=True, boot_ns=0)
+        self.role = "standby"
+
     def crash(self) -> None:
+        self.queue.clear()
         kept = self.rng.choice([self.disk, *self.past, self.mem]).copy()
         for number, inode in kept.inodes.items():
             latest, durable = self.mem.inodes.get(number), self.disk.inodes.get(number)
@@ -221,6 +237,8 @@ class World:
         for path, zones in server.activity.items():
             server.dirty[path] = server.dirty.get(path, frozenset()) | zones
         server.activity = {}
+        if not server.drain():
+            raise Lost("the secondary differs")
         server.state = left_peer(server.state, self.new(), self.now)
         server.role, server.uptodate = "alone", True
         server.flush()
@@ -263,7 +281,8 @@ class World:
         self.promise(server, op)
         peer = self.other(server)
         if server.role == "prim":
-            if not peer.apply(op, now, durable_names=False):
+            peer.queue.append((op, now))
+            if op.kind != "write" and not peer.drain():  # only writes are acknowledged before they are applied
                 raise Lost(f"the secondary differs: {op}")
         elif self.session:
             self.session.stream.append(op)
@@ -285,6 +304,7 @@ class World:
         """A moment at which everything acknowledged is on both disks."""
         peer = self.other(server)
         if server.role == "prim" and peer.role == "second":
+            peer.drain()
             server.flush()
             peer.flush()
             self.settle(server)
@@ -373,7 +393,7 @@ class World:
             raise Lost(f"after {session.verdict.rule}: source {source.mem.tree()} target {target.mem.tree()}")
         source.flush()
         target.flush()
-        target.state = received(target.state, source.state, self.now)
+        target.state = received(target.state, source.state, self.now, ahead=True)
         target.dirty, target.activity = {}, {}
         target.uptodate = True
         if self.rng.random() < 0.1:  # the connection breaks before the primary learns that it is done
@@ -390,6 +410,8 @@ class World:
 
     def split(self, source: Server, target: Server) -> None:
         self.go_alone(source)
+        target.drain()
+        target.state = applied(target.state)
         target.role, target.uptodate = "standby", False
 
 
@@ -398,6 +420,9 @@ def entry(name: str, number: int, inode: Inode) -> Entry:
 
 
 def close(server: Server, now: int) -> None:
+    server.drain()
     server.flush()
+    if server.role in ("second", "prim"):
+        server.state = applied(server.state)
     server.state = closed(server.state, now * 10**9)
     server.role = "stopped"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from nfsbox.generations import DataState, Verdict, forced, full_demanded, verdict
+from nfsbox.generations import DataState, Verdict, acknowledging, applied, forced, full_demanded, verdict
 from tests.t1_simulation.resync_model import (
     VALUES,
     ZONES,
@@ -123,12 +123,39 @@ def stop(world: World, server: Server) -> None:
         world.go_alone(other)
 
 
+def kill_box_while_leaving(world: World) -> None:
+    """nfsbox of the secondary is killed while the primary leaves, in order or not: nobody is left to say that the
+    secondary lacks something, and nfsadmin may have been killed with it."""
+    primary = world.primary()
+    if primary is None or primary.role != "prim":
+        return
+    second = world.other(primary)
+    world.say(f"nfsbox of {second.state.server} killed with {len(second.queue)} changes")
+    second.lose_box()
+    if world.rng.random() < 0.5:
+        world.say(f"stop {primary.state.server} meanwhile")
+        world.fsync(primary)
+        close(primary, world.tick())
+        primary.uptodate = True  # nobody took over
+    else:
+        world.say(f"crash {primary.state.server} meanwhile")
+        primary.crash()
+        primary.uptodate = False
+    primary.lastprim, second.lastprim = True, False
+    may_lack = second.state.unapplied and world.broken != "unapplied"
+    second.uptodate = not may_lack
+    if second.uptodate:
+        world.go_alone(second)
+        primary.uptodate = False
+
+
 def swap(world: World) -> None:
     primary = world.primary()
     if primary is None or primary.role != "prim":
         return
     other = world.other(primary)
     world.checkpoint(primary)
+    primary.state, other.state = acknowledging(primary.state), applied(other.state)
     primary.role, other.role = "second", "prim"
     world.say(f"swap to {other.state.server}")
 
@@ -178,7 +205,8 @@ def live(seed: int, rule: Rule = verdict, broken: str = "") -> World:
 
 
 WEIGHTED = {"operate": 36, "work": 20, "deliver": 4, "fsync": 4, "checkpoint": 4, "start": 9, "meet": 8, "crash": 3,
-            "crash_both": 1, "stop": 3, "swap": 2, "split_brain": 2, "force": 2, "demand": 0.5, "offline": 1.5}
+            "crash_both": 1, "kill_box": 1, "apply": 8, "stop": 3, "swap": 2, "split_brain": 2, "force": 2,
+            "demand": 0.5, "offline": 1.5}
 EVENTS, WEIGHTS = list(WEIGHTED), list(WEIGHTED.values())
 
 
@@ -194,6 +222,11 @@ def step(world: World, event: str) -> None:
         world.deliver(rng.randrange(1, 4))
     elif event in ("operate", "fsync", "checkpoint") and primary is not None:
         {"operate": world.operate, "fsync": world.fsync, "checkpoint": world.checkpoint}[event](primary)
+    elif event == "apply":
+        for server in world.servers:
+            server.drain(rng.randrange(1, 3))
+    elif event == "kill_box":
+        kill_box_while_leaving(world)
     elif event in ("crash", "stop") and running:
         {"crash": crash, "stop": stop}[event](world, rng.choice(running))
     elif event == "start" and stopped:
@@ -263,8 +296,9 @@ def test_a_broken_rule_is_caught() -> None:
     assert caught(trust_a_lost_record), "the simulation cannot see this mistake"
 
 
-@pytest.mark.parametrize("broken", ["activity", "renames", "watch"])
+@pytest.mark.parametrize("broken", ["activity", "renames", "watch", "unapplied"])
 def test_a_broken_reintegration_is_caught(broken: str) -> None:
     """activity: the target's own zones are forgotten; renames: nothing is compared again after a rename during
-    the reintegration; watch: files changed while the product was stopped are trusted."""
+    the reintegration; watch: files changed while the product was stopped are trusted; unapplied: a secondary takes
+    over although its nfsbox was killed before it had applied what it had acknowledged."""
     assert caught(broken=broken), "the simulation cannot see this mistake"

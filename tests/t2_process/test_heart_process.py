@@ -162,6 +162,26 @@ def test_a_secondary_that_cannot_prove_its_data_does_not_take_over(tmp_path: Pat
     play(tmp_path, scene)
 
 
+def test_a_server_that_may_lack_what_it_acknowledged_waits_and_says_why(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        await two.form()
+        await two.n1.control("stop")
+        await two.reach("STOP red", "ALONE green")
+        await two.n2.control("stop")
+        await two.reach("STOP red", "STOP red")
+        assert two.n2.resources()["rfs.uptodate"] == "up"
+        two.n2.prepared = {"consistent": True, "unapplied": True}
+        await until(lambda: "ended" in two.n2.asked_of("safeadmin"), two.show)
+        two.n2.start_heart()
+        await two.n2.control("start")
+        await two.reach("STOP red", "WAIT red")
+        assert two.n2.resources()["rfs.uptodate"] == "down"
+        in_order(two.n2.events(), ["Data may lack changes that were acknowledged before nfsbox was killed "
+                                   "(start the other server)", "Local state WAIT red"])
+
+    play(tmp_path, scene)
+
+
 def test_supervisord_died_means_an_orderly_stop_and_a_new_one(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         await two.form()

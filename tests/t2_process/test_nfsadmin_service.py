@@ -42,6 +42,8 @@ class World:
         self.stored: Fields | None = None
         self.journal = "none"
         self.session = "resync"
+        self.durable = False
+        self.role = "secondary"
         self.refuse: dict[str, bus.BusError] = {}
         self.children: list[subprocess.Popen[bytes]] = []
         self.process = self.new_process()
@@ -105,8 +107,8 @@ class World:
         if request.op == "prepare":
             return {"state": self.stored, "journal": self.journal}
         if request.op == "status":
-            return {"role": "secondary", "peer": "n2", "session": self.session}
-        return {"session": 1, "held": 0, "state": self.stored}
+            return {"role": self.role, "peer": "n2", "session": self.session}
+        return {"session": 1, "held": 0, "state": self.stored, "durable": self.durable}
 
     async def killed(self) -> None:
         """nfsadmin dies and is started again."""
@@ -254,6 +256,81 @@ def test_data_of_a_nfsbox_that_died_before_it_applied_what_it_had_acknowledged_i
             await world.ask("primary")
         assert caught.value.code == "unapplied"
         await world.ask("standby")  # heart knows now that the data is out of date
+        await world.ask("primary")
+
+    run(scenario)
+
+
+async def become_equal(world: World) -> None:
+    await world.ask("prepare")
+    await world.ask("secondary", peer="n2")
+    await world.until(lambda: ("process", {"name": "reintegre", "on": True}) in asked(world))
+    await world.ask("rei_begin", source=to_fields(PEER), pid=os.getpid())
+    await world.ask("rei_end", source=to_fields(PEER))
+
+
+def test_what_was_acknowledged_and_not_applied_is_known_although_nfsadmin_died_too() -> None:
+    async def scenario(world: World) -> None:
+        await become_equal(world)
+        assert world.state.unapplied, "durable before heart knows that the pair is equal"
+        world.admin = Admin(world.context)
+        assert (await world.ask("prepare"))["unapplied"] is True
+        await world.ask("release")
+        assert (await world.ask("prepare"))["unapplied"] is True, "a stop afterwards proves nothing"
+        await world.ask("primary")  # heart knows, and an administrator decided
+        await world.ask("release")
+        assert (await world.ask("prepare"))["unapplied"] is False
+
+    run(scenario)
+
+
+def test_a_nfsadmin_that_finds_a_remade_nfsbox_remembers_what_may_be_missing() -> None:
+    async def scenario(world: World) -> None:
+        await become_equal(world)
+        world.role = "standby"
+        await world.killed()
+        with pytest.raises(bus.BusError) as caught:
+            await world.ask("primary")
+        assert caught.value.code == "unapplied"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("op", ["release", "standby", "primary"])
+def test_an_orderly_end_of_the_session_leaves_nothing_unapplied(op: str) -> None:
+    async def scenario(world: World) -> None:
+        await become_equal(world)
+        await world.ask(op)
+        world.admin = Admin(world.context)
+        assert (await world.ask("prepare"))["unapplied"] is False
+
+    run(scenario)
+
+
+def test_both_roles_of_a_swap() -> None:
+    async def scenario(world: World) -> None:
+        await become_equal(world)
+        await world.ask("primary", swap=True)
+        assert not world.state.unapplied
+        await world.ask("demote")
+        await world.ask("secondary", peer="n2", swap=True)
+        assert world.state.unapplied
+        world.durable = True
+        await world.ask("primary", swap=True)
+        await world.ask("demote")
+        await world.ask("secondary", peer="n2", swap=True)
+        assert not world.state.unapplied, 'async="none" acknowledges nothing that is not on disk'
+
+    run(scenario)
+
+
+def test_with_async_none_nothing_is_acknowledged_before_it_is_applied() -> None:
+    async def scenario(world: World) -> None:
+        world.durable = True
+        await become_equal(world)
+        assert not world.state.unapplied
+        world.process.kill()
+        await world.until(lambda: "nfsbox_died" in world.events())
         await world.ask("primary")
 
     run(scenario)
