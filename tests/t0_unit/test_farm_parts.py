@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safekit.cli.farm import bitmaps
 from safekit.jhash import BUCKETS, client_bucket, jhash
 from safekit.membership import Pulse, Row
 from safekit.model.module import load_module
@@ -285,3 +286,32 @@ def test_farm_templates_are_farms_of_the_guide(name: str) -> None:
     assert (config.farm.port, config.farm.pulse_ms) == (4803, 1000)
     assert config.vip is not None and config.vip.interfaces[0].kind == "vmac_directed"
     assert [group.name for group in config.vip.groups] == ["FarmProto"] and config.vip.engine == "nftables"
+
+
+def test_vip_if_ctrl_in_both_forms() -> None:
+    """The bitmap of this server as the guide prints it; with -L those of all and the interfaces."""
+    owners = [0] * 128 + [1] * 128
+    low = ":".join(["00000000"] * 4 + ["ffffffff"] * 4)
+    high = ":".join(["ffffffff"] * 4 + ["00000000"] * 4)
+    view = {
+        "nodes": ["node1", "node2"],
+        "number": 1,
+        "groups": [
+            {
+                "name": "FarmProto",
+                "owners": owners,
+                "bits": [128, 128],
+                "bitmap": high,
+                "rules": [{"label": "*:80 tcp"}],
+            }
+        ],
+        "interfaces": [{"name": "eth0", "mode": "directed", "mac": "02:00:00:00:00:02", "addresses": ["10.0.0.9"]}],
+    }
+    short = ["*:80 tcp (group FarmProto)", f"Bitmap 2:{high}"]
+    assert list(bitmaps(view, long=False)) == short
+    assert list(bitmaps(view, long=True)) == [
+        *short,
+        f"  1 {'node1':<16} 128/256 {low}",
+        f"  2 {'node2':<16} 128/256 {high}",
+        "eth0 vmac_directed 02:00:00:00:00:02 10.0.0.9",
+    ]

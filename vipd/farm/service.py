@@ -24,7 +24,7 @@ from safekit.rotation import Rotation, follow_keys
 from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
-from vipd.farm.core import FarmCore, Plan
+from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan
 from vipd.farm.engine import Engine, EngineError
 from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
@@ -68,6 +68,7 @@ class Farm:
         self._applied = 0
         self._lease: float | None = None
         self._lease_at = 0.0
+        self._unplugged = False
         self._refreshed = 0.0
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -149,14 +150,14 @@ class Farm:
             kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
             self._macs.share(layout)
             try:
-                self._engine.install(layout, self._verdicts(plan, kept), core.lease)
+                self._engine.install(layout, self._verdicts(plan, kept), self._lease_now())
             except EngineError as error:
                 self._context.log.event("farm_filter_failed", reason=str(error))
                 raise BusError("farm_filter", str(error)) from None
             self._installed = self._set = True
             if self._monitor is None:
                 self._monitor = RulesetMonitor(layout.table, self._disturbed)
-            self._monitor.learn(lambda: self._engine.renew(core.lease))
+            self._monitor.learn(lambda: self._engine.renew(self._lease_now()))
             self._flood_check.watch(layout)
             self._applied = -1
         self._dirty.set()
@@ -326,8 +327,7 @@ class Farm:
 
     def _renew(self, now: float) -> None:
         """Only for what is in the filters now: never prolong an assignment that was given up."""
-        core = self._core()
-        lease = core.lease
+        lease = self._lease_now()
         if not self._installed or self._lock.locked():
             self._lease_at = now + 0.05
             return
@@ -338,7 +338,7 @@ class Farm:
         except EngineError as error:
             self._disturbed(str(error))
         self._lease = lease
-        self._lease_at = now + (lease / 4 if lease is not None else 3600.0)
+        self._lease_at = now + (lease / 4 if lease else 3600.0)
 
     async def _put_into_effect(self) -> None:
         while True:
@@ -356,7 +356,7 @@ class Farm:
         buckets: tuple[int, ...] = (0,) * len(self.groups)
         if self._installed and layout is not None:
             kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
-            lease = core.lease
+            lease = self._lease_now()
             try:
                 self._engine.apply(self._verdicts(plan, kept), lease)
                 # Accepted between the look and the swap: they must stay too.
@@ -366,7 +366,7 @@ class Farm:
                 self._context.log.event("farm_filter_failed", reason=str(error))
                 asyncio.get_running_loop().call_later(1.0, self._disturbed, "a failure")
                 return
-            self._lease, self._lease_at = lease, time.monotonic() + (lease / 4 if lease is not None else 3600.0)
+            self._lease, self._lease_at = lease, time.monotonic() + (lease / 4 if lease else 3600.0)
         self._refreshed = time.monotonic()
         # A MAC that was learnt meanwhile is not in the filters yet.
         self._applied = plan.number if macs_known == self._macs.version else -1
@@ -397,12 +397,36 @@ class Farm:
             await self.install(layout)
 
     def link_changed(self, there: bool, link: Link) -> None:
-        """An interface appeared, disappeared or got another MAC: filters hang on interfaces and go with them."""
+        """An interface appeared, disappeared, was plugged in or got another MAC: filters hang on interfaces and go
+        with them."""
         if self.layout is None or not self._installed or not there:
             return
+        if all(wire.device == link.name for wire in self.layout.wires) and link.carrier == self._unplugged:
+            self._plugged(link.carrier)
         for wire in self.layout.wires:
             if wire.device == link.name and (wire.index, wire.mac) != (link.index, link.mac) and link.mac:
                 self._restore_on(link)
+
+    def _plugged(self, there: bool) -> None:
+        """Alone without a cable, a server has all the buckets. Plugged in again it must hear the others before a client
+        reaches it, or it would reset the connections which they have."""
+        if not there:
+            self._unplugged = True
+            self._lease_at = 0.0
+            self._wake.set()
+        else:
+            pause = max(SETTLE_PULSES * self._core().rules.pulse, SETTLE_SECONDS)
+            asyncio.get_running_loop().call_later(pause, self._open_again)
+
+    def _open_again(self) -> None:
+        links = {link.index: link.carrier for link in net.links()}
+        if self.layout is not None and any(links.get(wire.index, False) for wire in self.layout.wires):
+            self._unplugged = False
+            self._lease_at = 0.0
+            self._wake.set()
+
+    def _lease_now(self) -> float | None:
+        return 0.0 if self._unplugged else self._core().lease
 
     def _restore_on(self, link: Link) -> None:
         assert self.layout is not None
