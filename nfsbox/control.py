@@ -18,6 +18,7 @@ standby               (state=None) read-only, stream closed. -> {}
 alone                 (state=None) the peer is gone: durable record first, then waiting writes go on. -> {held: n}
 demote                (timeout=60) read-only, every write acknowledged, both sides on disk. -> {token: bytes|None}
                       Error: not_paired, timeout (the role is then primary again)
+cut                   the peer is given up: a demote, standby or release that waits for it ends now. -> {}
 release               unmount, links restored, journal closed cleanly. -> {}
 state_get             -> {state: map|None}
 state_set             (state) durable. -> {} On a secondary a state with consistent=False begins the stream: no
@@ -107,6 +108,7 @@ class Control:
             "secondary": self._secondary,
             "standby": lambda f: box.standby(state=f.get("state")),
             "alone": lambda f: {"held": box.alone(state=f.get("state"))},
+            "cut": lambda f: box.engine.cut("the secondary was given up"),
             "demote": lambda f: box.demote(float(f.get("timeout") or 60.0)),
             "release": lambda f: box.release(),
             "state_set": lambda f: box.set_state(guarded("state", f.get("state"), dict)),
@@ -124,8 +126,8 @@ class Control:
         operation = self._operations.get(request.op)
         if operation is None:
             raise BusError("unknown_op", f"nfsbox does not serve {request.op!r}")
-        if request.op == "alone":
-            # Not behind the lock: it must end a demotion or a release that waits for the lost peer.
+        if request.op in ("alone", "cut"):
+            # Not behind the lock: they must end a demotion or a release that waits for the lost peer.
             return await self._run(operation, fields)
         async with self._busy:
             return await self._run(operation, fields)

@@ -282,6 +282,14 @@ class Engine:
         self._attached.set()
         return held
 
+    def cut(self, reason: str) -> None:
+        """The peer is given up while this server hands over, or leaves: what waits for it ends now. Changes under way
+        fail; they stay recorded as in flight."""
+        stream = self.stream
+        if stream is not None:
+            stream.fail(reason)
+            stream.decide(kept=False)
+
     def demote(self, timeout: float, token: bytes) -> bool:
         """Read-only, with everything acknowledged by the peer and on its disk. False when there is no paired peer.
         Raises Refused when the peer did not follow in time; this server is then primary still."""

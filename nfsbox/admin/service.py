@@ -49,6 +49,7 @@ class Admin:
         self.reintegration = Reintegration(self)
         self._watch: Watch | None = None
         self._lock = asyncio.Lock()
+        self._leaving = False  # the operation under way may wait for the peer
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._remade = False  # mounted again after a death in a pair, waiting for `alone`
@@ -70,10 +71,16 @@ class Admin:
         await self._adopted.wait()
         op = request.op
         if op in self._operations:
+            if op == "alone" and self._leaving:
+                await self._cut()
             async with self._lock:
                 if op not in ("release", "prepare"):
                     await self._recovered()
-                return await self._operations[op](request)
+                self._leaving = op in ("demote", "standby", "release")
+                try:
+                    return await self._operations[op](request)
+                finally:
+                    self._leaving = False
         match op:
             case "status":
                 return await self._status()
@@ -94,6 +101,13 @@ class Admin:
             case _:
                 raise BusError("unknown_op", f"nfsadmin does not serve {op!r}")
         return None
+
+    async def _cut(self) -> None:
+        """End what waits for the lost peer, else `alone` would wait behind it, up to a minute."""
+        try:
+            await self.nfsbox("cut", 10.0)
+        except BusError as error:
+            self.context.log.debug(f"nfsbox was not told that the peer is given up: {error.text}")
 
     async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
         """An operation of nfsbox. Raises BusError."""

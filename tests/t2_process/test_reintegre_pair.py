@@ -211,6 +211,49 @@ def test_swap_without_reintegration(pair: Pair) -> None:
     assert len(told(pair.n1, "reintegration_ended")) == 0
 
 
+@pytest.mark.parametrize("op", ["demote", "release"])
+def test_the_end_of_the_peer_ends_what_waits_for_it(pair: Pair, op: str) -> None:
+    """The secondary loses its power while the primary hands over or leaves: heart's `alone` waits for neither."""
+    populate(pair.n1, 10)
+    pair.start_primary(pair.n1)
+    pair.start_secondary(pair.n2)
+    frozen = pair.n2.processes["nfsbox"]
+    frozen.send_signal(signal.SIGSTOP)
+    refused: list[BusError] = []
+
+    def leave() -> None:
+        try:
+            pair.n1.ask(op, timeout=100)
+        except BusError as error:
+            refused.append(error)
+
+    leaving = threading.Thread(target=leave)
+    begun = time.monotonic()
+    leaving.start()
+    try:
+        pair.until(lambda: pair.n1.ask("status", target="nfsbox")["pending"] > 0)
+        if op == "demote":
+            pair.n1.ask("alone", timeout=100)
+        else:
+            with pytest.raises(BusError):
+                pair.n1.ask("alone", timeout=100)
+        leaving.join(100)
+        assert time.monotonic() - begun < 12, "it waited for the peer"
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+        leaving.join(100)
+    if op == "release":
+        assert not refused and pair.n1.dir.is_symlink()
+        return
+    assert [error.code for error in refused] == ["timeout"]
+    (pair.n1.dir / "goes on").write_bytes(b"x")
+    assert pair.n1.ask("status", target="nfsbox")["dirty_dirs"] > 0, "what the peer lacks is recorded"
+    pair.n2.ask("standby")  # it may have taken the role that it was sent: heart knows better
+    pair.n2.events.clear()
+    pair.reintegrate(pair.n2)
+    equal(pair)
+
+
 def test_the_stream_is_refused_when_heart_refuses_the_pair(pair: Pair) -> None:
     populate(pair.n1, 5)
     pair.n1.refuse_pair = True
