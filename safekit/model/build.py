@@ -293,6 +293,8 @@ class Builder:
         policy = r.number("namespacepolicy", "namespacepolicy", 4)
         if policy != 4:
             self._warn("rfs.namespacepolicy", "only the policy 4 has a meaning on Linux; the attribute is ignored")
+        if r.number("nbremconn", "nbremconn", 1) != 1:
+            self._warn("rfs.nbremconn", "one connection carries all changes in their order; the attribute is ignored")
         replicated = tuple(self._replicated(n, f"rfs.replicated[{i}]") for i, n in enumerate(node.named("replicated")))
         return Rfs(
             replicated=replicated,

@@ -309,7 +309,7 @@ def test_findings_read_as_file_line_element(loader: Loader) -> None:
 
 def test_warnings_do_not_refuse(loader: Loader) -> None:
     text = mirror(
-        '<rfs iotimeout="5" allocthreshold="1"\n nfsbox_options="cross" namespacepolicy="3">'
+        '<rfs iotimeout="5" allocthreshold="1"\n nfsbox_options="cross" namespacepolicy="3" nbremconn="4">'
         '<replicated dir="/d"/></rfs>',
         '<heart><heartbeat name="default" pulse="700" timeout="1000"/></heart>',
     ).replace('mode="mirror"', 'mode="mirror" defaultprim="somehost"')
@@ -319,6 +319,7 @@ def test_warnings_do_not_refuse(loader: Loader) -> None:
         (4, "rfs allocthreshold"),
         (4, "rfs iotimeout"),
         (5, "rfs namespacepolicy"),
+        (5, "rfs nbremconn"),
         (5, "rfs nfsbox_options"),
     ]
     assert (3, "heartbeat ident") in loader.warnings(
