@@ -92,6 +92,7 @@ class Scenario:
         self.cut = False
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self.begun: dict[str, Role] = {}
         self._events = 0
         self._born = 0
 
@@ -102,6 +103,7 @@ class Scenario:
 
         A server in STOP has no heart. WAIT decides by itself, as it would when it is started.
         """
+        self.begun = dict(states)
         for node, role in states.items():
             if role is not Role.STOP and role is not Role.UNKNOWN:
                 self._put(node, role, dict((resources or {}).get(node, {})))

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from heart import configured
 from heart.scenario import Runaway, Scenario, Told, partner
 from heart.values import Role, Setup
+from safekit import resources
 from safekit.configuration import ConfigureError, active, current_signature
 from safekit.model.findings import ConfigError
 from safekit.model.rules_check import is_set
@@ -166,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: safekit simulate -m mirror --state PRIM --set tcp.id=down",
     )
     made.add_argument("-m", dest="module", default=os.environ.get("SAFEMODULE"), metavar="AM", help="the module")
-    made.add_argument("--state", help="state of this server (mirror: PRIM, else UP)")
+    made.add_argument("--state", help="state of this server (default: as it is now, PRIM or UP of a stopped module)")
     made.add_argument("--remote-state", help="state of the other server of a mirror (PRIM for SECOND and so on)")
     made.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="RESOURCE=STATE",
@@ -208,6 +209,7 @@ def run(argv: Sequence[str]) -> int:
             print(json.dumps(asdict(told)))
         return 0
     print(f"Simulation of module {arguments.module} with {name}; nothing is changed.")
+    print("Begin: " + ", ".join(f"{node} {role}" for node, role in scenario.begun.items()))
     for resource in strangers(config, arguments.settings):
         print(f"Note: nothing in this module sets {resource}, unless a script does it with safekit set.")
     for line in lines(scenario, rules):
@@ -220,8 +222,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _asked(arguments: argparse.Namespace, here: Setup, there: Setup | None) -> Scenario:
     known = MIRROR_STATES if here.mirror else OTHER_STATES
-    words = [arguments.state or known[1 if here.mirror else 0]]
-    state = _role(words[0], known)
+    state = _role(arguments.state or _now(arguments.module, known) or known[1 if here.mirror else 0], known)
     remote = _role(arguments.remote_state, known) if arguments.remote_state else partner(state)
     nodes = [here.node] + ([there.node] if there is not None else [])
     for node in arguments.down:
@@ -229,6 +230,14 @@ def _asked(arguments: argparse.Namespace, here: Setup, there: Setup | None) -> S
             raise Refused(f"{node} does not run this module", f"the nodes are {', '.join(nodes)}")
     settings = parse_settings(arguments.settings, here, there)
     return ask(here, there, state, remote, settings, down=arguments.down, cut=arguments.cut, stays=arguments.stays)
+
+
+def _now(module: str, known: Sequence[str]) -> str:
+    """The state of the module that runs here, "" when it does not run."""
+    found = resources.load(ModulePaths(module).resources)
+    state, color = found.get("state.local"), found.get("state.color")
+    running = state is not None and color is not None and color.value == "green" and state.value in known
+    return state.value if running and state is not None else ""
 
 
 def _role(word: str, known: Sequence[str]) -> Role:

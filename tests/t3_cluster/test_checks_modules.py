@@ -122,7 +122,9 @@ def test_simulate_and_why_on_both_servers(module: Checked) -> None:
     module.reconfigure(config(tcp))
     told = one.safekit("simulate", "-m", module.module, "--state", "PRIM", "--set", "tcp.id=down").stdout
     assert "Action restart from failover rule tcp_failure" in told
-    assert "End: node1 PRIM green, node2 SECOND green" in told
+    assert "Begin: node1 PRIM, node2 SECOND" in told and "End: node1 PRIM green, node2 SECOND green" in told
+    told = one.safekit("simulate", "-m", module.module, "--set", "tcp.idd=down").stdout
+    assert "Note: nothing in this module sets tcp.idd" in told
     path = f"/opt/safekit/modules/{module.module}/conf/userconfig.xml"
     one.write(path, config(tcp, rules="mine: if (tcp.id == down) then stopstart();"))
     told = one.safekit("simulate", "-m", module.module, "--set", "tcp.id=down").stdout
@@ -134,9 +136,13 @@ def test_simulate_and_why_on_both_servers(module: Checked) -> None:
     assert module.state(one).startswith("STOP"), "nothing was changed"
     module.start(one, two)
     wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    told = two.safekit("simulate", "-m", module.module, "--node-down", "node1").stdout
+    assert "Begin: node2 SECOND, node1 PRIM" in told and "End: node2 ALONE green, node1 off" in told, told
     module.stop_web(one)
     wait_for(
-        lambda: "tcp_failure" in two.safekit("why", "-m", module.module, "-s", "40").stdout, 15, "the other one knows"
+        lambda: "restart()  (rule tcp_failure)" in two.safekit("why", "-m", module.module, "-s", "40").stdout,
+        15,
+        "the other one knows",
     )
     for node in (one, two):
         text = node.safekit("why", "-m", module.module, "-s", "40").stdout
