@@ -343,6 +343,15 @@ def test_verbose_state_lists_resources_and_runs_the_state_script(server: Server,
     assert "application of mirror is PRIM" in out
 
 
+def test_level_of_a_module_runs_its_level_script(server: Server, admin: NotedAdmin) -> None:
+    script = make_module().userbin / "level"
+    script.write_text('#!/bin/sh\necho "version 3 of the application of $SAFEMODULE"\n')
+    script.chmod(0o755)
+    out = server.run("level", "-m", "mirror").stdout
+    assert "SafeKit : " in out and "version 3 of the application of mirror" in out
+    assert "version 3" not in server.run("level").stdout
+
+
 def test_json_state(server: Server, admin: NotedAdmin) -> None:
     put_state(make_module(), **PRIM)
     admin.modules = {"mirror": RUNNING}
