@@ -59,6 +59,7 @@ def call(
     """The answer, and whether secrets went in clear. Tries the keys, then the credentials, then nothing at all
     (a service may be open). Raises CallError."""
     refusal: CallError | None = None
+    other_key = ""
     for attempt in _attempts(target, keys, target.credentials or credentials):
         in_clear = ask.secret and attempt.key is None and target.protocol == "http"
         if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
@@ -66,8 +67,8 @@ def call(
                 "downgrade",
                 f"safeadmin there has the key of the cluster, but {target.url} says {refusal.text!r}: another machine"
                 " may stand in between; no key was sent",
-                "see who has this address: ip neighbour; safekit webserver restart there; or carry it by hand: safekit "
-                "cluster export",
+                "if its cluster configuration or key was changed there just now, try again in a minute; otherwise see"
+                " who has this address (ip neighbour), or carry it by hand: safekit cluster export",
             )
         try:
             return _once(target, ask, attempt), in_clear
@@ -75,9 +76,14 @@ def call(
             # `altered` from a server that has just changed its key is worth another key too.
             if error.kind not in ("key", "credentials"):
                 raise
+            if error.kind == "key":
+                other_key = other_key or error.text
             if refusal is None or error.kind == "credentials":
                 refusal = error
     assert refusal is not None
+    if other_key and refusal.kind == "credentials":
+        # Why a server of the cluster asks for a password at all is what has to be known first.
+        raise CallError("credentials", f"{other_key}; {refusal.text}", refusal.next_step)
     raise refusal
 
 

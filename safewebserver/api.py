@@ -252,9 +252,7 @@ class Api:
         count = int(number_of(request.query.get("lines"), 300, 1, MAX_ENTRIES, "lines"))
         entries = await asyncio.to_thread(local_entries, node_name(), module, level, count, language)
         fields = [to_fields(entry) for entry in entries]
-        return reply(
-            request, {"node": node_name(), "received": received, "answered": time.time(), "entries": fields}
-        )
+        return reply(request, {"node": node_name(), "received": received, "answered": time.time(), "entries": fields})
 
     # Changes
 
@@ -275,7 +273,9 @@ class Api:
         named = judged if "-u" in judged else ("-u", who.name, *judged)
         return await self._run(request, named, timeout)
 
-    async def _run(self, request: web.Request, words: tuple[str, ...], timeout: float) -> web.StreamResponse:
+    async def _run(
+        self, request: web.Request, words: tuple[str, ...], timeout: float, upload: _Workplace | None = None
+    ) -> web.StreamResponse:
         who = caller(request)
         headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
         if who.signed is not None:
@@ -287,6 +287,8 @@ class Api:
             await response.write(b" ")
 
         result = await self.commands.run(words, timeout, alive)
+        if upload is not None:
+            upload.remove()  # it may hold keys: whoever has the answer can rely on its having gone
         content = json.dumps(_result(result, timeout), ensure_ascii=False).encode()
         if who.signed is not None:
             content += b"\n" + answer_mac(who.signed.key, who.signed.nonce, 200, content).encode() + b"\n"
@@ -307,12 +309,11 @@ class Api:
             raise ApiError(
                 400, "malformed", "cluster.xml or cluster.key has characters that cannot be stored"
             ) from None
-        with _Workplace() as directory:
-            archive = directory / "cluster.zip"
+        with _Workplace() as upload:
+            archive = upload.path / "cluster.zip"
             await asyncio.to_thread(_zip, archive, files)
-            return await self._run(
-                request, ("-u", caller(request).name, "cluster", "config", str(archive)), DEFAULT_TIMEOUT
-            )
+            words = ("-u", caller(request).name, "cluster", "config", str(archive))
+            return await self._run(request, words, DEFAULT_TIMEOUT, upload)
 
     async def put_archive(self, request: web.Request) -> web.StreamResponse:
         """A module as .safe: installed, and with `configure=1` configured, or everything stays as it was."""
@@ -334,10 +335,10 @@ class Api:
         words = ["-u", who.name, "module", "deploy", "-m", name]
         words += ["-M", str(number)] if number else []
         words += ["--configure"] if configure == "1" else []
-        with _Workplace() as directory:
-            archive = directory / f"{name}.safe"
+        with _Workplace() as upload:
+            archive = upload.path / f"{name}.safe"
             await asyncio.to_thread(archive.write_bytes, content)
-            return await self._run(request, (*words, str(archive)), DEFAULT_TIMEOUT)
+            return await self._run(request, (*words, str(archive)), DEFAULT_TIMEOUT, upload)
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
@@ -348,13 +349,18 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
 class _Workplace:
     """A directory of ours for one upload; gone afterwards."""
 
-    def __enter__(self) -> Path:
+    def __enter__(self) -> _Workplace:
         base = safevar() / "web"
         base.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._directory = tempfile.TemporaryDirectory(prefix="upload-", dir=base)
-        return Path(self._directory.name)
+        self.path = Path(self._directory.name)
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take it away; once is enough."""
         self._directory.cleanup()
 
 

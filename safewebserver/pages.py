@@ -43,7 +43,8 @@ async def state_json(request: web.Request) -> web.Response:
     try:
         paths = paths_of(request.match_info["module"])
     except NoModule as error:
-        return web.json_response({"error": "no_module", "text": str(error)}, status=404, headers=NO_STORE)
+        answer = {"error": "no_module", "text": str(error), "next_step": "safekit module list there shows its modules"}
+        return web.json_response(answer, status=404, headers=NO_STORE)
     state, color = local_state(paths)
     resources = load(paths.resources)
     resource = resources.get("state.local")

@@ -26,6 +26,7 @@ from safekit.paths import cluster_dir, node_name, safe, safevar
 from safekit.webclient import Ask, CallError, call
 
 MAX_SERVERS = 64
+CLUSTER_PATH = "/api/v1/cluster"
 SECONDS = 120.0
 PATIENT_SECONDS = 86400.0
 PATIENT = frozenset({"waitstart", "waitstop", "waitstate", "shutdown", "config", "snapshot", "dump", "forcestop"})
@@ -198,7 +199,7 @@ def _everywhere(targets: Sequence[Target], ask_of: Callable[[Target], Ask], done
                 asked = asked or _prompt([t for t, f in futures[index:] if _wants(f.result())])
                 if asked is not None:
                     outcome = start(target, asked).result()
-            worst = max(worst, _show(target, outcome, done))
+            worst = max(worst, _show(target, outcome, done, ask_of(target).path != CLUSTER_PATH))
     return worst
 
 
@@ -215,7 +216,7 @@ def _prompt(targets: Sequence[Target]) -> Credentials | None:
     return Credentials(user, password) if password else None
 
 
-def _show(target: Target, outcome: Outcome, done: str) -> int:
+def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
     title = f"{target.node} {target.url}" if target.node else target.url
     if isinstance(outcome, CallError):
         click.echo(f"--- {title}: {paint('failed', 'red')}")
@@ -227,6 +228,8 @@ def _show(target: Target, outcome: Outcome, done: str) -> int:
                 f"give a user of that server: {USER_VARIABLE}=admin {PASSWORD_VARIABLE}=... safekit ..., or run it in a"
                 " terminal, which asks for it"
             )
+            if target.node and again:
+                step += f"; safekit -H {target.node} -G brings it into this cluster, once"
         if step:
             click.echo(f"Next step: {step}", err=True)
         return 1
@@ -278,7 +281,7 @@ def _give_cluster(targets: Sequence[Target]) -> int:
     except (ValueError, OSError) as error:
         raise Failure(str(error), "safekit cluster config") from None
     body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
-    ask = Ask("PUT", "/api/v1/cluster", body, secret=True, seconds=SECONDS)
+    ask = Ask("PUT", CLUSTER_PATH, body, secret=True, seconds=SECONDS)
     holders = _key_holders()
     worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders))
     if worst:

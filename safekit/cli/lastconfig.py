@@ -96,7 +96,10 @@ def restore_command(module: str | None, number: int) -> int:
     with locked(paths.root.parent / ".lock"):
         copies = copies_of(paths.module)
         if number > len(copies):
-            raise Failure(f"module {paths.module} has {len(copies)} kept configurations", "safekit module lastconfig")
+            raise Failure(
+                f"module {paths.module} has {len(copies)} kept configurations",
+                f"safekit module lastconfig -m {paths.module}",
+            )
         chosen = copies[number - 1]
         _, current = _signatures(paths)
         if current not in {copy.signature for copy in copies}:

@@ -112,7 +112,7 @@ def _targets(item: str, cluster: ClusterConfig | None, me: str, protocol: str, p
         raise TargetError(f"{item} is not a URL of a server", "use for example http://192.168.0.2:9010")
     if cluster is None:
         raise TargetError(
-            f"{item!r} is a name of cluster.xml, but the cluster is not configured on this server",
+            f"{item!r} stands for servers of cluster.xml, but the cluster is not configured on this server",
             "safekit cluster config cluster.xml, or give URLs: -H http://192.168.0.2:9010",
         )
     lan = cluster.command_lan

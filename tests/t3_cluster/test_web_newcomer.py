@@ -111,6 +111,24 @@ def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
     assert shown == {"node1": "OK", "node2": "NOT FOUND", "node3": "NOT FOUND"}
     until("cluster state tells both", lambda: three.safekit("cluster", "state").stdout.count(" web ") == 2)
 
+    # The key changes under a running module: no heartbeat is lost, nobody changes its state.
+    mark = [n.safekit("log", "-A", "-s", "1000", "-m", "web").stdout for n in (one, two)]
+    former = confinfo(one)
+    three.safekit("cluster", "genkey")
+    three.safekit("-H", "*", "-G")
+    until("another signature everywhere", lambda: all(len(confinfo(n)) == 1 and confinfo(n) != former for n in lab))
+    time.sleep(4)  # longer than the time-out of the heartbeats: a lost one would have been told
+    for node, before in zip((one, two), mark, strict=True):
+        since = node.safekit("log", "-A", "-s", "1000", "-m", "web").stdout.removeprefix(before)
+        assert "heartbeat" not in since and " state " not in since, since
+    states = blocks(three.safekit("-H", "node1,node2", "state").stdout)
+    assert "PRIM green" in states["node1"] and "SECOND green" in states["node2"]
+    three.safekit("-H", "node1", "swap", "-m", "web")
+    three.safekit("-H", "node2", "waitstate", "-m", "web", "PRIM", timeout=40)
+    three.safekit("-H", "node1", "swap", "-m", "web", check=False)
+    three.safekit("-H", "node1,node2", "waitstart", "-m", "web", timeout=40)
+    one.safekit("waitstate", "-m", "web", "PRIM", timeout=40)
+
     # A configuration that is refused changes nothing, on no server.
     before = two.safekit("confinfo", "-m", "web").stdout
     one.write("/opt/safekit/modules/web/conf/userconfig.xml", xml.replace('mode="mirror"', 'mode="nonsense"'))
@@ -155,3 +173,26 @@ def test_keys_change_and_what_is_wrong_is_named(lab: Lab) -> None:
         ]
         == "credentials"
     )
+
+
+def test_the_last_configurations_and_a_key_of_the_module(lab: Lab) -> None:
+    one, two, _ = lab
+    path = "/opt/safekit/modules/web/conf/userconfig.xml"
+    before = one.read(path)
+    one.write(path, before.replace('timeout="3000"', 'timeout="4000"'))
+    one.safekit("config", "-m", "web")
+    one.safekit("-H", "node2", "-E", "web")
+    assert 'timeout="4000"' in two.read(path)
+    listed = one.safekit("module", "lastconfig", "-m", "web").stdout
+    number = next(line.split()[0] for line in listed.splitlines()[1:] if line[:1].isdigit() and "active" not in line)
+    none = one.safekit("module", "restore", "-m", "web", "9", check=False)
+    assert none.returncode == 1 and "safekit module lastconfig -m web" in none.stderr
+    assert "safekit config -m web" in one.safekit("module", "restore", "-m", "web", number).stdout
+    assert one.read(path) == before
+    one.safekit("config", "-m", "web")
+    assert one.safekit("module", "delkey", "-m", "web").stdout.count("Next step") == 1
+    one.safekit("config", "-m", "web")
+    one.safekit("-H", "node2", "-E", "web")
+    infos = one.safekit("-H", "node1,node2", "confinfo", "-m", "web").stdout
+    assert len({line.split()[1] for line in infos.splitlines() if line.startswith(("active", "current"))}) == 1
+    assert two.run(["test", "-e", "/opt/safekit/modules/web/conf/module.key"], check=False).returncode == 1
