@@ -20,6 +20,20 @@ SHORT = 'locktimeout="4" sendtimeout="4"'
 DURABLE = f'async="none" {SHORT}'
 SLOW = f'reiallowedbw="3072" {SHORT}'
 """Attributes of <rfs>; with SLOW a reintegration copies 3 MB a second."""
+CHECKS = """<errd polltimer="30"><proc name="safeadmin" action="noaction" class="both"/></errd>
+<check>
+ <tcp ident="t" when="both"><to addr="127.0.0.1" port="9010" interval="1" timeout="1"/></tcp>
+ <ping ident="p"><to addr="{witness}" interval="1" timeout="1"/></ping>
+ <ip ident="a"><to addr="127.0.0.1" interval="10"/></ip>
+ <custom ident="c" when="both" exec="customscript"/>
+ <splitbrain ident="witness" exec="ping" arg="{witness}"/>
+</check>"""
+CUSTOM = """#!/bin/sh
+"$SAFE/safekit" set -m "$1" -r "$2" -v up -i customscript
+exec sleep 100000
+"""
+CHECKERS = ("errd", "tcpcheck", "pingcheck", "intfcheck", "ipcheck", "customcheck", "splitbraincheck")
+ONLY_PRIM = ("ipcheck",)
 PROCESSES = ("heart", "nfsbox", "nfsadmin", "vipd", "circlog", "safesupervisord", "safeadmin", "arpreroute")
 
 
@@ -282,6 +296,39 @@ def test_the_primary_loses_power_while_it_reintegrates_the_secondary(pair: Pair)
     )
     assert back_to_protection(pair) is prim
     prim.run("rm /replicated/big")
+
+
+def test_kill_9_of_errd_and_of_every_checker(pair: Pair) -> None:
+    """One after the other, on each side: each is back, nothing else happens, and the application goes on."""
+    for node in reversed(protected(pair)):
+        node.safekit("stop", "-m", pair.module)
+        pair.wait(node, "STOP red")
+    vip = VIP.replace('check="off"', 'check="on"').format(vip=pair.lab.vip)
+    checks = CHECKS.format(witness=pair.lab.client.address())
+    pair.install(userconfig(rfs=SHORT, vip=vip, more=checks), customscript=CUSTOM)
+    prim, second = protected(pair)
+    pair.expect("process_died")
+    writer, mark = prim.pids("python3"), pair.mark()
+    for node in (prim, second):
+        processes = [name for name in CHECKERS if node is prim or name not in ONLY_PRIM]
+        for process in processes:
+            wait_for(lambda: node.pids(process), 20, f"{process} runs on {node.name}")  # noqa: B023 - called at once
+            before = set(node.kill(process))
+            wait_for(
+                lambda: set(node.pids(process)) - before,  # noqa: B023
+                20,
+                lambda: f"{process} is back on {node.name}\n{pair.tail()}",  # noqa: B023
+            )
+        wait_for(
+            lambda: sum(line.code == "process_died" for line in pair.log(node, mark)) >= len(processes),  # noqa: B023
+            10,
+            lambda: f"each death is told\n{pair.tail()}",
+        )
+    assert back_to_protection(pair) is prim
+    assert set(writer) <= set(prim.pids("python3")), f"the application was restarted\n{pair.tail()}"
+    for node in (prim, second):
+        told = [line.english for line in pair.log(node, mark) if line.code in ("local_state", "remote_state", "script")]
+        assert told == []
 
 
 def test_disk_of_the_secondary_full(lab: Lab, installed: Pair) -> None:
