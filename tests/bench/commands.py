@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Commands as whole processes, and distributed ones on eight servers, against their budgets (docs/architecture.md).
+"""Commands as whole processes, and distributed ones on eight servers, against their budgets.
 
     sudo tests/bench/commands.py [--nodes 8] [--rounds 15] [--megabytes 10]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Failover, planned swap, command line and idle cost of a mirror, against their budgets (docs/architecture.md).
+"""Failover, planned swap, command line and idle cost of a mirror, against their budgets.
 
     sudo tests/bench/failover.py [--rounds 5] [--soak MINUTES]
 

@@ -196,3 +196,31 @@ def test_the_last_configurations_and_a_key_of_the_module(lab: Lab) -> None:
     infos = one.safekit("-H", "node1,node2", "confinfo", "-m", "web").stdout
     assert len({line.split()[1] for line in infos.splitlines() if line.startswith(("active", "current"))}) == 1
     assert two.run(["test", "-e", "/opt/safekit/modules/web/conf/module.key"], check=False).returncode == 1
+
+
+def test_two_clusters_of_the_same_servers_and_a_server_that_left(lab: Lab) -> None:
+    one, two, three = lab
+    refused = one.safekit("cluster", "delkey", check=False)
+    assert refused.returncode == 1 and "genkey" in refused.stderr
+    other = three.read("/var/safekit/cluster/cluster.xml").replace(two.address(), "10.99.0.1", 1)
+    three.write("/root/other.xml", other)
+    three.safekit("cluster", "config", "/root/other.xml")
+
+    def named() -> bool:
+        told = one.safekit("cluster", "confinfo", check=False)
+        return "node3: its datagrams are rejected: sealed with another key" in told.stdout + told.stderr
+
+    until("the other cluster is named", named, 40)
+    stranger = one.safekit("-H", "node3", "level", check=False)
+    assert stranger.returncode == 1, stranger.stdout
+    assert "node3 has another cluster key than node1" in stranger.stderr and "safekit -H node3 -G" in stranger.stderr
+    password = one.read(PASSWORD).strip()
+    one.run(["safekit", "-H", "node3", "-G"], env={"SAFEKIT_PASSWORD": password})
+    until("one signature again", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1], 40)
+    one.safekit("-H", "*", "level")
+
+    three.safekit("cluster", "deconfig")
+    alone = three.safekit("-H", "*", "state", check=False)
+    assert alone.returncode == 1 and "safekit cluster config" in alone.stderr
+    gone = one.safekit("-H", "node3", "level", check=False)
+    assert gone.returncode == 1 and "its cluster is not configured" in gone.stderr and "-G" in gone.stderr
