@@ -15,13 +15,15 @@ class Born:
     only heart died; the other processes of the module still run, so the
     role is taken over as it is (M5).  ``orphaned``: supervisord is gone too,
     so the adopted role is followed by a stopstart.  ``unix``: Unix time in
-    seconds, for what has to be remembered beyond this boot.
+    seconds, for what has to be remembered beyond this boot.  ``gap``: seconds
+    since the heart before was last awake.
     """
 
     resources: tuple[tuple[str, str], ...] = ()
     halted: bool = False
     adopt: bool = False
     unix: float = 0.0
+    gap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,15 @@ class Heart:
         resources = shell.published.loaded()
         shell.published.clear_remote()
         shell.publish_encryption()
-        shell.feed(Born(tuple(resources.items()), halted=bool(mark), adopt=mark == "same", unix=time.time()))
+        shell.feed(
+            Born(
+                tuple(resources.items()),
+                halted=bool(mark),
+                adopt=mark == "same",
+                unix=time.time(),
+                gap=shell.life.gap(),
+            )
+        )
         await shell.open_links()
         shell.start_watching()
         self.ready.set()

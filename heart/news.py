@@ -11,9 +11,6 @@ from heart.values import Color, Role
 RETRY = 5.0
 """Seconds in WAIT before a synchronisation that failed is tried again."""
 
-RESTART = 2.0
-"""Seconds within which a killed heart is followed by another one."""
-
 UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
 """Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
 FROZEN = ("state.", "heartbeat.", "usersetting.")
@@ -36,7 +33,7 @@ def on_born(t: Turn, event: Born) -> None:
     hearing.start_listening(t)
     role = _role(s.resources.get("state.local", "STOP"))
     if event.adopt and role is not Role.STOP:
-        _adopt(t, role)
+        _adopt(t, role, event.gap)
         return
     if event.halted:
         t.log("previous_halt")
@@ -53,7 +50,7 @@ def _role(name: str) -> Role:
     return Role(name) if name in Role.__members__ else Role.STOP
 
 
-def _adopt(t: Turn, role: Role) -> None:
+def _adopt(t: Turn, role: Role, gap: float) -> None:
     """Only heart died.  A green role goes on untouched; one in transition is brought to a known point."""
     s = t.s
     color = s.resources.get("state.color", "magenta")
@@ -66,7 +63,7 @@ def _adopt(t: Turn, role: Role) -> None:
     s.failover = s.resources.get("usersetting.failover", "on") == "on"
     s.serving = role.primary
     t.memory(swapping=False)
-    hearing.doubt(t, RESTART)
+    hearing.doubt(t, gap)
     if command in ("stop", "stopstart", "respawn"):
         commands.begin_stop(t, command, "stopstart" if command == "stopstart" else "stop")
     elif role is Role.WAIT:
@@ -78,8 +75,8 @@ def _adopt(t: Turn, role: Role) -> None:
             # heart may have died between its memory and telling nfsadmin
             s.breaking = "alone"
     else:
-        if role.primary and s.setup.rfs and not s.uptodate:
-            # it was leaving: the application was left to the secondary already
+        if role.primary and s.setup.rfs and (s.doubted or not s.uptodate):
+            # the application was left to the secondary already, or may run there
             running.leave(t, "stopwait")
         elif role.primary or role is Role.UP:
             t.become(role, Color.MAGENTA)
@@ -171,7 +168,8 @@ def on_replication(t: Turn, event: Replication) -> None:
         if s.role.primary:
             s.break_asked = event.reason or event.kind
     elif event.kind == "secondary_lost":
-        if s.role is Role.SECOND and not s.syncing and not s.stream_lost_at:
+        complete = not s.syncing or s.synced_in_doubt
+        if s.role is Role.SECOND and complete and not s.stream_lost_at:
             s.stream_lost_at = t.now
     elif event.kind == "nfsbox_died":
         _nfsbox_died(t)
@@ -189,10 +187,11 @@ def synced(t: Turn, attempt: str) -> None:
     if attempt != s.attempt:
         t.because("stale", "news of an earlier synchronisation", attempt=attempt, now=s.attempt)
         return
-    if s.doubted:
+    if s.doubted or (peer is not None and peer.role.primary and not peer.paired):
+        # the primary says itself that this server is in the pair: it may have broken it again meanwhile
         s.synced_in_doubt = attempt
         return
-    if peer is None or not peer.role.primary:
+    if peer is None or not peer.role.primary or s.stream_lost_at:
         # complete at some time, but the primary has left since: it knows more
         return
     if peer.fence and s.fenced != (peer.incarnation, peer.fence):

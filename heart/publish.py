@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, is_durable
 
 REMOTE = "remote."
+_SIGN = struct.Struct("d")
 HISTORY_BYTES = 512 * 1024
 """Size at which the decision history is renamed to .1; so twice this is kept."""
 
@@ -118,6 +122,27 @@ class History:
             size = handle.tell()
         if size > HISTORY_BYTES:
             os.replace(self._path, self._path.with_suffix(".jsonl.1"))
+
+
+class LifeSign:
+    """SAFEVAR/modules/AM/heart.alive: when heart was last awake, for the one that follows it in the same boot."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+
+    def gap(self) -> float:
+        """Seconds since the last sign; infinite when there is none.  A suspended machine counts."""
+        data = os.pread(self._descriptor, _SIGN.size, 0)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - _SIGN.unpack(data)[0] if len(data) == _SIGN.size else math.inf
+
+    def give(self) -> None:
+        """Raises OSError.  Not synced: after a power failure nobody adopts anything."""
+        os.pwrite(self._descriptor, _SIGN.pack(time.clock_gettime(time.CLOCK_BOOTTIME)), 0)
+
+    def close(self) -> None:
+        """No more signs."""
+        os.close(self._descriptor)
 
 
 class RunningMark:

@@ -21,7 +21,7 @@ from heart.actions import Abort, Action, Exit, Forget, Log, Marker, Reboot, Reme
 from heart.core import beat, deadline, decide, new_state
 from heart.effects import Effects
 from heart.events import Configured, Done, Event, Heard, Overslept, ResourceSet, SupervisorDied, Tick
-from heart.publish import History, Published, RunningMark
+from heart.publish import History, LifeSign, Published, RunningMark
 from heart.state import State
 from heart.telling import PEER_FILE, Telling
 from heart.values import Beat, Command, Reason, Role
@@ -63,6 +63,7 @@ class Shell:
         self.peer_history = History(paths.why, self.plan.setup.peer, PEER_FILE)
         self.telling = Telling(paths.why)
         self.mark = RunningMark(paths.marker)
+        self.life = LifeSign(paths.var / "heart.alive")
         self.scripts = ScriptRunner(paths, context.config.user, context.log)
         self.scripts.end_leftover()
         self.effects = Effects(context, self.scripts, self._on_done)
@@ -172,10 +173,17 @@ class Shell:
 
     def send(self) -> None:
         """Heartbeats on every link, now."""
+        self._give_sign()
         self._sequence += 1
         now = self._beat()
         for link in self._links:
             link.send(now)
+
+    def _give_sign(self) -> None:
+        try:
+            self.life.give()
+        except OSError as error:
+            self._complain(("alive", ""), f"heart.alive cannot be written: {error}")
 
     def _beat(self) -> Beat:
         """What a heartbeat says now."""
@@ -419,6 +427,7 @@ class Shell:
         for link in self._links:
             link.close()
         self.effects.processes.close()
+        self.life.close()
 
     def command(self, command: Command) -> None:
         """A command without an asker."""

@@ -94,7 +94,7 @@ class State:
     attempt: str = ""
     """Names the synchronisation that was asked for last: news of an earlier one may come late."""
     synced_in_doubt: str = ""
-    """The attempt that ended while the doubt lasted."""
+    """The attempt that ended while there was a doubt, or before the primary said that this server is in the pair."""
     heard_in_doubt: bool = False
     split: bool = False
     """A split brain that this server survives has been logged."""

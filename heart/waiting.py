@@ -301,7 +301,7 @@ def become_second(t: Turn) -> bool:
         term=max(s.term, peer_term),
     )
     if s.setup.rfs:
-        s.attempts += 1
+        s.attempts, s.synced_in_doubt = s.attempts + 1, ""
         s.attempt = f"{s.incarnation}.{s.attempts}"
         options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
         t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))

@@ -114,6 +114,7 @@ class Server:
     life: int = 0
     frozen_until: float = 0.0
     deaf: bool = False
+    awake: float = 0.0
     thawed_at: float = -1e9
     sequence: int = 0
     app: bool = False
@@ -234,7 +235,7 @@ class World:
         server.heart = core.new_state(self.setup(name), self.incarnations)
         self.say(name, f"== heart {self.incarnations} starts, adopt={adopt}")
         known = server.shown if adopt else {**server.shown, **server.disk}
-        self.feed(name, Born(tuple(known.items()), server.mark, adopt and server.mark, unix=self.now))
+        self.feed(name, Born(tuple(known.items()), server.mark, adopt and server.mark, self.now, self.now - server.awake))
         life = server.life
         if server.heart is not None:
             self._pulse(name, life)
@@ -296,6 +297,7 @@ class World:
         self.at(PULSE * self.random.uniform(0.97, 1.0), lambda: self._pulse(name, life))
         if self.now < server.frozen_until:
             return
+        server.awake = self.now
         self.feed(name, Tick())
         if server.life == life:
             self.send(name)
@@ -662,7 +664,8 @@ class World:
         if self._claims(other) and not self.forced:
             # a partition without a witness: both may go on
             silent = heart is None or heart.peer is None or self.now >= heart.break_deadline
-            if not silent and other.heart is not None and other.heart.role is Role.SECOND:
+            apart = self.now <= self.parted_until  # it may have come back into hearing while this was done
+            if not silent and not apart and other.heart is not None and other.heart.role is Role.SECOND:
                 raise Violation(f"{server.name} goes on alone and hears {other.name}, which it did not tell (M3)")
             if self.now <= self.parted_until:
                 self.split = True
