@@ -267,7 +267,7 @@ class Box:
             self._unmount_all()
             self.engine.sync_backing()
             # Only now nothing can change any more, and everything is on disk.
-            self._tracker.stop(clean=was_primary)
+            self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
         except OSError as error:
             raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
         finally:
@@ -378,7 +378,7 @@ class Box:
         self.engine.become_readonly(role)
         if was_primary and keep_journal:
             self.engine.sync_backing()
-        self._tracker.stop(clean=was_primary)
+        self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
         if keep_journal:
             self._loaded = tracking.load(self.place.directory)
 

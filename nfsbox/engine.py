@@ -109,6 +109,8 @@ class Engine:
         self.generation = 0  # rises with every role change: what caches hold is void
         self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
+        self.peer_has_all = True
+        """All that was changed up to the last change of role is on the disk of the peer that was in the pair."""
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
@@ -324,6 +326,7 @@ class Engine:
             self._leaving = False
 
     def _leave(self, role: Role) -> None:
+        self.peer_has_all = True
         self._drain(last=False)  # what is under way keeps the mounts from answering
         if self.writable:
             self.sync_mounts()
@@ -339,7 +342,8 @@ class Engine:
         self._attached.set()
 
     def _drain(self, *, last: bool) -> None:
-        """Have a paired peer acknowledge everything sent so far. `last`: nothing is sent afterwards."""
+        """Have a paired peer acknowledge everything sent so far. `last`: nothing is sent afterwards, and the peer,
+        which is about to take over, has it on its disk."""
         number = 0
         with self.order:
             stream = self.stream
@@ -351,7 +355,12 @@ class Engine:
                 self.writable = False
         if stream is not None and number:
             stream.wait(number, DRAIN)
+            if last and not stream.lost:
+                with self.order:
+                    number = stream.send(Op.CHECKPOINT, 0, flags=0)
+                self.peer_has_all = stream.wait_late(number, DRAIN) == 0
         if stream is not None and stream.was is State.PAIRED and stream.lost:
+            self.peer_has_all = False
             stream.decide(kept=False)
 
     def sync_mounts(self) -> None:

@@ -235,7 +235,8 @@ class World:
         server.heart = core.new_state(self.setup(name), self.incarnations)
         self.say(name, f"== heart {self.incarnations} starts, adopt={adopt}")
         known = server.shown if adopt else {**server.shown, **server.disk}
-        self.feed(name, Born(tuple(known.items()), server.mark, adopt and server.mark, self.now, self.now - server.awake))
+        gap = self.now - server.awake
+        self.feed(name, Born(tuple(known.items()), server.mark, adopt and server.mark, self.now, gap))
         life = server.life
         if server.heart is not None:
             self._pulse(name, life)
