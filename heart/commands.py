@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart import hearing, plans, running, swap, waiting
+from heart import hearing, leaving, plans, swap, waiting
 from heart.actions import Exit, Marker, Processes, Reboot
 from heart.turn import Turn, step
 from heart.values import Color, Command, Role
@@ -176,7 +176,7 @@ def begin_stop(t: Turn, kind: str, word: str) -> None:
         s.stopping = kind
         if s.leaving:
             return
-        running.leave(t, word)
+        leaving.leave(t, word)
     elif s.role is Role.WAIT:
         waiting.stop(t, kind, word)
 
@@ -198,7 +198,7 @@ def _stop_wait(t: Turn, command: Command) -> None:
     s = t.s
     if s.role.running and not s.leaving:
         s.blocked = command.rule
-        running.leave(t, "stopwait")
+        leaving.leave(t, "stopwait")
 
 
 def restart(t: Turn) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart import commands, hearing, pairing, plans, running, waiting, witness
+from heart import commands, hearing, leaving, pairing, plans, waiting, witness
 from heart.actions import Processes
 from heart.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.turn import STEPS, Turn, step
@@ -77,12 +77,12 @@ def _adopt(t: Turn, role: Role, gap: float) -> None:
     else:
         if role.primary and s.setup.rfs and (s.doubted or not s.uptodate):
             # the application was left to the secondary already, or may run there
-            running.leave(t, "stopwait")
+            leaving.leave(t, "stopwait")
         elif role.primary or role is Role.UP:
             t.become(role, Color.MAGENTA)
             t.follow(*plans.adopted(role))
         else:
-            running.leave(t, "start")
+            leaving.leave(t, "start")
 
 
 def on_done(t: Turn, event: Done) -> None:
@@ -139,7 +139,7 @@ def secondary_failed(t: Turn, text: str) -> None:
     t.log("rfs_unusable", operation="secondary", reason=text)
     t.because("secondary_failed", "SECOND -> WAIT", text=text)
     s.retry_at = t.now + RETRY
-    running.leave(t, s.action)
+    leaving.leave(t, s.action)
 
 
 def on_resource(t: Turn, event: ResourceSet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart import commands, machine, pairing, plans, swap
+from heart import commands, leaving, machine, pairing, plans, swap
 from heart.actions import Hold
 from heart.turn import Turn, step
 from heart.values import Color, Command, Role
@@ -111,23 +111,8 @@ def _leave(t: Turn, rule: str, why: str) -> bool:
     """SECOND -> WAIT, then decide again."""
     s = t.s
     t.because(rule, "SECOND -> WAIT", why=why, peer=t.peer_role.value)
-    leave(t, s.action)
+    leaving.leave(t, s.action)
     return True
-
-
-def leave(t: Turn, word: str) -> None:
-    """Begin to leave the current role for WAIT; a secondary is out of date before it leaves."""
-    s = t.s
-    s.leaving = True
-    s.syncing = s.serving = False
-    s.action = plans.action_word(word)
-    if s.role is Role.SECOND:
-        t.memory(uptodate=False)
-    if s.swap is not None:
-        s.swap = None
-        t.memory(swapping=False)
-    t.become(s.role, Color.MAGENTA)
-    t.follow(*plans.leave(s.role, s.action, revoke=s.sacrificed and s.paired))
 
 
 def _failover_off(t: Turn, why: str) -> bool:

@@ -13,8 +13,8 @@ import fuse
 from nfsbox.engine import Engine, Root
 from nfsbox.exclusions import is_hidden, parent
 from nfsbox.files import File
-from nfsbox.mount import ENCODING
 from nfsbox.stream import Stream
+from nfsbox.system import ENCODING
 from nfsbox.wire import Op
 
 SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID

@@ -17,7 +17,6 @@ import ctypes
 import errno
 import logging
 import os
-import stat
 import threading
 import traceback
 from collections import deque
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import fuse
 
 from nfsbox import kernel
+from nfsbox.system import ENCODING
 
 if TYPE_CHECKING:
     from nfsbox.operations import Operations
@@ -36,8 +36,6 @@ log = logging.getLogger("nfsbox")
 
 #: Seconds that the kernel may keep names and attributes of a primary, where nobody else writes.
 CACHE_SECONDS = 1.0
-#: Paths travel through fusepy as text; this encoding keeps every byte.
-ENCODING = "latin-1"
 #: Bytes of requests put aside while a change waits for the peer; when there are more, everything waits.
 MAX_ASIDE = 64 << 20
 
@@ -549,14 +547,3 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     def mounted(self) -> None:
         """Wait until the mount answers. Raises OSError."""
         os.stat(self.path)
-
-
-def entry_mode(entry: os.DirEntry[bytes]) -> int:
-    """Type of a directory entry as bits of a mode, without a stat where the file system tells it."""
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

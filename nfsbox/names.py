@@ -13,10 +13,9 @@ from nfsbox.base import Base
 from nfsbox.engine import Engine, Root
 from nfsbox.exclusions import is_hidden, parent
 from nfsbox.files import File
-from nfsbox.mount import ENCODING
 from nfsbox.push import export
 from nfsbox.stream import Stream
-from nfsbox.system import set_mtime
+from nfsbox.system import ENCODING, set_mtime
 from nfsbox.wire import Op, Set, pack_attr
 
 _ACL_PREFIX: Final = "system.posix_acl_"

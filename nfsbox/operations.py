@@ -24,10 +24,9 @@ from nfsbox.base import SPECIAL_BITS
 from nfsbox.engine import Engine, Role, Root
 from nfsbox.exclusions import is_hidden
 from nfsbox.files import File
-from nfsbox.mount import ENCODING, entry_mode
 from nfsbox.names import Names
 from nfsbox.stream import Stream
-from nfsbox.system import FALLOCATE_MODES, PIECE, fallocate, write_pieces
+from nfsbox.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocate, write_pieces
 from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE

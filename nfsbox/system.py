@@ -1,9 +1,10 @@
-"""System calls that Python does not offer."""
+"""System calls that Python does not offer, and other small change of a file system."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 from typing import Final
 
@@ -13,6 +14,9 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 PUNCH_HOLE: Final = 0x3  # with KEEP_SIZE
 #: Modes of fallocate that change one file in place: allocate, punch, zero; those that move data are refused.
 FALLOCATE_MODES: Final = frozenset({0x0, 0x1, PUNCH_HOLE, 0x10, 0x11})
+
+#: Paths travel through fusepy as text; this encoding keeps every byte.
+ENCODING: Final = "latin-1"
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -81,3 +85,14 @@ def birth_ns(path: bytes) -> int | None:
         return None
     seconds, nanoseconds = _BTIME.unpack_from(buffer, 80)
     return int(seconds * 1_000_000_000 + nanoseconds)
+
+
+def entry_mode(entry: os.DirEntry[bytes]) -> int:
+    """Type of a directory entry as bits of a mode, without a stat where the file system tells it."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -10,6 +10,7 @@ import click
 from safekit.archive import ArchiveError, unpack
 from safekit.cli.base import Failure, bus, command, module_option, module_paths, session
 from safekit.cli.configure import refuse, running_state, show_findings
+from safekit.cli.ids import free_id, ids_in_use, module_id
 from safekit.configuration import ConfigureError, apply
 from safekit.files import locked, write_atomic
 from safekit.keys import MODULE_KEY, give_module_key, take_module_key
@@ -27,7 +28,6 @@ def deploy_command(module: str | None, number: int | None, configure: bool, arch
 
     A module that runs keeps running: its new configuration may then change only what is dynamic.
     """
-    from safekit.cli.module import free_id, ids_in_use, module_id
 
     name = module or session().module
     try:

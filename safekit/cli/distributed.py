@@ -299,7 +299,7 @@ def _give_module(targets: Sequence[Target], module: str) -> int:
 
     from safekit.archive import pack
     from safekit.cli.base import module_paths
-    from safekit.cli.module import module_id
+    from safekit.cli.ids import module_id
 
     paths = module_paths(module)
     configured = paths.active_json.exists()

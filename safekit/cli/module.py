@@ -13,6 +13,7 @@ import click
 from safekit.archive import ArchiveError, pack, unpack
 from safekit.cli.base import Failure, command, installed_modules, module_option, module_paths, require_admin, session
 from safekit.cli.deploy import delkey_command, deploy_command, genkey_command
+from safekit.cli.ids import free_id, ids_in_use, module_id
 from safekit.cli.lastconfig import lastconfig_command, restore_command
 from safekit.files import locked, write_atomic
 from safekit.paths import ModulePaths, cluster_dir, safe
@@ -23,30 +24,6 @@ MODES = ("mirror", "farm", "light")
 @click.group("module")
 def module_command() -> None:
     """Install, list, pack and remove modules."""
-
-
-def module_id(paths: ModulePaths) -> int | None:
-    """Id of an installed module, None when it has none."""
-    try:
-        return int(paths.id_file.read_text().strip())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def ids_in_use() -> dict[int, str]:
-    """Ids of the installed modules."""
-    found = {name: module_id(ModulePaths(name)) for name in installed_modules()}
-    return {number: name for name, number in found.items() if number is not None}
-
-
-def free_id(used: dict[int, str]) -> int:
-    """The smallest free id. Raises Failure when there is none."""
-    from safekit.model.ports import MAX_MODULE_ID
-
-    for number in range(1, MAX_MODULE_ID + 1):
-        if number not in used:
-            return number
-    raise Failure("every module id is in use", "uninstall a module: safekit module uninstall -m AM")
 
 
 def _running(name: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from safekit.cli.ids import free_id
 from safekit.cli.level import licence, os_name
-from safekit.cli.module import free_id, port_lines
+from safekit.cli.module import port_lines
 from safekit.cli.state import as_data, progress_of, table, verdict_line
 from safekit.cli.view import Progress, duration, moment, progress_line, size, view_of
 from safekit.cli.why import explain, history, parse
