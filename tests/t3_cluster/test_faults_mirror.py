@@ -307,6 +307,7 @@ def test_kill_9_of_errd_and_of_every_checker(pair: Pair) -> None:
     checks = CHECKS.format(witness=pair.lab.client.address())
     pair.install(userconfig(rfs=SHORT, vip=vip, more=checks), customscript=CUSTOM)
     prim, second = protected(pair)
+    pair.begin_test()  # from here on: a start may wait for the other server
     pair.expect("process_died")
     writer, mark = prim.pids("python3"), pair.mark()
     for node in (prim, second):

@@ -50,13 +50,13 @@ class NftablesEngine:
     def install(self, layout: Layout, verdicts: Verdicts, lease: float | None) -> None:
         self._layout = layout
         try:
-            self._nft.run(ruleset.table(layout))
+            # One transaction: filters of a life before are replaced without a moment in which everything is dropped.
+            self._nft.run(ruleset.table(layout) + ruleset.state(layout, verdicts) + ruleset.lease(layout, lease))
             for wire in layout.wires:
                 if wire.vmac is not None and wire.v6:
                     append_link_address_rule(layout.table, ruleset.ndfix(wire), wire.vmac)
             for wire in layout.wires:
                 nic.accept(wire.index, wire.device, wire.vmac if wire.vmac is not None else wire.gather)
-            self.apply(verdicts, lease)
         except (NftError, OSError) as error:
             raise EngineError(self._explain(error)) from None
 

@@ -149,15 +149,16 @@ class Farm:
             plan = core.plan()
             kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
             self._macs.share(layout)
+            if self._monitor is None:
+                self._monitor = RulesetMonitor(layout.table, self._disturbed)
             try:
-                self._engine.install(layout, self._verdicts(plan, kept), self._lease_now())
+                # This transaction touches the table whatever the lease is: from it the monitor knows our own changes.
+                verdicts = self._verdicts(plan, kept)
+                self._monitor.learn(lambda: self._engine.install(layout, verdicts, self._lease_now()))
             except EngineError as error:
                 self._context.log.event("farm_filter_failed", reason=str(error))
                 raise BusError("farm_filter", str(error)) from None
             self._installed = self._set = True
-            if self._monitor is None:
-                self._monitor = RulesetMonitor(layout.table, self._disturbed)
-            self._monitor.learn(lambda: self._engine.renew(self._lease_now()))
             self._flood_check.watch(layout)
             self._applied = -1
         self._dirty.set()
