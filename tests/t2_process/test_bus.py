@@ -149,6 +149,7 @@ def test_strangers_are_ignored() -> None:
 
 def test_commands_without_an_event_loop() -> None:
     async def scenario(client: bus.Endpoint) -> None:
+        await client.request("AM/heart", "hello")  # waits until it is registered, which a command does not
         reply = await asyncio.to_thread(bus.request_sync, "AM/heart", "hello", value=3)
         assert reply["value"] == 3
         with pytest.raises(bus.BusError, match="not today"):
