@@ -129,6 +129,7 @@ class Resync:
 
     def __init__(self, primary: Node) -> None:
         self.channel, _ = wire.connect(("127.0.0.1", primary.port), "test", wire.Kind.RESYNC, [KEY], {"node": "B"})
+        self.copied: dict[int, bytes] = {}  # one name of each file that was copied, by its inode
 
     def __call__(self, op: str, **fields: Any) -> dict[str, Any]:
         self.channel.send(wire.Op.REQUEST, body=msgpack.packb({"op": op, **fields}))
@@ -202,16 +203,31 @@ def copy_all(service: Resync, target: Node, path: bytes = b"") -> None:
 
 
 def copy_file(service: Resync, path: bytes) -> None:
-    pushed = service("push_entry", root=0, path=path)
+    try:
+        entry = service("stat", root=0, path=path)["entry"]
+    except OSError:  # it goes while we look, or its directory does
+        entry = None
+    other = service.copied.get(entry[7], path) if entry is not None and stat.S_ISREG(entry[1]) else path
+    if other != path:
+        try:
+            if not service("push_link", root=0, existing=other, path=path)["open"]:
+                return
+        except OSError:
+            pass  # the two names do not belong together any more
+    try:
+        pushed = service("push_entry", root=0, path=path)
+    except (FileNotFoundError, NotADirectoryError):  # its directory was renamed: it is looked at again
+        return
     if pushed["kind"] != "file":
         return
+    service.copied[pushed["ino"]] = path
     try:
         offset = 0
         while offset < pushed["size"]:
             service("push_zone", root=0, path=path, off=offset, len=1 << 20)
             offset += 1 << 20
         service("finish", root=0, path=path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
 
 
