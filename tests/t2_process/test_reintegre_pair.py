@@ -158,6 +158,14 @@ def test_application_writes_during_the_reintegration(pair: Pair) -> None:
                 name = pair.n1.dir / f"d{number % 7}" / f"new{number % 50}"
                 name.write_bytes(b"%d" % number)
                 os.rename(name, pair.n1.dir / f"d{number * 3 % 7}" / f"moved{number % 40}")
+                if number % 3 == 0:  # another name, and writes by either
+                    link = pair.n1.dir / f"d{number * 5 % 7}" / f"link{number % 30}"
+                    link.unlink(missing_ok=True)
+                    f, files = 11 * number % 300, pair.n1.dir
+                    os.link(files / f"d{f % 7}" / f"f{f}", link)
+                    for written in (link, files / f"d{f % 7}" / f"f{f}"):
+                        with open(written, "r+b", buffering=0) as other:
+                            other.write(b"%08d" % number)
                 if number % 10 == 0:
                     os.rename(pair.n1.dir / f"d{number % 7}", pair.n1.dir / "aside")
                     os.rename(pair.n1.dir / "aside", pair.n1.dir / f"d{number % 7}")
