@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -145,25 +146,30 @@ def gluster(base: Path) -> Iterator[Bed]:
             directory.mkdir()
             _eventually(lambda: run(*_in(keepers[0]), "mount", "-t", "glusterfs", f"{addresses[0]}:/gv",
                                     str(directory)))
-            yield Bed("GlusterFS replica 2", directory, enter=tuple(_in(keepers[0])), backing=top / "n1" / "brick")
+            pids = tuple(pid for namespace in namespaces.values() for pid in _all_in(namespace))
+            yield Bed("GlusterFS replica 2", directory, pids, tuple(_in(keepers[0])), top / "n1" / "brick")
         finally:
             for keeper in keepers:
                 subprocess.run([*_in(keeper), "umount", "-l", str(top / "mounted")], check=False, capture_output=True)
             for namespace in namespaces.values():
-                _kill_all_in(namespace)
+                for pid in _all_in(namespace):  # GlusterFS leaves daemons of its own behind
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             for process in (*daemons, *keepers):
                 process.kill()
                 process.wait()
 
 
-def _kill_all_in(namespace: str) -> None:
-    """Everything that runs in a network namespace of ours: GlusterFS leaves daemons of its own behind."""
+def _all_in(namespace: str) -> list[int]:
+    """Everything that runs in a network namespace of ours."""
     number = os.stat(namespace).st_ino
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if os.stat(entry / "ns/net").st_ino == number:
-                    os.kill(int(entry.name), 9)
+                    found.append(int(entry.name))
+    return found
 
 
 def _in(keeper: subprocess.Popen[bytes]) -> list[str]:

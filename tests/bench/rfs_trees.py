@@ -13,13 +13,15 @@ from tests.t2_process.rfs_pair import Pair
 PER_DIRECTORY = 500
 
 
-def grow(base: Path, files: int) -> None:
-    """Empty and tiny files, PER_DIRECTORY in a directory."""
+def grow(base: Path, files: int, content: bytes = b"") -> None:
+    """Small files, PER_DIRECTORY in a directory."""
     for number in range(files):
         if number % PER_DIRECTORY == 0:
             directory = base / f"d{number // PER_DIRECTORY}"
             directory.mkdir(parents=True)
         descriptor = os.open(directory / f"file{number}", os.O_CREAT | os.O_WRONLY, 0o644)
+        if content:
+            os.write(descriptor, content)
         os.close(descriptor)
 
 
@@ -46,6 +48,18 @@ def unchanged(base: Path, files: int) -> None:
         pair.reintegrate(pair.n2, 600)
         print(f"reintegration of {files} unchanged files: {time.monotonic() - begin:.1f} s "
               f"(processes and mount before it: {started:.1f} s)")
+
+
+def first(base: Path, files: int) -> None:
+    """The secondary has nothing: every file is made there and filled."""
+    with veth() as (namespaces, addresses), Pair(base, Rfs((Replicated("/replicated"),)), addresses, 5600,
+                                                 namespaces) as pair:
+        grow(pair.n1.backing, files, b"x" * 1024)
+        pair.start_primary(pair.n1)
+        begin = time.monotonic()
+        pair.start_secondary(pair.n2, 600)
+        print(f"first synchronisation of {files} files of 1 KiB to an empty secondary: "
+              f"{time.monotonic() - begin:.1f} s", flush=True)
 
 
 def mountable(base: Path, files: int) -> None:
