@@ -62,6 +62,8 @@ class DataState:
     closed_ns   time of the file system in ns at the last orderly close, 0 before it
     idle_ns     files changed after this time (ns, ctime) may have been changed while the product did not watch,
                 since the last synchronisation; 0: it always watched
+    boot        names the start of the system in which the state was opened, 0 unknown
+    receiving_ns  time of the file system in ns at which the first reintegration began that is not completed, 0 none
     unapplied   as the secondary of a pair this server may acknowledge what it has not applied yet; found True at a
                 start: some of what the peer's application was promised may be missing here
     """
@@ -80,6 +82,8 @@ class DataState:
     sync_point: float = 0.0
     closed_ns: int = 0
     idle_ns: int = 0
+    boot: int = 0
+    receiving_ns: int = 0
     unapplied: bool = False
 
     @property
@@ -90,16 +94,24 @@ class DataState:
 
 # --- life of a state: each returns what must be durable before its caller goes on -------------------------
 
-def opened(state: DataState, *, recorded: bool, boot_ns: int) -> DataState:
+def opened(state: DataState, *, recorded: bool, boot_ns: int, boot: int = 0) -> DataState:
     """Durable before anything in the replicated directories may change.
 
     recorded: the record of changed zones, those in flight included, was read back whole.
     boot_ns: when this system booted: after a crash, nobody watched from then on; 0 when it did not boot since.
+    boot: names this start of the system.
+
+    A system that went down in the middle of a reintegration may have kept the size and the time of a file that was
+    being copied, without its content: what was changed since the reintegration began is compared by content.
     """
     crashed = state.open
+    torn = crashed and boot_ns > 0 and not state.consistent
     unwatched = boot_ns if crashed else state.closed_ns
-    known = [t for t in (state.idle_ns, unwatched) if t]
-    return replace(state, open=True, clean=state.clean and not crashed, tracked=state.tracked and recorded,
+    since = max(1, state.receiving_ns - int(GRACE_S * 1e9)) if torn and state.receiving_ns else 0
+    known = [t for t in (state.idle_ns, unwatched, since) if t]
+    # a release that did not note when it began: nobody can tell what it was copying
+    tracked = state.tracked and recorded and not (torn and not state.receiving_ns)
+    return replace(state, open=True, clean=state.clean and not crashed, tracked=tracked, boot=boot,
                    idle_ns=min(known) if known and state.peer else 0)
 
 
@@ -134,12 +146,12 @@ def in_step(state: DataState, now: float) -> DataState:
     return replace(state, sync_point=now) if state.peer and not state.base and state.consistent else state
 
 
-def receiving(state: DataState, verdict: Verdict, source: DataState) -> DataState:
+def receiving(state: DataState, verdict: Verdict, source: DataState, now_ns: int) -> DataState:
     """The target, durable before reintegration changes its first byte."""
     copying = state.copying
     if verdict.kind is Kind.FULL:
         copying = Copying(source.current, source.full_serial)
-    return replace(state, consistent=False, full_serial=0, copying=copying)
+    return replace(state, consistent=False, full_serial=0, copying=copying, receiving_ns=state.receiving_ns or now_ns)
 
 
 def received(state: DataState, source: DataState, now: float, *, ahead: bool = False) -> DataState:
@@ -147,7 +159,8 @@ def received(state: DataState, source: DataState, now: float, *, ahead: bool = F
     which zones the target lacked.  `ahead`: it acknowledges before it applies, see `acknowledging`."""
     history = tuple(g for g in (source.base, *source.history) if g)[:HISTORY]
     return replace(state, peer=source.server, current=source.current, base=0, history=history, consistent=True,
-                   clean=True, tracked=True, full_serial=0, copying=None, sync_point=now, idle_ns=0, unapplied=ahead)
+                   clean=True, tracked=True, full_serial=0, copying=None, sync_point=now, idle_ns=0, receiving_ns=0,
+                   unapplied=ahead)
 
 
 def delivered(state: DataState, target: int, now: float) -> DataState:
@@ -158,13 +171,13 @@ def delivered(state: DataState, target: int, now: float) -> DataState:
 
 
 def full_demanded(state: DataState, serial: int) -> DataState:
-    """The next reintegration copies everything (config, deconfig, `rfssync full`)."""
+    """The next reintegration copies everything (`second fullsync`, config, deconfig, `rfssync full`)."""
     return replace(state, full_serial=serial, copying=None)
 
 
 def forced(state: DataState, serial: int) -> DataState:
     """`primforce`: the administrator declares the data valid, whatever it is."""
-    return replace(full_demanded(state, serial), consistent=True)
+    return replace(full_demanded(state, serial), consistent=True, receiving_ns=0)
 
 
 # --- durable form --------------------------------------------------------------------------------------------
@@ -218,7 +231,9 @@ def from_fields(fields: object) -> DataState:
             copying=None if copying is None else _copying(copying),
             sync_point=_time(fields["sync_point"]), closed_ns=_generation(fields["closed_ns"]),
             idle_ns=_generation(fields["idle_ns"]),
-            unapplied=_flag(fields.get("unapplied", False)))  # releases before it did not know it
+            # releases before them did not know these
+            boot=_generation(fields.get("boot", 0)), receiving_ns=_generation(fields.get("receiving_ns", 0)),
+            unapplied=_flag(fields.get("unapplied", False)))
     except KeyError as error:
         raise StateError(f"a data state lacks {error}") from error
 
@@ -280,11 +295,11 @@ class Verdict:
     overwrites: bool = False
 
 
-def verdict(source: DataState, target: DataState, *, fullsync: bool = False, namespacepolicy: int = 4,
+def verdict(source: DataState, target: DataState, *, namespacepolicy: int = 4,
             grace_s: float = GRACE_S) -> Verdict:
     """What makes `target` equal to `source`.  The first rule that applies decides.
 
-    fullsync: `safekit second fullsync`.  namespacepolicy: 4 lets an interrupted full copy go on by checksums,
+    namespacepolicy: 4 lets an interrupted full copy go on by checksums,
     any other value begins it again (guide 13.6.3).
     """
     if not source.consistent:
@@ -298,13 +313,11 @@ def verdict(source: DataState, target: DataState, *, fullsync: bool = False, nam
         return Verdict(Kind.REFUSED, "unapplied_acknowledgements",
                        "the primary may lack changes that it had acknowledged as the secondary: its nfsbox was killed "
                        "before it had applied them; start the other server with safekit prim")
-    return (_full(source, target, fullsync, namespacepolicy) or _interrupted(source, target)
+    return (_full(source, target, namespacepolicy) or _interrupted(source, target)
             or _related(source, target, grace_s) or _diverged(source, target))
 
 
-def _full(s: DataState, t: DataState, fullsync: bool, namespacepolicy: int) -> Verdict | None:
-    if fullsync:
-        return Verdict(Kind.FULL, "full_requested", "second fullsync was asked for: every file is copied")
+def _full(s: DataState, t: DataState, namespacepolicy: int) -> Verdict | None:
     if t.server == s.server:
         return Verdict(Kind.FULL, "cloned_server", "both servers hold the record of one server: every file is copied")
     if t.copying and namespacepolicy == 4 and t.copying.serial == s.full_serial and t.copying.generation in s.lineage \
@@ -318,7 +331,8 @@ def _full(s: DataState, t: DataState, fullsync: bool, namespacepolicy: int) -> V
     if s.full_serial or t.full_serial:
         where = "primary" if s.full_serial else "secondary"
         return Verdict(Kind.FULL, "full_demanded",
-                       f"a full reintegration was demanded on the {where} (config, primforce or rfssync full)")
+                       f"a full reintegration was demanded on the {where} (second fullsync, config, primforce or "
+                       "rfssync full): every file is copied")
     if s.peer != t.server or t.peer != s.server:
         return Verdict(Kind.FULL, "pairing_changed", "one of the servers was last paired with another one")
     return None

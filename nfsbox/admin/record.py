@@ -2,6 +2,7 @@
 the pure steps of `nfsbox.generations`, written by nfsbox before what it announces takes effect."""
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import time
@@ -24,10 +25,19 @@ def boot_time_ns() -> int:
     return time.time_ns() - int(since_boot * 1e9)
 
 
-def unwatched_since_boot(state_file: Path, boot_ns: int) -> int:
+def boot_identity() -> int:
+    """Names this start of the system (or of the container, or lab node), whatever its clock says."""
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    digest = hashlib.blake2b(f"{kernel} {process_start_time(1)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") or 1
+
+
+def unwatched_since_boot(state: DataState, state_file: Path, boot: int, boot_ns: int) -> int:
     """boot_ns when the system was started after the state was last written, else 0: after a crash within one boot
-    the dead mount kept everybody out of the directories."""
-    try:
+    the dead mount kept everybody out of the directories, and no page of memory was lost."""
+    if state.boot:
+        return 0 if state.boot == boot else boot_ns
+    try:  # written by a release that did not note it
         return boot_ns if state_file.stat().st_mtime_ns < boot_ns else 0
     except FileNotFoundError:
         return boot_ns
@@ -41,10 +51,11 @@ class Prepared:
     fault: str = ""
 
 
-def read(fields: object, journal: str, boot_ns: int) -> Prepared:
+def read(fields: object, journal: str, state_file: Path | None = None) -> Prepared:
     """What `prepare` of nfsbox found: its state map (None: none yet) and how the journal of changes ended.
 
-    A server without a usable state never was synchronised, as far as anybody can prove.
+    A server without a usable state never was synchronised, as far as anybody can prove. Without `state_file` the
+    state is that of a life that goes on.
     """
     fault = ""
     try:
@@ -54,4 +65,6 @@ def read(fields: object, journal: str, boot_ns: int) -> Prepared:
         state = DataState(new_number())
     # Without a journal nothing is in flight, unless this server tracked changes for an absent peer.
     recorded = journal != "bad" and not (journal == "none" and state.base != 0)
-    return Prepared(opened(state, recorded=recorded, boot_ns=boot_ns), fault)
+    boot = boot_identity()
+    boot_ns = unwatched_since_boot(state, state_file, boot, boot_time_ns()) if state_file is not None else 0
+    return Prepared(opened(state, recorded=recorded, boot_ns=boot_ns, boot=boot), fault)

@@ -104,15 +104,14 @@ class Reintegration:
         state = admin.known_state()
         rfs = admin.context.config.rfs
         policy = rfs.namespacepolicy if rfs is not None else 4
-        found = generations.verdict(source, state, fullsync=admin.fullsync, namespacepolicy=policy)
+        found = generations.verdict(source, state, namespacepolicy=policy)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
         self._watch_process(int(request.fields.get("pid") or 0))
-        marked = generations.receiving(state, found, source)
+        marked = generations.receiving(state, found, source, time.time_ns())
         await admin.nfsbox("state_set", state=generations.to_fields(marked))
         admin.state, self.verdict = marked, found
         admin.set_resource("rfs.inconsistent", "up")
-        admin.fullsync = False  # from here on an interruption is resumed
         code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
         admin.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
         return {"kind": found.kind.value, "rule": found.rule, "sentence": found.sentence,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from nfsbox import generations
-from nfsbox.admin.record import boot_time_ns, new_number, read, unwatched_since_boot
+from nfsbox.admin.record import new_number, read
 from nfsbox.admin.reintegration import Reintegration
 from nfsbox.admin.watch import Watch
 from nfsbox.generations import DataState
@@ -44,7 +44,6 @@ class Admin:
         self.degraded = False
         self.peer = ""
         self.state: DataState | None = None
-        self.fullsync = False
         self.attempt = ""  # heart's name for the synchronisation that it asked for last
         self.reintegration = Reintegration(self)
         self._watch: Watch | None = None
@@ -171,10 +170,9 @@ class Admin:
 
     async def _open(self, *, degraded: bool) -> DataState:
         """Wait for nfsbox, mount, and read what the last life left."""
-        boot_ns = unwatched_since_boot(self.context.paths.rfs / "state", boot_time_ns())
         await self._find_nfsbox()
         answer = await self.nfsbox("prepare", degraded=degraded)
-        prepared = read(answer.get("state"), str(answer.get("journal")), boot_ns)
+        prepared = read(answer.get("state"), str(answer.get("journal")), self.context.paths.rfs / "state")
         if prepared.fault:
             self.context.log.event("rfs_state_fault", reason=prepared.fault)
         self.state = await self._demand_full(prepared.state)
@@ -189,6 +187,14 @@ class Admin:
         # The demand is on disk before the note goes: a crash between them demands twice.
         await self.nfsbox("state_set", state=generations.to_fields(state))
         note.unlink(missing_ok=True)
+        return state
+
+    async def _fullsync(self, state: DataState) -> DataState:
+        """`second fullsync`. It is on disk before anything else: whatever dies before the reintegration begins, and
+        however often it is tried, the wish holds until it has begun; from then on an interruption is resumed."""
+        self.state = state = generations.full_demanded(state, new_number())
+        if self.role != "secondary":  # there a state begins the stream; it is written with the new connection
+            await self.nfsbox("state_set", state=generations.to_fields(state))
         return state
 
     async def _find_nfsbox(self) -> None:
@@ -260,6 +266,8 @@ class Admin:
         if swap:
             state = generations.acknowledging(state)
         await self.reintegration.abandon()
+        if request.fields.get("fullsync"):
+            state = await self._fullsync(state)
         self.attempt = str(request.fields.get("attempt", ""))
         deadline = time.monotonic() + CONNECT_S
         while True:
@@ -278,7 +286,6 @@ class Admin:
         if swap and self.durable:
             await self._applied()
         if not swap:
-            self.fullsync = self.fullsync or bool(request.fields.get("fullsync"))
             self.spawn(self.reintegration.start())
         return {"session": answer.get("session")}
 
@@ -446,9 +453,12 @@ class Admin:
             self._adopted.set()
 
     async def _adopt(self, status: Fields) -> None:
-        answer = await self.nfsbox("state_get")
-        self.state = read(answer.get("state"), "clean", 0).state
         self.role = str(status["role"])
+        # A state that was not written again since the start says nothing yet of a crash before it; `prepare` of what
+        # is prepared changes nothing.
+        answer = await self.nfsbox(*(("prepare",) if self.role == "standby" else ("state_get",)))
+        self.state = read(answer.get("state"), str(answer.get("journal", "clean")),
+                          self.context.paths.rfs / "state").state
         self.degraded = bool(status.get("degraded"))
         session = str(status.get("session"))
         self.paired = session in ("paired", "handed_over")

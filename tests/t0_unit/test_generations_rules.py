@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfsbox.generations import (
+    GRACE_S,
     HISTORY,
     Copying,
     DataState,
@@ -39,7 +40,7 @@ def pair() -> tuple[DataState, DataState]:
     target = opened(DataState(2), recorded=True, boot_ns=0)
     first = verdict(source, target)
     assert (first.kind, first.rule) == (Kind.FULL, "first_synchronisation")
-    target = received(receiving(target, first, source), source, NOW)
+    target = received(receiving(target, first, source, 1), source, NOW)
     return delivered(source, target.server, NOW), target
 
 
@@ -123,7 +124,7 @@ def test_stale_server_forced_primary_overwrites_the_newer_one() -> None:
 def test_interrupted_zones_are_done_again_and_lost_zones_compared() -> None:
     source, target = pair()
     source = left_peer(source, 101, NOW)
-    partial = receiving(target, verdict(source, target), source)
+    partial = receiving(target, verdict(source, target), source, 1)
     assert verdict(source, partial).rule == "interrupted_zones"
     assert verdict(replace(source, tracked=False), partial).rule == "interrupted_checksums"
     assert verdict(source, replace(partial, current=77)).rule == "interrupted_checksums"
@@ -131,30 +132,49 @@ def test_interrupted_zones_are_done_again_and_lost_zones_compared() -> None:
 
 def test_a_secondary_that_may_lack_what_it_acknowledged_is_no_source_before_somebody_says_so() -> None:
     source, target = pair()
-    ahead = received(receiving(target, verdict(source, target), source), source, NOW, ahead=True)
+    ahead = received(receiving(target, verdict(source, target), source, 1), source, NOW, ahead=True)
     killed = opened(ahead, recorded=True, boot_ns=0)
     assert killed.unapplied and closed(killed, 5).unapplied, "a stop afterwards proves nothing"
     assert verdict(killed, source).rule == "unapplied_acknowledgements"
     assert not closed(applied(ahead), 5).unapplied
     assert verdict(left_peer(killed, 9, NOW), source).kind is Kind.BITMAP, "safekit prim: its data counts from then on"
     assert verdict(left_peer(source, 9, NOW), killed).rule == "changed_zones_and_in_flight"
-    old = {name: value for name, value in to_fields(source).items() if name != "unapplied"}
+    new = ("unapplied", "boot", "receiving_ns")
+    old = {name: value for name, value in to_fields(source).items() if name not in new}
     assert from_fields(old) == source, "a release before it did not know the mark"
+
+
+def test_what_a_reintegration_copied_before_a_power_failure_is_compared_by_content() -> None:
+    """Size and time of a copied file may be on disk, its content not."""
+    source, target = pair()
+    source = left_peer(source, 101, NOW)
+    hour = int(GRACE_S) * 10**9
+    partial = receiving(target, verdict(source, target), source, 5 * hour)
+    again = receiving(opened(partial, recorded=True, boot_ns=0), verdict(source, partial), source, 9 * hour)
+    assert opened(again, recorded=True, boot_ns=0).idle_ns == 0, "nfsbox died: memory lost nothing"
+    failed = opened(again, recorded=True, boot_ns=20 * hour)
+    assert failed.idle_ns == 4 * hour, "since the first attempt that is not completed, and a clock may have been wrong"
+    assert verdict(source, failed).rule == "interrupted_zones"
+    assert opened(closed(failed, 30 * hour), recorded=True, boot_ns=0).idle_ns == 4 * hour
+    old = opened(replace(partial, receiving_ns=0), recorded=True, boot_ns=20 * hour)
+    assert verdict(source, old).rule == "interrupted_checksums", "a release that did not note when it began"
+    done = received(failed, source, NOW)
+    assert (done.idle_ns, done.receiving_ns) == (0, 0)
 
 
 def test_an_interrupted_target_is_no_source() -> None:
     source, target = pair()
-    partial = receiving(target, verdict(left_peer(source, 101, NOW), target), source)
+    partial = receiving(target, verdict(left_peer(source, 101, NOW), target), source, 1)
     assert verdict(left_peer(partial, 9, NOW), source).kind is Kind.REFUSED
     assert verdict(left_peer(forced(partial, 8), 9, NOW), source).rule == "full_demanded"
 
 
 def test_interrupted_full_copy_goes_on_by_checksums_with_policy_4_only() -> None:
     source = left_peer(DataState(1), 100, NOW)
-    target = receiving(DataState(2), verdict(source, DataState(2)), source)
+    target = receiving(DataState(2), verdict(source, DataState(2)), source, 1)
     assert verdict(source, target).rule == "full_resumed"
     assert verdict(source, target, namespacepolicy=1).rule == "full_restarted"
-    assert verdict(source, target, fullsync=True).rule == "full_requested"
+    assert verdict(source, full_demanded(target, 7)).rule == "first_synchronisation", "it begins again"
     assert verdict(full_demanded(source, 55), target).rule == "full_restarted"
     assert verdict(replace(source, current=999), target).rule == "full_restarted"
 
@@ -162,9 +182,12 @@ def test_interrupted_full_copy_goes_on_by_checksums_with_policy_4_only() -> None
 def test_demands_for_everything() -> None:
     source, target = pair()
     source = left_peer(source, 101, NOW)
-    assert verdict(source, target, fullsync=True).rule == "full_requested"
     assert verdict(full_demanded(source, 5), target).rule == "full_demanded"
-    assert verdict(source, full_demanded(target, 5)).rule == "full_demanded"
+    wish = full_demanded(target, 5)
+    for later in (wish, closed(wish, 9), opened(wish, recorded=False, boot_ns=7), replace(wish, consistent=False)):
+        assert verdict(source, later).rule == "full_demanded", "it holds until a reintegration begins"
+    begun = receiving(wish, verdict(source, wish), source, 1)
+    assert verdict(source, begun).rule == "full_resumed"
     assert verdict(source, DataState(3, current=100, peer=1)).rule == "pairing_changed"
     assert verdict(source, replace(target, server=source.server)).rule == "cloned_server"
 
@@ -172,7 +195,7 @@ def test_demands_for_everything() -> None:
 def test_confirmation_lost_between_the_two_records_of_the_end() -> None:
     source, target = pair()
     source = left_peer(source, 101, NOW)
-    target = received(receiving(target, verdict(source, target), source), source, NOW)
+    target = received(receiving(target, verdict(source, target), source, 1), source, NOW)
     # the source never recorded `delivered`: its zones cover more than needed, in both directions
     assert verdict(source, target).kind is Kind.BITMAP
     took_over = left_peer(target, 103, NOW)
@@ -229,12 +252,12 @@ states = st.builds(
     history=st.lists(numbers, max_size=HISTORY).map(tuple), consistent=st.booleans(), open=st.booleans(),
     clean=st.booleans(), tracked=st.booleans(), full_serial=numbers,
     copying=st.none() | st.builds(Copying, numbers, numbers),
-    sync_point=st.floats(0, 1e11), closed_ns=numbers, idle_ns=numbers)
+    sync_point=st.floats(0, 1e11), closed_ns=numbers, idle_ns=numbers, boot=numbers, receiving_ns=numbers)
 
 
-@given(states, states, st.booleans(), st.sampled_from([0, 1, 3, 4]))
-def test_every_pair_of_states_has_a_verdict_with_a_reason(a: DataState, b: DataState, full: bool, policy: int) -> None:
-    found = verdict(a, b, fullsync=full, namespacepolicy=policy)
+@given(states, states, st.sampled_from([0, 1, 3, 4]))
+def test_every_pair_of_states_has_a_verdict_with_a_reason(a: DataState, b: DataState, policy: int) -> None:
+    found = verdict(a, b, namespacepolicy=policy)
     assert found.rule and found.sentence
     assert (found.newer_than == 0) or found.kind is Kind.TIMESTAMP
     if not a.consistent:

@@ -250,7 +250,7 @@ class World:
         self.verdicts[found.rule] = self.verdicts.get(found.rule, 0) + 1
         if found.kind is Kind.REFUSED:
             raise Lost(f"refused: {found.sentence}")
-        target.state = receiving(target.state, found, source.state)
+        target.state = receiving(target.state, found, source.state, self.now * 10**9)
         recorded: Record = dict(source.dirty)
         for path, zones in target.dirty.items() if self.broken != "activity" else ():
             recorded[path] = recorded.get(path, frozenset()) | zones

@@ -365,12 +365,55 @@ def test_fullsync_is_asked_once_and_then_resumed() -> None:
         source = DataState(77, peer=5, current=500, base=400)
         await world.ask("prepare")
         await world.ask("secondary", peer="n2", fullsync=True)
-        assert (await world.ask("rei_begin", source=to_fields(source), pid=0))["rule"] == "full_requested"
+        assert (await world.ask("rei_begin", source=to_fields(source), pid=0))["rule"] == "full_demanded"
         await world.ask("rei_failed", reason="cable")
         await world.until(lambda: "rfs_failed" in world.events())
         await world.ask("standby")
         await world.ask("secondary", peer="n2")
         assert (await world.ask("rei_begin", source=to_fields(source), pid=0))["rule"] == "full_resumed"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("dies", ["after the connection", "before the connection", "after a power failure"])
+def test_fullsync_is_remembered_by_whoever_comes_after(dies: str) -> None:
+    """The wish is on disk before anything else, and is fulfilled when the copy has begun."""
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400))
+        source = DataState(77, peer=5, current=500, base=400)
+        await world.ask("prepare")
+        if dies == "before the connection":
+            world.refuse["secondary"] = bus.BusError("session", "the key is wrong")
+            with pytest.raises(bus.BusError):
+                await world.ask("secondary", peer="n2", fullsync=True)
+        else:
+            await world.ask("secondary", peer="n2", fullsync=True)
+        if dies == "after the connection":
+            world.role, world.session = "secondary", "resync"
+            await world.killed()
+        else:
+            world.role = "none"
+            await world.killed()
+            await world.ask("prepare")
+            await world.ask("secondary", peer="n2")
+        await world.until(lambda: ("process", {"name": "reintegre", "on": True}) in asked(world))
+        answer = await world.ask("rei_begin", source=to_fields(source), pid=0)
+        assert (answer["kind"], answer["rule"]) == ("full", "full_demanded")
+        assert "second fullsync" in answer["sentence"]
+
+    run(scenario)
+
+
+def test_a_server_that_waits_still_knows_of_the_power_failure_when_its_nfsadmin_is_killed() -> None:
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400, base=300, open=True, boot=3))
+        world.journal = "bad"
+        await world.ask("prepare")
+        before = world.admin.known_state()
+        world.role = "standby"
+        await world.killed()
+        after = world.admin.known_state()
+        assert not after.tracked and before.idle_ns and abs(after.idle_ns - before.idle_ns) < 10**9
 
     run(scenario)
 
