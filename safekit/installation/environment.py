@@ -61,7 +61,7 @@ def cached_packages(source: Source) -> Path:
     building = cache.with_name(f"{cache.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    command += ["--no-warn-script-location", "--root-user-action=ignore"]
+    command += ["--no-warn-script-location"]
     command += ["--find-links", str(source.wheels), "--target", str(building), *source.requirements]
     done = _pip([*command, "--no-index"])
     if done.returncode != 0 and not source.packaged:
@@ -90,7 +90,8 @@ def cached_packages(source: Source) -> Path:
 def _pip(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run pip: the interpreter's own, else the copy that the distribution has for new environments."""
     spare = sorted(Path(DISTRIBUTION_WHEELS).glob("pip-*.whl"))
-    environment = dict(os.environ)
+    # not an option: pip 22.0 of Ubuntu 22.04 does not know it, and ignores variables that it does not know
+    environment = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
     if spare and find_spec("pip") is None:
         environment["PYTHONPATH"] = str(spare[-1])
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
