@@ -3,6 +3,8 @@
 A file is known by (root, inode) and carries the path under which it was last seen, so that neither its own rename
 nor one of a directory above loses it. A directory mark means: entries in it that were made at `since` (time of that
 file system, ns) or later may be new; their content is compared whole, new directories recursively.
+A name that was given to something else (`moved`) stands for other content than at the peer: zones say nothing of what
+is there, or below it, so it is compared whole.
 Names and attributes of the whole tree are compared by every resynchronisation, so they need no record.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -29,7 +31,7 @@ class Kind(IntEnum):
 
     ZONES = 1  # inode, a first zone, b count; path
     DIRECTORY = 2  # a since; path
-    RENAME = 3  # old path, new path
+    RENAME = 3  # old path, new path; a 1: of one file, inode; both paths alike: the name is new to what it stands for
     GONE = 4  # inode
     MODE = 5  # a: see Mode
     CLOSED = 6  # the product stopped in order; nothing follows
@@ -97,17 +99,35 @@ def unpack(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[Record, 
         yield Record(Kind(kind), root, inode, a, b, rest[:length], rest[length:]), offset
 
 
+def renaming(root: int, inode: int, old: bytes, new: bytes, *, file: bool) -> Record:
+    """The record of a rename; of `new` being a new name with `old` the same."""
+    return Record(Kind.RENAME, root, inode, a=int(file), path=old, path2=new)
+
+
+def moved(names: Container[tuple[int, bytes]], root: int, path: bytes) -> bool:
+    """Whether a path, or one above it, is among the names that stand for something else."""
+    if (root, path) in names:
+        return True
+    at = path.rfind(b"/")
+    while at > 0:
+        if (root, path[:at]) in names:
+            return True
+        at = path.rfind(b"/", 0, at)
+    return False
+
+
 class Changes:
     """The set, built from records in order."""
 
     def __init__(self) -> None:
         self.files: dict[tuple[int, int], FileChange] = {}
         self.directories: dict[tuple[int, bytes], int] = {}
+        self.moved: set[tuple[int, bytes]] = set()
         self.mode = Mode.PAIRED
         self.closed = False
 
     def __bool__(self) -> bool:
-        return bool(self.files or self.directories)
+        return bool(self.files or self.directories or self.moved)
 
     def apply(self, record: Record) -> None:
         """Add what a record tells."""
@@ -124,7 +144,13 @@ class Changes:
                 key = (record.root, record.path)
                 self.directories[key] = min(record.a, self.directories.get(key, record.a))
             case Kind.RENAME:
-                self._rename(record.root, record.path, record.path2)
+                self.moved.add((record.root, record.path2))
+                if record.a:
+                    change = self.files.get((record.root, record.inode))
+                    if change is not None and change.path == record.path:
+                        change.path = record.path2
+                else:
+                    self._rename(record.root, record.path, record.path2)
             case Kind.GONE:
                 self.files.pop((record.root, record.inode), None)
             case Kind.MODE:
@@ -172,10 +198,13 @@ class Changes:
                 mine.zones |= change.zones
         for place, since in other.directories.items():
             self.directories[place] = min(since, self.directories.get(place, since))
+        self.moved |= other.moved
 
     def snapshot(self) -> Iterator[Record]:
         """The shortest records that say the same."""
         yield Record(Kind.MODE, a=self.mode)
+        for root, path in self.moved:
+            yield renaming(root, 0, path, path, file=True)
         for (root, path), since in self.directories.items():
             yield Record(Kind.DIRECTORY, root, a=since, path=path)
         for (root, inode), change in self.files.items():

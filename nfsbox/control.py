@@ -48,7 +48,8 @@ takes the stream, so that nothing changes unseen between an answer and the strea
 ====================  ==============================================================================================
 info                  -> {state, zone_size, packet, session, roots: [dir], journal}
 dirty                 -> {reliable: bool, cursor} then `dirty_next` (cursor) -> {files: [[root, path, ino, [zones]|
-                      None=all]], dirs: [[root, path]], cursor|None}
+                      None=all]], dirs: [[root, path]], cursor|None}; dirs stand for something else than before:
+                      what either server recorded below them is compared whole
 list                  (root, path, cursor=0) -> {entries: [[name, mode, uid, gid, size, atime, mtime, ino, nlink, rdev,
                       blocks, extra, ctime]], cursor|None}; extra = {t: target, x: {name: value}} or None; at most
                       4096 entries a reply; the first reply has `self`: the same for the directory

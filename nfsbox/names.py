@@ -211,6 +211,7 @@ class Names(Base):
         self.engine.check_writable()
         self._record_names(new)
         if self._excluded(old):
+            self.engine.tracker.linked(self.index, 0, old, new)
             self._change(
                 (new,),
                 lambda: os.link(real_old, real_new, follow_symlinks=False),
@@ -219,9 +220,18 @@ class Names(Base):
                 always_revisit=True,
             )
             return
+        tracker, inode = self.engine.tracker, os.lstat(real_old).st_ino
+        era = tracker.era
+        tracker.linked(self.index, inode, old, new)
+
+        def apply() -> None:
+            if tracker.era != era:
+                tracker.linked(self.index, inode, old, new)
+            os.link(real_old, real_new, follow_symlinks=False)
+
         self._change(
             (old, new),
-            lambda: os.link(real_old, real_new, follow_symlinks=False),
+            apply,
             lambda stream: self._send_name(stream, Op.LINK, new, old + new, extra=len(old)),
         )
 
@@ -281,7 +291,9 @@ class Names(Base):
         self._record_names(*(path for path, local in ((source, out), (target, into)) if not local))
         if directory and self.engine.due_directories:
             self.engine.flush_times()  # they are kept by path
-        self.engine.tracker.renamed(self.index, status.st_ino, source, target, directory=directory)
+        tracker, inode = self.engine.tracker, status.st_ino
+        era = tracker.era
+        tracker.renamed(self.index, inode, source, target, directory=directory)
         replaced = self._status(real_target)
         if replaced is not None:
             self._bind_before_loss(replaced)
@@ -289,6 +301,8 @@ class Names(Base):
         hidden, self._hidden = self._hidden, None
 
         def apply() -> None:
+            if tracker.era != era:
+                tracker.renamed(self.index, inode, source, target, directory=directory)  # see Operations._record
             try:
                 os.rename(real_source, real_target)
             except OSError:

@@ -36,6 +36,8 @@ _FRAME: Final = kernel.WRITE_DATA - HEADER_SIZE
 _CAPABILITY: Final = "security.capability"
 #: Inodes whose pages the kernel may keep across opens; more are simply read again.
 _MAX_KEPT: Final = 65536
+#: A change of more zones than this has the file compared whole.
+_MOST_ZONES: Final = 65536
 
 
 class Operations(Names):
@@ -290,6 +292,9 @@ class Operations(Names):
         tracker = self.engine.tracker
         era = tracker.era
         if not file.orphan:
+            if last - first > _MOST_ZONES:
+                tracker.whole(self.index, file.path)
+                last = first
             file.zones = tracker.touch(self.index, file.inode, file.path, first, last)
         else:
             file.zones = None
@@ -361,7 +366,8 @@ class Operations(Names):
         size = os.fstat(fh).st_size
         low, high = min(size, length), max(size, length)
         if low != high:
-            zones = (low // self._zone, (high - 1) // self._zone if length > size else low // self._zone)
+            # What is cut off may come back as a hole: all of it. What is added was nowhere before.
+            zones = (low // self._zone, low // self._zone if length > size else (high - 1) // self._zone)
             self._record(file, *zones)
         else:
             zones = (0, 0)
@@ -378,7 +384,9 @@ class Operations(Names):
         if mode not in FALLOCATE_MODES:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         self.engine.check_writable()
-        zones = (offset // self._zone, (offset + length - 1) // self._zone)
+        # Behind the end there was nothing before, and the size is compared anyway.
+        end = max(min(offset + length, os.fstat(fh).st_size), offset + 1)
+        zones = (offset // self._zone, (end - 1) // self._zone)
         self._record(file, *zones)
         self._on_handle(
             file, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode

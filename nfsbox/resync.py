@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 import msgpack
@@ -66,6 +67,7 @@ class Service:
         self._engine = context.engine
         self._listing: tuple[int, bytes, list[bytes]] = (-1, b"", [])
         self._dirty: Iterator[tuple[int, bytes, int, list[int] | None]] = iter(())
+        self._moved: Iterator[tuple[int, bytes]] = iter(())
         self._page = 0
         self._operations: dict[str, Callable[[Fields], Fields]] = {
             "dirty": self._op_dirty,
@@ -153,7 +155,9 @@ class Service:
 
     def _op_dirty(self, _request: Fields) -> Fields:
         changes = self._engine.tracker.snapshot()
-        self._dirty = tracking.expand(changes, [root.backing for root in self._engine.roots])
+        backing = [root.backing for root in self._engine.roots]
+        self._dirty = tracking.expand(changes, backing)
+        self._moved = tracking.moved_directories(changes, backing)
         self._page = 1
         return {"reliable": self._engine.tracker.reliable, "cursor": 1}
 
@@ -162,6 +166,10 @@ class Service:
             raise BadRequest("dirty_next out of order")
         files: list[list[Any]] = []
         roots = self._engine.roots
+        directories = [[root, path] for root, path in islice(self._moved, MAX_ENTRIES)]
+        if len(directories) == MAX_ENTRIES:
+            self._page += 1
+            return {"files": [], "dirs": directories, "cursor": self._page}
         zones = 0
         for root, path, inode, numbers in self._dirty:
             if not roots[root].exclusions.match(path):
@@ -169,9 +177,9 @@ class Service:
                 zones += len(numbers or ())
             if len(files) >= MAX_ENTRIES or zones > 100_000:
                 self._page += 1
-                return {"files": files, "dirs": [], "cursor": self._page}
+                return {"files": files, "dirs": directories, "cursor": self._page}
         self._page = 0
-        return {"files": files, "dirs": [], "cursor": None}
+        return {"files": files, "dirs": directories, "cursor": None}
 
     def _entry(self, root: Root, path: bytes, name: bytes) -> list[Any] | None:
         real = root.real(path)

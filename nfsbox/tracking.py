@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nfsbox.changes import Changes, Kind, Mode, Record, unpack
-from nfsbox.exclusions import parent
+from nfsbox.changes import Changes, Kind, Mode, Record, moved, renaming, unpack
+from nfsbox.exclusions import is_hidden, parent
 from nfsbox.system import birth_ns
 from safekit.files import sync_directory
 
@@ -252,8 +252,6 @@ class Tracker:
             if ctime_ns < since:
                 # The clock was set back: the mark of the directory must cover this file.
                 self._add(Record(Kind.DIRECTORY, root, a=ctime_ns, path=place[1]), durable=True)
-            if (root, inode) in self._current.files:
-                self._add(Record(Kind.GONE, root, inode), durable=False)  # the number of a file that is gone
             if len(self._fresh) < MAX_FRESH:
                 self._fresh.add((root, inode))
                 return True
@@ -262,18 +260,48 @@ class Tracker:
     def renamed(self, root: int, inode: int, old: bytes, new: bytes, *, directory: bool) -> None:
         """Before a rename: what is recorded below `old` will be found at `new`. Raises OSError."""
         with self._lock:
+            if self._journal is None:
+                return
+            if not directory and self._new_name(root, inode, old, new):
+                return
             known = any((root, inode) in changes.files for _, _, changes in self._epochs)
-            if known or directory:
-                self._add(Record(Kind.RENAME, root, inode, path=old, path2=new), durable=True)
+            if known or directory or (root, new) not in self._current.moved:
+                self._add(renaming(root, inode, old, new, file=not directory), durable=True)
+
+    def linked(self, root: int, inode: int, old: bytes, new: bytes) -> None:
+        """Before a file gets another name: the peer may have another one of that name. Raises OSError."""
+        with self._lock:
+            if self._journal is None or self._new_name(root, inode, old, new):
+                return
+            if (root, new) not in self._current.moved:
+                self._add(renaming(root, inode, new, new, file=True), durable=True)
+
+    def _new_name(self, root: int, inode: int, old: bytes, new: bytes) -> bool:
+        """True for a file that is covered by the mark of its directory, and at its new name is as well."""
+        if (root, inode) not in self._fresh:
+            return False
+        above = (root, parent(new))
+        directories = self._current.directories
+        since = directories.get((root, parent(old)))
+        if since is None:
+            return False
+        if directories.get(above, since + 1) > since:
+            self._add(Record(Kind.DIRECTORY, root, a=since, path=above[1]), durable=True)
+        return True
+
+    def whole(self, root: int, path: bytes) -> None:
+        """So much of a file is about to change that it is compared whole. Raises OSError."""
+        with self._lock:
+            if self._journal is not None and (root, path) not in self._current.moved:
+                self._add(renaming(root, 0, path, path, file=True), durable=True)
 
     def gone(self, root: int, inode: int) -> None:
         """The last name of a file is removed and nobody has it open."""
         with self._lock:
             self._fresh.discard((root, inode))
+            # Not on disk: a power failure may bring the file back, but not take the record of its removal away.
             for _, _, changes in self._epochs:
                 changes.files.pop((root, inode), None)
-            if self._journal is not None and (root, inode) in self._current.files:
-                self._add(Record(Kind.GONE, root, inode), durable=False)
 
     # --- epochs -------------------------------------------------------------------------------------------
 
@@ -356,10 +384,10 @@ class Tracker:
 def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
     """(root, path, inode, zones; None means all) of the regular files to compare, as the trees are now.
 
-    A file that is not found under its recorded path is searched by its inode in its whole tree. Files that do not
-    exist any more are left out: the comparison of names deals with them.
+    A file that is not found under its recorded path, or only under one of this server's own, is searched by its inode
+    in its whole tree. Files that do not exist any more are left out: the comparison of names deals with them.
     """
-    lost: dict[int, dict[int, list[int]]] = {}
+    lost: dict[int, dict[int, list[int] | None]] = {}
     for (root, inode), change in changes.files.items():
         if root >= len(backing):
             continue
@@ -367,12 +395,23 @@ def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, by
             status = os.lstat(backing[root] + b"/" + change.path)
         except OSError:
             status = None
-        if status is not None and status.st_ino == inode and stat.S_ISREG(status.st_mode):
-            yield root, change.path, inode, sorted(change.zones)
+        zones = None if moved(changes.moved, root, change.path) else sorted(change.zones)
+        if status is not None and status.st_ino == inode and stat.S_ISREG(status.st_mode) \
+                and not is_hidden(change.path):
+            yield root, change.path, inode, zones
         else:
-            lost.setdefault(root, {})[inode] = sorted(change.zones)
+            lost.setdefault(root, {})[inode] = zones
     for root, wanted in lost.items():
         yield from _search(root, backing[root], wanted)
+    for root, path in changes.moved:
+        if root >= len(backing):
+            continue
+        try:
+            status = os.lstat(backing[root] + b"/" + path)
+        except OSError:
+            continue  # that name is gone as well: the comparison of names deals with it
+        if stat.S_ISREG(status.st_mode):
+            yield root, path, status.st_ino, None
     seen: set[tuple[int, bytes]] = set()
     # The oldest mark first: what it has visited needs no visit for a younger one.
     for (root, path), since in sorted(changes.directories.items(), key=lambda item: item[1]):
@@ -380,7 +419,16 @@ def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, by
             yield from _new_below(root, backing[root], path, since, seen)
 
 
-def _search(root: int, base: bytes, wanted: dict[int, list[int]]) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
+def moved_directories(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Directories that stand for something else at the peer: what either server recorded below is compared whole."""
+    for root, path in changes.moved:
+        if root < len(backing) and os.path.isdir(backing[root] + b"/" + path):
+            yield root, path
+
+
+def _search(
+    root: int, base: bytes, wanted: dict[int, list[int] | None]
+) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
     pending = [b""]
     while pending and wanted:
         directory = pending.pop()
@@ -392,7 +440,7 @@ def _search(root: int, base: bytes, wanted: dict[int, list[int]]) -> Iterator[tu
             path = directory + b"/" + entry.name if directory else entry.name
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)
-            elif entry.inode() in wanted and entry.is_file(follow_symlinks=False):
+            elif entry.inode() in wanted and not is_hidden(path) and entry.is_file(follow_symlinks=False):
                 yield root, path, entry.inode(), wanted.pop(entry.inode())
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsbox import tracking
+from nfsbox.changes import moved
 from nfsbox.exclusions import Exclusions
 from nfsbox.generations import Kind, Verdict
 from reintegre.client import Address, Connection
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
-from reintegre.primary import Primary, ProtocolFault, Service, add
+from reintegre.primary import Dirty, Primary, ProtocolFault, Service, add
 from reintegre.session import Copied, Hooks, Limits, Session
 from reintegre.walk import Key
 from safekit.bus import BusError
@@ -51,13 +52,25 @@ def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
     return read
 
 
-def local_records(context: Context, trees: list[LocalTree]) -> dict[Key, frozenset[int] | None]:
-    """Zones that this server changed itself while it was primary, and the peer may lack."""
+def local_records(context: Context, trees: list[LocalTree]) -> Dirty:
+    """What this server changed itself while it was primary, and the peer may lack."""
     found: dict[Key, frozenset[int] | None] = {}
-    changes = tracking.load(context.paths.rfs).changes
-    for root, path, _, zones in tracking.expand(changes, [tree.backing for tree in trees]):
+    loaded, backing = tracking.load(context.paths.rfs), [tree.backing for tree in trees]
+    for root, path, _, zones in tracking.expand(loaded.changes, backing):
         add(found, root, path, zones)
-    return found
+    return Dirty(loaded.reliable, found, frozenset(tracking.moved_directories(loaded.changes, backing)))
+
+
+def union(one: Dirty, other: Dirty) -> dict[Key, frozenset[int] | None]:
+    """What both recorded. Zones say nothing of a file whose name, or one above, stood for another one before."""
+    records = dict(one.files)
+    for (root, path), zones in other.files.items():
+        add(records, root, path, zones)
+    names = one.moved | other.moved
+    if names:
+        records = {(root, path): None if moved(names, root, path) else zones
+                   for (root, path), zones in records.items()}
+    return records
 
 
 class Run:
@@ -116,19 +129,16 @@ class Run:
     def _records(self, control: Primary, verdict: Verdict) -> dict[Key, frozenset[int] | None]:
         """The union of what both servers recorded; a full copy needs none."""
         if verdict.kind in (Kind.FULL, Kind.RESUME):
-            mine = local_records(self.context, self.trees) if verdict.overwrites else {}
+            mine = local_records(self.context, self.trees) if verdict.overwrites else Dirty(True, {})
         else:
             mine = local_records(self.context, self.trees)
         if verdict.overwrites:
-            for (root, path), _ in list(mine.items())[:MAX_TOLD]:
+            for root, path in list(mine.files)[:MAX_TOLD]:
                 name = os.fsdecode(self.rfs.replicated[root].dir.encode() + b"/" + path)
                 self.context.log.event("reintegration_lost_file", path=name)
         if verdict.kind in (Kind.FULL, Kind.RESUME):
             return {}
-        records = dict(mine)
-        for (root, path), zones in control.dirty().files.items():
-            add(records, root, path, zones)
-        return records
+        return union(mine, control.dirty())
 
     def _limits(self, zone: int, packet: int) -> Limits:
         return Limits(self.rfs.nbrei, zone, packet, self.rfs.reicommit)

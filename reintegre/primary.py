@@ -27,10 +27,12 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """Zones that a server recorded: per (root, path) a set of zone numbers, None for the whole file."""
+    """Zones that a server recorded: per (root, path) a set of zone numbers, None for the whole file. moved: directories
+    that stand for something else than they did."""
 
     reliable: bool
     files: Mapping[tuple[int, bytes], frozenset[int] | None]
+    moved: frozenset[tuple[int, bytes]] = frozenset()
 
 
 def add(files: dict[tuple[int, bytes], frozenset[int] | None], root: int, path: bytes,
@@ -67,13 +69,15 @@ class Primary:
         """All that the primary recorded."""
         answer = self._call("dirty")
         files: dict[tuple[int, bytes], frozenset[int] | None] = {}
+        directories: set[tuple[int, bytes]] = set()
         reliable, cursor = bool(answer["reliable"]), answer.get("cursor")
         while cursor is not None:
             page = self._call("dirty_next", cursor=cursor)
             for root, path, _, zones in page["files"]:
                 add(files, root, path, zones)
+            directories.update((root, path) for root, path in page["dirs"])
             cursor = page["cursor"]
-        return Dirty(reliable, files)
+        return Dirty(reliable, files, frozenset(directories))
 
     def pages(self, root: int, path: bytes) -> Iterator[tuple[Entry | None, list[Entry]]]:
         """The directory itself (with its first page only) and its entries, page by page. Raises FileNotFoundError,

@@ -21,7 +21,7 @@ from nfsbox.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.exclusions import Exclusions
 from nfsbox.operations import Operations
 from nfsbox.stream import State
-from nfsbox.tracking import Tracker
+from nfsbox.tracking import Tracker, expand
 from nfsbox.wire import Op
 
 MakePair = Callable[..., Pair]
@@ -307,3 +307,35 @@ def test_a_link_made_by_the_resynchronisation_reaches_open_files(make: MakePair)
     wait_for(lambda: (pair.b.backing / "one").read_bytes() == (pair.a.backing / "one").read_bytes())
     assert (pair.b.backing / "one").samefile(pair.b.backing / "two")
     os.close(handle)
+
+
+@pytest.mark.parametrize("change", ["truncate", "punch"])
+def test_a_change_of_more_zones_than_memory_holds_costs_one_record(
+    alone: tuple[Engine, Operations, Path], change: str
+) -> None:
+    """Any user may ask for it: 2**58 bytes are 2**46 zones here."""
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 50_000)
+    handle = opened(operations, "f")
+    try:
+        if change == "truncate":
+            operations.truncate("/f", 1 << 58, handle)
+        else:
+            operations.fallocate(handle, 3, 4096, 1 << 58)
+    except OSError:
+        pass  # the file system below has limits of its own
+    (found,) = engine.tracker.snapshot().files.values()
+    assert len(found.zones) <= 13
+    operations.ended()
+
+
+def test_a_large_file_that_is_cut_is_compared_whole(alone: tuple[Engine, Operations, Path]) -> None:
+    engine, operations, backing = alone
+    (backing / "f").touch()
+    os.truncate(backing / "f", 1 << 40)
+    handle = opened(operations, "f")
+    operations.truncate("/f", 10, handle)
+    assert (0, b"f") in engine.tracker.snapshot().moved
+    found = [(path, zones) for _, path, _, zones in expand(engine.tracker.snapshot(), [os.fsencode(backing)])]
+    assert set(found) == {(b"f", None)}
+    operations.ended()

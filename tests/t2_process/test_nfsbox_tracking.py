@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfsbox.changes import Mode
-from nfsbox.tracking import PREFIX, Loaded, Tracker, expand, load
+from nfsbox.tracking import PREFIX, Loaded, Tracker, expand, load, moved_directories
 
 
 @pytest.fixture
@@ -153,3 +153,34 @@ def test_a_set_is_found_on_the_tree_as_it_is_now(tracker: Tracker, tmp_path: Pat
     assert found.pop(b"moved") == (moved, [1])
     assert {path: zones for path, (_, zones) in found.items()} == {b"d/new/inside": None, b"d/fresh": None}
     assert old not in {inode for inode, _ in found.values()}
+
+
+def test_what_a_new_name_stands_for_is_compared_whole(tracker: Tracker, tmp_path: Path) -> None:
+    """Zones tell what was written, not that the peer has another file of that name."""
+    root = tmp_path / "data"
+    for name in ("d/f", "renamed", "other/linked", "other/fresh", "plain"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    inode = {path.name: path.stat().st_ino for path in root.rglob("*")}
+    early = time.time_ns() - 10**9
+    tracker.touch_directory(0, b"new", now_ns=early)
+    assert tracker.created(0, inode["fresh"], b"new/fresh", time.time_ns())
+    for name in (b"d/f", b"renamed", b"other/linked", b"plain"):
+        tracker.touch(0, inode[os.path.basename(os.fsdecode(name))], name, 1, 1)
+    tracker.touch_directory(0, b"other", now_ns=time.time_ns() + 10**9)
+    tracker.renamed(0, inode["d"], b"c", b"d", directory=True)
+    tracker.renamed(0, inode["renamed"], b"before", b"renamed", directory=False)
+    tracker.linked(0, inode["linked"], b"plain", b"other/linked")
+    tracker.renamed(0, inode["fresh"], b"new/fresh", b"other/fresh", directory=False)
+    for changes in (tracker.snapshot(), again(tracker).changes):
+        found = {path: zones for _, path, _, zones in expand(changes, [os.fsencode(root)])}
+        assert found.pop(b"plain") == [1]
+        assert found == dict.fromkeys((b"d/f", b"renamed", b"other/linked", b"other/fresh"))
+        assert set(moved_directories(changes, [os.fsencode(root)])) == {(0, b"d")}
+
+
+def test_a_removed_file_that_a_power_failure_brings_back_is_still_recorded(tracker: Tracker) -> None:
+    tracker.touch(0, 5, b"f", 2, 2)
+    tracker.gone(0, 5)
+    tracker.touch(0, 6, b"g", 0, 0)  # puts all before it on disk
+    assert again(tracker).changes.files[0, 5].zones == {2}

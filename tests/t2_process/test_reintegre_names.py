@@ -1,0 +1,63 @@
+"""Names that came to stand for other content while the secondary was away, and then were written to in one place."""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safekit.model.types import Replicated, Rfs
+from tests.t2_process.rfs_pair import Pair
+from tests.t2_process.test_reintegre_pair import ZONE, equal, leave
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    rfs = Rfs((Replicated("/replicated"),), ruzone_blocksize=ZONE, reipacketsize=ZONE)
+    with Pair(tmp_path, rfs) as found:
+        yield found
+
+
+def write(path: Path, data: bytes, offset: int) -> None:
+    with open(path, "r+b", buffering=0) as handle:
+        os.pwrite(handle.fileno(), data, offset)
+
+
+def test_what_a_name_stood_for_before_is_not_kept(pair: Pair) -> None:
+    n1 = pair.n1
+    for name in ("renamed", "victim", "linked", "cur/big", "prev/big", "moved/big", "log", "log.1", "shrunk"):
+        path = n1.backing / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(4 * ZONE))
+    pair.start_primary(n1)
+    pair.start_secondary(pair.n2)
+    leave(pair, n1, pair.n2)
+    born = time.time()
+    while time.time() < born + 2.1:  # younger files than that count as new
+        time.sleep(0.1)
+    top = n1.dir
+    # another file takes a name, then it is written in one zone
+    os.rename(top / "renamed", top / "victim")
+    write(top / "victim", b"later", 3 * ZONE)
+    # a rotated log goes on being written under its new name
+    with open(top / "log", "r+b", buffering=0) as handle:
+        os.pwrite(handle.fileno(), b"before", ZONE)
+        os.rename(top / "log", top / "log.1")
+        os.pwrite(handle.fileno(), b"after", 2 * ZONE)
+    # a whole directory takes the place of another one
+    (top / "prev/big").unlink()
+    (top / "prev").rmdir()
+    os.rename(top / "cur", top / "prev")
+    write(top / "prev/big", b"later", ZONE)
+    # a further name, and only that one stays
+    os.unlink(top / "moved/big")
+    os.link(top / "linked", top / "moved/big")
+    os.unlink(top / "linked")
+    write(top / "moved/big", b"later", 0)
+    # cut, then written behind the cut: the hole between reads as zeros
+    os.truncate(top / "shrunk", 0)
+    write(top / "shrunk", b"end", 4 * ZONE - 3)
+    pair.start_secondary(pair.n2)
+    equal(pair)
