@@ -26,6 +26,8 @@ TRANSITIONS = {
     "shutdown": "STOP",
 }
 SETTINGS = {"failover": "usersetting.failover", "checker": "usersetting.checker", "errd": "usersetting.errd"}
+SAID = {("errd", "off"): "errd suspend", ("errd", "on"): "errd resume"}
+"""What an administrator typed, where the resource says it otherwise."""
 
 
 def order(t: Turn, command: Command) -> None:
@@ -42,6 +44,10 @@ def order(t: Turn, command: Command) -> None:
         return
     if command.action in SETTINGS:
         _setting(t, command)
+        return
+    if command.action == "update":
+        t.log("action_called", action="update", who=command.who)
+        s.rules_seen = ()
         return
     _announce(t, command)
     if command.automatic:
@@ -63,10 +69,11 @@ def refusal(t: Turn, command: Command) -> str:
     s, action = t.s, command.action
     if action in ("incloop", "resetloop"):
         return ""
-    if action in SETTINGS:
+    if action in SETTINGS or action == "update":
         if s.role is Role.STOP or s.stopping:
             return f"the module is {s.role}: {action} needs a running module"
-        return "" if command.option in ("on", "off") else f"{action}: found {command.option!r}, expected on or off"
+        fits = action == "update" or command.option in ("on", "off")
+        return "" if fits else f"{action}: found {command.option!r}, expected on or off"
     if not s.setup.mirror and action in ("prim", "primforce", "second", "swap", "failover"):
         return f"{action} is for mirror modules; this one is a {s.setup.mode} module"
     if action in STARTS:
@@ -214,12 +221,17 @@ def restart(t: Turn) -> None:
 
 def _setting(t: Turn, command: Command) -> None:
     s = t.s
-    t.log("action_called", action=f"{command.action} {command.option}", who=command.who)
+    said = SAID.get((command.action, command.option), f"{command.action} {command.option}")
+    t.log("action_called", action=said, who=command.who)
     t.remember({SETTINGS[command.action]: command.option})
     if command.action == "failover":
         s.failover = command.option == "on"
     elif command.action == "checker":
         _switch_checkers(t, command.option == "on")
+    else:
+        return
+    t.log("action_info", action="update", who=command.action)
+    s.rules_seen = ()
 
 
 def _switch_checkers(t: Turn, on: bool) -> None:

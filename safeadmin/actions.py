@@ -9,7 +9,9 @@ from enum import Enum
 MIRROR_ONLY = frozenset({"prim", "primforce", "second", "swap"})
 STARTS = frozenset({"start", "prim", "primforce", "second"})
 STOPS = frozenset({"stop", "shutdown", "forcestop"})
-OF_A_RUNNING_MODULE = frozenset({"restart", "swap", "stopwait", "failover", "checker", "errd", "incloop", "resetloop"})
+OF_A_RUNNING_MODULE = frozenset(
+    {"restart", "swap", "stopwait", "failover", "checker", "errd", "incloop", "resetloop", "update"}
+)
 ACTIONS = STARTS | STOPS | OF_A_RUNNING_MODULE | {"stopstart"}
 
 

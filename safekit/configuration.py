@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from safekit import vhost
@@ -191,12 +191,16 @@ def confcheck(module: str) -> CheckResult:
 # ----------------------------------------------------------------------------- applying
 
 
-def apply(module: str, running_state: str = "STOP") -> ApplyResult:
+def _nobody(text: str) -> None:
+    """Nobody watches."""
+
+
+def apply(module: str, running_state: str = "STOP", tell: Callable[[str], None] = _nobody) -> ApplyResult:
     """Make SAFE/modules/AM the active configuration.
 
     `running_state` is the module's state. In ALONE and WAIT (red) only dynamic attributes may differ
-    from the active configuration; in other running states nothing can be applied. Raises ConfigError
-    (findings with lines) or ConfigureError; nothing is changed then.
+    from the active configuration; in other running states nothing can be applied. `tell` gets each step. Raises
+    ConfigError (findings with lines) or ConfigureError; nothing is changed then.
     """
     if running_state != "STOP" and running_state not in dynamic.DYNAMIC_STATES:
         raise ConfigureError(
@@ -207,8 +211,9 @@ def apply(module: str, running_state: str = "STOP") -> ApplyResult:
     with _exclusive():
         previous = _previous(module, running_state)
         others = other_configurations(module)
+        tell("checking")
         config, warnings = _check(module, previous, running_state, others)
-        return Application(paths, config, previous, running_state, others, warnings).run()
+        return Application(paths, config, previous, running_state, others, warnings, tell).run()
 
 
 def _previous(module: str, running_state: str) -> ModuleConfig | None:

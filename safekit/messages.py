@@ -27,6 +27,7 @@ class Message:
 _TABLE = (
     # Actions and transitions (guide 4, 5, 7, index)
     Message("action_called", "E", "Action {action} called by {who}", "Action {action} demandée par {who}"),
+    Message("action_info", "I", "Action {action} called by {who}", "Action {action} demandée par {who}"),
     Message("action_boot", "E", "Action start called at boot time", "Action start demandée au démarrage du serveur"),
     Message("action_auto", "E", "Action start called automatically", "Action start demandée automatiquement"),
     Message(
@@ -228,6 +229,7 @@ def render(code: str, fields: Mapping[str, Any], language: Language = "en") -> s
         return template.format_map(fields)
     except (KeyError, IndexError, ValueError):
         return f"{template} {dict(fields)}"
+
 
 # heart
 register(

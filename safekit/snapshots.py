@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from safekit.keys import MODULE_KEY
@@ -42,8 +43,16 @@ def place(module: str) -> Path:
     return safevar() / "snapshot" / "modules" / ModulePaths(module).module
 
 
-def dump(module: str) -> Path:
-    """Make a dump; its directory. What cannot be had is said in the file instead. Raises OSError."""
+Tell = Callable[[str], None]
+
+
+def _nobody(text: str) -> None:
+    """Nobody watches."""
+
+
+def dump(module: str, tell: Tell = _nobody) -> Path:
+    """Make a dump; its directory. What cannot be had is said in the file instead. `tell` gets each step. Raises
+    OSError."""
     paths, base = ModulePaths(module), place(module)
     base.mkdir(mode=0o770, parents=True, exist_ok=True)
     directory = base / time.strftime("dump_%Y-%m-%d_%H-%M-%S")
@@ -54,8 +63,11 @@ def dump(module: str) -> Path:
     fresh = base / f".{directory.name}"
     fresh.mkdir(mode=0o770)
     try:
+        tell("dump: logs and configuration")
         _files(paths, fresh)
-        for name, command in (*COMMANDS, ("state", (_safekit(), "state", "-v", "-m", module))):
+        commands = (*COMMANDS, ("state", (_safekit(), "state", "-v", "-m", module)))
+        for number, (name, command) in enumerate(commands, 1):
+            tell(f"dump: {name.replace('_', ' ')} ({number} of {len(commands)})")
             (fresh / f"{name}.txt").write_text(_output(command), encoding="utf-8", errors="replace")
         fresh.rename(directory)
     except BaseException:
@@ -150,23 +162,29 @@ def _without_key(source: Path, target: Path) -> None:
                 made.writestr(entry, opened.read(entry))
 
 
-def snapshot(module: str, target: Path) -> int:
-    """Make a dump and put the last three dumps and configurations in a zip; the number of files. Raises OSError."""
-    dump(module)
+def snapshot(module: str, target: Path, tell: Tell = _nobody, packed: Callable[[int, int], None] | None = None) -> int:
+    """Make a dump and put the last three dumps and configurations in a zip; the number of files. `tell` gets the
+    steps of the dump, `packed` the bytes that are packed, of how many. Raises OSError."""
+    dump(module, tell)
     gather_configurations(module)
     base = place(module)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    count = 0
+    files = [
+        (path, path.relative_to(base))
+        for path in sorted(base.rglob("*"))
+        if path.is_file() and not path.relative_to(base).parts[0].startswith(".")
+    ]
+    done, total = 0, sum(path.stat().st_size for path, _ in files)
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         with os.fdopen(descriptor, "r+b") as handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as made:
-            for path in sorted(base.rglob("*")):
-                relative = path.relative_to(base)
-                if path.is_file() and not relative.parts[0].startswith("."):
-                    made.write(path, f"{module}/{relative.as_posix()}")
-                    count += 1
+            for path, relative in files:
+                if packed is not None:
+                    packed(done, total)
+                made.write(path, f"{module}/{relative.as_posix()}")
+                done += path.stat().st_size
         os.rename(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return count
+    return len(files)

@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,24 @@ CONNECT_SECONDS = 3.0
 IDLE_SECONDS = 10.0
 """A service that runs a command sends something every second."""
 MAX_ANSWER = 16 << 20
+BLOCK = 64 << 10
+
+
+class Upload:
+    """A body that is sent in blocks: each has IDLE_SECONDS, however long the whole takes. `sent` is told the bytes."""
+
+    def __init__(self, data: bytes, sent: Callable[[int], None] | None) -> None:
+        self._data = data
+        self._at = 0
+        self._sent = sent
+
+    def read(self, count: int = BLOCK) -> bytes:
+        """The next block; empty at the end."""
+        block = self._data[self._at : self._at + max(count, BLOCK)]
+        if self._sent is not None:
+            self._sent(self._at)
+        self._at += len(block)
+        return block
 
 
 class CallError(Exception):
@@ -36,7 +54,8 @@ class CallError(Exception):
 @dataclass(frozen=True)
 class Ask:
     """A request. `secret`: its body is sealed with the cluster key where the server has it. `only_sealed`: never in
-    clear, because that server is known to have the key."""
+    clear, because that server is known to have the key. `sent` is told, by the thread that asks, how many bytes of the
+    body are under way."""
 
     method: str
     path: str
@@ -45,6 +64,7 @@ class Ask:
     secret: bool = False
     only_sealed: bool = False
     seconds: float = 120.0
+    sent: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,11 @@ def _exchange(
     connection.connect()
     assert connection.sock is not None
     connection.sock.settimeout(IDLE_SECONDS)
-    connection.request(ask.method, ask.path, body=body, headers=headers)
+    if body:
+        headers = {**headers, "Content-Length": str(len(body))}
+        connection.request(ask.method, ask.path, body=Upload(body, ask.sent), headers=headers)
+    else:
+        connection.request(ask.method, ask.path, headers=headers)
     response = connection.getresponse()
     kept = bytearray()
     while data := response.read1(65536):

@@ -184,6 +184,10 @@ def module_paths(name: str | None, *, installed: bool = True, configured: bool =
     return paths
 
 
+FILE = click.Path(readable=False)
+"""The name of a file, which a shell completes; the command itself says what is wrong with it."""
+
+
 def complete_modules(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Shell completion of a module name."""
     return [name for name in installed_modules() if name.startswith(incomplete)]
@@ -191,14 +195,21 @@ def complete_modules(ctx: click.Context, param: click.Parameter, incomplete: str
 
 class SafekitCommand(click.Command):
     """A command with an example in its help, long options with one or two dashes, and its place in the
-    commands log when it changes the system (guide 10.10)."""
+    commands log when it changes the system (guide 10.10): `reads` tells of its parameters whether they only read."""
 
     def __init__(
-        self, *args: Any, example: str = "", modifies: bool | Literal["by hand"] = False, admin: bool = True, **kw: Any
+        self,
+        *args: Any,
+        example: str = "",
+        modifies: bool | Literal["by hand"] = False,
+        reads: Callable[[dict[str, Any]], bool] | None = None,
+        admin: bool = True,
+        **kw: Any,
     ) -> None:
         super().__init__(*args, **kw)
         self.example = example
         self.modifies = modifies
+        self.reads = reads
         self.admin = admin
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -218,7 +229,8 @@ class SafekitCommand(click.Command):
         if self.admin:
             require_admin()
         # What a handler does every few seconds is in the module log when it changes something.
-        if not self.modifies or (self.modifies == "by hand" and current.identity):
+        unnoted = self.modifies == "by hand" and current.identity
+        if not self.modifies or unnoted or (self.reads is not None and self.reads(ctx.params)):
             return int(super().invoke(ctx) or 0)
         from safekit.commandlog import finished, started
 
@@ -235,12 +247,12 @@ class SafekitCommand(click.Command):
 
 
 def command(
-    name: str, *, example: str, modifies: bool | Literal["by hand"] = False, admin: bool = True, **kw: Any
+    name: str, *, example: str, modifies: bool | Literal["by hand"] = False, **kw: Any
 ) -> Callable[[Callable[..., Any]], SafekitCommand]:
     """Declare a command; see SafekitCommand."""
 
     def wrap(function: Callable[..., Any]) -> SafekitCommand:
-        made = click.command(name, cls=SafekitCommand, example=example, modifies=modifies, admin=admin, **kw)(function)
+        made = click.command(name, cls=SafekitCommand, example=example, modifies=modifies, **kw)(function)
         assert isinstance(made, SafekitCommand)
         return made
 
@@ -266,9 +278,27 @@ def identity_options(function: F) -> F:
     )(function)
 
 
+def json_option(function: F) -> F:
+    """Option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")(function)
+
+
+def show_json(data: Any) -> int:
+    """Print what a program reads; the exit code."""
+    import json
+
+    click.echo(json.dumps(data, indent=2))
+    return 0
+
+
 def on_terminal() -> bool:
     """True when a person watches standard output."""
     return sys.stdout.isatty()
+
+
+def colored() -> bool:
+    """True when colours are for a person, who did not refuse them (https://no-color.org)."""
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 STATE_COLORS = {"green": "green", "red": "red", "magenta": "magenta", "grey": "bright_black"}
@@ -276,4 +306,4 @@ STATE_COLORS = {"green": "green", "red": "red", "magenta": "magenta", "grey": "b
 
 def paint(text: str, color: str) -> str:
     """Text in the colour of a state; plain when nobody watches."""
-    return click.style(text, fg=STATE_COLORS[color]) if color in STATE_COLORS and on_terminal() else text
+    return click.style(text, fg=STATE_COLORS[color]) if color in STATE_COLORS and colored() else text

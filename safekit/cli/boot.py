@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,10 +14,12 @@ from safekit.cli.base import (
     command,
     identity_options,
     installed_modules,
+    json_option,
     module_option,
     module_paths,
     require_admin,
     session,
+    show_json,
     who,
 )
 from safekit.cli.control import CONTROL_TIMEOUT
@@ -25,6 +28,11 @@ from safekit.paths import ModulePaths, safe, safevar
 
 _SERVICES = {"web": ("on", "safewebserver"), "snmp": ("off", "safeagent")}
 _WORDS = ("on", "off", "status", *(f"{service}{verb}" for service in _SERVICES for verb in ("on", "off", "status")))
+NO_AGENT = "safeagent (the SNMP agent) is not in this version of SafeKit"
+INSTEAD = (
+    "monitoring programs can read: safekit state --json, or the web service (docs/web-service.md: /api/v1/modules, "
+    "ready.txt)"
+)
 
 
 def _setting(path: Path, default: str) -> str:
@@ -36,20 +44,40 @@ def _setting(path: Path, default: str) -> str:
     return text if text in ("on", "off") else default
 
 
-def _service(word: str) -> int:
+def _service(word: str, as_json: bool) -> int:
     service = "web" if word.startswith("web") else "snmp"
     default, daemon = _SERVICES[service]
     path = safevar() / f"boot.{service}"
     verb = word.removeprefix(service)
     if verb == "status":
-        click.echo(_setting(path, default))
+        answer = (_enabled(daemon) if service == "web" else None) or _setting(path, default)
+        if as_json:
+            return show_json({daemon: answer})
+        click.echo(answer)
         return 0
-    write_atomic(path, f"{verb}\n".encode())
     if service == "web":
         systemctl("enable" if verb == "on" else "disable", daemon)
-    else:
-        click.echo(f"{daemon} is not in this version: the setting is kept for it.")
+    write_atomic(path, f"{verb}\n".encode())
+    if service == "snmp" and verb == "on":
+        click.echo(
+            f"Warning: {NO_AGENT}: nothing starts at boot; the setting is kept for a version that has it", err=True
+        )
+        click.echo(f"Next step: {INSTEAD}", err=True)
     return 0
+
+
+def _enabled(unit: str) -> str | None:
+    """What the service manager will do at boot, which an administrator may have told it; None when it knows nothing."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-enabled", f"{unit}.service"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    said = done.stdout.strip()
+    return {"enabled": "on", "enabled-runtime": "on", "disabled": "off", "masked": "off"}.get(said)
 
 
 def systemctl(verb: str, unit: str) -> None:
@@ -71,29 +99,37 @@ def systemctl(verb: str, unit: str) -> None:
         )
 
 
+def _only_reads(parameters: dict[str, Any]) -> bool:
+    return str(parameters["word"] or "status").endswith("status")
+
+
 @command(
     "boot",
     example="safekit boot -m mirror on\nsafekit boot status\nsafekit boot webstatus",
     modifies="by hand",
+    reads=_only_reads,
 )
-@click.argument("word", metavar="[on|off|status|webon|weboff|webstatus|snmpon|snmpoff|snmpstatus]", required=False)
+@click.argument("word", metavar=f"[{'|'.join(_WORDS)}]", required=False, type=click.Choice(_WORDS))
 @module_option
-def boot_command(module: str | None, word: str | None) -> int:
+@json_option
+def boot_command(module: str | None, word: str | None, as_json: bool) -> int:
     """Choose whether a module (off by default) or a service starts when the server boots.
 
-    Without -m, `status` lists all modules.
+    Without -m, `status` lists all modules. webon, weboff, webstatus: the web service (on by default). snmpon, snmpoff,
+    snmpstatus: the SNMP agent (off by default).
     """
     chosen = word or "status"
-    if chosen not in _WORDS:
-        raise Failure(f"safekit boot {chosen}: no such word", "use one of: " + ", ".join(_WORDS))
     if chosen.startswith(("web", "snmp")):
-        return _service(chosen)
+        return _service(chosen, as_json)
     named = module or session().module or os.environ.get("SAFEMODULE")
     if chosen == "status":
         names = [module_paths(named).module] if named else installed_modules()
+        settings = {name: _setting(ModulePaths(name).boot_file, "off") for name in names}
+        if as_json:
+            return show_json(settings)
         width = max((len(name) for name in names), default=0)
-        for name in names:
-            click.echo(f"{name.ljust(width)}  {_setting(ModulePaths(name).boot_file, 'off')}")
+        for name, setting in settings.items():
+            click.echo(f"{name.ljust(width)}  {setting}")
         return 0
     paths = module_paths(named)
     paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
@@ -115,10 +151,6 @@ def shutdown_command(timeout: float, **_: object) -> int:
         wait_until(name, lambda view: not view.running, timeout, "stop", "")
         click.echo(f"{name}: stopped")
     return 0
-
-
-def _later(daemon: str, what: str) -> Failure:
-    return Failure(f"{daemon} ({what}) is not in this version", "use the command line on each server")
 
 
 @command("webserver", example="safekit webserver start", modifies=True, admin=False)
@@ -167,5 +199,7 @@ def _wait_for_web() -> None:
 @command("safeagent", example="safekit safeagent check")
 @click.argument("verb", type=click.Choice(["start", "stop", "restart", "check"]))
 def safeagent_command(verb: str) -> int:
-    """Start, stop, restart or check the SNMP agent."""
-    raise _later("safeagent", "the SNMP agent")
+    """Start, stop, restart or check the SNMP agent. Not in this version: exit code 1, and what to use instead."""
+    if verb == "stop":
+        return 0  # nothing runs
+    raise Failure(NO_AGENT, INSTEAD)

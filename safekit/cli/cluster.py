@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from safekit.cli.base import Failure, bus, command, require_admin
+from safekit.cli.base import FILE, Failure, bus, command, json_option, require_admin, show_json
 from safekit.files import write_atomic
 from safekit.firewall import follow_cluster
 from safekit.keys import FORMER_KEYS, NEXT_KEY, cluster_key, make_next_key, remember_former
@@ -36,6 +37,12 @@ OTHERS = (
 @click.group("cluster")
 def cluster_command() -> None:
     """Configure the cluster: its servers, networks and key. The same on every server."""
+
+
+def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion: a file, or lock and unlock."""
+    words = [CompletionItem(word) for word in ("lock", "unlock") if word.startswith(incomplete)]
+    return words or [CompletionItem(incomplete, type="file")]
 
 
 def lock_file() -> Path:
@@ -140,7 +147,7 @@ def reload_admin(*, joined: bool) -> None:
     "safekit cluster config lock",
     modifies=True,
 )
-@click.argument("words", metavar="[FILE.xml|FILE.zip] [lock|unlock]", nargs=-1)
+@click.argument("words", metavar="[FILE.xml|FILE.zip] [lock|unlock]", nargs=-1, shell_complete=complete_config)
 def config_command(words: tuple[str, ...]) -> int:
     """Apply a cluster configuration on this server.
 
@@ -183,7 +190,7 @@ def config_command(words: tuple[str, ...]) -> int:
 
 
 @command("export", example="safekit cluster export /tmp/cluster.zip", modifies=False)
-@click.argument("file", metavar="FILE.zip")
+@click.argument("file", metavar="FILE.zip", type=FILE)
 def export_command(file: str) -> int:
     """Write cluster.xml and the key in a zip, to configure another server with. Keep it secret."""
     target = Path(file)
@@ -206,7 +213,7 @@ def export_command(file: str) -> int:
 
 
 @command("confcheck", example="safekit cluster confcheck /tmp/cluster.xml")
-@click.argument("file")
+@click.argument("file", type=FILE)
 def confcheck_command(file: str) -> int:
     """Check a cluster configuration without applying it."""
     config, warnings = _check(Path(file))
@@ -235,18 +242,16 @@ def confinfo_lines(nodes: dict[str, Any]) -> list[str]:
 
 
 @command("confinfo", example="safekit cluster confinfo")
-@click.option("--json", "as_json", is_flag=True, help="All that is known of each node, as JSON.")
+@json_option
 def confinfo_command(as_json: bool) -> int:
     """Show the signature, date and lock of the cluster configuration of each node that answers.
 
-    Equal signatures: equal configurations. The JSON has the protocol version that is spoken to each node.
+    Equal signatures: equal configurations. The JSON has all that is known of each node, also the protocol version
+    that is spoken to it.
     """
     nodes = _nodes()
     if as_json:
-        import json
-
-        click.echo(json.dumps(nodes, indent=1))
-        return 0
+        return show_json(nodes)
     for line in confinfo_lines(nodes):
         click.echo(line)
     silent = {name: str(known.get("problem", "")) for name, known in nodes.items() if not known.get("answers")}
@@ -279,9 +284,13 @@ def state_lines(nodes: dict[str, Any]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-@command("state", example="safekit cluster state")
-def state_command() -> int:
+@command("state", example="safekit cluster state\nsafekit cluster state --json")
+@json_option
+def state_command(as_json: bool) -> int:
     """List the modules of each node: mode, id, date and signature of the last configuration."""
+    if as_json:
+        nodes = _nodes().items()
+        return show_json({name: list((known.get("facts") or {}).get("modules", ())) for name, known in nodes})
     for line in state_lines(_nodes()):
         click.echo(line)
     return 0

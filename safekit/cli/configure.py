@@ -7,7 +7,8 @@ from typing import NoReturn
 
 import click
 
-from safekit.cli.base import Failure, bus, command, module_option, module_paths, require_admin
+from safekit.cli.base import Failure, bus, command, json_option, module_option, module_paths, require_admin, show_json
+from safekit.cli.progress import Live
 from safekit.cli.view import read_module
 from safekit.configuration import (
     ConfigureError,
@@ -53,7 +54,8 @@ def config_command(module: str | None) -> int:
     paths = module_paths(module)
     state = running_state(paths.module)
     try:
-        result = apply(paths.module, state)
+        with Live() as live:
+            result = apply(paths.module, state, lambda step: live.show(f"{paths.module}: {step}"))
     except (ConfigError, ConfigureError) as error:
         refuse(error, paths.module)
     show_findings(result.warnings)
@@ -62,7 +64,10 @@ def config_command(module: str | None) -> int:
         click.echo(f"{directory} is now a link to {directory}{suffix}")
     for directory in result.restored:
         click.echo(f"{directory} is no longer replicated")
-    _firewall_follows(paths.module, configured=True)
+    with Live() as live:
+        live.show(f"{paths.module}: firewall")
+        problem = follow(paths.module, configured=True)
+    _warn(problem)
     if state != "STOP":
         bus(f"{paths.module}/heart", "reload", 15.0)
         click.echo(
@@ -88,11 +93,10 @@ def undo(module: str) -> None:
         refuse(error, module)
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
-    _firewall_follows(module, configured=False)
+    _warn(follow(module, configured=False))
 
 
-def _firewall_follows(module: str, *, configured: bool) -> None:
-    problem = follow(module, configured=configured)
+def _warn(problem: str) -> None:
     if problem:
         click.echo(f"Warning: {problem}", err=True)
 
@@ -124,9 +128,10 @@ def confcheck_command(module: str | None) -> int:
     return 0
 
 
-@command("confinfo", example="safekit confinfo -m mirror")
+@command("confinfo", example="safekit confinfo -m mirror\nsafekit confinfo -m mirror --json")
 @module_option
-def confinfo_command(module: str | None) -> int:
+@json_option
+def confinfo_command(module: str | None, as_json: bool) -> int:
     """Show signature and date (Unix time) of the active and of the current configuration.
 
     Different signatures: SAFE/modules/AM was changed and not applied yet.
@@ -137,6 +142,9 @@ def confinfo_command(module: str | None) -> int:
         active = active_stamp(paths.module) if paths.active_json.exists() else None
     except ConfigureError as error:
         refuse(error, paths.module)
+    if as_json:
+        stamps = {"active": active, "current": current}
+        return show_json({k: v and {"signature": v.signature, "date": int(v.date)} for k, v in stamps.items()})
     if active is None:
         click.echo("active   not configured")
     else:

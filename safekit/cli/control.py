@@ -17,6 +17,7 @@ from safekit.cli.base import (
     identity_options,
     module_option,
     module_paths,
+    on_terminal,
     require_admin,
     session,
     who,
@@ -82,6 +83,11 @@ stopstart_command = _simple(
     "Stop the module completely, then start it. If it was primary, the secondary takes over.",
     "safekit stopstart -m mirror",
 )
+update_command = _simple(
+    "update",
+    "Have the failover rules evaluated again now. checker and failover do it by themselves.",
+    "safekit update -m mirror",
+)
 stopwait_command = _simple(
     "stopwait",
     "Leave the running state for WAIT, as the rule action wait() does: prestart and poststop are not run, checkers "
@@ -122,5 +128,18 @@ def swap_command(module: str | None, nosync: str | None, **_: object) -> int:
 @module_option
 @identity_options
 def second_command(module: str | None, fullsync: str | None, **_: object) -> int:
-    """Start as secondary. Fails when the other server is not primary. With fullsync all files are copied."""
-    return control(module, "second", mirror=True, fullsync=fullsync is not None)
+    """Start as secondary. Fails when the other server is not primary. With fullsync all files are copied.
+
+    On a terminal the progress of the reintegration is shown until it has ended, and how long it will take; Ctrl-C ends
+    the showing only. Elsewhere the command returns at once: safekit waitstart waits for the end.
+    """
+    control(module, "second", mirror=True, fullsync=fullsync is not None)
+    if on_terminal():
+        from safekit.cli.wait import started, wait_until
+
+        name = module_paths(module).module
+        try:
+            wait_until(name, started, 0, "start", f"module {name} is stopped: it could not become secondary")
+        except KeyboardInterrupt:
+            click.echo(f"It goes on: safekit waitstart -m {name} shows it again.")
+    return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from safekit.archive import ArchiveError, unpack
-from safekit.cli.base import Failure, bus, command, module_option, module_paths, session
+from safekit.cli.base import FILE, Failure, bus, command, module_option, module_paths, session
 from safekit.cli.configure import refuse, running_state, show_findings
 from safekit.cli.ids import free_id, ids_in_use, module_id
 from safekit.configuration import ConfigureError, apply
@@ -22,7 +22,7 @@ from safekit.paths import ModulePaths, cluster_dir
 @module_option
 @click.option("-M", "number", type=click.IntRange(min=1), metavar="ID", help="Id, the same on all servers.")
 @click.option("--configure", is_flag=True, help="Configure it too.")
-@click.argument("archive", metavar="FILE.safe")
+@click.argument("archive", metavar="FILE.safe", type=FILE)
 def deploy_command(module: str | None, number: int | None, configure: bool, archive: str) -> int:
     """Install a module and configure it, or leave everything as it was. Used by safekit -H ... -E AM.
 

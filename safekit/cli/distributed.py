@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from safekit.cli.base import Failure, check_access, paint
+from safekit.cli.base import Failure, check_access, on_terminal, paint
+from safekit.cli.progress import INTERVAL, Live, Meter
 from safekit.cli.targets import Credentials, Target, TargetError, default_list, parse_targets
+from safekit.cli.view import duration
 from safekit.keys import asking_keys, cluster_key, next_key
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
@@ -29,6 +32,8 @@ MAX_SERVERS = 64
 CLUSTER_PATH = "/api/v1/cluster"
 SECONDS = 120.0
 PATIENT_SECONDS = 86400.0
+LONG = 1 << 20
+"""Bytes of a request from which on its sending is shown."""
 PATIENT = frozenset({"waitstart", "waitstop", "waitstate", "shutdown", "config", "snapshot", "dump", "forcestop"})
 USER_VARIABLE, PASSWORD_VARIABLE = "SAFEKIT_USER", "SAFEKIT_PASSWORD"
 _LOCAL = {
@@ -183,18 +188,63 @@ def _ask(target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentia
         return error
 
 
+class Waiting:
+    """What is shown on a terminal until the servers have answered: who is missing, and how far bodies are sent."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._labels = [target.label for target in targets]
+        self._sent: dict[str, int] = {}
+        self._total = 0
+        self._meter: Meter | None = None
+        self._began = time.monotonic()
+        self._live = Live()
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.end()
+
+    def watched(self, target: Target, ask: Ask) -> Ask:
+        """The request, which tells how much of it is sent when it is long."""
+        if len(ask.body) < LONG:
+            return ask
+        label = target.label
+        self._total += len(ask.body)
+        self._meter = Meter(self._total)
+
+        def sent(count: int) -> None:
+            self._sent[label] = min(count, len(ask.body))
+
+        return replace(ask, sent=sent)
+
+    def for_one(self, future: Future[Outcome], all_of_them: Sequence[tuple[Target, Future[Outcome]]]) -> Outcome:
+        """The outcome of one server."""
+        while on_terminal() and not wait([future], INTERVAL).done:
+            self._live.show(self._line({target.label for target, each in all_of_them if not each.done()}))
+        self._live.end()
+        return future.result()
+
+    def _line(self, missing: set[str]) -> str:
+        names = ", ".join(label for label in self._labels if label in missing)
+        done = sum(self._sent.values())
+        if self._meter is not None and done < self._total:
+            return f"sending to {names}: {self._meter.line(done)}"
+        return f"waiting for {names} ({duration(time.monotonic() - self._began)})"
+
+
 def _everywhere(targets: Sequence[Target], ask_of: Callable[[Target], Ask], done: str = "") -> int:
     """Ask all servers at once and show each one; the worst status. `done`: said for a server where it worked."""
     keys, worst = asking_keys(), 0
-    with ThreadPoolExecutor(len(targets)) as pool:
+    with ThreadPoolExecutor(len(targets)) as pool, Waiting(targets) as waiting:
 
         def start(target: Target, credentials: Credentials | None) -> Future[Outcome]:
-            return pool.submit(_ask, target, ask_of(target), keys, credentials)
+            return pool.submit(_ask, target, waiting.watched(target, ask_of(target)), keys, credentials)
 
         futures = [(target, start(target, _credentials())) for target in targets]
         asked: Credentials | None = None
         for index, (target, future) in enumerate(futures):
-            outcome = future.result()
+            outcome = waiting.for_one(future, futures)
             if isinstance(outcome, CallError) and outcome.kind == "credentials" and sys.stdin.isatty():
                 asked = asked or _prompt([t for t, f in futures[index:] if _wants(f.result())])
                 if asked is not None:

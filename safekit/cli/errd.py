@@ -31,6 +31,7 @@ def _errd(module: str | None) -> str:
     "errd",
     example="safekit errd disable myclass -m AM\nsafekit errd suspend -m AM\nsafekit errd list -m AM",
     modifies="by hand",
+    reads=lambda parameters: parameters["verb"] == "list",
 )
 @click.argument("verb", type=click.Choice(["enable", "disable", "suspend", "resume", "list"]))
 @click.argument("proc_class", metavar="[CLASS]", required=False)
@@ -66,6 +67,7 @@ def errd_command(verb: str, proc_class: str | None, module: str | None, **_: obj
     "kill",
     example='safekit kill -name=vi -argregex=".*myfile.*" -level=test\nsafekit kill -name=mybin -level=terminate',
     modifies="by hand",
+    reads=lambda parameters: parameters["level"] == "test",
 )
 @click.option("--name", required=True, metavar="NAME", help="Command name of the processes.")
 @click.option("--argregex", metavar="REGEX", help="What their arguments match, the command included.")

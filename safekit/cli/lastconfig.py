@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from safekit.archive import ArchiveError, pack, unpack
-from safekit.cli.base import Failure, command, module_option, module_paths
+from safekit.cli.base import Failure, command, json_option, module_option, module_paths, show_json
 from safekit.configuration import ConfigureError, active_stamp
 from safekit.files import locked
 from safekit.model.store import TreeError, signature
@@ -71,12 +71,27 @@ def _signatures(paths: ModulePaths) -> tuple[str, str]:
 
 @command("lastconfig", example="safekit module lastconfig -m mirror")
 @module_option
-def lastconfig_command(module: str | None) -> int:
+@json_option
+def lastconfig_command(module: str | None, as_json: bool) -> int:
     """List the last three configurations that were applied on this server, the latest first."""
     paths = module_paths(module)
     copies = copies_of(paths.module)
     if not copies:
         raise Failure(f"module {paths.module} was never configured on this server", f"safekit config -m {paths.module}")
+    if as_json:
+        active, current = _signatures(paths)
+        return show_json(
+            [
+                {
+                    "no": number,
+                    "applied": copy.applied,
+                    "signature": copy.signature,
+                    "active": copy.signature == active,
+                    "current": copy.signature == current,
+                }
+                for number, copy in enumerate(copies, 1)
+            ]
+        )
     for line in table(copies, *_signatures(paths)):
         click.echo(line)
     click.echo(f"Next step: safekit module restore -m {paths.module} NO brings one back")

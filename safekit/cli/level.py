@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from safekit import __version__
-from safekit.cli.base import command, module_option, module_paths, session
+from safekit.cli.base import command, json_option, module_option, module_paths, session, show_json
 
 _OS_RELEASE = Path("/etc/os-release")
 _FIELD = re.compile(r"^\s*([A-Za-z_ ]+?)\s*[:=]\s*(.*?)\s*$")
@@ -55,10 +55,11 @@ def licence(text: str | None, host: str, today: date) -> str:
 
 @command("level", example="safekit level\nsafekit level -m mirror")
 @module_option
-def level_command(module: str | None) -> int:
+@json_option
+def level_command(module: str | None, as_json: bool) -> int:
     """Show the host, its operating system, the version of SafeKit and the licence.
 
-    With -m, also the output of the level script of the module: the version of its application.
+    With -m, also the output of the level script of the module: the version of its application (not in the JSON).
     """
     from safekit.paths import safe
 
@@ -71,10 +72,11 @@ def level_command(module: str | None) -> int:
         system = os_name(_OS_RELEASE.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         system = f"{os.uname().sysname} {os.uname().release}"
-    click.echo(f"Host : {host}")
-    click.echo(f"OS : {system}")
-    click.echo(f"SafeKit : {__version__}")
-    click.echo(f"License : {licence(key, host, date.today())}")
+    facts = {"Host": host, "OS": system, "SafeKit": __version__, "License": licence(key, host, date.today())}
+    if as_json:
+        return show_json({name.lower(): value for name, value in facts.items()})
+    for name, value in facts.items():
+        click.echo(f"{name} : {value}")
     if module or session().module:
         from safekit.cli.scripts import run_module_script
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import click
 
-from safekit.cli.base import Failure, command, module_option, module_paths, on_terminal
+from safekit.cli.base import FILE, Failure, colored, command, json_option, module_option, module_paths
 from safekit.log import Line, parse_line
 from safekit.messages import Language
 from safekit.paths import ModulePaths, node_name
@@ -89,17 +89,40 @@ _count: Callable[..., Any] = click.option(
 @module_option
 @_count
 @log_options
-def log_command(module: str | None, count: int | None, information: bool, everything: bool, language: Language) -> int:
-    """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked."""
+@json_option
+def log_command(
+    module: str | None, count: int | None, information: bool, everything: bool, language: Language, as_json: bool
+) -> int:
+    """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked.
+
+    The JSON is one message a line, with its code and fields, which do not depend on the language.
+    """
     paths = module_paths(module)
     for line in select(paths, levels_of(information, everything), count or DEFAULT_COUNT):
-        _print(line, language)
+        if as_json:
+            import json
+
+            click.echo(json.dumps(_data(line, language)))
+        else:
+            _print(line, language)
     return 0
+
+
+def _data(line: Line, language: Language) -> dict[str, Any]:
+    return {
+        "date": line.date,
+        "node": line.node,
+        "level": line.level,
+        "process": line.process,
+        "code": line.code,
+        "fields": dict(line.fields),
+        "text": line.text(language),
+    }
 
 
 def _print(line: Line, language: Language) -> None:
     text = show(line, language)
-    if on_terminal() and line.level != "E":
+    if colored() and line.level != "E":
         text = click.style(text, dim=True)
     click.echo(text)
 
@@ -168,7 +191,7 @@ def logview_command(
 @command("logsave", example="safekit logsave -m mirror -A /tmp/mirror.txt", modifies=False)
 @module_option
 @log_options
-@click.argument("file")
+@click.argument("file", type=FILE)
 def logsave_command(module: str | None, information: bool, everything: bool, language: Language, file: str) -> int:
     """Save the messages of the module log in FILE (absolute path)."""
     if not os.path.isabs(file):

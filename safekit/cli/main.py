@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from safekit.cli.argv import Line, split
-from safekit.cli.base import Failure, Session, check_access, module_option
+from safekit.cli.base import Failure, Session, check_access, complete_modules, module_option
 
 # word -> (section of the guide, module that has it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "checkloop": ("14.5", "loops", "Tell whether maxloop is reached."),
     "resetloop": ("14.5", "loops", "Set the maxloop counter to 0."),
     "uninstall": ("2.5", "uninstall", "Take the product away from this server."),
+    "update": ("internal", "control", "Evaluate the failover rules again."),
     "completion": ("", "completion", "Print the completion script of a shell."),
 }
 SECTIONS = (
@@ -112,11 +113,64 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a list of servers: the names of the cluster, and all of them."""
+    import json
+
+    from safekit.paths import cluster_dir
+
+    try:
+        lans = json.loads((cluster_dir() / "cluster.json").read_bytes())["lans"]
+        names = sorted({str(node["name"]) for lan in lans for node in lan["nodes"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # no cluster yet: there is nothing to propose
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in ("*", *names) if name.startswith(last)]
+
+
+def complete_special(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a special command."""
+    from safekit.cli.special import known
+
+    return [name for name in known() if name.startswith(incomplete)]
+
+
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Each command has its own help: safekit COMMAND --help",
+    epilog="Each command has its own help, with an example: safekit COMMAND --help",
+)
+@click.option(
+    "-H",
+    "_servers",
+    metavar="LIST",
+    expose_value=False,
+    shell_complete=complete_servers,
+    help='Run the command on these servers: names, URLs, or "*" for all. Before everything else.',
+)
+@click.option(
+    "-E",
+    "_deploy",
+    metavar="AM",
+    expose_value=False,
+    shell_complete=complete_modules,
+    help="Give module AM of this server to the servers of -H.",
+)
+@click.option(
+    "-G",
+    "_global",
+    is_flag=True,
+    expose_value=False,
+    help="Give the cluster configuration of this server to the servers of -H.",
+)
+@click.option(
+    "-r",
+    "_special",
+    metavar="COMMAND",
+    expose_value=False,
+    shell_complete=complete_special,
+    help="Run a special command of SAFEBIN, with its arguments, in the SafeKit environment.",
 )
 @module_option
 @click.option("-u", "user", metavar="WHO", help="Identity to write in the logs.")
@@ -126,8 +180,8 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, module: str | None, user: str | None, identity: str | None, show_paths: bool) -> int:
     """Control and monitor the SafeKit modules of this server.
 
-    Options stand before or after the word: `safekit -m mirror state` is `safekit state -m mirror`. Special
-    commands are run by `safekit -r COMMAND ARGS`.
+    -m, -u and -i stand before or after the word: `safekit -m mirror state` is `safekit state -m mirror`. Exit code:
+    0 done, 1 an error; other codes are told by the help of the command.
     """
     current = ctx.find_object(Session)
     assert current is not None
@@ -167,6 +221,8 @@ def run(argv: Sequence[str]) -> int:
         return _code(line, failure.code)
     except click.UsageError as error:
         error.show()
+        if isinstance(error, click.NoSuchOption) and error.option_name in ("-H", "-E", "-G"):
+            click.echo('Next step: these options stand first: safekit -H "*" state', err=True)
         return _code(line, 1)
     except click.ClickException as error:
         error.show()

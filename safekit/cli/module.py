@@ -9,9 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from safekit.archive import ArchiveError, pack, unpack
-from safekit.cli.base import Failure, command, installed_modules, module_option, module_paths, require_admin, session
+from safekit.cli.base import (
+    FILE,
+    Failure,
+    command,
+    installed_modules,
+    json_option,
+    module_option,
+    module_paths,
+    require_admin,
+    session,
+    show_json,
+)
 from safekit.cli.deploy import delkey_command, deploy_command, genkey_command
 from safekit.cli.ids import free_id, ids_in_use, module_id
 from safekit.cli.lastconfig import lastconfig_command, restore_command
@@ -41,6 +53,14 @@ def _archive(given: str) -> Path:
             if named.is_file():
                 return named
     return path
+
+
+def complete_archives(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion: the templates, or a file."""
+    templates = safe() / "Application_Modules"
+    found = sorted(f"{path.parent.name}/{path.name}" for path in templates.glob("*/*.safe"))
+    known = [CompletionItem(name) for name in found if incomplete and name.startswith(incomplete)]
+    return known or [CompletionItem(incomplete, type="file")]
 
 
 def _install(name: str, archive: Path, number: int | None, *, again: bool) -> int:
@@ -86,7 +106,7 @@ def _install(name: str, archive: Path, number: int | None, *, again: bool) -> in
 @module_option
 @click.option("-r", "again", is_flag=True, help="Install again over an installed module.")
 @click.option("-M", "number", type=click.IntRange(min=1), metavar="ID", help="Id, the same on all servers.")
-@click.argument("archive", metavar="AM.safe")
+@click.argument("archive", metavar="AM.safe", shell_complete=complete_archives)
 def install_command(module: str | None, again: bool, number: int | None, archive: str) -> int:
     """Install a .safe file, or a template of SAFE/Application_Modules, under the name AM."""
     if not (cluster_dir() / "cluster.xml").exists():
@@ -99,21 +119,27 @@ def install_command(module: str | None, again: bool, number: int | None, archive
     return 0
 
 
-@command("list", example="safekit module list")
-def list_command() -> int:
+@command("list", example="safekit module list\nsafekit module list --json")
+@json_option
+def list_command(as_json: bool) -> int:
     """List the names of the installed modules."""
+    if as_json:
+        return show_json(installed_modules())
     for name in installed_modules():
         click.echo(name)
     return 0
 
 
-@command("listid", example="safekit module listid")
-def listid_command() -> int:
+@command("listid", example="safekit module listid\nsafekit module listid --json")
+@json_option
+def listid_command(as_json: bool) -> int:
     """List the names and ids of the installed modules. An id must be the same on all servers."""
-    names = installed_modules()
-    width = max((len(name) for name in names), default=0)
-    for name in names:
-        click.echo(f"{name.ljust(width)}  {module_id(ModulePaths(name)) or '-'}")
+    ids = {name: module_id(ModulePaths(name)) for name in installed_modules()}
+    if as_json:
+        return show_json(ids)
+    width = max((len(name) for name in ids), default=0)
+    for name, number in ids.items():
+        click.echo(f"{name.ljust(width)}  {number or '-'}")
     return 0
 
 
@@ -144,7 +170,8 @@ def _cluster_port() -> int:
 @command("getports", example="safekit module getports -m mirror\nsafekit module getports -i 2")
 @module_option
 @click.option("-i", "number", type=click.IntRange(min=1), metavar="ID", help="Id of a module, installed or not.")
-def getports_command(module: str | None, number: int | None) -> int:
+@json_option
+def getports_command(module: str | None, number: int | None, as_json: bool) -> int:
     """List the ports between the servers that a module uses: open them in the firewalls."""
     from safekit.model import ports
 
@@ -157,8 +184,11 @@ def getports_command(module: str | None, number: int | None) -> int:
             found = [[of(number)] for of in (ports.heart_port, ports.rfs_port, ports.farm_port)]
         except ValueError as error:
             raise Failure(str(error), "safekit module listid shows the ids in use") from None
-    lines = port_lines(port, *found)
-    for line in lines:
+    heart, rfs, farm = found
+    if as_json:
+        udp = {"safeadmin": [port], "heart": heart, "farm": farm}
+        return show_json({"udp": udp, "tcp": {"webconsole": [ports.WEB_HTTP], "rfs": rfs}})
+    for line in port_lines(port, heart, rfs, farm):
         click.echo(line)
     return 0
 
@@ -176,7 +206,7 @@ def _active(paths: ModulePaths) -> dict[str, Any]:
 
 @command("package", example="safekit module package -m mirror /tmp/mirror.safe", modifies=True)
 @module_option
-@click.argument("archive", metavar="FILE.safe")
+@click.argument("archive", metavar="FILE.safe", type=FILE)
 def package_command(module: str | None, archive: str) -> int:
     """Pack the module under SAFE/modules/AM in a .safe file (absolute path)."""
     paths = module_paths(module)

@@ -67,10 +67,34 @@ def failover_command(module: str | None, setting: str, **_: object) -> int:
     return change_setting(module, "failover", setting, mirror=True)
 
 
+def complete_resources(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion: the resources that the module has."""
+    from safekit.resources import load
+
+    module = ctx.params.get("module") or session().module
+    names = load(module_paths(module).resources) if module else {}
+    own = ("state.", "remote.", "usersetting.")
+    return sorted(name for name in names if name.startswith(incomplete) and not name.startswith(own))
+
+
+def complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a state."""
+    return [state for state in _STATES if state.startswith(incomplete)]
+
+
 @command("set", example="safekit set -m mirror -r custom.disk -v down -i diskcheck", modifies="by hand")
 @module_option
-@click.option("-r", "resource", required=True, metavar="CLASS.ID", help="Name of the resource.")
-@click.option("-v", "value", required=True, metavar="STATE", help="up, down, init or unknown (or on, off).")
+@click.option(
+    "-r", "resource", required=True, metavar="CLASS.ID", shell_complete=complete_resources, help="Name of the resource."
+)
+@click.option(
+    "-v",
+    "value",
+    required=True,
+    metavar="STATE",
+    shell_complete=complete_states,
+    help="up, down, init or unknown (or on, off).",
+)
 @identity_options
 def set_command(module: str | None, resource: str, value: str, identity: str | None, **_: object) -> int:
     """Set the state of a resource: how a custom checker tells what it has found."""

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 from safekit.cli.base import Failure
 from safekit.paths import ModulePaths, safe, safebin, safevar
 
+# What changes the system, by its first argument (None: whatever it is): recorded in the commands log (guide 10.10).
+CHANGES: dict[str, frozenset[str] | None] = {
+    "gencron": None,
+    "firewallcfg": frozenset({"add", "del", "auto"}),
+    "processtree": frozenset({"kill"}),
+}
+
+
+def known() -> list[str]:
+    """The special commands of this installation."""
+    try:
+        return sorted(entry.name for entry in os.scandir(safebin()) if entry.is_file())
+    except FileNotFoundError:
+        return []
+
+
+def _program(word: str) -> str:
+    return word if os.path.isabs(word) else str(safebin() / word)
+
 
 def run_special(words: Sequence[str], module: str | None) -> int:
-    """Replace this process by the special command. Raises Failure when there is no such command."""
+    """Run the special command; this process becomes it where nothing is to be recorded afterwards.
+
+    The guide writes the command and its arguments in one word, too. Raises Failure when there is no such command.
+    """
     if not words:
-        raise Failure("option -r needs a special command", f"the special commands are in {safebin()}")
-    program = words[0] if os.path.isabs(words[0]) else str(safebin() / words[0])
-    if not os.access(program, os.X_OK):
+        raise Failure("option -r needs a special command", f"{safebin()} has: {', '.join(known()) or 'none'}")
+    if len(words) == 1 and not os.path.exists(_program(words[0])):
         try:
-            known = ", ".join(sorted(entry.name for entry in os.scandir(safebin()) if entry.is_file()))
-        except FileNotFoundError:
-            known = ""
-        raise Failure(f"{program} is not a special command", f"{safebin()} has: {known or 'none'}")
+            words = shlex.split(words[0]) or words
+        except ValueError as error:
+            raise Failure(f"{words[0]}: {error}", "write it without quotes: safekit -r COMMAND ARGS") from None
+    program = _program(words[0])
+    if not os.access(program, os.X_OK):
+        raise Failure(f"{program} is not a special command", f"{safebin()} has: {', '.join(known()) or 'none'}")
     environment = {**os.environ, "SAFE": str(safe()), "SAFEVAR": str(safevar()), "SAFEBIN": str(safebin())}
     name = module or os.environ.get("SAFEMODULE")
     if name:
@@ -27,4 +51,26 @@ def run_special(words: Sequence[str], module: str | None) -> int:
             environment.update(ModulePaths(name).environment())
         except ValueError as error:
             raise Failure(str(error), "safekit module list shows the names") from None
-    os.execve(program, [program, *words[1:]], environment)
+    arguments = [program, *words[1:]]
+    if not _changes(words):
+        os.execve(program, arguments, environment)
+    return _recorded(arguments, words, environment)
+
+
+def _changes(words: Sequence[str]) -> bool:
+    verbs = CHANGES.get(words[0], frozenset())
+    return verbs is None or (words[1:2] != [] and words[1] in verbs and list(words[1:3]) != ["auto", "status"])
+
+
+def _recorded(arguments: Sequence[str], words: Sequence[str], environment: dict[str, str]) -> int:
+    import subprocess
+
+    from safekit.commandlog import finished, started
+
+    entry, code = started(" ".join(("-r", *words))), 1
+    try:
+        code = subprocess.run(arguments, env=environment, check=False).returncode
+        code = code if code >= 0 else 128 - code
+    finally:
+        finished(entry, code)
+    return code

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safekit.cli.base import Failure, command, module_option, module_paths
+from safekit.cli.base import FILE, Failure, command, module_option, module_paths
+from safekit.cli.progress import Live, Meter
 from safekit.paths import ModulePaths, safevar
 
 if TYPE_CHECKING:
@@ -29,14 +30,15 @@ def dump_command(module: str | None) -> int:
     """
     from safekit.snapshots import dump
 
-    directory = dump(module_paths(module).module)
+    with Live() as live:
+        directory = dump(module_paths(module).module, live.show)
     click.echo(f"the dump is in {directory}")
     return 0
 
 
 @command("snapshot", example="safekit snapshot -m mirror /tmp/snapshot_node1.zip", modifies=True, admin=False)
 @module_option
-@click.argument("file", metavar="FILE.zip")
+@click.argument("file", metavar="FILE.zip", type=FILE)
 def snapshot_command(module: str | None, file: str) -> int:
     """Make a dump, and pack the last three dumps and configurations in FILE.zip (absolute path)."""
     from safekit.snapshots import snapshot
@@ -44,7 +46,15 @@ def snapshot_command(module: str | None, file: str) -> int:
     paths = module_paths(module)
     if not os.path.isabs(file):
         raise Failure(f"{file} is not an absolute path", f"safekit snapshot -m {paths.module} {os.path.abspath(file)}")
-    count = snapshot(paths.module, Path(file))
+    meter: list[Meter] = []
+
+    def packed(done: int, total: int) -> None:
+        if not meter:
+            meter.append(Meter(total))
+        live.show(f"packing: {meter[0].line(done)}", now=False)
+
+    with Live() as live:
+        count = snapshot(paths.module, Path(file), live.show, packed)
     click.echo(f"{count} files are in {file}; no key is among them. Support needs one snapshot of every server.")
     return 0
 

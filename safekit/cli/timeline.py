@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import click
 
-from safekit.cli.base import Failure, command, module_option, module_paths, on_terminal
+from safekit.cli.base import Failure, colored, command, json_option, module_option, module_paths
 from safekit.cli.distributed import ask_with_passwords, servers_of
 from safekit.cli.logs import levels_of, log_options
 from safekit.cli.targets import Target
@@ -30,16 +33,21 @@ SECONDS = 30.0
 )
 @click.option("--on", "servers", metavar="LIST", default="*", help='Which servers, as after -H (default "*", all).')
 @log_options
+@json_option
 def timeline_command(
-    module: str | None, count: int, servers: str, information: bool, everything: bool, language: Language
+    module: str | None,
+    count: int,
+    servers: str,
+    information: bool,
+    everything: bool,
+    language: Language,
+    as_json: bool,
 ) -> int:
     """Show what happened on all servers in one order: module logs, commands, membership of the cluster.
 
     Dates are by the clock of this server; where the clock of another server differs, the difference is told and its
-    lines are moved. Without -m: every module. Needs the web service on the other servers.
+    lines are moved. Without -m: every module. Needs the web service on the other servers. The JSON is one entry a line.
     """
-    import os
-
     if module is None and "SAFEMODULE" in os.environ:
         module = os.environ["SAFEMODULE"]
     if module is not None:
@@ -66,7 +74,8 @@ def timeline_command(
             )
     if not found:
         raise Failure("no server answered", "safekit webserver start on the servers")
-    for line in lines(merge(found, count), _paint):
+    merged = merge(found, count)
+    for line in (json.dumps(asdict(entry)) for entry in merged) if as_json else lines(merged, _paint):
         click.echo(line)
     return int(len(found) < len(targets))
 
@@ -86,6 +95,6 @@ def _of_server(target: Target, ask: Ask) -> tuple[list[Entry], Clock] | CallErro
 
 
 def _paint(text: str, source: Source) -> str:
-    if not on_terminal() or source == "log":
+    if not colored() or source == "log":
         return text
     return click.style(text, bold=True) if source == "command" else click.style(text, dim=True)

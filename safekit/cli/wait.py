@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from safekit.cli.base import Failure, command, module_option, module_paths, on_terminal, require_admin, session
+from safekit.cli.progress import Live
 from safekit.cli.state import progress
 from safekit.cli.view import ModuleView, progress_line, read_module
 
@@ -48,29 +49,11 @@ def views(module: str, deadline: float | None) -> Iterator[ModuleView]:
         time.sleep(POLL)
 
 
-class Reporter:
-    """Shows on a terminal what is being waited for; silent elsewhere."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-
-    def show(self, view: ModuleView) -> None:
-        """Rewrite the line when it changed."""
-        if not on_terminal():
-            return
-        running = progress(view)
-        text = f"{view.module}: {view.state} {view.color}"
-        if running is not None:
-            text += f", {progress_line(running)}"
-        if text != self._shown:
-            click.echo("\r\x1b[K" + text, nl=False)
-            self._shown = text
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._shown:
-            click.echo("")
-            self._shown = ""
+def follow(view: ModuleView, live: Live) -> None:
+    """Show the state, and how far a reintegration is."""
+    running = progress(view) if on_terminal() else None
+    tail = f", {progress_line(running)}" if running is not None else ""
+    live.show(f"{view.module}: {view.state} {view.color}{tail}")
 
 
 def wait_until(
@@ -78,18 +61,15 @@ def wait_until(
 ) -> ModuleView:
     """Wait until `wanted` says True. Raises Failure when it says None (it can no longer happen; `hopeless`
     tells why) or when `timeout` seconds (0: no limit) have passed."""
-    reporter = Reporter()
     view: ModuleView | None = None
-    try:
+    with Live(keep=True) as live:
         for view in views(module, time.monotonic() + timeout if timeout else None):
-            reporter.show(view)
+            follow(view, live)
             answer = wanted(view)
             if answer is None:
                 raise Failure(hopeless.format(state=view.state, color=view.color), f"safekit log -m {module}")
             if answer:
                 return view
-    finally:
-        reporter.end()
     assert view is not None
     raise Failure(
         f"{what} of module {module}: not reached within {timeout:g} s, the state is {view.state} {view.color}",
@@ -103,6 +83,15 @@ _timeout = click.option(
 )
 
 
+def started(view: ModuleView) -> bool | None:
+    """Whether a start has ended; None: in a stop."""
+    if not view.running:
+        return None
+    if view.state == "WAIT":
+        return view.color == "red"
+    return view.state in _GREEN and view.color == "green"
+
+
 @command("waitstart", example="safekit waitstart -m mirror --timeout 60")
 @module_option
 @_timeout
@@ -112,13 +101,6 @@ def waitstart_command(module: str | None, timeout: float) -> int:
     Exit code 1 when the module stopped instead, or when the time is over.
     """
     paths = module_paths(module, configured=True)
-
-    def started(view: ModuleView) -> bool | None:
-        if not view.running:
-            return None
-        if view.state == "WAIT":
-            return view.color == "red"
-        return view.state in _GREEN and view.color == "green"
 
     view = wait_until(
         paths.module, started, timeout, "start", f"module {paths.module} is stopped ({{state}} {{color}})"

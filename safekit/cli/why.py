@@ -116,4 +116,3 @@ def why_command(module: str | None, count: int, as_json: bool) -> int:
     for node, at in known.items():
         click.echo(f"Decisions of {node} are known up to {moment(at)}, as its heartbeats told them (by its clock).")
     return 0
-

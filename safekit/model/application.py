@@ -73,6 +73,7 @@ class Application:
         running_state: str,
         others: Mapping[str, ModuleConfig],
         warnings: tuple[Finding, ...],
+        tell: Callable[[str], None],
     ) -> None:
         self.paths = paths
         self.config = config
@@ -80,6 +81,7 @@ class Application:
         self.running_state = running_state
         self.others = others
         self.warnings = list(warnings)
+        self.tell = tell
         self.undo: list[tuple[str, Callable[[], object]]] = []
 
     def run(self) -> ApplyResult:
@@ -106,6 +108,7 @@ class Application:
         )
 
     def _prepare(self) -> int:
+        self.tell("copying configuration and scripts")
         root, place = self.paths.root, self.paths.active_store
         self.config = replace(self.config, signature=store.signature(root), configured_at=time.time())
         place.mkdir(mode=0o770, parents=True, exist_ok=True)
@@ -142,6 +145,7 @@ class Application:
         table, suffix = directories.mounts(), self.config.rfs.suffix
         converted = []
         for replicated in self.config.rfs.replicated:
+            self.tell(f"converting {replicated.dir}")
             found = directories.convert(replicated.dir, suffix, table)
             if found is not None:
                 converted.append(replicated.dir)
@@ -162,6 +166,7 @@ class Application:
         vhost.generate_absolute(self.config, self.paths)
 
     def _script(self) -> None:
+        self.tell(f"script config (at most {SCRIPT_SECONDS:.0f} s), replacing the active configuration")
         status = run_script(self.paths, self.paths.userbin / "config", self.config)
         if status:
             raise ConfigureError(
