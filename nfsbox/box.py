@@ -6,6 +6,8 @@ The order inside each operation is what makes it safe; see the comments.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -110,6 +112,7 @@ class Box:
         self.settings = settings_of(rfs)
         self.degraded = False
         self.prepared = False
+        self._owned = -1  # the lock of the directories
         self._notify = notify
         self._ask_pair = pair
         self._tracker = Tracker(place.directory, rfs.ruzone_blocksize)
@@ -178,6 +181,7 @@ class Box:
         """Mount read-only. Raises BoxError: tocheck, mount, root, listen."""
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+            self._take()
             self.degraded = degraded
             for root in self.roots:
                 try:
@@ -192,6 +196,7 @@ class Box:
                     self._listen()
             except BaseException:
                 self._unmount_all(failed=True)
+                self._give_back()
                 raise
             self.prepared = True
         files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
@@ -201,6 +206,30 @@ class Box:
             "dirty": files + directories,
             "roots": [os.fsdecode(root.mount) for root in self.roots],
         }
+
+    def _take(self) -> None:
+        """Nobody else may serve these directories, whatever became of a former life. Raises BoxError."""
+        if self._owned >= 0:
+            return
+        self._owned = os.open(self.place.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._owned, 20, 0).decode("ascii", "replace").strip()
+            self._give_back()
+            raise BoxError(
+                "mount",
+                f"another nfsbox of this module (process {holder or 'unknown'}) has the replicated directories "
+                f"({error.strerror}): end it, then start the module again",
+            ) from None
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, only its holder's number is not told
+            os.ftruncate(self._owned, 0)
+            os.pwrite(self._owned, b"%d\n" % os.getpid(), 0)
+
+    def _give_back(self) -> None:
+        if self._owned >= 0:
+            os.close(self._owned)
+            self._owned = -1
 
     def _journal(self) -> str:
         if not self._loaded.present:
@@ -275,6 +304,7 @@ class Box:
                 self._server.close()
                 self._server = None
         (self.place.directory / "hidden").unlink(missing_ok=True)
+        self._give_back()
         self.prepared = False
         self.degraded = False
 

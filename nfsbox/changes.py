@@ -99,6 +99,13 @@ def unpack(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[Record, 
         yield Record(Kind(kind), root, inode, a, b, rest[:length], rest[length:]), offset
 
 
+def torn(data: bytes, offset: int) -> int:
+    """Where what was being written at `offset`, the end of the good records, ends: a power failure may leave a part of
+    it. Behind that nothing has been written yet."""
+    (size,) = struct.unpack_from("<I", data.ljust(offset + 4, b"\0"), offset)
+    return int(min(offset + FRAME.size + (size if RECORD.size <= size <= MAX_PAYLOAD else RECORD.size), len(data)))
+
+
 def renaming(root: int, inode: int, old: bytes, new: bytes, *, file: bool) -> Record:
     """The record of a rename; of `new` being a new name with `old` the same."""
     return Record(Kind.RENAME, root, inode, a=int(file), path=old, path2=new)

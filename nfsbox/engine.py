@@ -27,6 +27,7 @@ from nfsbox.files import File, Files
 from nfsbox.stream import State, Stream
 from nfsbox.tracking import Tracker
 from nfsbox.wire import Channel, Op, Set, pack_attr
+from safekit.files import write_atomic
 
 
 class Role(Enum):
@@ -84,6 +85,14 @@ DRAIN: Final = 10.0
 Notify = Callable[[str, dict[str, Any]], None]
 
 
+#: Bytes of notes of hidden files after which those of removed ones are left out.
+MAX_NOTES: Final = 1 << 20
+
+
+def _note(root: int, path: bytes) -> bytes:
+    return b"%d %s\0" % (root, path)
+
+
 class Refused(Exception):
     """A role change that cannot be made now; the text says why."""
 
@@ -109,6 +118,8 @@ class Engine:
         self.generation = 0  # rises with every role change: what caches hold is void
         self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
+        self._hidden: set[tuple[int, bytes]] = set()  # names of files that are gone but open
+        self._noting = threading.Lock()
         self.peer_has_all = True
         """All that was changed up to the last change of role is on the disk of the peer that was in the pair."""
         self._attached = threading.Event()
@@ -192,8 +203,19 @@ class Engine:
 
     def note_hidden(self, root: int, path: bytes) -> None:
         """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
-        with open(self.tracker.directory / "hidden", "ab") as handle:
-            handle.write(b"%d %s\0" % (root, path))
+        notes = self.tracker.directory / "hidden"
+        with self._noting:
+            self._hidden.add((root, path))
+            with open(notes, "ab") as handle:
+                handle.write(_note(root, path))
+                size = handle.tell()
+            if size > MAX_NOTES + 512 * len(self._hidden):
+                write_atomic(notes, b"".join(_note(*found) for found in self._hidden), durable=False)
+
+    def forget_hidden(self, root: int, path: bytes) -> None:
+        """That name is gone."""
+        with self._noting:
+            self._hidden.discard((root, path))
 
     # --- streams --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -55,12 +56,18 @@ class Names(Base):
     def chmod(self, path: str, mode: int) -> None:
         """Permission bits."""
         relative, real = self._split(path)
-        if self._excluded(relative):
+
+        def local() -> None:
+            if stat.S_ISLNK(os.lstat(real).st_mode):  # kernels before 6.6 ask for it: its target is none of ours
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             os.chmod(real, stat.S_IMODE(mode))
+
+        if self._excluded(relative):
+            local()
             return
         self._change(
             (relative,),
-            lambda: os.chmod(real, stat.S_IMODE(mode)),
+            local,
             lambda stream: stream.send(
                 Op.PSETATTR, self.index, body=pack_attr(Set.MODE, stat.S_IMODE(mode)) + relative
             ),
@@ -243,6 +250,7 @@ class Names(Base):
             mtime = self._directory_mtime(relative)
             self.hidden.discard(os.lstat(real).st_ino)
             os.unlink(real)
+            self.engine.forget_hidden(self.index, relative)
             set_mtime(os.path.dirname(real), mtime)
             return
         if self._excluded(relative):

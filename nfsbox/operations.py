@@ -30,6 +30,8 @@ from nfsbox.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocat
 from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE
+#: A link that took the place of a file since the kernel looked it up is not followed: it may lead anywhere.
+_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY
 _DATA: Final = kernel.WRITE_DATA
 _FRAME: Final = kernel.WRITE_DATA - HEADER_SIZE
@@ -71,7 +73,7 @@ class Operations(Names):
 
     def opendir(self, path: str) -> int:
         """A descriptor of the directory."""
-        return os.open(self._split(path)[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(self._split(path)[1], os.O_RDONLY | os.O_DIRECTORY | _OPEN)
 
     def entries(self, fh: int) -> Iterator[tuple[bytes, int, int]]:
         """Name, inode and type of each entry. libfuse takes the whole listing at once, so that entries removed while
@@ -131,7 +133,7 @@ class Operations(Names):
         plain = flags & ~_STRIP
         if self._writeback and writer:
             plain = plain & ~_ACCESS | os.O_RDWR
-        descriptor = os.open(real, plain | os.O_CLOEXEC)
+        descriptor = os.open(real, plain | _OPEN)
         try:
             self._opened(descriptor, relative, fi)
             if flags & os.O_TRUNC and writer:
@@ -148,7 +150,7 @@ class Operations(Names):
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
         relative, real = self._split(path)
-        flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (fi.flags & os.O_EXCL)
+        flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)
         if self._excluded(relative):
             new = not os.path.lexists(real)
             descriptor = os.open(real, flags | (fi.flags & os.O_TRUNC), mode)
@@ -224,7 +226,7 @@ class Operations(Names):
         last = (offset + size - 1) // self._zone
         zones = file.zones
         if file.era != engine.tracker.era or (
-            zones is not None and (zone not in zones or (last != zone and last not in zones))
+            zones is not None and (zone not in zones or (last != zone and (last not in zones or last - zone > 1)))
         ):
             self._record(file, zone, last)
         if flags & kernel.WRITE_KILL_SUIDGID:
@@ -343,7 +345,7 @@ class Operations(Names):
         if self._excluded(relative):
             os.truncate(real, length)
             return
-        descriptor = os.open(real, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(real, os.O_RDWR | _OPEN)
         try:
             self.engine.check_writable()
             with self.engine.order:

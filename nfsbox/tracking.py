@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nfsbox.changes import Changes, Kind, Mode, Record, moved, renaming, unpack
+from nfsbox.changes import Changes, Kind, Mode, Record, moved, renaming, torn, unpack
 from nfsbox.exclusions import is_hidden, parent
 from nfsbox.system import birth_ns
 from safekit.files import sync_directory
@@ -74,11 +74,16 @@ def load(directory: Path) -> Loaded:
             loaded.why = "the zone size was changed"
         loaded.zone_size = int(head[0])
         epoch = Changes()
-        for record, _ in unpack(data, begin):
+        end = begin
+        for record, behind in unpack(data, begin):
+            end = behind
             # A rename concerns what older epochs know as well.
             if record.kind is Kind.RENAME:
                 loaded.changes.apply(record)
             epoch.apply(record)
+        if data.count(0, torn(data, end)) != len(data) - torn(data, end):
+            loaded.reliable = False
+            loaded.why = f"{path} is damaged in the middle"
         loaded.changes.merge(epoch)
         loaded.changes.mode = epoch.mode
         loaded.closed = epoch.closed

@@ -28,6 +28,9 @@ IN_STEP_S: Final = 300.0
 #: Tries of a secondary to reach a primary that is just opening its port.
 CONNECT_S: Final = 15.0
 
+#: What was changed so shortly before the directories are released counts as changed afterwards.
+CLOSING_NS: Final = 100_000_000
+
 Fields = dict[str, Any]
 
 
@@ -318,10 +321,12 @@ class Admin:
             self._recovery = None
         try:
             if self.role != "none":
+                # Before anybody can come in beside us; the time stamps of files are up to a tick late.
+                closed_ns = time.time_ns() - CLOSING_NS
                 await self.nfsbox("release")
                 if self.state is not None:
                     state = generations.applied(self.state) if self.role == "secondary" else self.state
-                    self.state = generations.closed(state, time.time_ns())
+                    self.state = generations.closed(state, closed_ns)
                     await self.nfsbox("state_set", state=generations.to_fields(self.state))
         finally:
             self._unwatch()  # its end is now wanted

@@ -339,3 +339,30 @@ def test_a_large_file_that_is_cut_is_compared_whole(alone: tuple[Engine, Operati
     found = [(path, zones) for _, path, _, zones in expand(engine.tracker.snapshot(), [os.fsencode(backing)])]
     assert set(found) == {(b"f", None)}
     operations.ended()
+
+
+def test_a_write_over_small_zones_records_those_between(alone: tuple[Engine, Operations, Path]) -> None:
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 50_000)
+    handle = opened(operations, "f")
+    for offset, size in ((0, 1), (3 * 4096, 1), (0, 4 * 4096)):
+        operations.write_request(handle, offset, request(b"y" * size), 0)
+    (found,) = engine.tracker.snapshot().files.values()
+    assert found.zones >= {0, 1, 2, 3}
+    operations.ended()
+
+
+def test_a_link_in_the_place_of_a_file_leads_nowhere(alone: tuple[Engine, Operations, Path], tmp_path: Path) -> None:
+    """The kernel looked the name up before: on a secondary, or for fchmodat2 of a link on older kernels."""
+    _, operations, backing = alone
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    outside.chmod(0o600)
+    (backing / "link").symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic links"):
+        opened(operations, "link")
+    with pytest.raises(OSError, match="symbolic links"):
+        operations.truncate("/link", 0)
+    with pytest.raises(OSError, match="not supported"):
+        operations.chmod("/link", 0o666)
+    assert outside.read_text() == "secret" and outside.stat().st_mode & 0o777 == 0o600

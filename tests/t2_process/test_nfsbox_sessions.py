@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from nfsbox_pair import (
     assert_equal_soon,
     copy_all,
     finish,
+    free_port,
     wait_for,
 )
 
@@ -444,6 +446,26 @@ def test_prepare_refuses(make: MakePair) -> None:
         pair.a("prepare")
     assert caught.value.code == "mount" and "stray" not in str(caught.value) and "beside" in str(caught.value)
     assert (pair.a.mount / "stray").read_text() == "x"
+
+
+def test_a_second_nfsbox_leaves_the_directories_to_the_first(make: MakePair) -> None:
+    """A former life that did not end: its mount is not taken from under the application."""
+    pair = make().up()
+    second = copy.copy(pair.a)
+    second.port = free_port()
+    second.start()
+    try:
+        with pytest.raises(DriverError) as caught:
+            second("prepare")
+        assert caught.value.code == "mount" and f"process {pair.a.process.pid}" in str(caught.value)
+        assert os.path.ismount(pair.a.mount)
+        (pair.a.mount / "f").write_text("replicated still")
+        wait_for(lambda: (pair.b.backing / "f").read_text() == "replicated still")
+        pair.a.kill()
+        second("prepare")
+    finally:
+        second.kill()
+        second.close()
 
 
 def test_degraded_after_a_kill(make: MakePair) -> None:

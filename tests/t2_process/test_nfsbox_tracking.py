@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfsbox.changes import Mode
+from nfsbox.engine import Engine, Settings
 from nfsbox.tracking import PREFIX, Loaded, Tracker, expand, load, moved_directories
 
 
@@ -184,3 +185,27 @@ def test_a_removed_file_that_a_power_failure_brings_back_is_still_recorded(track
     tracker.gone(0, 5)
     tracker.touch(0, 6, b"g", 0, 0)  # puts all before it on disk
     assert again(tracker).changes.files[0, 5].zones == {2}
+
+
+def test_a_journal_damaged_in_the_middle_is_not_trusted(tracker: Tracker) -> None:
+    """What stands behind the damage cannot be read: zones that nobody would compare."""
+    for inode in range(20):
+        tracker.touch(0, inode, b"name", 0, 0)
+    (path,) = tracker.directory.glob(PREFIX + "*")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"name") + 1] ^= 0xFF
+    path.write_bytes(data)
+    assert not again(tracker).reliable and "middle" in again(tracker).why
+    path.write_bytes(bytes(data[:30]).ljust(4096, b"\0") + b"a later page")
+    assert not again(tracker).reliable
+
+
+def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfsbox.engine.MAX_NOTES", 1000)
+    engine = Engine((), tracker, Settings(), lambda what, fields: None)
+    engine.note_hidden(0, b".fuse_hidden_kept")
+    for number in range(500):
+        engine.note_hidden(0, b".fuse_hidden%d" % number)
+        engine.forget_hidden(0, b".fuse_hidden%d" % number)
+    notes = (tracker.directory / "hidden").read_bytes()
+    assert notes.startswith(b"0 .fuse_hidden_kept\0") and len(notes) < 2500
