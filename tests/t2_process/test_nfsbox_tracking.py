@@ -208,4 +208,4 @@ def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, mon
         engine.note_hidden(0, b".fuse_hidden%d" % number)
         engine.forget_hidden(0, b".fuse_hidden%d" % number)
     notes = (tracker.directory / "hidden").read_bytes()
-    assert notes.startswith(b"0 .fuse_hidden_kept\0") and len(notes) < 2500
+    assert b"0 .fuse_hidden_kept\0" in notes and len(notes) < 2500
