@@ -183,8 +183,21 @@ def test_every_bucket_has_a_verdict_and_only_ours_are_accepted() -> None:
         assert found[0] == f"goto grace{name[1]}" and found[1] == "accept" and found[255] == "drop"
     directed = _elements(ruleset.state(layout("directed"), verdicts(shared=1 | 1 << 255)), "t4_0_0")
     assert directed[0] == "goto grace4_0" and directed[100] == "goto fwd_0_1" and directed[255] == "goto share4_0_2"
+    peers = _elements(ruleset.state(layout("directed"), verdicts(shared=1 | 1 << 255)), "m4_0_0")
+    assert (peers[0], peers[1], peers[255]) == ("goto grace4", "accept", "goto foreign4_0")
     nothing = _elements(ruleset.state(layout("directed"), closed(layout("directed"))), "t4_0_0")
     assert set(nothing.values()) == {"drop"}
+
+
+def test_only_where_connections_are_held_they_are_looked_for() -> None:
+    held = replace(verdicts(), held=(1 | 1 << 100,))
+    assert "flush set netdev safekit_my_2e_farm_2d_1 fresh4" in ruleset.state(layout(), verdicts())
+    invisible, directed = (ruleset.state(layout(mode), held) for mode in ("invisible", "directed"))
+    assert "fresh4" not in invisible, "those accepted a moment ago are known by this set alone"
+    found = _elements(invisible, "t6_0_0")
+    assert (found[0], found[100], found[101]) == ("accept", "goto stray6", "drop")
+    found = _elements(directed, "t4_0_0")
+    assert (found[0], found[100], found[101]) == ("accept", "goto held4_0_1", "goto fwd_0_1")
 
 
 def test_a_lease_of_nothing_closes_and_none_is_for_ever() -> None:

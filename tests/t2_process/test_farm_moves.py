@@ -91,6 +91,21 @@ def test_a_planned_leave_and_join_break_nothing(both: FarmNetwork, address: str)
 
 
 @pytest.mark.parametrize("address", [VIP4, VIP6])
+def test_a_client_uses_its_ports_again_on_another_server(farm: FarmNetwork, address: str) -> None:
+    """What a server knows of a connection that is closed must not answer for the next one from the same port."""
+    mover = farm.servers[1]
+    open_ = []
+    for move in ("", "farm_leave", "farm_join", "farm_leave"):
+        if move:
+            assert mover.order(move)["ok"]
+        # Open ones make the servers share buckets, which is where they tell connections apart by name.
+        open_.append(long_lived(farm, address, 48)[0])
+        brief = figures(farm.client.short(address, 80, 500, first=20000))
+        assert brief["failed"] == [] and brief["slowest"] < 2.5, (move, brief["found"], brief["slowest"])
+    assert all(figures(process)["broken"] == {} for process in open_)
+
+
+@pytest.mark.parametrize("address", [VIP4, VIP6])
 def test_clients_of_a_dead_server_are_told_at_once_and_others_do_not_notice(both: FarmNetwork, address: str) -> None:
     open_, who = long_lived(both, address)
     known = both.client.neighbour(address)

@@ -168,7 +168,7 @@ class FarmCore:
     @property
     def claims_here(self) -> tuple[int, ...]:
         """What the others are told: the buckets in which this server holds or may hold connections of its own."""
-        return _either((self._kept_here, *(bitmaps for _, bitmaps in self._lost)), len(self._groups))
+        return either((self._kept_here, *(bitmaps for _, bitmaps in self._lost)), len(self._groups))
 
     def plan(self) -> Plan:
         """What the filters have to do now. A new number means a change."""
@@ -382,7 +382,7 @@ class FarmCore:
         owns the bucket treat it alike; a few milliseconds apart, therefore a claim on our own buckets lingers:
         as long as another server may still ask around for the holder of a connection, we must know ours by
         name."""
-        claims = _either((claimed for _, claimed in self._kept.values()), len(self._groups))
+        claims = either((claimed for _, claimed in self._kept.values()), len(self._groups))
         ended = tuple(
             before & ~after & bitmap_of(owners, self.rules.me)
             for before, after, owners in zip(self._claims, claims, self._owners, strict=True)
@@ -394,10 +394,11 @@ class FarmCore:
         self._claims = claims
 
     def _shared(self) -> tuple[int, ...]:
-        return _either((self._claims, *(bitmaps for _, bitmaps in self._lingering)), len(self._groups))
+        return either((self._claims, *(bitmaps for _, bitmaps in self._lingering)), len(self._groups))
 
 
-def _either(bitmaps: Iterable[Sequence[int]], groups: int) -> tuple[int, ...]:
+def either(bitmaps: Iterable[Sequence[int]], groups: int) -> tuple[int, ...]:
+    """For each group the buckets that are in one of the bitmaps."""
     found = [0] * groups
     for each in bitmaps:
         for group, bitmap in enumerate(each):

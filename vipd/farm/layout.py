@@ -138,7 +138,8 @@ class Verdicts:
 
     speaks: answer for the virtual addresses (ARP, neighbour discovery, traffic without a rule). owners, mine,
     shared: as in core.Plan. macs: of the other servers, for each interface. keep: open connections that stay
-    here although their bucket is not plainly ours.
+    here although their bucket is not plainly ours; held: for each group the buckets where there may be some,
+    () for none.
     """
 
     speaks: bool
@@ -147,6 +148,7 @@ class Verdicts:
     shared: tuple[int, ...]
     macs: Mapping[int, Sequence[bytes]]
     keep: frozenset[Connection] = frozenset()
+    held: tuple[int, ...] = ()
 
 
 def closed(layout: Layout) -> Verdicts:

@@ -8,16 +8,22 @@ one transaction; the rules stay. Names end with the number of the interface.
     speak   protocols in which this server answers for the virtual addresses.
     t4 t6   verdict of a bucket for TCP; p: for UDP; a: for ARP and neighbour discovery; m4 m6: for TCP that
             another server passed on.
-    keep    connections that stay here, by address and port; a new SYN ends such an entry.
-    fresh   connections accepted here in a bucket which another living server shares.
+    keep    connections that stay here, by address and port. fresh: those accepted here in a bucket which another
+            living server shares, until the next look at the sockets puts them into keep.
+
+The bucket comes first: a packet of a bucket that is plainly ours, or plainly another server's, asks no set of
+connections. Only where connections of two servers may be in one bucket, they are told apart by name; a SYN ends
+what is known of an earlier connection from the same port, on every server.
 
 vmac_invisible: every server gets every frame; who does not own the bucket drops it. vmac_directed: the server
-whose MAC the client knows passes it on to the owner; a frame from another server is never passed on again.
+whose MAC the client knows passes it on to the owner; a frame from another server is never passed on again. A packet
+of which it cannot know the server goes to all, under a multicast MAC (gather), and so does a copy of such a SYN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from safekit.jhash import SEED
@@ -31,6 +37,8 @@ _ADDRESS = {4: "ip", 6: "ip6"}
 _PART = {4: "ip frag-off & 0x3fff != 0", 6: "exthdr frag exists"}
 _OTHER_MAPS: tuple[tuple[str, Proto], ...] = (("p", "udp"), ("a", "arp"))
 KEEP_SIZE = 1 << 18
+FRESH_SECONDS = 5
+"""How long an accepted connection is known without being in keep; vipd looks at the sockets more often."""
 _TARGET = "@th,64,128"
 _OPTION = "@th,192,8"
 
@@ -51,6 +59,21 @@ def match(rule: Balance, version: int) -> str:
     """The packets that a rule is about."""
     address = f"{_ADDRESS[version]} daddr {rule.vip} " if rule.vip is not None else ""
     return address + (f"{rule.proto} dport {rule.port}" if rule.port is not None else f"meta l4proto {rule.proto}")
+
+
+def _opened_here(version: int) -> str:
+    """A new connection, and its entry."""
+    return f"{_SYN} delete @keep{version} {{ {_TUPLE[version]} }} update @fresh{version} {{ {_TUPLE[version]} }}"
+
+
+def _opened_elsewhere(version: int) -> str:
+    """A new connection for another server: no entry must be left for the packets that follow."""
+    return f"{_SYN} delete @keep{version} {{ {_TUPLE[version]} }} delete @fresh{version} {{ {_TUPLE[version]} }}"
+
+
+def _known(version: int) -> tuple[str, str]:
+    """Packets of connections that are here."""
+    return f"{_TUPLE[version]} @keep{version} accept", f"{_TUPLE[version]} @fresh{version} accept"
 
 
 def _set(values: Iterable[object]) -> str:
@@ -111,18 +134,12 @@ def table(layout: Layout, *, decides: bool = True) -> str:
     text = _Text()
     text.set("lease", "type ether_type; flags timeout;")
     text.set("speak", "type ether_type;")
-    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")) if decides else ():
         key = f"type {kind} . inet_service . {kind} . inet_service;"
         text.set(f"keep{version}", f"{key} flags dynamic; size {KEEP_SIZE};")
-        text.set(f"fresh{version}", f"{key} flags dynamic, timeout; timeout 1d; size {KEEP_SIZE};")
-        tuple_ = _TUPLE[version]
-        text.chain(
-            f"grace{version}",
-            f"{_SYN} update @fresh{version} {{ {tuple_} }} accept",
-            f"{tuple_} @fresh{version} accept",
-            "drop",
-        )
-        text.chain(f"odd{version}", f"{_SYN} update @fresh{version} {{ {tuple_} }} accept", "drop")
+        text.set(f"fresh{version}", f"{key} flags dynamic, timeout; timeout {FRESH_SECONDS}s; size {KEEP_SIZE};")
+        text.chain(f"grace{version}", f"{_opened_here(version)} accept", *_known(version), "drop")
+        text.chain(f"stray{version}", f"{_opened_elsewhere(version)} drop", *_known(version), "drop")
     for wire in layout.wires:
         _wire(text, layout, wire, decides)
     body = "\n".join(text.lines)
@@ -141,7 +158,7 @@ def _wire(text: _Text, layout: Layout, wire: Wire, decides: bool) -> None:
         for kind in kinds(layout, wire, group) if decides else resolution_kinds(layout, wire, group):
             text.map(names(wire, group)[kind])
     if wire.mode == "directed" and decides:
-        text.set(f"peers_{n}", "type ether_addr;")
+        text.set(f"peers_{n}", f"type ether_addr; size {layout.nodes};")
         for node in range(layout.nodes):
             if node != layout.me:
                 text.chain(f"fwd_{n}_{node}")
@@ -156,9 +173,13 @@ def _wire(text: _Text, layout: Layout, wire: Wire, decides: bool) -> None:
             text.chain(f"v{version}_{n}", *(_traffic if decides else _pass)(layout, wire, version))
     entry = []
     if wire.v4:
-        entry += [f"ether type arp arp daddr ip {_set(wire.v4)} jump arp_{n}", f"ip daddr {_set(wire.v4)} jump v4_{n}"]
+        entry.append(f"ip daddr {_set(wire.v4)} goto v4_{n}")
     if wire.v6:
+        # Not goto: a neighbour that checks what it knows sends its solicitation to the address itself.
         entry.append(f"ip6 daddr {_set(wire.v6)} jump v6_{n}")
+    if wire.v4:
+        entry.append(f"ether type arp arp daddr ip {_set(wire.v4)} jump arp_{n}")
+    if wire.v6:
         entry += [f"icmpv6 type nd-neighbor-solicit {_TARGET} {_hex(ip)} jump nd_{n}" for ip in wire.v6]
     text.chain(f"in_{n}", *entry, hook=f'type filter hook ingress device "{wire.device}" priority -10; policy accept;')
     if wire.vmac is not None:
@@ -200,12 +221,12 @@ def _resolution(text: _Text, layout: Layout, wire: Wire) -> None:
 def _traffic(layout: Layout, wire: Wire, version: int) -> list[str]:
     """The way of a packet for a virtual address: few rules for each, since every packet pays for all that it passes."""
     n, rules = wire.number, _balanced(layout, wire, version)
-    lines = ["meta protocol != @lease drop", _to_host(wire)]
-    if "tcp" in rules:
-        lines.append(f"meta l4proto tcp jump keep{version}_{n}")
+    lines = ["meta protocol != @lease drop"]
     if wire.mode == "directed":
-        lines.append(f"ether daddr {mac_text(wire.gather)} drop")
+        lines.append(f"ether daddr {mac_text(wire.gather)} goto gathered{version}_{n}")
         lines.append(f"ether saddr @peers_{n} goto peer{version}_{n}")
+    else:
+        lines.append(_to_host(wire))
     if rules:
         lines.append(f"{_PART[version]} jump part{version}_{n}")
     lines += [f"meta l4proto {proto} jump {proto}{version}_{n}" for proto in rules]
@@ -222,15 +243,7 @@ def _balanced(layout: Layout, wire: Wire, version: int) -> dict[Proto, tuple[Bal
 
 def _traffic_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> None:
     """What the chain of _traffic jumps to."""
-    n, balanced, tuple_ = wire.number, _balanced(layout, wire, version), _TUPLE[version]
-    if "tcp" in balanced:
-        text.chain(
-            f"keep{version}_{n}",
-            _other_ports(balanced["tcp"]),
-            f"{_SYN} delete @keep{version} {{ {tuple_} }}",
-            f"{tuple_} @keep{version} accept",
-            f"{tuple_} @fresh{version} accept" if wire.mode == "directed" else "",
-        )
+    n, balanced = wire.number, _balanced(layout, wire, version)
     parts = []
     for proto, rules in balanced.items():
         decided = []
@@ -259,25 +272,35 @@ def _pass(layout: Layout, wire: Wire, version: int) -> list[str]:
     return [*dict.fromkeys(lines), "meta protocol != @speak drop"]
 
 
-def _other_ports(rules: Sequence[Balance]) -> str:
-    """Return for packets to ports which no rule balances; nothing where every port is."""
-    ports = sorted({rule.port for rule in rules if rule.port is not None})
-    return "" if any(rule.port is None for rule in rules) else f"tcp dport != {_set(ports)} return"
-
-
 def _directed_chains(text: _Text, layout: Layout, wire: Wire, version: int) -> None:
-    n, tuple_ = wire.number, _TUPLE[version]
-    gather = f'ether daddr set {mac_text(wire.gather)} ether saddr set {mac_text(wire.mac)} fwd to "{wire.device}"'
-    text.chain(f"grace{version}_{n}", f"{_SYN} update @fresh{version} {{ {tuple_} }} accept", gather)
+    """What the server does that the client knows, and what the others do with what it passed on."""
+    n = wire.number
+    to_all = f"ether daddr set {mac_text(wire.gather)} ether saddr set {mac_text(wire.mac)}"
+    copy, gather = f'{to_all} dup to "{wire.device}"', f'{to_all} fwd to "{wire.device}"'
+    text.chain(f"grace{version}_{n}", f"{_opened_here(version)} {copy} accept", *_known(version), gather)
     for node in range(layout.nodes):
         if node != layout.me:
-            text.chain(f"share{version}_{n}_{node}", f"{_SYN} goto fwd_{n}_{node}", gather)
+            on = f"goto fwd_{n}_{node}"
+            elsewhere = f"{_opened_elsewhere(version)} {copy} {on}"
+            text.chain(f"share{version}_{n}_{node}", elsewhere, *_known(version), gather)
+            text.chain(f"held{version}_{n}_{node}", elsewhere, *_known(version), on)
     rules = [rule for rule in layout.rules_of(wire, "tcp") if _applies(rule, version)]
     decided = [
         f"{match(rule, version)} {hash_of(rule, version)} vmap @{names(wire, rule.group)[f'm{version}']}"
         for rule in rules
     ]
     text.chain(f"peer{version}_{n}", f"{_PART[version]} accept", *decided, "accept")
+    # Of a gathered SYN the owner gets a frame of its own; the others only forget the port.
+    gathered = f"ether daddr {mac_text(wire.gather)}"
+    text.chain(f"foreign{version}_{n}", f"{gathered} goto stray{version}", f"goto grace{version}")
+    text.chain(
+        f"gathered{version}_{n}",
+        f"ether saddr != @peers_{n} drop",
+        _to_host(wire),
+        f"{_SYN} goto peer{version}_{n}",
+        *_known(version),
+        "drop",
+    )
 
 
 def _egress(text: _Text, wire: Wire) -> None:
@@ -338,6 +361,8 @@ def state(layout: Layout, verdicts: Verdicts) -> str:
         for group in range(len(layout.groups)):
             lines += _maps(layout, wire, group, verdicts, kinds(layout, wire, group))
     lines += [f"flush set {name} keep4", f"flush set {name} keep6"]
+    if not any(verdicts.shared) and not any(verdicts.held):
+        lines += [f"flush set {name} fresh4", f"flush set {name} fresh6"]
     return "\n".join(lines) + "\n" + keep(layout, verdicts.keep)
 
 
@@ -385,23 +410,42 @@ def _elements(
     layout: Layout, wire: Wire, group: int, verdicts: Verdicts, wanted: Sequence[str]
 ) -> dict[str, list[str]]:
     """Elements of the maps of a group. Every bucket is there, so that no packet passes through a hole."""
-    n, directed = wire.number, wire.mode == "directed"
-    mine, shared = verdicts.mine[group], verdicts.shared[group]
     found: dict[str, list[str]] = {kind: [] for kind in wanted}
+    held = verdicts.held[group] if verdicts.held else 0
     for bucket, owner in enumerate(verdicts.owners[group]):
-        ours, common = mine >> bucket & 1, shared >> bucket & 1
-        foreign = directed and not ours and 0 <= owner < layout.nodes and owner != layout.me
+        case = _Case(
+            bool(verdicts.mine[group] >> bucket & 1),
+            bool(verdicts.shared[group] >> bucket & 1),
+            bool(held >> bucket & 1),
+            owner if wire.mode == "directed" and 0 <= owner < layout.nodes and owner != layout.me else None,
+        )
         for kind in found:
-            if kind == "a":
-                verdict = "accept" if ours else "drop"
-            elif kind.startswith("m"):
-                verdict = "accept" if ours and not common else f"goto odd{kind[1]}"
-            elif ours:
-                grace = f"goto grace{kind[1:]}_{n}" if directed else f"goto grace{kind[1:]}"
-                verdict = grace if common and kind != "p" else "accept"
-            elif foreign:
-                verdict = f"goto share{kind[1]}_{n}_{owner}" if common and kind != "p" else f"goto fwd_{n}_{owner}"
-            else:
-                verdict = "drop"
-            found[kind].append(f"{bucket} : {verdict}")
+            found[kind].append(f"{bucket} : {_verdict(kind, wire, case)}")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A bucket. ours: accepted here. shared: another living server may hold connections in it; held: we may,
+    although it is not plainly ours. owner: to whom it is passed on."""
+
+    ours: bool
+    shared: bool
+    held: bool
+    owner: int | None
+
+
+def _verdict(kind: str, wire: Wire, case: _Case) -> str:
+    family = kind[1:]
+    if kind.startswith("m"):
+        if not case.ours:
+            return f"goto foreign{family}_{wire.number}"
+        return f"goto grace{family}" if case.shared else "accept"
+    connections = kind.startswith("t")
+    if case.ours:
+        own = f"_{wire.number}" if wire.mode == "directed" else ""
+        return f"goto grace{family}{own}" if connections and case.shared else "accept"
+    if kind == "a" or case.owner is None:
+        return f"goto stray{family}" if connections and case.held else "drop"
+    how = "fwd" if not connections else f"share{family}" if case.shared else f"held{family}" if case.held else "fwd"
+    return f"goto {how}_{wire.number}_{case.owner}"

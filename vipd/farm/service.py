@@ -24,7 +24,7 @@ from safekit.rotation import Rotation, follow_keys
 from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
-from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan
+from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan, either
 from vipd.farm.engine import Engine, EngineError
 from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
@@ -32,6 +32,7 @@ from vipd.farm.links import Links
 from vipd.farm.macs import Macs
 from vipd.farm.monitor import RulesetMonitor
 from vipd.farm.publisher import Publisher
+from vipd.farm.ruleset import FRESH_SECONDS
 from vipd.farm.sockets import open_connections, stay
 from vipd.farm.wire import Bye, OtherConfiguration, Told, WireError, configuration_id, decode, encode
 
@@ -69,7 +70,7 @@ class Farm:
         self._lease: float | None = None
         self._lease_at = 0.0
         self._unplugged = False
-        self._refreshed = 0.0
+        self._refreshed = self._changed = 0.0
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
         self._done = asyncio.Condition()
@@ -147,13 +148,13 @@ class Farm:
             self.layout = layout
             core = self._core()
             plan = core.plan()
-            kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
+            kept, held = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
             self._macs.share(layout)
             if self._monitor is None:
                 self._monitor = RulesetMonitor(layout.table, self._disturbed)
             try:
                 # This transaction touches the table whatever the lease is: from it the monitor knows our own changes.
-                verdicts = self._verdicts(plan, kept)
+                verdicts = self._verdicts(plan, kept, held)
                 self._monitor.learn(lambda: self._engine.install(layout, verdicts, self._lease_now()))
             except EngineError as error:
                 self._context.log.event("farm_filter_failed", reason=str(error))
@@ -323,8 +324,12 @@ class Farm:
                 self._dirty.set()
             else:
                 self._renew(now)
-            if now - self._refreshed >= REFRESH_SECONDS and any(core.claims_here):
+            if now - self._refreshed >= REFRESH_SECONDS and (self._unsettled(now) or any(core.claims_here)):
                 self._dirty.set()
+
+    def _unsettled(self, now: float) -> bool:
+        """Whether connections may have been accepted lately that are known by name, and must stay so."""
+        return any(self._core().plan().shared) or now - self._changed < FRESH_SECONDS
 
     def _renew(self, now: float) -> None:
         """Only for what is in the filters now: never prolong an assignment that was given up."""
@@ -356,10 +361,10 @@ class Farm:
         macs_known = self._macs.version
         buckets: tuple[int, ...] = (0,) * len(self.groups)
         if self._installed and layout is not None:
-            kept, _ = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
+            kept, held = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
             lease = self._lease_now()
             try:
-                self._engine.apply(self._verdicts(plan, kept), lease)
+                self._engine.apply(self._verdicts(plan, kept, held), lease)
                 # Accepted between the look and the swap: they must stay too.
                 more, buckets = await stay(layout, open_connections(layout.vips), plan.mine, plan.shared)
                 self._engine.keep(more - kept)
@@ -369,6 +374,8 @@ class Farm:
                 return
             self._lease, self._lease_at = lease, time.monotonic() + (lease / 4 if lease else 3600.0)
         self._refreshed = time.monotonic()
+        if plan.number != self._applied:
+            self._changed = self._refreshed
         # A MAC that was learnt meanwhile is not in the filters yet.
         self._applied = plan.number if macs_known == self._macs.version else -1
         self._send(core.confirm(plan.number, buckets, time.monotonic()))
@@ -378,8 +385,11 @@ class Farm:
         elif plan.final:
             self._report(plan)
 
-    def _verdicts(self, plan: Plan, kept: frozenset[Connection]) -> Verdicts:
-        return Verdicts(self._core().taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs.known), kept)
+    def _verdicts(self, plan: Plan, kept: frozenset[Connection], held: tuple[int, ...]) -> Verdicts:
+        core = self._core()
+        # What was lost a moment ago too: of the connections there, some may not have been in the look at the sockets.
+        held = either((held, core.claims_here), len(self.groups))
+        return Verdicts(core.taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs.known), kept, held)
 
     def _disturbed(self, who: str) -> None:
         """Another program changed our filters: make them anew, a moment later, when it has finished."""
