@@ -34,6 +34,8 @@ _ACCESS: Final = os.O_ACCMODE
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY
 _DATA: Final = kernel.WRITE_DATA
+#: The byte of a WRITE with O_APPEND (1024) of the flags with which its file was opened.
+_APPENDS: Final = 73
 _FRAME: Final = kernel.WRITE_DATA - HEADER_SIZE
 _CAPABILITY: Final = "security.capability"
 #: Inodes whose pages the kernel may keep across opens; more are simply read again.
@@ -115,6 +117,8 @@ class Operations(Names):
         file = engine.files.opened(self.index, status.st_ino, relative, local=local)
         self.handles[descriptor] = file
         fi.fh = descriptor
+        if status.st_nlink > 1:
+            self._kept.discard(status.st_ino)  # what is written now, pages of another name do not show
         if status.st_nlink > 1 or (engine.role is not Role.PRIMARY and not local):
             # Changed through another name, or by replication, the data changes underneath: no page may be kept.
             fi.direct_io = 1
@@ -221,6 +225,8 @@ class Operations(Names):
         engine = self.engine
         if engine.awaiting:
             engine.check_writable()
+        if request[_APPENDS] & 4:
+            offset = self._end(fh, offset)
         size = len(data)
         zone = offset // self._zone
         last = (offset + size - 1) // self._zone
@@ -271,6 +277,13 @@ class Operations(Names):
                 if lenient:
                     engine.settled()
         return done
+
+    @staticmethod
+    def _end(fh: int, offset: int) -> int:
+        """Where an append goes. The kernel takes the names of a file for different files, and does not see what was
+        appended through another one."""
+        status = os.fstat(fh)
+        return status.st_size if status.st_nlink > 1 else offset
 
     def _send_and_write(
         self, stream: Stream, file: File, fh: int, offset: int, request: memoryview

@@ -167,6 +167,29 @@ def test_append_by_two(m: Path) -> None:
     assert f.read_bytes() == b"".join(b"1%03d2%03d" % (i, i) for i in range(50))
 
 
+def test_append_through_two_names(m: Path) -> None:
+    (m / "log").write_bytes(b"")
+    os.link(m / "log", m / "other name")
+    one, two = (os.open(m / name, os.O_WRONLY | os.O_APPEND) for name in ("log", "other name"))
+    for number in range(20):
+        os.write(one, b"1%04d\n" % number)
+        os.write(two, b"2%04d\n" % number)
+    os.close(one)
+    os.close(two)
+    lines = (m / "log").read_bytes().split()
+    assert sorted(lines) == sorted(b"%d%04d" % (name, number) for name in (1, 2) for number in range(20))
+
+
+def test_what_was_written_through_another_name_is_read(m: Path) -> None:
+    (m / "kept").write_bytes(b"before" * 1000)
+    assert (m / "kept").read_bytes() == b"before" * 1000
+    os.link(m / "kept", m / "for a moment")
+    with open(m / "for a moment", "r+b", buffering=0) as handle:
+        handle.write(b"behind" * 1000)
+    os.unlink(m / "for a moment")
+    assert (m / "kept").read_bytes() == b"behind" * 1000
+
+
 def test_sparse(m: Path, pair: Pair) -> None:
     f = m / "sparse"
     with open(f, "wb", buffering=0) as handle:
