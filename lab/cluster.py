@@ -7,20 +7,18 @@ import io
 import json
 import os
 import secrets
-import select
 import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import disk, kernel
+from lab import kernel
 from lab.errors import LabError
+from lab.ground import PATH, check_host, check_place, free_name, remove_dead, start_keeper
 from lab.plan import CLIENT, Plan
 from lab.state import (
     SOCKET,
@@ -36,7 +34,6 @@ from lab.state import (
 )
 
 DEFAULT_LANS = ("default", "repli")
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/safekit"
 _SHUTDOWN_TIMEOUT = 300.0
 _REQUEST_TIMEOUT = 120.0
 _T = TypeVar("_T")
@@ -255,21 +252,21 @@ class Lab:
         """
         from lab import image  # late: a command in a node shall not wait for the installer's code
 
-        _check_host(disks)
+        check_host(disks)
         with changing_labs() as labs:
-            _check_place(labs)
-            plan = Plan(name or _free_name(), nodes, tuple(lans), tuple(binds), disks)
-            _remove_dead(plan.name)
+            check_place(labs)
+            plan = Plan(name or free_name(), nodes, tuple(lans), tuple(binds), disks)
+            remove_dead(plan.name)
             directory = lab_directory(plan.name)
             directory.mkdir(mode=0o755)
             try:
-                _start_keeper(plan, image.provide(labs), directory)
+                start_keeper(plan, image.provide(labs), directory)
                 lab = cls(plan)
                 guard = lab._connect()
                 guard.sendall(b'{"op": "guard"}\n')
                 guard.makefile().readline()
             except BaseException:
-                _remove_dead(plan.name, kill=True)
+                remove_dead(plan.name, kill=True)
                 raise
         try:
             for machine in plan.machines:
@@ -347,7 +344,7 @@ class Lab:
             try:
                 self.request("down")
             except LabError:
-                _remove_dead(self.name, kill=True)
+                remove_dead(self.name, kill=True)
                 return
             state = load(lab_directory(self.name))
             assert state is None, "the keeper removes the lab's directory"
@@ -427,86 +424,6 @@ def _name(node: Node | str) -> str:
     return node.name if isinstance(node, Node) else node
 
 
-def _check_host(disks: bool) -> None:
-    """Raises LabError when this host cannot hold a lab."""
-    if os.geteuid() != 0:
-        raise LabError("safelab must be run as root: it makes namespaces and mounts", "sudo bin/safelab ...")
-    for tool in ("unshare", "nsenter", "setpriv", "ip", "tc", "nft", "pivot_root", "timeout"):
-        if not any(Path(folder, tool).exists() for folder in PATH.split(":")):
-            raise LabError(f"the command {tool} is missing", "bin/setup lab")
-    if disks:
-        disk.check_host(PATH.split(":"))
-    for namespace in ("net", "mnt", "pid", "uts", "ipc"):
-        if not Path("/proc/self/ns", namespace).exists():
-            raise LabError(f"this kernel has no {namespace} namespaces", "use a kernel with CONFIG_NAMESPACES")
-    if not Path("/dev/fuse").exists():
-        raise LabError("/dev/fuse is missing: no FUSE in this kernel", "modprobe fuse")
-
-
-def _check_place(labs: Path) -> None:
-    """Raises LabError when labs cannot be kept there."""
-    if not os.access(labs, os.W_OK):
-        raise LabError(f"{labs} cannot be written", "export SAFELAB_DIR=DIRECTORY on a disk (ext4, xfs, btrfs)")
-    if kernel.on_overlay(labs):
-        raise LabError(
-            f"{labs} lies on an overlay, which cannot carry the nodes' file systems",
-            "export SAFELAB_DIR=DIRECTORY on a disk (ext4, xfs, btrfs) or a tmpfs",
-        )
-
-
-def _free_name() -> str:
-    taken = set(lab_names())
-    return next(name for number in range(1, 10_000) if (name := f"lab{number}") not in taken)
-
-
-def _remove_dead(name: str, *, kill: bool = False) -> None:
-    """Remove what is left of a lab of that name. Raises LabError when it lives, unless `kill`."""
-    directory = lab_directory(name)
-    state = load(directory)
-    if state is not None and state.alive:
-        if not kill:
-            raise LabError(
-                f"lab {name!r} is up already",
-                f"use it, choose another --name, or remove it: safelab down --name {name}",
-            )
-        kernel.send_signal(state.keeper.pid, signal.SIGKILL)
-        kernel.wait_gone(state.keeper.pid, state.keeper.start, 10)
-    for process in state.machines.values() if state is not None else ():
-        # They die with the keeper; the kernel may still be busy with it.
-        if process.alive:
-            kernel.send_signal(process.pid, signal.SIGKILL)
-        kernel.wait_gone(process.pid, process.start, 20)
-    remove_directory(directory)
-
-
-def _start_keeper(plan: Plan, image_path: str, directory: Path) -> None:
-    with (directory / "keeper.log").open("a") as log:
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "lab.keeper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=Path(__file__).resolve().parents[1],
-            start_new_session=True,
-        )
-    assert keeper.stdin is not None and keeper.stdout is not None
-    description = {"plan": asdict(plan), "image": image_path}
-    try:
-        keeper.stdin.write(json.dumps(description) + "\n")
-        keeper.stdin.close()
-    except BrokenPipeError:
-        pass  # it died; the next lines say why
-    ready, _, _ = select.select([keeper.stdout], [], [], 20)
-    line = keeper.stdout.readline() if ready else ""
-    keeper.stdout.close()
-    if line != "ready\n":
-        keeper.kill()
-        keeper.wait(10)
-        said = (directory / "keeper.log").read_text(errors="replace").strip()[-1500:]
-        raise LabError(f"the lab's keeper did not start: {said}", "see the message")
-
-
 def remove(name: str | None) -> str:
     """`safelab down`: remove the lab that is meant, dead or alive. Returns its name. Raises LabError."""
     if name is None:
@@ -518,7 +435,7 @@ def remove(name: str | None) -> str:
         Lab(state.plan).down()
     else:
         with changing_labs():
-            _remove_dead(name)
+            remove_dead(name)
     return name
 
 
@@ -531,7 +448,7 @@ def collect_garbage() -> list[str]:
         for name in lab_names():
             state = load(lab_directory(name))
             if state is None or not state.alive:
-                _remove_dead(name)
+                remove_dead(name)
                 removed.append(f"lab {name}")
         for grave in labs.glob(".removed-*"):
             remove_directory(grave)
