@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from heart.values import Link, Setup
 from heart.wire import Route
 from safekit import net
 from safekit.model.checkers import Checker, checkers, in_phase
+from safekit.model.fit import misfit, usable_lan
 from safekit.model.types import ClusterConfig, ModuleConfig, When
 from safekit.rules.source import default_rules, default_text, module_rules
 
@@ -23,22 +24,24 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Setup of the automaton, the addresses of its links, and the checkers of the module."""
+    """Setup of the automaton, the addresses of its links, and the checkers of the module. `permanent_arp`: idents of
+    links. `unused`: (ident, lan) of the heartbeats whose lan the cluster does not have any more. `members`: the servers
+    of a farm."""
 
     setup: Setup
     routes: tuple[Route, ...]
     permanent_arp: tuple[str, ...]
     checkers: tuple[Checker, ...] = ()
+    unused: tuple[tuple[str, str], ...] = ()
+    members: tuple[str, ...] = ()
 
 
 def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
     """Translate.  Raises Unusable, RuleError, RulesFileError, and OSError when addresses cannot be read."""
-    peer = ""
-    routes: tuple[Route, ...] = ()
-    links: tuple[Link, ...] = ()
-    arp: tuple[str, ...] = ()
+    peer, ways = "", _Ways()
     if config.service.mode == "mirror":
-        peer, links, routes, arp = _links(config, cluster, node)
+        peer, ways = _links(config, cluster, node)
+    members = tuple(sorted(config.nodes(cluster))) if config.farm is not None else ()
     found = checkers(config, net.local_interfaces())
     service, failover, rfs = config.service, config.failover, config.rfs
     splitbrain = config.check.splitbrain
@@ -52,7 +55,7 @@ def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
         node=node,
         peer=peer,
         hostname=os.uname().nodename,
-        links=links,
+        links=tuple(ways.links),
         rfs=rfs is not None,
         defaultprim=service.defaultprim,
         failover=service.failover,
@@ -70,30 +73,56 @@ def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
         mode=service.mode,
         signature=config.signature,
     )
-    return Plan(setup, routes, arp, found)
+    return Plan(setup, tuple(ways.routes), tuple(ways.arp), found, tuple(ways.unused), members)
 
 
-def _links(
-    config: ModuleConfig, cluster: ClusterConfig, node: str
-) -> tuple[str, tuple[Link, ...], tuple[Route, ...], tuple[str, ...]]:
-    """The peer of a mirror, the links to it, and the addresses that get a permanent ARP entry."""
+def successor(
+    config: ModuleConfig, cluster: ClusterConfig, node: str, former: Plan, *, reconfigured: bool
+) -> Plan:
+    """The plan of a module that runs by `former`, when its configuration or the cluster has changed.
+
+    Raises Unusable when a module that runs cannot become that, and what `read` raises.
+    """
+    plan = read(config, cluster, node)
+    if plan.setup.peer != former.setup.peer:
+        # The former one still runs the module: it must hear that this server stops, or both would go on alone.
+        raise Unusable(
+            f"module {config.name}: its other server was {former.setup.peer} and would be {plan.setup.peer}: stop the"
+            " module on both, then start it"
+        )
+    if reason := misfit(config, cluster, node):
+        raise Unusable(f"module {config.name}: {reason}")
+    if not reconfigured:
+        # What the checkers look at is not in cluster.xml, and an interface may just be unplugged.
+        plan = replace(plan, checkers=former.checkers, setup=replace(plan.setup, checks=former.setup.checks))
+    return plan
+
+
+@dataclass(slots=True)
+class _Ways:
+    links: list[Link] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
+    arp: list[str] = field(default_factory=list)
+    unused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _links(config: ModuleConfig, cluster: ClusterConfig, node: str) -> tuple[str, _Ways]:
+    """The peer of a mirror and the links to it. A lan that is gone costs its heartbeat, the last one the module."""
     if config.heart is None or not config.heart.heartbeats:
         raise Unusable(f"module {config.name}: a mirror needs at least one <heartbeat>: run config again")
-    peer = config.peer(cluster, node)
-    if peer is None:
-        raise Unusable(
-            f"module {config.name}: its lans do not have exactly two nodes with {node} among them:"
-            " correct cluster.xml or <heartbeat name=...>, then run config again"
-        )
-    links: list[Link] = []
-    routes: list[Route] = []
-    arp: list[str] = []
+    reason, peer = misfit(config, cluster, node), config.peer(cluster, node)
+    if reason or peer is None:
+        raise Unusable(f"module {config.name}: {reason or 'it has no other server'}")
+    ways = _Ways()
     for item in config.heart.heartbeats:
+        if not usable_lan(cluster, item.name):
+            ways.unused.append((item.ident, item.name))
+            continue
         own, other = cluster.bind_address(item.name, node), cluster.address(item.name, peer)
         if own is None or other is None:
             raise Unusable(f"module {config.name}: {node} or {peer} has no address on lan {item.name}")
-        links.append(Link(item.ident, item.pulse_ms / 1000, item.timeout_ms / 1000))
-        routes.append(Route(item.ident, own, other, item.port, item.pulse_ms / 1000))
+        ways.links.append(Link(item.ident, item.pulse_ms / 1000, item.timeout_ms / 1000))
+        ways.routes.append(Route(item.ident, own, other, item.port, item.pulse_ms / 1000))
         if item.permanent_arp:
-            arp.append(other)
-    return peer, tuple(links), tuple(routes), tuple(dict.fromkeys(arp))
+            ways.arp.append(item.ident)
+    return peer, ways

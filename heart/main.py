@@ -21,10 +21,14 @@ from typing import Any, NoReturn
 from heart.commands import loop_reached
 from heart.configured import Unusable
 from heart.events import Born, Ordered, PairAsked, Replication
+from heart.following import CLUSTER_FILE
+from heart.publish import RunningMark
 from heart.shell import FIRST_COMMAND_SECONDS, Shell
 from heart.values import Command, Role
 from safekit.bus import BusError, Handler, Request
-from safekit.process import Context, run
+from safekit.model.codec import CodecError, from_json
+from safekit.model.types import ClusterConfig
+from safekit.process import Context, Unconfigured, run
 from safekit.resources import valid_name
 from safekit.rules.lexer import RuleError
 from safekit.rules.source import RulesFileError
@@ -105,8 +109,8 @@ class Service:
 
     async def _reload(self, request: Request) -> dict[str, Any]:
         try:
-            await self.shell.reload()
-        except (Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
+            await self.shell.following.reload()
+        except (Unconfigured, Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
             raise BusError("unusable", str(error)) from None
         return {}
 
@@ -156,6 +160,18 @@ def _with_token(command: Command, token: int) -> Command:
     return Command(command.action, command.who, command.automatic, command.rule, command.option, token)
 
 
+def former_cluster(context: Context, error: Unusable) -> Shell:
+    """The shell of a module that runs although the cluster has become unusable for it, with the cluster as it was:
+    only a heart that understands what runs can stop it in order (M5). Raises `error` when the module does not run."""
+    if RunningMark(context.paths.marker).state() != "same":
+        raise error
+    try:
+        context.cluster = from_json(ClusterConfig, (context.paths.var / CLUSTER_FILE).read_bytes())
+    except (OSError, CodecError):
+        raise error from None
+    return Shell(context)
+
+
 class Heart:
     """Glue between the frame and the shell."""
 
@@ -175,8 +191,12 @@ class Heart:
 
     async def main(self, context: Context) -> int:
         """Run until the module has stopped, or SIGTERM (then the module goes on: heart is restarted)."""
+        left = ""
         try:
-            shell = Shell(context)
+            try:
+                shell = Shell(context)
+            except Unusable as error:
+                shell, left = former_cluster(context, error), str(error)
         except (Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
             context.log.event("internal", text=f"heart cannot start: {error}")
             return 1
@@ -194,9 +214,13 @@ class Heart:
                 gap=shell.life.gap(),
             )
         )
+        if not left:
+            shell.following.keep_cluster()
         await shell.open_links()
         shell.start_watching()
         self.ready.set()
+        if left:
+            shell.following.leave_cluster(left)
         loop = asyncio.get_running_loop()
         loop.call_later(FIRST_COMMAND_SECONDS, self._unused, shell)
         waits = [loop.create_task(shell.ended.wait()), loop.create_task(context.stopping.wait())]

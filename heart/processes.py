@@ -210,6 +210,17 @@ class ModuleProcesses:
         for phase in phases:
             await self._errd_class("enable", phase)
 
+    async def runs(self, name: str) -> bool:
+        """Whether that process of the module is there."""
+        return await self._alive(name)
+
+    async def renew(self, name: str) -> None:
+        """End a process and start it again, when it runs.  Raises SupervisorError."""
+        if await self._alive(name):
+            await self.stop_process(name)
+            await self.start_process(name)
+            await self._watch_all()
+
     # ---------------------------------------------------------------- watching
 
     async def adopt(self) -> None:

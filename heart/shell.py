@@ -16,26 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heart import configured, plans
+from heart import configured
 from heart.actions import Abort, Action, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core import beat, deadline, decide, new_state
 from heart.effects import Effects
-from heart.events import Configured, Done, Event, Heard, Overslept, ResourceSet, SupervisorDied, Tick
+from heart.events import Done, Event, Heard, Ordered, Overslept, ResourceSet, SupervisorDied, Tick
+from heart.following import Following
+from heart.links import Links
 from heart.publish import History, LifeSign, Published, RunningMark
 from heart.state import State
 from heart.telling import PEER_FILE, Telling
 from heart.values import Beat, Command, Reason, Role
-from heart.wire import CONTEXT, LinkSocket
+from heart.wire import CONTEXT, LinkSocket, Route
 from safekit.bus import BusError
 from safekit.keys import encrypted, wire_keys
-from safekit.model.checkers import Checker, changed_checkers
-from safekit.model.types import ModuleConfig
 from safekit.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process import Context
 from safekit.rotation import Rotation, follow_keys
 from safekit.scripts import ScriptRunner
 from safekit.seal import Opener, Sealer, next_epoch
-from safekit.supervision import module_programs, write_configuration
 
 RECENT = 200
 """Decisions kept in memory for `status`."""
@@ -44,6 +43,7 @@ LINGER_PULSES = 3
 LINGER_SECONDS = 2.0
 SUPERVISOR_SECONDS = 1.0
 CLUSTER_SECONDS = 2.0
+RETRY_SECONDS = 5.0
 FIRST_COMMAND_SECONDS = 60.0
 """A heart that nobody orders anything ends after this long."""
 
@@ -72,9 +72,11 @@ class Shell:
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
         self._sequence = 0
-        self._rotation = Rotation(wire_keys(context.module))
-        self._sealer = Sealer(self._rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
-        self._links: list[LinkSocket] = []
+        self.rotation = Rotation(wire_keys(context.module))
+        self._sealer = Sealer(self.rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
+        self._links = Links(self._link, self._begin_link, self._link_moved, self._link_held)
+        self.reloading = asyncio.Lock()
+        self.following = Following(self)
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._reply_token = 0
         self._setters: dict[str, str] = {"splitbrain.uptodate": "splitbraincheck"}
@@ -83,6 +85,8 @@ class Shell:
         self._due = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._neighbours = PermanentNeighbours()
+        self.neighbours_due = asyncio.Event()
+        self._retrying = False
         self.die: Callable[[int], object] = os._exit
 
     # -- events in, actions out
@@ -138,10 +142,10 @@ class Shell:
                 if future is not None and not future.done():
                     future.set_result(action)
             case Reboot():
-                self._start_task(self._reboot())
+                self.start_task(self._reboot())
             case Exit():
                 self.exit = action
-                self._start_task(self._end())
+                self.start_task(self._end())
 
     def _on_done(self, done: Done) -> None:
         self.feed(done)
@@ -152,7 +156,7 @@ class Shell:
         try:
             self.history.record(self.telling.add(reasons, self.published.detail))
         except OSError as error:
-            self._complain(("why", ""), f"the decision history cannot be written: {error}")
+            self.complain(("why", ""), f"the decision history cannot be written: {error}")
 
     def _schedule(self) -> None:
         """Tick when the automaton needs one.  A timer that is already right stays."""
@@ -176,14 +180,14 @@ class Shell:
         self._give_sign()
         self._sequence += 1
         now = self._beat()
-        for link in self._links:
+        for link in self._links.now:
             link.send(now)
 
     def _give_sign(self) -> None:
         try:
             self.life.give()
         except OSError as error:
-            self._complain(("alive", ""), f"heart.alive cannot be written: {error}")
+            self.complain(("alive", ""), f"heart.alive cannot be written: {error}")
 
     def _beat(self) -> Beat:
         """What a heartbeat says now."""
@@ -201,14 +205,14 @@ class Shell:
             try:
                 self.peer_history.record(fresh)
             except OSError as error:
-                self._complain(("why", ""), f"the decision history cannot be written: {error}")
+                self.complain(("why", ""), f"the decision history cannot be written: {error}")
         self.feed(Heard(ident, heard))
 
     def _rejected(self, peer: str, ident: str, reason: str) -> None:
         # Each reason once: whoever can send to this port could fill the log with reasons that change.
-        self._complain((peer, f"{ident} {reason}"), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
+        self.complain((peer, f"{ident} {reason}"), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
 
-    def _complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
+    def complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
         """Say something once, until it changes."""
         if self._complained.get(about) == reason or len(self._complained) > RECENT:
             return
@@ -217,6 +221,10 @@ class Shell:
             self.context.log.event(code, text=reason)
         else:
             self.context.log.event(code, reason=reason, **fields)
+
+    def settle(self, about: tuple[str, str]) -> None:
+        """What was complained of is over: it is said again when it comes back."""
+        self._complained.pop(about, None)
 
     def _look_at_peer(self, peer: Beat | None) -> None:
         self.published.remote(peer)
@@ -230,77 +238,63 @@ class Shell:
             self._complained.pop(("signature", peer.node), None)
 
     async def open_links(self) -> None:
-        """Open the sockets of all links; those without an address yet are tried again at each pulse.
+        """Use the links of the plan; those without an address yet are tried again at each pulse, those that keep a
+        former address every few seconds."""
+        if not await self._links.use(self.plan.routes) and not self._retrying:
+            self._retrying = True
+            self.start_task(self._open_links_later())
+        for ident, lan in self.plan.unused:
+            self.complain(("unused", ident), lan, code="heartbeat_unused", ident=ident, lan=lan)
 
-        The links before go on until the new ones have their addresses: a slow name service costs no heartbeat.
-        """
-        wire, peer = CONTEXT + self.context.module, self.plan.setup.peer
-        fresh = [
-            LinkSocket(
-                route, self.context.module, self._sealer, Opener(self._rotation.keys, wire, [peer]), self._heard,
-                self._rejected,
-            )
-            for route in self.plan.routes
-        ]  # fmt: skip
-        await asyncio.gather(*(link.open() for link in fresh))
-        old, self._links = self._links, fresh
-        for link in old:
-            link.close()
-        for link in fresh:
-            self._start_task(self._pulse(link))
+    async def _open_links_later(self) -> None:
+        await asyncio.sleep(RETRY_SECONDS)
+        self._retrying = False
+        async with self.reloading:
+            await self.open_links()
+
+    def _link(self, route: Route) -> LinkSocket:
+        opener = Opener(self.rotation.keys, CONTEXT + self.context.module, [self.plan.setup.peer])
+        return LinkSocket(route, self.context.module, self._sealer, opener, self._heard, self._rejected)
+
+    def _begin_link(self, link: LinkSocket) -> None:
+        self.start_task(self._pulse(link))
+
+    def _link_moved(self, link: LinkSocket) -> None:
+        assert link.places is not None
+        self.settle(("held", link.route.ident))
+        self.context.log.event(
+            "heartbeat_moved", ident=link.route.ident, own=link.places.own[0], peer=link.places.peer[0]
+        )
+
+    def _link_held(self, link: LinkSocket, reason: str) -> None:
+        assert link.places is not None
+        self.complain(
+            ("held", link.route.ident), reason, code="heartbeat_held", ident=link.route.ident, own=link.places.own[0],
+            peer=link.places.peer[0],
+        )  # fmt: skip
 
     async def _pulse(self, link: LinkSocket) -> None:
         """Heartbeats of one link, for as long as it is used."""
-        while link in self._links:
+        while link in self._links.now:
             if link.problem:
                 await link.open()
                 if link.problem:
-                    self._complain(("link", link.route.ident), f"heartbeat {link.route.ident}: {link.problem}")
+                    self.complain(("link", link.route.ident), f"heartbeat {link.route.ident}: {link.problem}")
                 else:
                     self._complained.pop(("link", link.route.ident), None)
             self._sequence += 1
             link.send(self._beat())
             await asyncio.sleep(link.route.pulse)
 
-    def _rekey(self) -> None:
-        self._sealer.use(self._rotation.keys[0])
-        for link in self._links:
-            link.opener.use(self._rotation.keys)
+    def rekey(self) -> None:
+        self._sealer.use(self.rotation.keys[0])
+        for link in self._links.now:
+            link.opener.use(self.rotation.keys)
 
     def publish_encryption(self) -> None:
         """Whether the module has a key of its own (guide 10.4); without one the cluster's key protects it."""
         value = "on" if encrypted(self.context.module) else "off"
         self.published.remember([("encryption.module", value)], {})
-
-    async def reload(self) -> None:
-        """A dynamic configuration: heartbeats, scripts, rules and limits change while the module runs."""
-        before = self.context.config
-        self.context.reload()
-        plan = configured.read(self.context.config, self.context.cluster, self.context.node)
-        changed = changed_checkers(before, self.context.config, self.plan.checkers, plan.checkers)
-        self.scripts.user = self.context.config.user
-        if self._rotation.look(wire_keys(self.context.module), time.monotonic()):
-            self._rekey()
-        self.publish_encryption()
-        self.plan = plan
-        await self.open_links()
-        self.feed(Configured(plan.setup, tuple(checker.resource for checker in changed)))
-        await self._replace_processes(before, changed)
-
-    async def _replace_processes(self, before: ModuleConfig, changed: tuple[Checker, ...]) -> None:
-        """The checkers and errd of a running module follow its configuration; the others are not dynamic."""
-        config, processes, s = self.context.config, self.effects.processes, self.state
-        if (before.check, before.errd) == (config.check, config.errd) and not changed:
-            return
-        if self.context.config.errd is None and before.errd is not None:
-            await processes.stop_process("errd")
-        programs = module_programs(config, self.plan.checkers)
-        write_configuration(self.context.module, programs, {"SAFENODE": self.context.node})
-        active = ("pre", *plans.phases(s.role)) if s.role is not Role.STOP else ()
-        checkers_on = s.resource("usersetting.checker", "on") != "off"
-        await processes.replace_checkers(self.plan.checkers, changed, active, running=checkers_on)
-        if config.errd is not None and before.errd != config.errd:
-            await processes.replace_errd(active)
 
     # -- requests
 
@@ -327,12 +321,12 @@ class Shell:
 
     def start_watching(self) -> None:
         """What goes on beside the events."""
-        self._start_task(self._watch_supervisor())
-        self._start_task(self.effects.processes.adopt())
-        self._start_task(self._watch_cluster())
-        self._start_task(follow_keys(self.context.module, self._rotation, self._rekey))
-        if self.plan.permanent_arp:
-            self._start_task(self._keep_neighbours())
+        self.start_task(self._watch_supervisor())
+        self.start_task(self.effects.processes.adopt())
+        self.start_task(self._watch_cluster())
+        self.start_task(follow_keys(self.context.module, self.rotation, self.rekey))
+        if self.plan.setup.mirror:
+            self.start_task(self._keep_neighbours())
 
     async def _watch_supervisor(self) -> None:
         """supervisord runs the others: its end is an event (M5)."""
@@ -365,12 +359,17 @@ class Shell:
 
     async def _keep_neighbours(self) -> None:
         while True:
+            self.neighbours_due.clear()
+            places = [link.places for link in self._links.now if link.route.ident in self.plan.permanent_arp]
+            peers = tuple(dict.fromkeys(str(where.peer[0]).partition("%")[0] for where in places if where is not None))
             try:
-                await self._neighbours.refresh(self.plan.permanent_arp)
+                await self._neighbours.refresh(peers)
+                self._neighbours.release(keep=peers)
             except (OSError, ValueError) as error:
-                addresses = ", ".join(self.plan.permanent_arp)
-                self._complain(("arp", addresses), str(error), code="arp_refused", addr=addresses)
-            await asyncio.sleep(REFRESH_SECONDS)
+                addresses = ", ".join(peers)
+                self.complain(("arp", addresses), str(error), code="arp_refused", addr=addresses)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.neighbours_due.wait(), REFRESH_SECONDS)
 
     def on_late(self, seconds: float) -> None:
         """The frame measured that the loop woke late."""
@@ -406,7 +405,7 @@ class Shell:
                 await self.effects.supervisor.shutdown()
         self.ended.set()
 
-    def _start_task(self, work: Any) -> None:
+    def start_task(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
 
@@ -424,14 +423,11 @@ class Shell:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        for link in self._links:
-            link.close()
+        self._links.close()
         self.effects.processes.close()
         self.life.close()
 
     def command(self, command: Command) -> None:
         """A command without an asker."""
-        from heart.events import Ordered
-
         self.feed(Ordered(command))
 

@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgpack
 
@@ -176,11 +176,19 @@ class Route:
     pulse: float
 
 
+class Places(NamedTuple):
+    """Where a link goes: socket addresses, names looked up."""
+
+    family: int
+    own: Any
+    peer: Any
+
+
 class LinkSocket(asyncio.DatagramProtocol):
     """One heartbeat link.
 
     The socket is bound to this server's address on the lan; while that address
-    does not exist (interface down) `reopen` is tried at every pulse.
+    does not exist (interface down) `open` is tried at every pulse.
     """
 
     def __init__(
@@ -193,6 +201,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         rejected: Callable[[str, str, str], None],
     ) -> None:
         self.route = route
+        self.places: Places | None = None
         self._module = module
         self._sealer = sealer
         self.opener = opener
@@ -202,34 +211,43 @@ class LinkSocket(asyncio.DatagramProtocol):
         self._opening = False
         self.problem = ""
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is bound and knows where its peer is."""
+        return self._transport is not None and self.places is not None
+
+    async def look_up(self) -> Places:
+        """The addresses of both ends now. Raises OSError for a name that has none."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.route.own, self.route.port, type=socket.SOCK_DGRAM)
+        family = int(found[0][0])
+        peers = await loop.getaddrinfo(self.route.peer, self.route.port, family=family, type=socket.SOCK_DGRAM)
+        return Places(family, found[0][4], peers[0][4])
+
     async def open(self) -> None:
-        """Bind; `problem` tells why not."""
+        """Look the addresses up and bind; `problem` tells why not."""
         if self._transport is not None or self._opening:
             return
         self._opening = True
         try:
-            await self._bind()
+            self.places = await self.look_up()
+            await self._bind(self.places)
             self.problem = ""
         except OSError as error:
             self.problem = f"{self.route.own} port {self.route.port}: {error.strerror or error}"
         finally:
             self._opening = False
 
-    async def _bind(self) -> None:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self.route.own, self.route.port, type=socket.SOCK_DGRAM)
-        family, _, _, _, address = found[0]
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+    async def _bind(self, places: Places) -> None:
+        sock = socket.socket(places.family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            await loop.create_datagram_endpoint(lambda: self, sock=sock)
+            sock.bind(places.own)
+            await asyncio.get_running_loop().create_datagram_endpoint(lambda: self, sock=sock)
         except OSError:
             sock.close()
             raise
-        peers = await loop.getaddrinfo(self.route.peer, self.route.port, family=family, type=socket.SOCK_DGRAM)
-        self._peer = peers[0][4]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
@@ -242,11 +260,11 @@ class LinkSocket(asyncio.DatagramProtocol):
 
     def send(self, beat: Beat) -> None:
         """Send a heartbeat, if the link can."""
-        if self._transport is None or self._transport.is_closing() or not hasattr(self, "_peer"):
+        if self._transport is None or self._transport.is_closing() or self.places is None:
             return
         try:
             version = self.opener.version_for(*self.opener.senders)
-            self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self._peer)
+            self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self.places.peer)
         except OSError as error:
             self.problem = str(error.strerror)
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -267,6 +267,7 @@ class Box:
                     log.warning("%s stays as it is: %s", os.fsdecode(root.mount), _text(error))
 
     def _listen(self) -> None:
+        former = self._server
         if self.place.listen is None:
             raise BoxError("listen", "this server has no address on the network of the replication flow")
         try:
@@ -282,6 +283,9 @@ class Box:
             )
         except OSError as error:
             raise BoxError("listen", f"{error.strerror}: another program uses it, or the address is not here") from None
+        if former is not None:
+            self._server.succeed(former)
+            former.close()
 
     def release(self) -> None:
         """Unmount, links restored, journal closed. Raises BoxError."""
@@ -524,11 +528,16 @@ class Box:
 
     # --- status ----------------------------------------------------------------------------------------------
 
-    def configure(self, rfs: Mapping[str, Any]) -> None:
-        """Dynamic attributes."""
+    def configure(self, rfs: Mapping[str, Any], listen: str | None = None) -> None:
+        """Dynamic attributes, and where this server listens now. Raises BoxError."""
         mode = rfs.get("async")
         if mode in ("second", "none"):
             self.settings.durable = mode == "none"
+        if listen is None or self.place.listen is None:
+            return
+        self.place = replace(self.place, listen=(listen, self.place.listen[1]))
+        if self._server is not None and self._server.listens_elsewhere(listen):
+            self._listen()
 
     def status(self) -> Fields:
         """See control.py. Never waits."""

@@ -27,7 +27,8 @@ state_set             (state) durable. -> {} On a secondary a state with consist
 status                -> {role: none|standby|primary|secondary, degraded, peer, address, port, session_id, session:
                       none|resync|paired|lost|awaited, held, pending, revisit, dirty_files, dirty_dirs, replication_kbs,
                       reintegration_kbs, bytes_sent, frames_sent, applied, mounts: [dir], journal_reliable, progress}
-configure             (rfs=map) dynamic attributes changed: nbrei, reitimeout, reidetail, async. -> {}
+configure             (rfs=map, listen) dynamic attributes changed: nbrei, reitimeout, reidetail, async; the address
+                      of this server on the replication network. -> {}
 ====================  ==============================================================================================
 
 Notifications and requests of nfsbox to "AM/nfsadmin":
@@ -113,7 +114,7 @@ class Control:
             "demote": lambda f: box.demote(float(f.get("timeout") or 60.0)),
             "release": lambda f: box.release(),
             "state_set": lambda f: box.set_state(guarded("state", f.get("state"), dict)),
-            "configure": lambda f: box.configure(guarded("rfs", f.get("rfs"), dict)),
+            "configure": lambda f: box.configure(guarded("rfs", f.get("rfs"), dict), f.get("listen")),
         }
 
     async def handle(self, request: Request) -> Fields | None:

@@ -24,6 +24,12 @@ MAX_CONNECTIONS: Final = 64
 START: Final = 300.0
 
 
+def _look_up(host: str, port: int) -> tuple[int, Any]:
+    """Family and socket address. Raises OSError for a name that has none."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return int(found[0]), found[4]
+
+
 class Server:
     """Listens on one address. Thread-safe."""
 
@@ -51,11 +57,11 @@ class Server:
         self._lock = threading.Lock()
         self._open: set[Channel] = set()
         self._count = 0
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        family, where = _look_up(*address)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(address)
+            self._socket.bind(where)
             self._socket.listen(MAX_CONNECTIONS)
         except OSError as error:
             self._socket.close()
@@ -66,6 +72,14 @@ class Server:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="listen", daemon=True)
         self._thread.start()
+
+    def listens_elsewhere(self, host: str) -> bool:
+        """Whether a name or address stands for another address than the one that is in use. Raises OSError."""
+        return bool(_look_up(host, self.port)[1][0] != self._socket.getsockname()[0])
+
+    def succeed(self, former: Server) -> None:
+        """Take over from a server that listened on another address: its secondary goes on with this one."""
+        self._context = former._context
 
     def close(self) -> None:
         """Stop listening and cut every connection."""

@@ -181,8 +181,18 @@ class Cluster:
                 return
 
     async def resolve_again(self) -> None:
-        """Ask the name service again (guide 9.3: -G redoes the name resolution)."""
-        for link in self._links:
+        """Ask the name service again (guide 9.3: -G redoes the name resolution). What has no address now keeps the one
+        it had."""
+        for link in list(self._links):
+            own = link.lan.node(self.node)
+            assert own is not None, "a link is opened only for a lan of this server"
+            with contextlib.suppress(OSError):
+                elsewhere = (await self._resolve(own.bind_address))[1] != link.sock.getsockname()[0]
+                if elsewhere and await self._open(link.lan):
+                    self._links.remove(link)
+                    self._loop.remove_reader(link.sock.fileno())
+                    link.sock.close()
+                    continue
             await self._resolve_peers(link)
 
     # Traffic

@@ -8,6 +8,7 @@ import socket
 import stat
 from pathlib import Path
 
+from safekit.model.fit import misfit
 from safekit.model.types import ClusterConfig, ModuleConfig
 
 FUSE = Path("/dev/fuse")
@@ -19,6 +20,8 @@ def obstacle(config: ModuleConfig, cluster: ClusterConfig, node: str, fuse: Path
     An address that is not there is none: its interface may come later. A heartbeat whose port belongs to somebody
     else would never be heard, and both servers would become ALONE.
     """
+    if reason := misfit(config, cluster, node):
+        return reason
     if config.service.mode != "mirror":
         return ""
     for beat in config.heart.heartbeats if config.heart is not None else ():

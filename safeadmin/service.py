@@ -44,6 +44,7 @@ from safekit.seal import load_key
 
 SET_SECONDS = 5.0
 FACTS_SECONDS = 2.0
+HEART_SECONDS = 30.0
 REGISTRATION_GRACE = 1.5
 """Processes register every second: a young safeadmin does not know them all yet."""
 STOP_MARGIN = 60.0
@@ -202,8 +203,15 @@ class Service:
     def _reload_hearts(self) -> None:
         """Modules that run take up another cluster configuration, and look names up again (guide 9.3, 12.2)."""
         for name, runtime in self.runtimes.items():
-            if runtime.heart:
-                self.bus.notify(f"{name}/heart", "reload")
+            if runtime.running:
+                self._keep(self._reload_heart(name))
+
+    async def _reload_heart(self, name: str) -> None:
+        try:
+            # A heart that was just restarted is found again.
+            await self.bus.request(f"{name}/heart", "reload", HEART_SECONDS)
+        except BusError as error:
+            self.log.error(f"module {name} did not take the cluster configuration up: {error.text}")
 
     def _key(self) -> bytes:
         """The cluster key. Raises Unconfigured: nothing goes over a wire in clear."""

@@ -118,17 +118,16 @@ def module_key(module: str) -> bytes | None:
 def wire_keys(module: str) -> tuple[bytes, ...]:
     """The keys of a module's wires: the first one seals, all of them open.
 
-    The module's own key, else the cluster key. For a while after a change the key before it is accepted too. A
-    damaged module key is an error, never a reason to go on with another key. Raises OSError, ValueError.
+    The module's own key, else the cluster key. For a while after a change the keys before it are accepted too: two
+    changes may follow each other before every server has heard of the first. A damaged module key is an error, never a
+    reason to go on with another key. Raises OSError, ValueError.
     """
     own = module_key(module)
     keys = [own if own is not None else cluster_key()]
-    former = _former_wire_key(module)
-    if former is not None and former not in keys:
-        keys.append(former)
+    keys += _former_wire_keys(module)
     if own is None and 0 <= time.time() - (cluster_dir() / "cluster.key").stat().st_mtime < GRACE_SECONDS:
-        keys += [key for key in former_keys()[:1] if key not in keys]
-    return tuple(keys)
+        keys += former_keys()
+    return tuple(dict.fromkeys(keys))
 
 
 class KeysNow:
@@ -149,25 +148,25 @@ def encrypted(module: str) -> bool:
     return module_key(module) is not None
 
 
-def _former_wire_key(module: str) -> bytes | None:
-    """Key of the configuration before the active one, while the active one is young."""
+def _former_wire_keys(module: str) -> list[bytes]:
+    """Keys of the configurations before the active one, newest first, while the active one is young."""
     paths = ModulePaths(module)
     try:
         number = int(os.path.basename(os.readlink(paths.active)))
         applied = os.lstat(paths.active).st_mtime
     except (OSError, ValueError):
-        return None
+        return []
     if not 0 <= time.time() - applied < GRACE_SECONDS:
-        return None
-    previous = [n for n in _numbers(paths.active_store) if n < number]
-    if not previous:
-        return None
-    try:
-        return load_key(paths.active_store / str(max(previous)) / "conf" / MODULE_KEY)
-    except FileNotFoundError:
-        return cluster_key()
-    except ValueError:
-        return None
+        return []
+    found = []
+    for previous in sorted((n for n in _numbers(paths.active_store) if n < number), reverse=True):
+        try:
+            found.append(load_key(paths.active_store / str(previous) / "conf" / MODULE_KEY))
+        except FileNotFoundError:
+            found.append(cluster_key())
+        except ValueError:
+            continue
+    return found
 
 
 def _numbers(store: Path) -> tuple[int, ...]:

@@ -253,6 +253,17 @@ register(
                 "Entrée ARP permanente pour {addr} non positionnée : {reason}"),
         Message("config_differs", "E", "The configuration of the module differs on {peer}: apply the same one on both"
                 " servers", "La configuration du module diffère sur {peer} : appliquer la même sur les deux serveurs"),
+        Message("cluster_taken", "E", "The module goes on with another cluster configuration (nodes {nodes})",
+                "Le module continue avec une autre configuration du cluster (nœuds {nodes})"),
+        Message("cluster_unusable", "E", "The module stops, it cannot go on with this cluster configuration: {reason}",
+                "Le module s'arrête, il ne peut continuer avec cette configuration du cluster : {reason}"),
+        Message("heartbeat_moved", "E", "Heartbeat {ident} goes from {own} to {peer} now",
+                "Le heartbeat {ident} va maintenant de {own} à {peer}"),
+        Message("heartbeat_held", "E", "Heartbeat {ident} goes on from {own} to {peer}, its new addresses cannot be"
+                " used yet: {reason}", "Le heartbeat {ident} continue de {own} à {peer}, ses nouvelles adresses ne sont"
+                " pas encore utilisables : {reason}"),
+        Message("heartbeat_unused", "E", "Heartbeat {ident} is not used: its lan {lan} is not in cluster.xml",
+                "Le heartbeat {ident} n'est pas utilisé : son réseau {lan} n'est pas dans cluster.xml"),
         Message("rebooting", "E", "Reboot of the server after an automatic stopstart",
                 "Redémarrage du serveur après un stopstart automatique"),
     )

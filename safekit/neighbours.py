@@ -105,9 +105,12 @@ class PermanentNeighbours:
     def _in_kernel(ip: IP, mac: bytes) -> bool:
         return any(n.ip == ip and n.mac == mac and n.permanent for n in net.neighbours())
 
-    def release(self) -> None:
-        """Delete the entries. Raises OSError when the kernel refuses."""
+    def release(self, keep: Iterable[str] = ()) -> None:
+        """Delete the entries, but those of the addresses to keep. Raises OSError when the kernel refuses."""
+        kept = {ipaddress.ip_address(peer) for peer in keep}
         for ip, (interface, _) in list(self.held.items()):
+            if ip in kept:
+                continue
             if net.link_named(interface) is not None:
                 net.forget_neighbour(interface, ip)
             del self.held[ip]

@@ -23,14 +23,17 @@ class Rotation:
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         self.keys = keys
-        self._since: float | None = None
+        self._next: bytes | None = None
+        self._since = 0.0
 
     def look(self, found: tuple[bytes, ...], now: float) -> bool:
         """Take in what `wire_keys` tells at monotonic time `now`; True when `keys` changed."""
         if found[0] == self.keys[0]:
-            self._since, wanted = None, found
+            self._next, wanted = None, found
         else:
-            self._since = now if self._since is None else self._since
+            if found[0] != self._next:
+                # A change that follows another one gives the servers their time again.
+                self._next, self._since = found[0], now
             former = self.keys[0]
             switched = now - self._since >= SWITCH_SECONDS or former not in found
             wanted = found if switched else (former, *(key for key in found if key != former))

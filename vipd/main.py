@@ -2,7 +2,7 @@
 
 In a farm module see vipd.farm.process. In a mirror module it holds them while heart says so; see vipd.holder.
 Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_set,
-vip_unset, status, announcements.
+vip_unset, status, announcements, reload (the cluster configuration has changed).
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ class Vipd:
                 return {"removed": await self._release("vip_leftover")}
             case "announcements":
                 return {"announcements": [a.to_fields() for a in self.holder.announcements()]}
+            case "reload":
+                self._context.reload()
+                self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
+                return {}
             case "status":
                 return self._status()
         raise BusError("unknown_op", f"vipd does not serve {request.op!r}")

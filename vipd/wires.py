@@ -60,6 +60,10 @@ class Wires:
 
     # ------------------------------------------------------------------------ peers
 
+    def expect(self, peers: Mapping[IP, str]) -> None:
+        """Other addresses of the other nodes; MACs that are known stay known."""
+        self._peers = dict(peers)
+
     def refresh_peers(self) -> None:
         """Note the MACs under which the other nodes are known now; they are remembered after their death."""
         with Netlink() as kernel:

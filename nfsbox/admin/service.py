@@ -339,7 +339,8 @@ class Admin:
         rfs = self.context.config.rfs
         if rfs is not None and self.role != "none":
             await self.nfsbox("configure", rfs={"nbrei": rfs.nbrei, "reitimeout": rfs.reitimeout,
-                                                "reidetail": rfs.reidetail, "async": rfs.async_mode})
+                                                "reidetail": rfs.reidetail, "async": rfs.async_mode},
+                              listen=self._source())
         return {}
 
     async def _status(self) -> Fields:

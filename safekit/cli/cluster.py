@@ -112,6 +112,7 @@ def _apply(path: Path, key: str | None) -> ClusterConfig:
     config, warnings = _check(path)
     node = name_of_this_server(config)
     former = _present_key()
+    affected = consequences(config, node)
     try:
         applied, _ = apply_cluster(path, key=key)
     except ClusterError as error:
@@ -122,7 +123,29 @@ def _apply(path: Path, key: str | None) -> ClusterConfig:
     if former is not None and former != _present_key():
         remember_former(former)
     _findings(warnings)
+    for warning in affected:
+        click.echo(f"Warning: {warning}", err=True)
     return applied
+
+
+def consequences(config: ClusterConfig, node: str) -> list[str]:
+    """What a new configuration does to modules that run now: here, and on servers that it leaves out."""
+    from safekit.buswire import BusError, request_sync
+    from safekit.cli.clusterimpact import lost_servers, on_module
+    from safekit.configuration import ConfigureError, active
+
+    try:
+        nodes = request_sync("safeadmin", "members", timeout=2.0)
+        running = request_sync("safeadmin", "state", timeout=2.0)["modules"]
+    except BusError:
+        return []  # in no cluster yet: nothing runs
+    found = lost_servers(config, nodes.get("nodes", {}))
+    for module in sorted(name for name, known in running.items() if known.get("running")):
+        try:
+            found += on_module(config, active(module), node)
+        except ConfigureError:
+            continue  # removed by hand under the running module: nothing is known of its lans
+    return found
 
 
 def _present_key() -> bytes | None:
@@ -260,6 +283,7 @@ def confinfo_command(as_json: bool) -> int:
             click.echo(f"{name}: {problem}", err=True)
     if "" in silent.values():
         click.echo(f"No answer from: {', '.join(name for name, text in silent.items() if not text)}", err=True)
+        click.echo("Next step: are they up, and do they know this server? there: safekit cluster confinfo", err=True)
     if any(silent.values()):
         click.echo('Next step: on the server with the right configuration and key: safekit -H "*" -G', err=True)
     return 0

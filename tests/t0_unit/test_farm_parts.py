@@ -70,12 +70,11 @@ def test_another_configuration_is_told_apart() -> None:
     with pytest.raises(OtherConfiguration):
         decode(encode(told(), b"87654321"), CONFIGURATION, 3, 2)
     config = ModuleConfig("farm", 1, vip=Vip(groups=(Group("g", (), (ConfiguredRule("tcp", "on_port"),)),)))
-    cluster = ClusterConfig(LANS, signature="ab")
-    first = configuration_id(cluster, config, ("n1", "n2"))
-    assert first == configuration_id(cluster, replace(config, configured_at=5.0, id=1), ("n1", "n2"))
+    first = configuration_id(config, ("n1", "n2"))
+    assert first == configuration_id(replace(config, configured_at=5.0, id=1), ("n1", "n2"))
     changed = replace(config, vip=Vip(groups=(Group("g", (), (ConfiguredRule("tcp", "on_addr"),)),)))
-    assert configuration_id(cluster, changed, ("n1", "n2")) != first
-    assert configuration_id(cluster, config, ("n1", "n2", "n3")) != first
+    assert configuration_id(changed, ("n1", "n2")) != first
+    assert configuration_id(config, ("n1", "n2", "n3")) != first
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -281,13 +280,22 @@ def test_fragments_put_together_are_the_packet(size: int, mtu: int) -> None:
 def test_memory_survives_a_restart_of_vipd_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "farm.json"
     assert memory.load(path) == memory.Memory()
-    kept = memory.Memory(True, True, (Row(1, 2, 3, 4, 5),), {"groups": []})
+    kept = memory.Memory(True, True, (Row(1, 2, 3, 4, 5),), {"groups": []}, ("n1", "n2", "n3"))
     memory.save(path, kept)
     assert memory.load(path) == kept
     path.write_text(path.read_text().replace('"boot": "', '"boot": "x'))
     assert memory.load(path) == memory.Memory()
     path.write_text("{")
     assert memory.load(path) == memory.Memory()
+
+
+def test_what_was_heard_is_known_by_the_names_of_the_servers() -> None:
+    rows = (Row(0, 7, 70, 0b111, 1), Row(2, 8, 80, 0b101, 0))
+    kept = memory.Memory(True, True, rows, {}, ("n1", "n2", "n4"))
+    assert kept.rows_of(("n1", "n2", "n4")) == rows
+    # n3 came, and n1 left: who hears whom keeps its meaning.
+    assert kept.rows_of(("n2", "n3", "n4")) == (Row(2, 8, 80, 0b100, 0),)
+    assert kept.rows_of(("n1", "n2", "n3", "n4")) == (Row(0, 7, 70, 0b1011, 1), Row(3, 8, 80, 0b1001, 0))
 
 
 @pytest.mark.parametrize("name", ["generic/farm", "demo/apache_farm"])

@@ -9,7 +9,7 @@ import pytest
 from safekit.rotation import SWITCH_SECONDS, Rotation
 from safekit.seal import Opener, Sealer, SealError
 
-OLD, NEW = bytes(32), bytes([1] * 32)
+OLD, NEW, NEWER = bytes(32), bytes([1] * 32), bytes([2] * 32)
 GRACE = 300.0
 
 
@@ -50,6 +50,31 @@ def test_no_datagram_is_refused_while_the_servers_learn_one_after_the_other(dela
         assert server.rotation.keys == (NEW,)
         with pytest.raises(SealError, match="another key"):
             server.opener.open(Sealer(OLD, "w", peer, 9).seal(b"x"))
+
+
+@pytest.mark.parametrize("between", [1.0, SWITCH_SECONDS - 1.0])
+@pytest.mark.parametrize("delay", [0.5, 3.0, 20.0])
+def test_a_second_change_that_follows_the_first(between: float, delay: float) -> None:
+    """Each server hears of both changes `delay` after the other one."""
+    first, second = Server("a", "b", 10.0), Server("b", "a", 10.0 + delay)
+    for server in (first, second):
+
+        def files(now: float, learns: float = server.learns) -> tuple[bytes, ...]:
+            again = learns + between
+            if now < again:
+                return (OLD,) if now < learns else (NEW, OLD)
+            return (NEWER, NEW, OLD) if now < again + GRACE else (NEWER,)
+
+        server.files = files  # type: ignore[method-assign]
+    for step in range(4 * 400):
+        now = step / 4
+        if step % 8 == 0:
+            first.look(now)
+        if step % 8 == 3:
+            second.look(now)
+        first.opener.open(second.sealer.seal(b"x"))
+        second.opener.open(first.sealer.seal(b"x"))
+    assert first.rotation.keys == second.rotation.keys == (NEWER,)
 
 
 def test_a_server_that_never_learns_is_left_after_the_switch() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safekit.log import ModuleLog
-from safekit.model.types import ClusterConfig, Lan
+from safekit.model.types import Lan
 from safekit.seal import Opener, Sealer, SealError
 
 RETRY_SECONDS = 5.0
@@ -39,7 +39,6 @@ class Links:
     def __init__(
         self,
         log: ModuleLog,
-        cluster: ClusterConfig,
         lans: tuple[Lan, ...],
         port: int,
         node: str,
@@ -48,7 +47,7 @@ class Links:
         opener: Opener,
         receive: Receive,
     ) -> None:
-        self._log, self._cluster, self._lans, self._port = log, cluster, lans, port
+        self._log, self._lans, self._port = log, lans, port
         self._node, self._names = node, names
         self._sealer, self._opener, self._receive = sealer, opener, receive
         self._links: dict[str, _Link] = {}
@@ -57,16 +56,50 @@ class Links:
 
     async def open(self) -> None:
         """Bind on every lan and find the peers; what fails is said once and tried again in the background."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
         if not await self._complete():
             self._task = asyncio.get_running_loop().create_task(self._retry())
+
+    async def use(self, lans: tuple[Lan, ...]) -> None:
+        """Go over to these lans, names looked up again. Where the new addresses cannot be had, the former ones stay."""
+        self._lans = lans
+        for name in [name for name in self._links if all(lan.name != name for lan in lans)]:
+            self._drop(self._links.pop(name))
+        for lan in lans:
+            if lan.name in self._links:
+                await self._renew(self._links[lan.name], lan)
+        await self.open()
+
+    async def _renew(self, link: _Link, lan: Lan) -> None:
+        link.lan, own = lan, lan.node(self._node)
+        if own is not None:
+            with contextlib.suppress(OSError):
+                if (await self._resolve(own.bind_address))[1] != link.sock.getsockname()[0]:
+                    former = self._links.pop(lan.name)
+                    fresh = await self._open(lan)
+                    if fresh is None:
+                        self._links[lan.name] = former
+                    else:
+                        self._drop(former)
+                        link = fresh
+        for entry in lan.nodes:
+            if entry.name in link.peers:
+                with contextlib.suppress(OSError):
+                    link.peers[entry.name] = ((await self._resolve(entry.addr, link.family))[1], self._port)
+
+    @staticmethod
+    def _drop(link: _Link) -> None:
+        asyncio.get_running_loop().remove_reader(link.sock.fileno())
+        link.sock.close()
 
     def close(self) -> None:
         """Close the sockets."""
         if self._task is not None:
             self._task.cancel()
         for link in self._links.values():
-            asyncio.get_running_loop().remove_reader(link.sock.fileno())
-            link.sock.close()
+            self._drop(link)
         self._links.clear()
 
     def send(self, payload: bytes) -> None:

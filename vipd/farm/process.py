@@ -11,6 +11,7 @@ Bus operations, each answered when its effect is there:
                                                                                 -> {connections: how many}
     vip_unset   leave, reset what is still open, remove addresses and filters, say goodbye. -> {unset: [addr]}
     status      members, shares, bitmaps, addresses. counters: packets and connections of each rule.
+    reload      the cluster configuration has changed, or names may have other addresses.
     announcements  for arpreroute.
 
 Each may be repeated. vipd stopped or killed leaves addresses and filters as they are; when it is back, it goes
@@ -95,6 +96,11 @@ class FarmVipd:
                 return {"unset": await self._unset(farm)}
             case "counters":
                 return farm.counters()
+            case "reload":
+                self._context.reload()
+                self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
+                await farm.follow()
+                return {}
             case "status":
                 return {**farm.status(), **self._held()}
         raise BusError("unknown_op", f"vipd of a farm module does not serve {request.op!r}")

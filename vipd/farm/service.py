@@ -17,7 +17,7 @@ from safekit.bus import BusError
 from safekit.keys import wire_keys
 from safekit.membership import Pulse, Rules
 from safekit.model.types import Farm as FarmConfig
-from safekit.model.types import Vip
+from safekit.model.types import Lan, Vip
 from safekit.net import IP, Link
 from safekit.process import Context
 from safekit.rotation import Rotation, follow_keys
@@ -55,7 +55,7 @@ class Farm:
             raise ValueError(f"{context.node} is not on the lans of <farm> ({', '.join(self.names)}): correct <farm>")
         self.me = self.names.index(context.node)
         self.groups = (context.config.vip or Vip()).groups
-        self._configuration = configuration_id(context.cluster, context.config, self.names)
+        self._configuration = configuration_id(context.config, self.names)
         self._path = context.paths.var / memory.FILE
         self._flood_check = FloodCheck(context.log, self.names, self._configuration)
         self.core: FarmCore | None = None
@@ -101,11 +101,9 @@ class Farm:
         wire = f"farm/{context.module}"
         sealer = Sealer(rotation.keys[0], wire, context.node, epoch)
         opener = Opener(rotation.keys, wire, self.names)
-        lans = tuple(lan for lan in map(context.cluster.lan, context.config.lan_names()) if lan is not None)
         self._links = Links(
             context.log,
-            context.cluster,
-            lans,
+            self._lans(),
             settings.port,
             context.node,
             self.names,
@@ -123,6 +121,16 @@ class Farm:
         loop = asyncio.get_running_loop()
         ours = (self._drive(), self._put_into_effect(), self._publisher.run())
         self._tasks = [loop.create_task(work) for work in (*ours, follow_keys(context.module, rotation, rekey))]
+
+    def _lans(self) -> tuple[Lan, ...]:
+        context = self._context
+        found = map(context.cluster.lan, context.config.lan_names())
+        return tuple(lan for lan in found if lan is not None and lan.framework)
+
+    async def follow(self) -> None:
+        """The lans of the cluster have changed, or the addresses of names may have: who is in the farm has not."""
+        if self._links is not None:
+            await self._links.use(self._lans())
 
     def _shares(self, group: int) -> Shares:
         hosts = self.groups[group].hosts
@@ -171,7 +179,7 @@ class Farm:
         remembered = memory.load(self._path)
         self.layout = layout
         adopted = self._engine.adopt(layout)
-        await self.observe(joined=remembered.joined, resumed=remembered.rows if adopted else ())
+        await self.observe(joined=remembered.joined, resumed=remembered.rows_of(self.names) if adopted else ())
         if adopted:
             self._context.log.event("farm_resumed")
         await self.install(layout)
@@ -503,7 +511,7 @@ class Farm:
             rows = tuple(row for row in heard if row is not None)
         joined = core is not None and core.wants_part
         try:
-            memory.save(self._path, memory.Memory(self._set, joined, rows, self.status()))
+            memory.save(self._path, memory.Memory(self._set, joined, rows, self.status(), self.names))
         except OSError as error:
             self._context.log.debug(f"{self._path}: {error.strerror}; a restarted vipd starts afresh")
 
