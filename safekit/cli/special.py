@@ -59,7 +59,9 @@ def run_special(words: Sequence[str], module: str | None) -> int:
 
 def _changes(words: Sequence[str]) -> bool:
     verbs = CHANGES.get(words[0], frozenset())
-    return verbs is None or (words[1:2] != [] and words[1] in verbs and list(words[1:3]) != ["auto", "status"])
+    if verbs is None:
+        return True
+    return len(words) > 1 and words[1] in verbs and list(words[1:3]) != ["auto", "status"]
 
 
 def _recorded(arguments: Sequence[str], words: Sequence[str], environment: dict[str, str]) -> int:

@@ -49,9 +49,10 @@ def snapshot_command(module: str | None, file: str) -> int:
     meter: list[Meter] = []
 
     def packed(done: int, total: int) -> None:
-        if not meter:
+        first = not meter
+        if first:
             meter.append(Meter(total))
-        live.show(f"packing: {meter[0].line(done)}", now=False)
+        live.show(f"packing: {meter[0].line(done)}", now=first)
 
     with Live() as live:
         count = snapshot(paths.module, Path(file), live.show, packed)

@@ -95,6 +95,18 @@ class Server:
         )
 
 
+# The service manager of this machine is none of our business.
+SYSTEMCTL = """#!/bin/sh
+state=$(dirname "$0")/enabled
+case $1 in
+enable) [ ! -e "$state.refuse" ] || { echo "Unit $2 is masked." >&2; exit 1; }; echo enabled > "$state" ;;
+disable) echo disabled > "$state" ;;
+is-enabled) cat "$state" 2>/dev/null || { echo not-found; exit 4; } ;;
+*) echo "unexpected: $*" >&2; exit 1 ;;
+esac
+"""
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -104,7 +116,17 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     for directory in (safe / "modules", safe / "private" / "bin", var / "cluster", var / "modules"):
         directory.mkdir(parents=True)
     (var / "bus.key").write_text(seal.new_key().hex())
-    env = {"SAFE": str(safe), "SAFEVAR": str(var), "SAFEMAPPER": str(port), "SAFENODE": "n1"}
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "systemctl").write_text(SYSTEMCTL)
+    (programs / "systemctl").chmod(0o755)
+    env = {
+        "SAFE": str(safe),
+        "SAFEVAR": str(var),
+        "SAFEMAPPER": str(port),
+        "SAFENODE": "n1",
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SAFEMODULE", raising=False)
@@ -577,6 +599,30 @@ def test_boot_settings(server: Server, admin: NotedAdmin) -> None:
     assert server.run("boot", "snmpstatus").stdout == "off\n"
     assert server.run("boot", "weboff").returncode == 0
     assert server.run("boot", "webstatus").stdout == "off\n"
+    assert json.loads(server.run("boot", "--json").stdout) == {"mirror": "on"}
+    assert json.loads(server.run("boot", "webstatus", "--json").stdout) == {"safewebserver": "off"}
+
+
+def test_boot_of_the_web_service_is_what_the_service_manager_will_do(server: Server, admin: NotedAdmin) -> None:
+    enabled = server.var.parent / "programs" / "enabled"
+    assert server.run("boot", "weboff").returncode == 0 and enabled.read_text() == "disabled\n"
+    enabled.write_text("enabled\n")  # an administrator ran systemctl enable
+    assert server.run("boot", "webstatus").stdout == "on\n"
+    assert server.run("boot", "weboff").returncode == 0
+    enabled.with_suffix(".refuse").touch()
+    done = server.run("boot", "webon")
+    assert done.returncode == 1 and "is masked" in done.stderr and "Next step: systemctl status" in done.stderr
+    assert (server.var / "boot.web").read_text() == "off\n", "a setting that is not in force must not come back"
+
+
+def test_the_agent_is_told_to_come_later(server: Server, admin: NotedAdmin) -> None:
+    done = server.run("boot", "snmpon")
+    assert done.returncode == 0 and "is not in this version" in done.stderr and "Next step: " in done.stderr
+    assert server.run("boot", "snmpstatus").stdout == "on\n"
+    assert server.run("boot", "snmpoff").stderr == "" and server.run("boot", "snmpstatus").stdout == "off\n"
+    for verb, code in (("start", 1), ("restart", 1), ("check", 1), ("stop", 0)):
+        done = server.run("safeagent", verb)
+        assert (done.returncode, "is not in this version" in done.stderr) == (code, bool(code))
 
 
 def test_special_commands_run_in_the_environment(server: Server) -> None:
@@ -586,6 +632,31 @@ def test_special_commands_run_in_the_environment(server: Server) -> None:
     done = server.run("-m", "mirror", "-r", "tell", "-m", "x")
     assert done.stdout.split() == [str(server.safe / "private" / "bin"), "mirror", "-m", "x"]
     assert done.returncode == 7
+    done = server.run("-m", "mirror", "-r", "tell -m 'x y'")  # the guide writes it in one word, too
+    assert done.stdout.split() == [str(server.safe / "private" / "bin"), "mirror", "-m", "x", "y"]
+    assert done.returncode == 7
+    assert f"SAFEVAR={server.var}" in server.run("-r", "/usr/bin/env").stdout.splitlines()
+    done = server.run("-r", "tall")
+    assert done.returncode == 1 and "has: tell" in done.stderr
+    assert server.run("-r", "tell 'x").returncode == 1
+
+
+def test_special_commands_that_change_the_system_are_in_the_commands_log(server: Server) -> None:
+    for name in ("processtree", "gencron"):
+        program = server.safe / "private" / "bin" / name
+        program.write_text("#!/bin/sh\nexit 3\n")
+        program.chmod(0o755)
+    assert server.run("-r", "processtree", "list", "all").returncode == 3
+    assert not (server.var / "commandlog").exists()
+    assert server.run("-r", "processtree", "kill", "vi", ".*x.*").returncode == 3
+    assert server.run("-r", "gencron del admin daily.job -c off").returncode == 3
+    lines = [line.split(" | ")[2:] for line in (server.var / "commandlog").read_text().splitlines()]
+    assert [[part.strip() for part in line] for line in lines] == [
+        ["running", "-r processtree kill vi .*x.*"],
+        ["return    3", "-r processtree kill vi .*x.*"],
+        ["running", "-r gencron del admin daily.job -c off"],
+        ["return    3", "-r gencron del admin daily.job -c off"],
+    ]
 
 
 def test_loop_commands_return_1_at_the_limit(server: Server, admin: NotedAdmin) -> None:
@@ -602,6 +673,8 @@ def test_what_changes_the_system_is_in_the_commands_log(server: Server, admin: N
     log = server.var / "commandlog"
     server.run("state")
     server.run("log", "-m", "mirror")
+    for words in (("boot",), ("boot", "webstatus"), ("module", "list"), ("confinfo", "-m", "mirror"), ("level",)):
+        server.run(*words)
     assert not log.exists() or log.read_text() == ""
     assert server.run("prim", "-u", "web@192.168.1.8", "-m", "mirror").returncode == 0
     admin.refusal = ("no", "refused")
