@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import http.client
 import json
+import select
 import socket
 import ssl
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,10 +140,9 @@ def _once(target: Target, ask: Ask, attempt: _Attempt) -> dict[str, Any]:
     elif attempt.credentials is not None:
         pair = f"{attempt.credentials.user}:{attempt.credentials.password}".encode()
         headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
-    deadline = time.monotonic() + ask.seconds + IDLE_SECONDS
     connection = _connection(target)
     try:
-        status, signed, data = _exchange(connection, ask, body, headers, deadline)
+        status, signed, data = _exchange(connection, ask, body, headers)
     except (TimeoutError, socket.gaierror, ConnectionError, ssl.SSLError, OSError, http.client.HTTPException) as error:
         raise _failed(target, connection, error) from None
     finally:
@@ -153,7 +156,7 @@ def _once(target: Target, ask: Ask, attempt: _Attempt) -> dict[str, Any]:
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str], deadline: float
+    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str]
 ) -> tuple[int, bool, bytes]:
     connection.connect()
     assert connection.sock is not None
@@ -161,8 +164,11 @@ def _exchange(
     if body:
         headers = {**headers, "Content-Length": str(len(body))}
         connection.request(ask.method, ask.path, body=Upload(body, ask.sent), headers=headers)
+        if len(body) > BLOCK:
+            _until_arrived(connection.sock, len(body), ask.sent)
     else:
         connection.request(ask.method, ask.path, headers=headers)
+    deadline = time.monotonic() + ask.seconds + IDLE_SECONDS
     response = connection.getresponse()
     kept = bytearray()
     while data := response.read1(65536):
@@ -172,6 +178,23 @@ def _exchange(
         if time.monotonic() > deadline:
             raise _Slow(f"no end after {ask.seconds:.0f} s")
     return response.status, response.getheader(SIGNED_ANSWER) == "1", bytes(kept)
+
+
+def _until_arrived(connection: socket.socket, total: int, sent: Callable[[int], None] | None) -> None:
+    """Until the other side has what the kernel still holds, megabytes on a slow line: only then is it silent when it
+    says nothing. Raises TimeoutError when nothing moves for IDLE_SECONDS."""
+    last, since = -1, time.monotonic()
+    while left := int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
+        if left != last:
+            last, since = left, time.monotonic()
+            if sent is not None:
+                sent(max(total - left, 0))
+        elif time.monotonic() - since > IDLE_SECONDS:
+            raise TimeoutError
+        if select.select([connection], [], [], 0.05)[0]:
+            return  # it answers already
+    if sent is not None:
+        sent(total)
 
 
 class _Slow(OSError):

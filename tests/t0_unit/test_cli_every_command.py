@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 import stat
@@ -17,7 +16,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from safekit.cli import argv
-from safekit.cli.base import Failure, SafekitCommand, Session, module_option
+from safekit.cli.base import Failure, SafekitCommand, Session
 from safekit.cli.distributed import parse_order
 from safekit.cli.main import COMMANDS, SECTIONS, cli, run
 
@@ -131,7 +130,7 @@ def test_the_overview_lists_every_command_once() -> None:
 
 # ------------------------------------------------------------------ what programs read
 
-NO_JSON = {
+NO_JSON: dict[tuple[str, ...], str] = {
     **dict.fromkeys(
         [("printi",), ("printe",), ("waitstart",), ("waitstop",), ("waitstate",)], "the exit code tells all"
     ),
@@ -385,4 +384,3 @@ def test_failures_of_the_parser_are_seen() -> None:
     for line in ("safekit stat", "safekit state --jsn", "safekit waitstate -m AM HAPPY", "safekit boot webof"):
         with pytest.raises((click.UsageError, Failure)):
             parse(line)
-    assert module_option and os.environ["SAFE"]
