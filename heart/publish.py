@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from heart.values import Beat, Decided, Reason
-from safekit.files import boot_identity, write_atomic
+from safekit.files import boot_identity, reserve, write_atomic
 from safekit.paths import ModulePaths
 from safekit.resources import ResourceWriter, is_durable
 
 REMOTE = "remote."
+RESERVED = 64 << 10
+"""Bytes put by for the resource file, for when others have filled the disk."""
 _SIGN = struct.Struct("d")
 HISTORY_BYTES = 512 * 1024
 """Size at which the decision history is renamed to .1; so twice this is kept."""
@@ -31,6 +34,8 @@ class Published:
 
     def __init__(self, paths: ModulePaths) -> None:
         self._writer = ResourceWriter(paths.resources)
+        with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
+            reserve(paths.resources, RESERVED)
         self._remote: tuple[tuple[str, str], ...] | None = ()
 
     def loaded(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ from nfsbox.server import Server
 from nfsbox.stream import State, Stream
 from nfsbox.tracking import Tracker
 from nfsbox.wire import Kind, Op, WireError, WireRefused, connect
-from safekit.files import sync_directory, write_atomic
+from safekit.files import reserve, sync_directory, write_atomic
 from safekit.model.types import Rfs
 
 log = logging.getLogger("nfsbox")
@@ -182,6 +182,8 @@ class Box:
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._take()
+            with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
+                reserve(self._state_file)
             self.degraded = degraded
             for root in self.roots:
                 try:

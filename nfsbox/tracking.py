@@ -10,6 +10,7 @@ told, and the resynchronisation falls back as the guide says (5.4).
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
@@ -23,6 +24,8 @@ from nfsbox.changes import Changes, Kind, Mode, Record, moved, renaming, torn, u
 from nfsbox.exclusions import is_hidden, parent
 from nfsbox.system import birth_ns
 from safekit.files import sync_directory
+
+log = logging.getLogger("nfsbox")
 
 MAGIC: Final = b"SafeKit changes 1\n"
 PREFIX: Final = "changes."
@@ -142,6 +145,7 @@ class Tracker:
         self._journal: Journal | None = None
         self._epochs: list[tuple[Journal | None, Path, Changes]] = []  # oldest first, the last is current
         self._fresh: set[tuple[int, int]] = set()
+        self._complained = False
         self._clock = time.time_ns() - time.monotonic_ns()
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -204,7 +208,15 @@ class Tracker:
         journal = self._journal
         if journal is None:
             return
-        journal.append(record, durable=durable)
+        try:
+            journal.append(record, durable=durable)
+        except OSError as error:
+            if not self._complained:
+                log.error("changes cannot be recorded in %s: %s; the application gets that error, although its own "
+                          "directory may have room: make room there", self.directory, error.strerror)
+            self._complained = True
+            raise
+        self._complained = False
         for _, _, changes in self._epochs if record.kind is Kind.RENAME else self._epochs[-1:]:
             changes.apply(record)
         if journal.length > COMPACT_AT and self.mode is Mode.ALONE:

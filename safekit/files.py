@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,8 +14,19 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o660, durable: bool = 
     """Replace `path` whole or not at all.
 
     With `durable` the data and the directory entry are on disk when the call returns; without it a
-    power failure may bring the old content back. Raises OSError; the old content is then untouched.
+    power failure may bring the old content back. On a full disk what was put by with `reserve` is used. Raises OSError;
+    the old content is then untouched.
     """
+    try:
+        _write_new(path, data, mode, durable)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _write_reserved(path, data, mode):
+            raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def _write_new(path: Path, data: bytes, mode: int, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -32,8 +44,48 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o660, durable: bool = 
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    if durable:
-        sync_directory(path.parent)
+
+
+def _reserve(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserve")
+
+
+def reserve(path: Path, size: int = 4096) -> None:
+    """Put room by for `path`, a text to which empty lines at its end mean nothing: a disk that others have filled must
+    not keep a server from remembering what it has to. Raises OSError."""
+    if not _reserve(path).exists():
+        _write_new(_reserve(path), b"\n" * size, 0o660, True)
+
+
+def _write_reserved(path: Path, data: bytes, mode: int) -> bool:
+    """Write over the reserve, and have it change places with the file, which is the reserve from then on. False when
+    there is none. Raises OSError."""
+    spare = _reserve(path)
+    try:
+        descriptor = os.open(spare, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Never shorter than it was: the system would take back what is put by.
+        whole = data.ljust(os.fstat(descriptor).st_size, b"\n")
+        done = 0
+        while done < len(whole):
+            done += os.pwrite(descriptor, whole[done:], done)
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if not (path.exists() and _exchange(spare, path)):
+        os.rename(spare, path)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    import ctypes  # what is hardly ever needed costs no command its start
+
+    at_cwd, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
 
 
 def sync_directory(path: Path) -> None:

@@ -6,6 +6,7 @@ A line: ISO date | node | level | process | code | JSON fields | English text
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -147,9 +148,11 @@ class ModuleLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._complained = False
         except OSError as error:
-            # A full disk must not stop a failover. The line goes to the process's own error output.
-            if not self._complained:
-                print(f"{self.path}: {error}", file=sys.stderr)
-                self._complained = True
-            sys.stderr.buffer.write(data)
-            sys.stderr.flush()
+            # A full disk must not stop a failover. The line goes to the process's own error output, which may be on the
+            # same disk.
+            with contextlib.suppress(OSError):
+                if not self._complained:
+                    print(f"{self.path}: {error}", file=sys.stderr)
+                    self._complained = True
+                sys.stderr.buffer.write(data)
+                sys.stderr.flush()

@@ -186,8 +186,9 @@ def run(
     if foreground == "no" or (foreground == "auto" and not sys.stderr.isatty()):
         _own_log(paths, full_name.replace("/", "_"))
     status = asyncio.run(_run(name, full_name, arguments, paths, main, handler, realtime, lateness_interval))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Threads of libraries (a file system loop) must not hold up the end of a process that has cleaned up.
     os._exit(status)
 

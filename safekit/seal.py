@@ -15,6 +15,7 @@ send to a local port.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from safekit import protocol
-from safekit.files import locked, write_atomic
+from safekit.files import locked, reserve, write_atomic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -99,6 +100,8 @@ def next_epoch(path: Path) -> int:
             stored = 0
         epoch = protocol.mark_epoch(max(time.time_ns(), stored + 1), protocol.newest())
         write_atomic(path, str(epoch).encode())
+        with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
+            reserve(path)
     if not stored:
         # The clock is all that keeps this epoch from coming again when the file is lost: let it pass the mark.
         while (ahead := epoch - time.time_ns()) >= 0:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,43 @@ def test_an_idle_heart_costs_next_to_nothing(tmp_path: Path) -> None:
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_full_disk_below_safevar_ends_no_heart(tmp_path: Path) -> None:
+    """Logs of others fill it sooner or later. The pair goes on, and the memory that counts still reaches the disk."""
+
+    async def scene(two: Two) -> None:
+        await two.form()
+        var = two.n1.root / "var"
+        filler = var / "filler"
+        with open(filler, "wb", buffering=0) as handle, contextlib.suppress(OSError):
+            while True:
+                handle.write(bytes(4096))
+        try:
+            assert os.statvfs(var).f_bavail == 0
+            assert two.n1.heart is not None and two.n2.heart is not None
+            pid = two.n1.heart.pid
+            for number in range(3):
+                value = ("up", "down")[number % 2]
+                await two.n1.tell("set", resource="custom.test", value=value, who="custom")
+                await until(lambda value=value: two.n1.resources().get("custom.test") == value,  # type: ignore[misc]
+                            two.show)
+            two.n2.kill_heart()
+            await until(lambda: two.n1.state() == "ALONE green", two.show)
+            assert two.n1.resources()["rfs.paired"] == "down"
+            await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), two.show)
+            assert two.n1.heart.poll() is None and two.n1.heart.pid == pid
+            two.n1.kill_heart()
+            two.n1.start_heart()
+            await until(lambda: "AM/heart" in two.n1.ports, two.show)
+            assert (await two.n1.tell("status"))["state"] == "ALONE"
+        finally:
+            filler.unlink()
+
+    disk = tmp_path / "n1"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "none", str(disk)], check=True)
+    try:
+        play(tmp_path, scene)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

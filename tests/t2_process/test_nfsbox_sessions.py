@@ -25,7 +25,8 @@ from nfsbox_pair import (
     wait_for,
 )
 
-from nfsbox import tracking, wire
+from nfsbox import generations, tracking, wire
+from nfsbox.changes import Mode
 
 MakePair = Callable[..., Pair]
 
@@ -481,6 +482,35 @@ def test_degraded_after_a_kill(make: MakePair) -> None:
     with pytest.raises(DriverError) as caught:
         pair.b("secondary", peer="A", address="127.0.0.1", port=pair.a.port)
     assert caught.value.code == "connect"
+
+
+def test_a_full_disk_of_the_records_holds_nobody(make: MakePair) -> None:
+    """Others have filled SAFEVAR when the peer is lost: that this server is alone still reaches the disk."""
+    pair = make()
+    pair.a.rfs_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "none", str(pair.a.rfs_dir)], check=True)
+    try:
+        pair.up()
+        (pair.a.mount / "f").write_bytes(b"x" * 100)
+        with open(pair.a.rfs_dir / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        pair.b.kill()
+        wait_for(lambda: any(note[0] == "replication_lost" for note in pair.a("notes")))
+        pair.a("alone")
+        (pair.a.mount / "g").write_bytes(b"alone")
+        assert generations.decode((pair.a.rfs_dir / "state").read_bytes()).server == 1
+        assert tracking.load(pair.a.rfs_dir).changes.mode is Mode.ALONE
+        # there is an end to what was put by: then it is told to the application and to the log, and nothing is made
+        with pytest.raises(OSError, match="No space"):
+            for number in range(20000):
+                (pair.a.mount / f"d{number}").mkdir()
+                (pair.a.mount / f"d{number}" / "f").write_bytes(b"")
+        assert not (pair.a.mount / f"d{number}" / "f").exists()
+        assert pair.a.log().count("make room there") == 1
+    finally:
+        pair.close()
+        subprocess.run(["umount", "-l", str(pair.a.rfs_dir)], check=True)
 
 
 def test_full_disk_of_the_primary(make: MakePair, tmp_path: Path) -> None:
