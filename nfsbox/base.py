@@ -48,16 +48,23 @@ class Base(fuse.Operations):  # type: ignore[misc]
         local: Callable[[], Any],
         send: Callable[[Stream], int],
         *,
+        record: Callable[[], None] | None = None,
         recursive: bool = False,
         always_revisit: bool = False,
     ) -> None:
-        """Apply a change of names or attributes here and at the peer, then wait for it. While the peer is being
-        resynchronised, `paths` are compared again when it fails there, or in any case with `always_revisit`."""
+        """Apply a change of names or attributes here and at the peer, then wait for it. `record` notes it durably
+        first. While the peer is being resynchronised, `paths` are compared again when it fails there, or in any case
+        with `always_revisit`."""
         engine = self.engine
         engine.check_writable()
+        era = engine.tracker.era
+        if record is not None:
+            record()
         with engine.order:
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if record is not None and era != engine.tracker.era:
+                record()  # a checkpoint came in between, and forgets what was recorded
             local()
             stream = engine.stream
             if stream is None:

@@ -162,8 +162,6 @@ class Names(Base):
             local(real)
             self._give(real, mode)
             return
-        self.engine.check_writable()
-        self._record_names(relative)
 
         def apply() -> None:
             local(real)
@@ -176,7 +174,7 @@ class Names(Base):
             )
             return self._send_name(stream, op, relative, attr + relative, b=mode)
 
-        self._change((relative,), apply, send)
+        self._change((relative,), apply, send, record=lambda: self._record_names(relative))
 
     def mkdir(self, path: str, mode: int) -> None:
         """Make a directory."""
@@ -194,8 +192,6 @@ class Names(Base):
             os.symlink(text, real)
             self._give(real, stat.S_IFLNK)
             return
-        self.engine.check_writable()
-        self._record_names(relative)
 
         def apply() -> None:
             os.symlink(text, real)
@@ -206,7 +202,7 @@ class Names(Base):
             attr = pack_attr(Set.UID | Set.GID | Set.MTIME, 0, now.st_uid, now.st_gid, 0, now.st_mtime_ns)
             return self._send_name(stream, Op.SYMLINK, relative, attr + relative + text, extra=len(relative))
 
-        self._change((relative,), apply, send)
+        self._change((relative,), apply, send, record=lambda: self._record_names(relative))
 
     def link(self, target: str, source: str) -> None:
         """Make `target` another name of `source` (the order of fusepy)."""
@@ -215,31 +211,28 @@ class Names(Base):
         if self._excluded(new):
             os.link(real_old, real_new, follow_symlinks=False)
             return
-        self.engine.check_writable()
-        self._record_names(new)
-        if self._excluded(old):
-            self.engine.tracker.linked(self.index, 0, old, new)
+        local = self._excluded(old)
+        inode = 0 if local else os.lstat(real_old).st_ino
+
+        def record() -> None:
+            self._record_names(new)
+            self.engine.tracker.linked(self.index, inode, old, new)
+
+        if local:
             self._change(
                 (new,),
                 lambda: os.link(real_old, real_new, follow_symlinks=False),
                 lambda stream: self._export(stream, new),
+                record=record,
                 recursive=True,
                 always_revisit=True,
             )
             return
-        tracker, inode = self.engine.tracker, os.lstat(real_old).st_ino
-        era = tracker.era
-        tracker.linked(self.index, inode, old, new)
-
-        def apply() -> None:
-            if tracker.era != era:
-                tracker.linked(self.index, inode, old, new)
-            os.link(real_old, real_new, follow_symlinks=False)
-
         self._change(
             (old, new),
-            apply,
+            lambda: os.link(real_old, real_new, follow_symlinks=False),
             lambda stream: self._send_name(stream, Op.LINK, new, old + new, extra=len(old)),
+            record=record,
         )
 
     def unlink(self, path: str) -> None:
@@ -258,12 +251,12 @@ class Names(Base):
             return
         self.engine.check_writable()
         status = os.lstat(real)
-        self._record_names(relative)
         self._bind_before_loss(status)
         self._change(
             (relative,),
             lambda: os.unlink(real),
             lambda stream: self._send_name(stream, Op.UNLINK, relative, relative),
+            record=lambda: self._record_names(relative),
         )
         if status.st_nlink == 1:
             self.engine.tracker.gone(self.index, status.st_ino)
@@ -274,12 +267,11 @@ class Names(Base):
         if self._excluded(relative):
             os.rmdir(real)
             return
-        self.engine.check_writable()
-        self._record_names(relative)
         self._change(
             (relative,),
             lambda: os.rmdir(real),
             lambda stream: self._send_name(stream, Op.RMDIR, relative, relative),
+            record=lambda: self._record_names(relative),
         )
 
     def rename(self, old: str, new: str) -> None:
@@ -296,21 +288,20 @@ class Names(Base):
         self.engine.check_writable()
         status = os.lstat(real_source)
         directory = stat.S_ISDIR(status.st_mode)
-        self._record_names(*(path for path, local in ((source, out), (target, into)) if not local))
+        kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
         if directory and self.engine.due_directories:
             self.engine.flush_times()  # they are kept by path
-        tracker, inode = self.engine.tracker, status.st_ino
-        era = tracker.era
-        tracker.renamed(self.index, inode, source, target, directory=directory)
         replaced = self._status(real_target)
         if replaced is not None:
             self._bind_before_loss(replaced)
 
         hidden, self._hidden = self._hidden, None
 
+        def record() -> None:
+            self._record_names(*kept)
+            self.engine.tracker.renamed(self.index, status.st_ino, source, target, directory=directory)
+
         def apply() -> None:
-            if tracker.era != era:
-                tracker.renamed(self.index, inode, source, target, directory=directory)  # see Operations._record
             try:
                 os.rename(real_source, real_target)
             except OSError:
@@ -327,8 +318,7 @@ class Names(Base):
             self.engine.due_directories.add((self.index, parent(source)))
             return self._send_name(stream, Op.RENAME, target, source + target, extra=len(source))
 
-        kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
-        self._change(kept, apply, send, recursive=directory or out, always_revisit=True)
+        self._change(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
         if replaced is not None and replaced.st_nlink == 1 and not stat.S_ISDIR(replaced.st_mode):
             self.engine.tracker.gone(self.index, replaced.st_ino)
 
@@ -345,7 +335,6 @@ class Names(Base):
             return
         engine.check_writable()
         status = os.lstat(real_source)
-        self._record_names(source)
         self._bind_before_loss(status)
         replaced = self.request[0] == kernel.RENAME
         file = engine.files.get(self.index, status.st_ino)
@@ -368,7 +357,7 @@ class Names(Base):
             return self._send_name(stream, Op.UNLINK, source, source)
 
         engine.note_hidden(self.index, hidden)
-        self._change((source,), apply, send)
+        self._change((source,), apply, send, record=lambda: self._record_names(source))
         if status.st_nlink == 1:
             engine.tracker.gone(self.index, status.st_ino)
 

@@ -164,12 +164,15 @@ class Operations(Names):
             return 0
         engine = self.engine
         engine.check_writable()
+        era = engine.tracker.era
         self._record_names(relative)
         descriptor = -1
         number = 0
         with engine.order:
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if era != engine.tracker.era:
+                self._record_names(relative)  # a checkpoint came in between, and forgets what was recorded
             descriptor = os.open(real, flags | os.O_EXCL, mode)
             uid, gid, _ = fuse.fuse_get_context()
             if uid or gid:

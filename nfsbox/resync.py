@@ -20,6 +20,7 @@ from nfsbox import tracking
 from nfsbox.engine import Engine, Refused, Root
 from nfsbox.push import Bucket, Pusher, read_xattrs
 from nfsbox.stream import Stream
+from nfsbox.system import birth_ns
 from nfsbox.wire import Channel, Op, WireError, decode_map, expect, valid_path
 
 #: Entries of one answer of `list`, files of one of `dirty_next`, zones of one `hash`.
@@ -232,7 +233,11 @@ class Service:
         root, path = self._root(request), self._path(request)
         if root.exclusions.match(path):
             return {"entry": None}
-        return {"entry": self._entry(root, path, path.rpartition(b"/")[2])}
+        entry = self._entry(root, path, path.rpartition(b"/")[2])
+        try:
+            return {"entry": entry, "birth": birth_ns(root.real(path))}
+        except OSError:
+            return {"entry": entry, "birth": 0}  # it went away meanwhile, if it was there at all
 
     def _op_hash(self, request: Fields) -> Fields:
         root, path = self._root(request), self._path(request)

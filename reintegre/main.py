@@ -8,16 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsbox import tracking
-from nfsbox.changes import moved
 from nfsbox.exclusions import Exclusions
 from nfsbox.generations import Kind, Verdict
 from reintegre.client import Address, Connection
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
-from reintegre.primary import Dirty, Primary, ProtocolFault, Service, add
+from reintegre.primary import Primary, ProtocolFault, Service
+from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
-from reintegre.walk import Key
 from safekit.bus import BusError
 from safekit.model.types import Rfs
 from safekit.process import Context, run
@@ -52,25 +51,13 @@ def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
     return read
 
 
-def local_records(context: Context, trees: list[LocalTree]) -> Dirty:
-    """What this server changed itself while it was primary, and the peer may lack."""
-    found: dict[Key, frozenset[int] | None] = {}
-    loaded, backing = tracking.load(context.paths.rfs), [tree.backing for tree in trees]
-    for root, path, _, zones in tracking.expand(loaded.changes, backing):
-        add(found, root, path, zones)
-    return Dirty(loaded.reliable, found, frozenset(tracking.moved_directories(loaded.changes, backing)))
-
-
-def union(one: Dirty, other: Dirty) -> dict[Key, frozenset[int] | None]:
-    """What both recorded. Zones say nothing of a file whose name, or one above, stood for another one before."""
-    records = dict(one.files)
-    for (root, path), zones in other.files.items():
-        add(records, root, path, zones)
-    names = one.moved | other.moved
-    if names:
-        records = {(root, path): None if moved(names, root, path) else zones
-                   for (root, path), zones in records.items()}
-    return records
+def local_records(context: Context, trees: list[LocalTree]) -> Records:
+    """What this server changed itself while it was primary, and the peer or its own disk may lack."""
+    changes, backing = tracking.load(context.paths.rfs).changes, [tree.backing for tree in trees]
+    found = Records(moved=set(changes.moved), entered=changes.directories)
+    for item in tracking.expand(changes, backing):
+        found.add(item, ours=True)
+    return found
 
 
 class Run:
@@ -126,19 +113,21 @@ class Run:
                        self.context.cluster.bind_address(self.rfs.flow, self.context.node), self.context.module,
                        self.context.node, int(status.get("session_id") or 0))
 
-    def _records(self, control: Primary, verdict: Verdict) -> dict[Key, frozenset[int] | None]:
+    def _records(self, control: Primary, verdict: Verdict) -> Records:
         """The union of what both servers recorded; a full copy needs none."""
-        if verdict.kind in (Kind.FULL, Kind.RESUME):
-            mine = local_records(self.context, self.trees) if verdict.overwrites else Dirty(True, {})
-        else:
-            mine = local_records(self.context, self.trees)
+        everything = verdict.kind in (Kind.FULL, Kind.RESUME)
+        records = Records() if everything and not verdict.overwrites else local_records(self.context, self.trees)
         if verdict.overwrites:
-            for root, path in list(mine.files)[:MAX_TOLD]:
+            for root, path in list(records.names)[:MAX_TOLD]:
                 name = os.fsdecode(self.rfs.replicated[root].dir.encode() + b"/" + path)
                 self.context.log.event("reintegration_lost_file", path=name)
-        if verdict.kind in (Kind.FULL, Kind.RESUME):
-            return {}
-        return union(mine, control.dirty())
+        if everything:
+            return Records()
+        theirs = control.dirty()
+        for item in theirs.files:
+            records.add(item, ours=False)
+        records.moved |= theirs.moved
+        return records
 
     def _limits(self, zone: int, packet: int) -> Limits:
         return Limits(self.rfs.nbrei, zone, packet, self.rfs.reicommit)

@@ -1,11 +1,12 @@
 """What reintegre asks of the primary's nfsbox (the list is in nfsbox/control.py), as typed calls."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reintegre.plan import Entry
+from reintegre.records import Item
 
 
 class ProtocolFault(Exception):
@@ -27,19 +28,11 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """Zones that a server recorded: per (root, path) a set of zone numbers, None for the whole file. moved: directories
-    that stand for something else than they did."""
+    """What the primary recorded. moved: directories that stand for something else than they did."""
 
     reliable: bool
-    files: Mapping[tuple[int, bytes], frozenset[int] | None]
+    files: Sequence[Item]
     moved: frozenset[tuple[int, bytes]] = frozenset()
-
-
-def add(files: dict[tuple[int, bytes], frozenset[int] | None], root: int, path: bytes,
-        zones: Iterable[int] | None) -> None:
-    """Add what one record says of a file: the whole file wins over any zones."""
-    known = files.get((root, path), frozenset())
-    files[root, path] = None if zones is None or known is None else known | frozenset(zones)
 
 
 def entry(fields: Sequence[Any]) -> Entry:
@@ -68,13 +61,12 @@ class Primary:
     def dirty(self) -> Dirty:
         """All that the primary recorded."""
         answer = self._call("dirty")
-        files: dict[tuple[int, bytes], frozenset[int] | None] = {}
+        files: list[Item] = []
         directories: set[tuple[int, bytes]] = set()
         reliable, cursor = bool(answer["reliable"]), answer.get("cursor")
         while cursor is not None:
             page = self._call("dirty_next", cursor=cursor)
-            for root, path, _, zones in page["files"]:
-                add(files, root, path, zones)
+            files += [(int(root), bytes(path), int(inode), zones) for root, path, inode, zones in page["files"]]
             directories.update((root, path) for root, path in page["dirs"])
             cursor = page["cursor"]
         return Dirty(reliable, files, frozenset(directories))
@@ -93,6 +85,10 @@ class Primary:
         """One entry, None when the primary has none."""
         fields = self._call("stat", root=root, path=path)["entry"]
         return None if fields is None else entry(fields)
+
+    def birth(self, root: int, path: bytes) -> int:
+        """When a file was made, ns; the end of time when the primary cannot tell."""
+        return int(self._call("stat", root=root, path=path).get("birth") or 1 << 63)
 
     def hash(self, root: int, path: bytes, ranges: Sequence[tuple[int, int]]) -> tuple[int, int, list[bytes]]:
         """Inode, size and digests. Raises ProtocolFault when a digest is missing."""

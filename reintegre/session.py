@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,7 +15,8 @@ from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
 from reintegre.progress import Meter
-from reintegre.walk import Found, Key, Walker
+from reintegre.records import Key, Records
+from reintegre.walk import Found, Walker
 
 WALKERS = 2
 QUEUED_FILES = 4096
@@ -78,7 +79,7 @@ class Session:
     """Runs once. `connect` opens one more connection to the primary's service."""
 
     def __init__(self, connect: Callable[[], Service], trees: Sequence[LocalTree], trust: Trust,
-                 recorded: Mapping[Key, frozenset[int] | None], limits: Limits, hooks: Hooks) -> None:
+                 recorded: Records, limits: Limits, hooks: Hooks) -> None:
         self._connect = connect
         self._trees = trees
         self._limits = limits

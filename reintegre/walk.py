@@ -3,16 +3,15 @@ the primary confirms to be gone, further names of a file after the file."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from reintegre.copier import MOVED, FileWork, Pairs
 from reintegre.local import LocalTree, join
-from reintegre.plan import Content, Entry, Trust, content, same_attributes, same_kind
+from reintegre.plan import Content, Entry, Trust, Zones, content, same_attributes, same_kind
 from reintegre.primary import Primary
 from reintegre.progress import Meter
-
-Key = tuple[int, bytes]
+from reintegre.records import Records
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Walker:
     """One per thread, with its own connection. `give_directory` and `give_file` queue more work."""
 
     def __init__(self, primary: Primary, trees: Sequence[LocalTree], trust: Trust,
-                 recorded: Mapping[Key, frozenset[int] | None], found: Found, meter: Meter, pairs: Pairs,
+                 recorded: Records, found: Found, meter: Meter, pairs: Pairs,
                  give_directory: Callable[[int, bytes, bool], None], give_file: Callable[[FileWork], None],
                  later: Callable[[int, bytes], None], detail: Callable[[str], None]) -> None:
         self._primary = primary
@@ -109,20 +108,28 @@ class Walker:
         if local is not None and local.nlink > 1 and not self._owned(root, local, remote):
             self._primary.push_entry(root, path, fresh=True)
             local = None
+        known, zones = self._known(root, path, remote, local)
         if again:
             equal = local is not None and self._pairs.equal(root, remote.ino, local.ino)
             decision = Content.SKIP if equal else Content.COMPARE if local is not None and local.is_file \
                 else Content.COPY
         else:
-            key = (root, path)
-            decision = content(self._trust, remote, local, self._recorded.get(key), key in self._recorded)
+            decision = content(self._trust, remote, local, zones, known)
         attributes = local is None or not same_attributes(remote, local)
         if decision is Content.SKIP and not attributes:
             return
-        zones = self._recorded.get((root, path)) if decision is Content.ZONES else None
+        zones = zones if decision is Content.ZONES else None
         size = remote.size
         self._meter.found(0 if decision is Content.SKIP else size)
         self._give_file(FileWork(root, path, remote.ino, size, decision, zones, attributes))
+
+    def _known(self, root: int, path: bytes, remote: Entry, local: Entry | None) -> tuple[bool, Zones | None]:
+        """What is recorded of a file; a new one of the primary, where this server may have lost that, is whole."""
+        known, zones = self._recorded.find(root, path, remote, local)
+        since = self._recorded.born_after(root, path)
+        if local is None or since is None or remote.ctime < since or (known and zones is None):
+            return known, zones
+        return (True, None) if self._primary.birth(root, path) >= since else (known, zones)
 
     def _linked(self, root: int, path: bytes, remote: Entry) -> bool:
         """True when `path` is a further name of a file that is dealt with under another one."""

@@ -102,6 +102,8 @@ def test_leaving_while_the_peer_is_frozen_acknowledges_nothing(make: MakePair) -
     pair = make().up()
     change = Change(pair.a.mount / "under way")
     pair.b.process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{pair.b.process.pid}/task")
+    wait_for(lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir()))  # each thread stops itself
     try:
         change.start()
         wait_for(lambda: pair.a("status")["pending"] > 0)

@@ -16,6 +16,7 @@ from reintegre.copier import Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary
+from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
 from tests.t2_process.reintegre_primary import FakePrimary, tree, xattrs
 
@@ -44,7 +45,9 @@ class Bed:
         self.primary.calls.clear()
         self.primary.sent = 0
         hooks = Hooks(done=lambda root, copied: self.copied.append(copied), detail=self.details.append)
-        recorded = Primary(self.primary.connect()).dirty().files
+        recorded = Records()
+        for item in Primary(self.primary.connect()).dirty().files:
+            recorded.add(item, ours=False)
         return Session(self.primary.connect, [self.local], trust(kind, **options), recorded,  # type: ignore[arg-type]
                        limits or Limits(zone=ZONE, packet=ZONE), hooks)
 
