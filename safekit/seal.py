@@ -201,6 +201,11 @@ class Opener:
         versions = (protocol.version_of_epoch(self._seen[name].epoch) for name in receivers)
         return min((self._newest, *versions))
 
+    def version_heard(self) -> int:
+        """The newest protocol version that all peers read who were heard; OLDEST before anybody was."""
+        heard = [seen.epoch for seen in self._seen.values() if seen.epoch > 0]
+        return min((self._newest, *map(protocol.version_of_epoch, heard))) if heard else protocol.OLDEST
+
     def open(self, datagram: bytes) -> Opened:
         """Check and decrypt. Raises SealError, never anything else, whatever the bytes are."""
         from cryptography.exceptions import InvalidTag

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safekit import seal
+from safekit import protocol, seal
 
 KEY = bytes(range(32))
 
@@ -26,6 +26,16 @@ def kind_of(opener: seal.Opener, datagram: bytes) -> str:
 def test_round_trip_names_the_sender() -> None:
     sealer, opener = pair()
     assert opener.open(sealer.seal(b"hello")) == seal.Opened("n1", 5, b"hello")
+
+
+def test_the_version_of_those_that_were_heard() -> None:
+    opener = seal.Opener(KEY, "w", ["a", "b", "c"])
+    assert opener.version_heard() == protocol.OLDEST
+    new = protocol.mark_epoch(1 << 60, protocol.newest())
+    opener.open(seal.Sealer(KEY, "w", "a", new).seal(b"x"))
+    assert opener.version_heard() == protocol.newest() and opener.version_for("a", "b") == protocol.OLDEST
+    opener.open(seal.Sealer(KEY, "w", "b", 7).seal(b"x"))
+    assert opener.version_heard() == protocol.OLDEST, "a server of the former release is there"
 
 
 def test_nothing_readable_on_the_wire() -> None:

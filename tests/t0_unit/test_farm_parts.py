@@ -35,7 +35,16 @@ from vipd.farm.buckets import FULL, Shares, bitmap_of
 from vipd.farm.fragment import fragments
 from vipd.farm.layout import Balance, Layout, Verdicts, Wire, balances, closed, default_vmac, gather_mac, virtual_mac
 from vipd.farm.nfqueue import Action, decide
-from vipd.farm.wire import Bye, OtherConfiguration, Told, WireError, configuration_id, decode, encode
+from vipd.farm.wire import (
+    Bye,
+    OtherConfiguration,
+    Told,
+    WireError,
+    configuration_id,
+    configuration_of,
+    decode,
+    encode,
+)
 
 CONFIGURATION = b"12345678"
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +84,9 @@ def test_another_configuration_is_told_apart() -> None:
     changed = replace(config, vip=Vip(groups=(Group("g", (), (ConfiguredRule("tcp", "on_addr"),)),)))
     assert configuration_id(changed, ("n1", "n2")) != first
     assert configuration_id(config, ("n1", "n2", "n3")) != first
+    one, other = (configuration_id(config, ("n1", "n2"), ClusterConfig(LANS, signature=text)) for text in "ab")
+    assert len({first, one, other}) == 3, "servers of protocol version 1 compare all of cluster.xml"
+    assert configuration_of(encode(told(), one)) == one and configuration_of(b"") == b""
 
 
 @given(st.binary(max_size=200), st.booleans())

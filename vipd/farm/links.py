@@ -102,6 +102,11 @@ class Links:
             self._drop(link)
         self._links.clear()
 
+    @property
+    def version(self) -> int:
+        """The protocol version that the other servers of which something was heard understand."""
+        return self._opener.version_heard()
+
     def send(self, payload: bytes) -> None:
         """To every other server, on every lan. Raises OverflowError (see Sealer)."""
         version = self._opener.version_for(*(name for name in self._names if name != self._node))

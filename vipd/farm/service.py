@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from safekit import net
+from safekit import net, protocol
 from safekit.bus import BusError
 from safekit.keys import wire_keys
 from safekit.membership import Pulse, Rules
@@ -34,7 +34,16 @@ from vipd.farm.monitor import RulesetMonitor
 from vipd.farm.publisher import Publisher
 from vipd.farm.ruleset import FRESH_SECONDS
 from vipd.farm.sockets import open_connections, stay
-from vipd.farm.wire import Bye, OtherConfiguration, Told, WireError, configuration_id, decode, encode
+from vipd.farm.wire import (
+    Bye,
+    OtherConfiguration,
+    Told,
+    WireError,
+    configuration_id,
+    configuration_of,
+    decode,
+    encode,
+)
 
 JOIN_SECONDS = 15.0
 LEAVE_SECONDS = 10.0
@@ -56,8 +65,9 @@ class Farm:
         self.me = self.names.index(context.node)
         self.groups = (context.config.vip or Vip()).groups
         self._configuration = configuration_id(context.config, self.names)
+        self._configuration_1 = configuration_id(context.config, self.names, context.cluster)
         self._path = context.paths.var / memory.FILE
-        self._flood_check = FloodCheck(context.log, self.names, self._configuration)
+        self._flood_check = FloodCheck(context.log, self.names, self._configuration_1)
         self.core: FarmCore | None = None
         self.layout: Layout | None = None
         self._links: Links | None = None
@@ -129,6 +139,8 @@ class Farm:
 
     async def follow(self) -> None:
         """The lans of the cluster have changed, or the addresses of names may have: who is in the farm has not."""
+        context = self._context
+        self._configuration_1 = configuration_id(context.config, self.names, context.cluster)
         if self._links is not None:
             await self._links.use(self._lans())
 
@@ -276,8 +288,10 @@ class Farm:
         core, links = self.core, self._links
         if core is None or links is None:
             return
+        old = configuration_of(payload) == self._configuration_1
         try:
-            message = decode(payload, self._configuration, len(self.names), len(self.groups))
+            configuration = self._configuration_1 if old else self._configuration
+            message = decode(payload, configuration, len(self.names), len(self.groups))
         except OtherConfiguration as error:
             links.complain(sender, "configuration", f"{error}: apply the same one on every server")
             return
@@ -302,7 +316,8 @@ class Farm:
 
     def _send_payload(self, message: Told | Bye) -> None:
         if self._links is not None:
-            self._links.send(encode(message, self._configuration))
+            old = self._links.version == protocol.OLDEST
+            self._links.send(encode(message, self._configuration_1 if old else self._configuration))
 
     # ------------------------------------------------------------------------------- loops
 

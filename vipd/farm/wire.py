@@ -19,7 +19,7 @@ from hashlib import blake2b
 from safekit import pulsewire
 from safekit.membership import Pulse
 from safekit.model.codec import to_json
-from safekit.model.types import ModuleConfig
+from safekit.model.types import ClusterConfig, ModuleConfig
 
 CONFIGURATION_SIZE = 8
 _PULSE, _BYE = 1, 2
@@ -53,12 +53,18 @@ class Bye:
     incarnation: int
 
 
-def configuration_id(config: ModuleConfig, names: Sequence[str]) -> bytes:
+def configuration_id(config: ModuleConfig, names: Sequence[str], cluster: ClusterConfig | None = None) -> bytes:
     """Equal on servers that compute the same owners and the same rules. Of cluster.xml only the servers count: after
-    any other change of it, a vipd that was restarted still understands one that was not."""
+    any other change of it, a vipd that was restarted still understands one that was not. With `cluster`: as protocol
+    version 1 has it, where all of cluster.xml counts."""
     groups = to_json(ModuleConfig("", 0, vip=config.vip, farm=config.farm))
-    text = "\0".join((config.name, *names, groups))
+    text = "\0".join((*((cluster.signature,) if cluster is not None else ()), config.name, *names, groups))
     return blake2b(text.encode(), digest_size=CONFIGURATION_SIZE).digest()
+
+
+def configuration_of(payload: bytes) -> bytes:
+    """The configuration of a message that may be anything."""
+    return payload[1 : 1 + CONFIGURATION_SIZE]
 
 
 def encode(message: Told | Bye, configuration: bytes) -> bytes:
