@@ -20,6 +20,7 @@ from safekit.paths import ModulePaths, cluster_dir, safe, safevar
 KEPT = 3
 COMMAND_SECONDS = 10.0
 MAX_COPY = 64 << 20
+NO_SAFEADMIN = "safeadmin administrator daemon not running"
 COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("processes", ("ps", "axwwo", "pid,ppid,user,stat,lstart,time,rss,args")),
     ("addresses", ("ip", "-details", "address")),
@@ -34,6 +35,13 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("kernel_messages", ("dmesg", "-T")),
     ("safeadmin_journal", ("journalctl", "-u", "safeadmin", "-n", "2000", "--no-pager")),
     ("safewebserver_journal", ("journalctl", "-u", "safewebserver", "-n", "500", "--no-pager")),
+)
+OWN_COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("level", ("level",)),
+    ("modules", ("module", "listid")),
+    ("boot", ("boot", "status")),
+    ("cluster_confinfo", ("cluster", "confinfo")),
+    ("cluster_state", ("cluster", "state")),
 )
 _COPY = re.compile(r"(?P<module>.+)_(?P<date>\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d)\.safe")
 
@@ -65,10 +73,15 @@ def dump(module: str, tell: Tell = _nobody) -> Path:
     try:
         tell("dump: logs and configuration")
         _files(paths, fresh)
-        commands = (*COMMANDS, ("state", (_safekit(), "state", "-v", "-m", module)))
+        own = (("state", ("state", "-v", "-m", module)), *OWN_COMMANDS)
+        commands = (*COMMANDS, *((name, (_safekit(), *words)) for name, words in own))
+        silent = ""
         for number, (name, command) in enumerate(commands, 1):
             tell(f"dump: {name.replace('_', ' ')} ({number} of {len(commands)})")
-            (fresh / f"{name}.txt").write_text(_output(command), encoding="utf-8", errors="replace")
+            text = silent if silent and command[0] == _safekit() else _output(command)
+            if NO_SAFEADMIN in text:
+                silent = text  # each command would wait for it again
+            (fresh / f"{name}.txt").write_text(text, encoding="utf-8", errors="replace")
         fresh.rename(directory)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -113,6 +126,8 @@ def _files(paths: ModulePaths, target: Path) -> None:
         cluster_dir() / "cluster.xml",
         safevar() / "commandlog",
         safevar() / "commandlog.1",
+        safevar() / "safeadmin.log",
+        safevar() / "safeadmin.log.1",
     ):
         _copy(path, target / path.name)
 

@@ -275,8 +275,9 @@ def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
         step = outcome.next_step
         if outcome.kind == "credentials":
             step = (
-                f"give a user of that server: {USER_VARIABLE}=admin {PASSWORD_VARIABLE}=... safekit ..., or run it in a"
-                " terminal, which asks for it"
+                "its installer printed the password of user admin (with -q: it is in /var/safekit/admin-password"
+                f" there). Run it in a terminal, which asks for it, or with {PASSWORD_VARIABLE}=... (another"
+                f" user: {USER_VARIABLE}=...)"
             )
             if target.node and again:
                 step += f"; safekit -H {target.node} -G brings it into this cluster, once"

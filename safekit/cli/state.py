@@ -203,6 +203,10 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
         waiting = sorted(require_admin().get("modules", {}))
         click.echo("No module is configured." + (f" Installed: {', '.join(waiting)}." if waiting else ""))
         first = "module install -m AM SAFE/Application_Modules/generic/mirror.safe"
+        from safekit.paths import cluster_dir
+
+        if not (cluster_dir() / "cluster.xml").exists():
+            first = "cluster config FILE.xml   (the file names the servers and their networks)"
         click.echo(f"Next step: safekit {f'config -m {waiting[0]}' if waiting else first}")
         return 0
     for line in table(views, now):

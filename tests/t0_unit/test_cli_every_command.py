@@ -347,7 +347,7 @@ def test_every_form_of_the_guide_is_accepted(line: str) -> None:
 
 
 PLACEHOLDERS = re.compile(r"COMMAND|ARGS|SERVERS|\.\.\.|…")
-WORDS = re.compile(r"(?<![\w/-])safekit (?:-|(?:" + "|".join(COMMANDS) + r")\b)[^`\n|;)#]*")
+WORDS = re.compile(r"(?<![\w/-])safekit (?:-|(?:" + "|".join(COMMANDS) + r")\b)[^`\n|;)#>&]*")
 
 
 def documented() -> Iterator[tuple[str, str]]:

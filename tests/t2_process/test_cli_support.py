@@ -50,6 +50,8 @@ def test_snapshot_has_the_last_three_of_both_and_no_key(server: Server, module: 
     dumps = [path for path in base.iterdir() if path.name.startswith("dump_")]
     assert len(dumps) == 3
     assert {"processes.txt", "sockets.txt", "resources", "log", "state.txt", "commandlog"} <= set(os.listdir(dumps[0]))
+    own = {"level.txt", "modules.txt", "boot.txt", "cluster_confinfo.txt", "cluster_state.txt"}
+    assert own <= set(os.listdir(dumps[0])), "what support asks first"
     assert "hello" in (dumps[0] / "log" / "module.log").read_text()
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()

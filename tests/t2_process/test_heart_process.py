@@ -97,6 +97,35 @@ def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) 
     play(tmp_path, scene)
 
 
+def test_settings_are_said_as_they_were_typed_and_run_update(tmp_path: Path) -> None:
+    """Guide 9.4: the update command is a side effect of checker and failover."""
+
+    async def scene(two: Two) -> None:
+        node = two.n1
+        node.start_heart()
+        with pytest.raises(BusError, match="needs a running module"):
+            await node.control("update")
+        await node.control("prim")
+        await until(lambda: node.state() == "ALONE green", two.show)
+        begun = len(node.log())
+        for setting, value in (("errd", "off"), ("errd", "on"), ("checker", "off"), ("failover", "off")):
+            await node.control(setting, value=value)
+            assert node.resources()[f"usersetting.{setting}"] == value
+        await node.control("update")
+        said = [(line.level, line.english) for line in node.log()[begun:] if line.english.startswith("Action ")]
+        assert said == [
+            ("E", "Action errd suspend called by root"),
+            ("E", "Action errd resume called by root"),
+            ("E", "Action checker off called by root"),
+            ("I", "Action update called by checker"),
+            ("E", "Action failover off called by root"),
+            ("I", "Action update called by failover"),
+            ("E", "Action update called by root"),
+        ]
+
+    play(tmp_path, scene)
+
+
 def test_the_loop_counter_outlives_heart(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         node = two.n1

@@ -115,13 +115,13 @@ def test_t4_2_4_restart(pair: Pair) -> None:
     pair.wait_records(prim, 5)
 
 
-@pytest.mark.parametrize("issuer", ["prim", "second"])
-def test_t4_2_5_swap(pair: Pair, issuer: str) -> None:
+@pytest.mark.parametrize(("issuer", "words"), [("prim", ()), ("second", ()), ("prim", ("nosync",))])
+def test_t4_2_5_swap(pair: Pair, issuer: str, words: tuple[str, ...]) -> None:
     prim, second = protected(pair)
     pair.wait_records(prim, 5)
     mark = pair.mark()
     asked, other = (prim, second) if issuer == "prim" else (second, prim)
-    asked.safekit("swap", "-m", pair.module)
+    asked.safekit("swap", *words, "-m", pair.module)
     pair.wait_protected(second)
     assert_in_order(
         pair.log(asked, mark), ["Action swap called by root", "Transition SWAP from SYSTEM", "Begin of Swap"]
@@ -129,6 +129,8 @@ def test_t4_2_5_swap(pair: Pair, issuer: str) -> None:
     told = [line.english for line in pair.log(other, mark)]
     assert "Begin of Swap" in told
     assert not [text for text in told if text.startswith(("Action swap", "Transition SWAP"))]
+    if words:
+        assert not {"updating_tree", "reintegration_ended"} & {line.code for line in pair.log(prim, mark)}
     stopped = next(line for line in pair.log(prim, mark) if line.english == "Script stop_prim")
     started = next(line for line in pair.log(second, mark) if line.english == "Script start_prim")
     assert stopped.date <= started.date
