@@ -19,6 +19,7 @@ from pathlib import Path
 
 from safekit import net
 from safekit.bus import BusError
+from safekit.files import reserve
 from safekit.log import ModuleLog
 from safekit.neighbours import ask_mac
 from safekit.net import IP, Address, Link, Place
@@ -69,6 +70,8 @@ class Holder:
         self._resolver = resolver
         self._wires = wires
         self._path = ledger_path
+        with contextlib.suppress(OSError):  # no room to put by: addresses are taken as long as there is room
+            reserve(ledger_path)
         self._reset = reset
         self._alone = alone
         self._changed = changed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safekit import resources as res
+from safekit.files import reserve, write_atomic
+from vipd import ledger
 
 
 @pytest.fixture
@@ -117,3 +121,28 @@ def test_followers_see_changes_at_once(path: Path) -> None:
     import asyncio
 
     assert asyncio.run(follow(path)) == ["-", "1", "2", "3"]
+
+
+def test_a_full_disk_leaves_what_was_put_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replacement uses the blocks of the one before; readers see one version whole."""
+    path, held = tmp_path / "resources", tmp_path / "ledger"
+    writer = res.ResourceWriter(path)
+    writer.set("rfs.uptodate", "up", "heart")
+    reserve(path, 8192)
+    ledger.save(held, ())
+    reserve(held)
+
+    def full(path: Path, data: bytes, mode: int, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safekit.files._write_new", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "nothing was put by", b"x")
+    for number in range(5):
+        value = ("down", "up")[number % 2]
+        writer.set("rfs.uptodate", value, "heart")
+        assert res.load(path)["rfs.uptodate"].value == value
+        address = ipaddress.ip_address(f"10.0.0.{number}")
+        ledger.save(held, [ledger.Entry(address, "eth0", 24, 1.0)])
+        assert set(ledger.load(held)) == {address}
+    assert path.stat().st_mode & 0o777 == 0o660
