@@ -185,9 +185,10 @@ class Box:
             with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
                 reserve(self._state_file)
             self.degraded = degraded
+            known = self._places()
             for root in self.roots:
                 try:
-                    switch.check(root)
+                    switch.check(root, known.get(root.mount))
                 except switch.SwitchFailure as error:
                     raise BoxError("tocheck", _text(error)) from None
             try:
@@ -200,6 +201,7 @@ class Box:
                 self._unmount_all(failed=True)
                 self._give_back()
                 raise
+            self._note_places(known)
             self.prepared = True
         files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
         return {
@@ -208,6 +210,22 @@ class Box:
             "dirty": files + directories,
             "roots": [os.fsdecode(root.mount) for root in self.roots],
         }
+
+    def _places(self) -> dict[bytes, bytes]:
+        """Where the file system of each replicated directory was mounted when the module ran here last."""
+        try:
+            lines = (self.place.directory / "places").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            return {}
+        return dict(zip(lines[0::2], lines[1::2], strict=False))
+
+    def _note_places(self, known: dict[bytes, bytes]) -> None:
+        found = {root.mount: switch.mount_point(root.backing) for root in self.roots}
+        if found != known:
+            try:
+                write_atomic(self.place.directory / "places", b"\0".join(b for pair in found.items() for b in pair))
+            except OSError as error:
+                log.warning("it cannot be noted where the file systems are mounted: %s", error)
 
     def _take(self) -> None:
         """Nobody else may serve these directories, whatever became of a former life. Raises BoxError."""

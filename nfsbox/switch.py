@@ -35,18 +35,39 @@ def is_mounted(path: bytes) -> bool:
     return False
 
 
-def check(root: Root) -> None:
-    """The data is where it must be, and what <tocheck> names is there. Raises SwitchFailure."""
+def mount_point(path: bytes) -> bytes:
+    """Where the file system of an existing path is mounted. Raises OSError."""
+    device = os.stat(path).st_dev
+    while path != b"/" and os.stat(os.path.dirname(path)).st_dev == device:
+        path = os.path.dirname(path)
+    return path
+
+
+def _empty(path: bytes) -> bool:
+    with os.scandir(path) as entries:
+        return all(entry.name == b"lost+found" for entry in entries)
+
+
+def check(root: Root, mounted_on: bytes | None = None) -> None:
+    """The data is where it must be, and what <tocheck> names is there. `mounted_on`: where its file system was mounted
+    when it was here last; the empty directory below a missing one would become the data of both servers. Raises
+    SwitchFailure."""
     backing = os.fsdecode(root.backing)
     try:
         status = os.lstat(root.backing)
     except FileNotFoundError:
         raise SwitchFailure(
             errno.ENOENT,
-            f"{backing} does not exist: run safekit config again, or mount its file system",
+            f"{backing} does not exist: mount its file system; if it never held data, run safekit config again",
         ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise SwitchFailure(errno.ENOTDIR, f"{backing} is not a directory")
+    if mounted_on is not None and _empty(root.backing) and mount_point(root.backing) != mounted_on:
+        raise SwitchFailure(
+            errno.ENOENT,
+            f"{backing} is empty, and its file system, which was mounted on {os.fsdecode(mounted_on)}, is not: mount "
+            "it; if it is gone for good, put any file into the directory and start this server as the secondary",
+        )
     for path in root.tocheck:
         if not os.path.lexists(root.real(path)):
             raise SwitchFailure(

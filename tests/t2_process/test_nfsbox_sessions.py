@@ -449,6 +449,31 @@ def test_prepare_refuses(make: MakePair) -> None:
     assert (pair.a.mount / "stray").read_text() == "x"
 
 
+def test_the_empty_directory_below_a_missing_file_system_is_not_the_data(make: MakePair) -> None:
+    """A disk that was not mounted after a reboot: the other server would be made as empty."""
+    pair = make()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(pair.a.backing)], check=True)
+    try:
+        (pair.a.backing / "f").write_text("data")
+        pair.a("prepare")
+        pair.a("release")
+    finally:
+        subprocess.run(["umount", str(pair.a.backing)], check=True)
+    for _ in range(2):
+        with pytest.raises(DriverError) as caught:
+            pair.a("prepare")
+        assert caught.value.code == "tocheck" and f"mounted on {pair.a.backing}, is not" in str(caught.value)
+        assert pair.a.mount.is_symlink()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(pair.a.backing)], check=True)
+    try:
+        pair.a("prepare")  # another disk in the same place
+        pair.a("release")
+    finally:
+        subprocess.run(["umount", str(pair.a.backing)], check=True)
+    (pair.a.backing / "on purpose").touch()
+    pair.a("prepare")
+
+
 def test_a_second_nfsbox_leaves_the_directories_to_the_first(make: MakePair) -> None:
     """A former life that did not end: its mount is not taken from under the application."""
     pair = make().up()
