@@ -127,3 +127,11 @@ def boot_identity() -> str:
     except OSError:
         boot_id = "unknown"
     return f"{boot_id}/{process_start_time(1)}"
+
+
+def of_another_boot(marker: Path) -> bool:
+    """Whether the mark of a running module was left by a power failure: nobody has taken it up since."""
+    try:
+        return marker.read_text(errors="replace").strip() != boot_identity()
+    except (FileNotFoundError, NotADirectoryError):
+        return False

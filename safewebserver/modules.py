@@ -12,7 +12,7 @@ from safekit.bus import BusError, Endpoint
 from safekit.cli.state import as_data
 from safekit.cli.view import ModuleView, view_of
 from safekit.configuration import list_modules
-from safekit.files import boot_identity
+from safekit.files import boot_identity, of_another_boot
 from safekit.paths import ModulePaths, valid_module_name
 from safekit.resources import load
 
@@ -87,7 +87,8 @@ class Modules:
     async def view(self, paths: ModulePaths) -> ModuleView:
         """One module."""
         known: Mapping[str, Any] = (await self.admin()).get("modules", {}).get(paths.module, {})
-        return view_of(paths.module, known or {"running": runs(paths)}, load(paths.resources))
+        facts = {**(known or {"running": runs(paths)}), "past": of_another_boot(paths.marker)}
+        return view_of(paths.module, facts, load(paths.resources))
 
     async def describe(self, paths: ModulePaths) -> dict[str, Any]:
         """The JSON form of one module, as `safekit state --json` prints it."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safekit.files import of_another_boot
 from safekit.paths import ModulePaths
 from safekit.resources import Resource, load
 from safekit.verdict import Situation, Verdict, judge
@@ -78,7 +79,7 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
     """Pure part of `read_module`. `known` is what safeadmin says; `resources` the resource file.
 
     A module whose processes do not run is STOP red whatever the file says: after a power failure the file
-    still tells the state before it.
+    still tells the state before it. `known["past"]`: it does so still, although the module is being started.
     """
     running, heart = bool(known.get("running")), bool(known.get("heart"))
     local, color = resources.get("state.local"), resources.get("state.color")
@@ -86,7 +87,9 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
     mode = str(known.get("mode") or "")
     since = max((r.since for r in (local, color) if r is not None), default=0.0)
     remote_since = max((r.since for r in (remote, remote_color) if r is not None), default=0.0)
-    if running:
+    if running and known.get("past"):
+        state, shade, far, far_shade, since = "WAIT", "magenta", "UNKNOWN", "grey", 0.0
+    elif running:
         state = local.value if local is not None else "WAIT"
         shade = color.value if color is not None else "magenta"
         far = remote.value if remote is not None else "UNKNOWN"
@@ -112,7 +115,8 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
 
 def read_module(module: str, known: Mapping[str, Any]) -> ModuleView:
     """The view now, without progress."""
-    return view_of(module, known, load(ModulePaths(module).resources))
+    paths = ModulePaths(module)
+    return view_of(module, {**known, "past": of_another_boot(paths.marker)}, load(paths.resources))
 
 
 def duration(seconds: float) -> str:

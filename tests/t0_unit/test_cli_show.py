@@ -62,6 +62,11 @@ def test_a_module_without_processes_is_stopped_whatever_the_file_says() -> None:
     assert (view.state, view.color, view.remote_state) == ("STOP", "red", "UNKNOWN")
 
 
+def test_a_module_that_boots_after_a_power_failure_does_not_show_the_state_before_it() -> None:
+    view = view_of("db", {**KNOWN, "past": True}, PAIR)
+    assert (view.state, view.color, view.remote_state, view.since) == ("WAIT", "magenta", "UNKNOWN", 0.0)
+
+
 def test_a_farm_has_no_remote_state() -> None:
     assert view_of("web", {**KNOWN, "mode": "farm"}, PAIR).remote_state == ""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deb import package, successor
 
 from lab.cluster import Lab, Node, wait_until
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_PACKAGE = 25 << 20
 MAX_INSTALLED = 120 << 20
 
@@ -19,19 +18,8 @@ MAX_INSTALLED = 120 << 20
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The package, and its successor of the same content."""
-    place = tmp_path_factory.mktemp("deb")
-    subprocess.run([CHECKOUT / "bin/builddeb", "--output", place], check=True, capture_output=True, timeout=300)
-    (first,) = place.glob("safekit_*.deb")
-    tree = place / "tree"
-    subprocess.run(["dpkg-deb", "-R", first, tree], check=True)
-    control = tree / "DEBIAN/control"
-    control.write_text(control.read_text().replace("-1~", "-2~", 1))
-    second = place / "second.deb"
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, second], check=True, capture_output=True
-    )
-    shutil.rmtree(tree)
-    return first, second
+    first = package()
+    return first, successor(first, tmp_path_factory.mktemp("deb"))
 
 
 @pytest.fixture(scope="module")
