@@ -75,7 +75,9 @@ def made_tree(release: str) -> Path:
         components = "main universe" if RELEASES[release] == UBUNTU else "main"
         (building / "etc/apt/sources.list").write_text(f"deb {RELEASES[release]} {release} {components}\n")
         shutil.copyfile("/etc/resolv.conf", building / "etc/resolv.conf")
-        authorities = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+        authorities = (
+            os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+        )
         shutil.copyfile(authorities, building / "root/ca.pem")
         building.rename(tree)
     return tree
@@ -103,7 +105,8 @@ def pair(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     place = tmp_path_factory.mktemp("d")
     network = Network(*ADDRESSES)
     servers = tuple(
-        Machine(place / f"m{number}", f"server{number}", holder, tree) for number, holder in enumerate(network.holders, 1)
+        Machine(place / f"m{number}", f"server{number}", holder, tree)
+        for number, holder in enumerate(network.holders, 1)
     )
     try:
         for server in servers:
