@@ -473,6 +473,32 @@ def test_log_levels(server: Server, admin: NotedAdmin) -> None:
     assert texts(server.run("log", "-m", "mirror", "-s", "1").stdout) == ["Local state PRIM green"]
 
 
+def test_the_last_300_messages_unless_said_otherwise(server: Server, admin: NotedAdmin) -> None:
+    make_module()
+    log = ModuleLog("mirror", "user", "n1")
+    for number in range(310):
+        log.event("printe", text=f"message {number}")
+    shown = texts(server.run("log", "-m", "mirror").stdout)
+    assert shown == [f"message {number}" for number in range(10, 310)]
+    assert texts(server.run("log", "-m", "mirror", "-s", "305").stdout)[0] == "message 5"
+    last = [json.loads(line) for line in server.run("log", "-m", "mirror", "-s", "2", "--json").stdout.splitlines()]
+    assert [(one["code"], one["level"], one["fields"]) for one in last] == [
+        ("printe", "E", {"text": f"message {number}"}) for number in (308, 309)
+    ]
+
+
+def test_json_of_what_is_listed(server: Server, admin: NotedAdmin) -> None:
+    make_module()
+    udp = {"safeadmin": [4800], "heart": [8894], "farm": [4821]}
+    for words, wanted in (
+        (("module", "list"), ["mirror"]),
+        (("module", "listid"), {"mirror": 1}),
+        (("module", "getports", "-i", "7"), {"udp": udp, "tcp": {"webconsole": [9010], "rfs": [5624]}}),
+    ):
+        assert json.loads(server.run(*words, "--json").stdout) == wanted
+    assert set(json.loads(server.run("level", "--json").stdout)) == {"host", "os", "safekit", "license"}
+
+
 def test_log_in_french(server: Server, admin: NotedAdmin) -> None:
     filled_log()
     assert texts(server.run("log", "-m", "mirror", "-l", "fr").stdout)[0] == "Action start demandée par root"

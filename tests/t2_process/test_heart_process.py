@@ -97,6 +97,23 @@ def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) 
     play(tmp_path, scene)
 
 
+def test_another_configuration_on_the_other_server_is_told_once(tmp_path: Path) -> None:
+    async def scene(two: Two) -> None:
+        place = two.n2.file["active_json"]
+        text = place.read_text()
+        assert '"same"' in text
+        place.write_text(text.replace('"same"', '"another"'))
+        await two.form()
+        await asyncio.sleep(1.0)  # some more heartbeats
+        for node, other in ((two.n1, "n2"), (two.n2, "n1")):
+            told = [line for line in node.log() if line.code == "config_differs"]
+            assert [(line.level, line.english) for line in told] == [
+                ("E", f"The configuration of the module differs on {other}: apply the same one on both servers")
+            ]
+
+    play(tmp_path, scene)
+
+
 def test_settings_are_said_as_they_were_typed_and_run_update(tmp_path: Path) -> None:
     """Guide 9.4: the update command is a side effect of checker and failover."""
 

@@ -14,6 +14,8 @@ from typing import cast
 import pytest
 
 from nfsbox.check.main import MOST_STUCK, Checker, is_mounted
+from safekit.bus import BusError
+from safekit.messages import MESSAGES, render
 from safekit.process import Context
 
 FILE_SYSTEM = """
@@ -73,6 +75,34 @@ def test_children_that_cannot_be_killed_are_bounded() -> None:
     checker = Checker(cast(Context, None))
     checker._stuck = [cast(asyncio.subprocess.Process, Stuck()) for _ in range(MOST_STUCK)]
     assert asyncio.run(checker.round(["/"], 1000)) == "/", "no more are started, and that is no answer"
+
+
+def test_a_mount_that_does_not_answer_is_a_stopstart_and_a_message() -> None:
+    """Guide 13.6.3: heart is asked; safeadmin is, when heart does not take it."""
+
+    class Noted:
+        module = "AM"
+
+        def __init__(self, *deaf: str) -> None:
+            self.deaf, self.asked, self.said = deaf, [], []
+            self.bus = self.log = self
+
+        async def request(self, target: str, op: str, timeout: float, **fields: str) -> None:
+            self.asked.append((target, op, fields["action"], fields["identity"]))
+            if target in self.deaf:
+                raise BusError("timeout", "no answer")
+
+        def event(self, code: str, **fields: object) -> None:
+            self.said.append((MESSAGES[code].level, render(code, fields)))
+
+        def debug(self, text: str) -> None:
+            pass
+
+    for deaf, asked in (((), ["AM/heart"]), (("AM/heart",), ["AM/heart", "safeadmin"])):
+        noted = Noted(*deaf)
+        asyncio.run(Checker(cast(Context, noted)).react("/data", 5000))
+        assert noted.said == [("E", "/data does not answer within 5000 ms")]
+        assert noted.asked == [(target, "control", "stopstart", "nfscheck") for target in asked]
 
 
 def test_mounted_is_read_from_the_table(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:

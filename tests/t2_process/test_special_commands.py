@@ -42,6 +42,44 @@ def test_boundcmd_ends_the_command_and_its_children(tmp_path: Path) -> None:
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
 
 
+CRONTAB = """#!/bin/sh
+# crontab -u USER -l|-  as cron's: one file for each user
+place=$(dirname "$0")/tab.$2
+case $3 in
+-l) [ -e "$place" ] || { echo "no crontab for $2" >&2; exit 1; }; cat "$place" ;;
+-) [ ! -e "$place.full" ] || { echo "No space left on device" >&2; exit 1; }; cat > "$place" ;;
+esac
+"""
+
+
+def test_gencron_changes_the_crontab_of_one_user_and_restores_it(tmp_path: Path) -> None:
+    (tmp_path / "crontab").write_text(CRONTAB)
+    (tmp_path / "crontab").chmod(0o755)
+    tab = tmp_path / "tab.admin"
+    before = "MAILTO=ops\n5 0 * * * $HOME/bin/daily.job >> $HOME/tmp/out 2>&1\n@reboot other.job\n"
+    tab.write_text(before)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    comment = ("-c", "SafeKit configuration for mirror")
+    done = special("gencron", "del", "admin", "daily.job", *comment, **env)
+    assert (done.returncode, done.stdout) == (0, "1 entries of the crontab of admin are disabled\n")
+    assert tab.read_text().splitlines()[1:3] == [
+        "# SafeKit configuration for mirror",
+        "#5 0 * * * $HOME/bin/daily.job >> $HOME/tmp/out 2>&1",
+    ]
+    assert special("gencron", "add", "admin", "daily.job", *comment, **env).returncode == 0
+    assert tab.read_text() == before
+    assert special("gencron", "del", "admin", "all", *comment, **env).stdout.startswith("2 entries")
+    assert special("gencron", "add", "admin", "all", *comment, **env).returncode == 0 and tab.read_text() == before
+    assert special("gencron", "del", "nobody", "all", *comment, **env).stdout.startswith("0 entries")
+    (tmp_path / "tab.admin.full").touch()
+    done = special("gencron", "del", "admin", "all", *comment, **env)
+    assert done.returncode == 1 and "No space left" in done.stderr and tab.read_text() == before
+    assert special("gencron", "del", "admin", "all", **env).returncode == 2
+    (tmp_path / "crontab").unlink()
+    done = special("gencron", "del", "admin", "all", *comment, PATH=str(tmp_path))
+    assert done.returncode == 1 and "install cron" in done.stderr
+
+
 def test_processtree_kills_what_is_meant_only(tmp_path: Path) -> None:
     program = tmp_path / "sk-sleeper"
     shutil.copy("/bin/sleep", program)

@@ -152,3 +152,36 @@ def test_a_wrong_file_is_refused_with_its_line(node: Node) -> None:
     done = node.safekit("cluster", "confcheck", "/root/wrong.xml", check=False)
     assert done.returncode == 1
     assert "/root/wrong.xml:3" in done.stderr
+
+
+def listening(node: Node) -> set[str]:
+    """Local addresses of safeadmin's UDP sockets."""
+    lines = node.run(["ss", "-lunpH"]).stdout.splitlines()
+    return {line.split()[3] for line in lines if '"safeadmin"' in line}
+
+
+def test_ports_of_safeadmin_are_those_of_its_files(lab: Lab) -> None:
+    """UDP 6259 on the loopback is the attribute mapper of /etc/safeini.xml, UDP 4800 the port of <lans>."""
+    one, two = lab.node("node1"), lab.node("node2")
+    assert "127.0.0.1:6259" in listening(one) and any(place.endswith(":4800") for place in listening(one))
+    former = one.read("/etc/safeini.xml")
+    one.write("/etc/safeini.xml", former.replace('"6259"', '"7259"'))
+    one.run(["systemctl", "restart", "safeadmin"])
+    assert out(one, "module", "list") == out(two, "module", "list")
+    assert "127.0.0.1:7259" in listening(one) and "127.0.0.1:6259" not in listening(one)
+    one.write("/etc/safeini.xml", former)
+    for service in ("safeadmin", "safewebserver"):
+        one.run(["systemctl", "restart", service])
+    one.safekit("webserver", "start")
+
+    cluster = one.read("/var/safekit/cluster/cluster.xml")
+    one.write("/root/moved.xml", re.sub(r"<lans\b", '<lans port="4900"', cluster, count=1))
+    pids = [node.run(["pgrep", "-x", "safeadmin"]).stdout for node in (one, two)]
+    one.safekit("cluster", "config", "/root/moved.xml")
+    one.safekit("-H", "node2", "-G")
+    for node in (one, two):
+        assert any(place.endswith(":4900") for place in listening(node)), listening(node)
+        assert not any(place.endswith(":4800") for place in listening(node))
+    wait_for(lambda: len(out(one, "cluster", "confinfo").splitlines()) == 3, 30, "both servers answer on the new port")
+    assert [node.run(["pgrep", "-x", "safeadmin"]).stdout for node in (one, two)] == pids, "reloaded, not restarted"
+    assert "        port    UDP 4900" in out(one, "module", "getports", "-i", "1").splitlines()
