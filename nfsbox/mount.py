@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import fuse
 
-from nfsbox import kernel
+from nfsbox import kernel, reading
 from nfsbox.system import ENCODING
 
 if TYPE_CHECKING:
@@ -139,7 +139,6 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._serving = 0  # threads inside the loop
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
-        self._failed = False
         self._busy = False  # with a request that may wait for the peer
         self._relieved = False  # such a request waits; another thread reads the next ones
         self._aside: deque[bytes] = deque()  # changes for the relieved thread, in their order
@@ -263,17 +262,18 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     @property
     def alive(self) -> bool:
         """Whether the loop still serves."""
-        return self._thread is not None and self._thread.is_alive() and not self._failed
+        return self._thread is not None and self._thread.is_alive()
 
     # --- the loop -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._loop()
-        except Exception:
-            self._failed = True
+            with reading.Answers(self._fd) as answers:
+                self._loop(answers)
+        except BaseException:
             log.critical("the loop of %s ended: %s", self.name, traceback.format_exc())
-            raise
+            # While we live, whoever uses the mount waits without end; of our death there is a reaction (M5).
+            os._exit(1)
         finally:
             with self._turn:
                 self._serving -= 1
@@ -307,19 +307,18 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         vector[0][: len(request)] = request
         return len(request)
 
-    def _loop(self) -> None:
+    def _loop(self, answers: reading.Answers) -> None:
         fd = self._fd
         buffer = bytearray(kernel.BUFFER_SIZE)
         vector = [buffer]
         view = memoryview(buffer)
         pinned = (ctypes.c_char * len(buffer)).from_buffer(buffer)
         address = ctypes.addressof(pinned)
-        answers = memoryview(bytearray(kernel.MAX_WRITE + 4096))
         ops = self.operations
         receive: Callable[[list[bytearray]], int] = partial(os.readv, fd)
         relieved = False  # this thread: it works on what is put aside
         lock, waits, quiet = self._lock, ops.waits, kernel.QUIET
-        write, writev, preadv = os.write, os.writev, os.preadv
+        write, read = os.write, answers.read
         unpack_in, unpack_write, unpack_read = (
             kernel.IN.unpack_from,
             kernel.WRITE_IN.unpack_from,
@@ -365,12 +364,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     continue
                 if opcode == op_read:
                     handle, offset, count, _flags = unpack_read(buffer, 40)
-                    try:
-                        got = preadv(handle, [answers[:count]], offset)
-                    except OSError as error:
-                        write(fd, pack_out(16, -(error.errno or errno.EIO), unique))
-                    else:
-                        writev(fd, (pack_out(16 + got, 0, unique), answers[:got]))
+                    read(unique, handle, offset, count)
                     continue
                 answer = own.get(opcode)
                 if answer is not None:
@@ -546,4 +540,4 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
 
     def mounted(self) -> None:
         """Wait until the mount answers. Raises OSError."""
-        os.stat(self.path)
+        reading.read_ahead(os.stat(self.path).st_dev)

@@ -190,6 +190,56 @@ def test_what_was_written_through_another_name_is_read(m: Path) -> None:
     assert (m / "kept").read_bytes() == b"behind" * 1000
 
 
+def test_large_reads(m: Path) -> None:
+    """Large answers are passed on through a pipe, their ends and small ones are copied: all give what was written."""
+    content = random.Random(7).randbytes((3 << 20) + 777)
+    path = m / "large"
+    path.write_bytes(content)
+    with open(m / "sparse", "wb") as sparse:
+        sparse.truncate(2 << 20)
+        sparse.seek(5 << 20)
+        sparse.write(b"end")
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        for offset, size in ((0, 4 << 20), (1, 2 << 20), (4097, 1 << 20), (65535, 65537), ((3 << 20) - 5, 4096),
+                             (4 << 20, 1 << 20), (12345, 100_000)):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(descriptor, size, offset) == content[offset:offset + size], (offset, size)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.pwrite(descriptor, b"changed", 1 << 20)
+        changed = content[:1 << 20] + b"changed" + content[(1 << 20) + 7:]
+        assert path.read_bytes() == changed
+        os.ftruncate(descriptor, (1 << 20) + 3)
+        assert path.read_bytes() == changed[:(1 << 20) + 3]
+        os.ftruncate(descriptor, 2 << 20)
+        assert path.read_bytes() == changed[:(1 << 20) + 3] + bytes((1 << 20) - 3)
+    finally:
+        os.close(descriptor)
+    sparse_descriptor = os.open(m / "sparse", os.O_RDONLY)
+    try:
+        os.posix_fadvise(sparse_descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(sparse_descriptor, 6 << 20, 0) == bytes(5 << 20) + b"end"
+    finally:
+        os.close(sparse_descriptor)
+
+
+def test_reads_while_a_file_changes_its_size(m: Path) -> None:
+    """An answer whose end goes away while it is made is a shorter one, never an error or old data of another file."""
+    path = m / "shrinking"
+    path.write_bytes(b"x" * (2 << 20))
+    program = ("import os, sys\nd = os.open(sys.argv[1], os.O_RDWR)\n"
+               "for n in range(150):\n os.ftruncate(d, 300000 + n)\n os.pwrite(d, b'x' * (1 << 20), 0)\n")
+    writer = subprocess.Popen([sys.executable, "-c", program, str(path)])
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        while writer.poll() is None:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert not os.pread(descriptor, 2 << 20, 0).strip(b"x\0")
+    finally:
+        os.close(descriptor)
+        assert writer.wait(60) == 0
+
+
 def test_sparse(m: Path, pair: Pair) -> None:
     f = m / "sparse"
     with open(f, "wb", buffering=0) as handle:
