@@ -125,6 +125,7 @@ class Service:
             "peer": {"node": s.setup.peer, "incarnation": peer.incarnation if peer else 0},
             "incarnation": s.incarnation,
             "links": dict(s.links),
+            "datagrams": self.shell.datagrams(),
             "busy": str(s.busy_step) if s.busy_step is not None else "",
             "stopping": s.stopping,
             "loop": s.loop_count,

@@ -44,6 +44,8 @@ LINGER_SECONDS = 2.0
 SUPERVISOR_SECONDS = 1.0
 CLUSTER_SECONDS = 2.0
 RETRY_SECONDS = 5.0
+DIFFERENT_SECONDS = 5.0
+"""The servers are configured one after the other: a difference that passes is none."""
 FIRST_COMMAND_SECONDS = 60.0
 """A heart that nobody orders anything ends after this long."""
 
@@ -87,6 +89,7 @@ class Shell:
         self._neighbours = PermanentNeighbours()
         self.neighbours_due = asyncio.Event()
         self._retrying = False
+        self._differs_since = 0.0
         self.die: Callable[[int], object] = os._exit
 
     # -- events in, actions out
@@ -230,12 +233,13 @@ class Shell:
         self.published.remote(peer)
         if peer is None or not peer.signature or not self.state.setup.signature:
             return
-        if peer.signature != self.state.setup.signature:
-            if self._complained.get(("signature", peer.node)) != peer.signature:
-                self._complained["signature", peer.node] = peer.signature
-                self.context.log.event("config_differs", peer=peer.node)
-        else:
-            self._complained.pop(("signature", peer.node), None)
+        if peer.signature == self.state.setup.signature:
+            self._differs_since = 0.0
+            self.settle(("signature", peer.node))
+            return
+        self._differs_since = self._differs_since or time.monotonic()
+        if time.monotonic() - self._differs_since >= DIFFERENT_SECONDS:
+            self.complain(("signature", peer.node), peer.signature, code="config_differs", peer=peer.node)
 
     async def open_links(self) -> None:
         """Use the links of the plan; those without an address yet are tried again at each pulse, those that keep a
@@ -272,6 +276,13 @@ class Shell:
             ("held", link.route.ident), reason, code="heartbeat_held", ident=link.route.ident, own=link.places.own[0],
             peer=link.places.peer[0],
         )  # fmt: skip
+
+    def datagrams(self) -> dict[str, dict[str, int]]:
+        """What each link in use has sent, accepted and refused."""
+        return {
+            link.route.ident: {"sent": link.sent, "accepted": link.accepted, "refused": link.refused}
+            for link in self._links.now
+        }
 
     async def _pulse(self, link: LinkSocket) -> None:
         """Heartbeats of one link, for as long as it is used."""

@@ -210,6 +210,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._opening = False
         self.problem = ""
+        self.sent = self.accepted = self.refused = 0
 
     @property
     def usable(self) -> bool:
@@ -265,6 +266,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         try:
             version = self.opener.version_for(*self.opener.senders)
             self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self.places.peer)
+            self.sent += 1
         except OSError as error:
             self.problem = str(error.strerror)
 
@@ -274,12 +276,15 @@ class LinkSocket(asyncio.DatagramProtocol):
             beat = unpack(opened.payload, self._module)
         except SealError as error:
             if error.kind != "replay":
+                self.refused += 1
                 self._rejected(str(addr[0]), self.route.ident, error.detail)
             return
         except BadBeat as error:
+            self.refused += 1
             self._rejected(str(addr[0]), self.route.ident, str(error))
             return
         if beat.node == opened.sender:
+            self.accepted += 1
             self._heard(self.route.ident, beat)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from safekit import vhost
 from safekit.files import locked
+from safekit.keys import MODULE_KEY
 from safekit.model import directories, dynamic, programs, store
 from safekit.model.application import LAST_CONFIG, Application, ApplyResult, ConfigureError, run_script
 from safekit.model.cluster import ClusterError, load_cluster
@@ -23,6 +24,8 @@ from safekit.model.module import Examined, examine_module
 from safekit.model.rules_check import advice
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.paths import ModulePaths, node_name, safe, valid_module_name
+
+STABLE_STATES = ("PRIM", "SECOND", "UP")
 
 __all__ = [
     "ApplyResult",
@@ -199,10 +202,12 @@ def apply(module: str, running_state: str = "STOP", tell: Callable[[str], None] 
     """Make SAFE/modules/AM the active configuration.
 
     `running_state` is the module's state. In ALONE and WAIT (red) only dynamic attributes may differ
-    from the active configuration; in other running states nothing can be applied. `tell` gets each step. Raises
+    from the active configuration; in PRIM, SECOND and UP (green) only the module's key may: every server accepts
+    both keys for a while (10.4). In other running states nothing can be applied. `tell` gets each step. Raises
     ConfigError (findings with lines) or ConfigureError; nothing is changed then.
     """
-    if running_state != "STOP" and running_state not in dynamic.DYNAMIC_STATES:
+    possible = ("STOP", *dynamic.DYNAMIC_STATES)
+    if running_state not in possible and not (running_state in STABLE_STATES and only_the_key_differs(module)):
         raise ConfigureError(
             f"the module {module} is {running_state}, a configuration is possible in STOP, ALONE and WAIT (red)",
             f"run safekit stop -m {module} first",
@@ -214,6 +219,18 @@ def apply(module: str, running_state: str = "STOP", tell: Callable[[str], None] 
         tell("checking")
         config, warnings = _check(module, previous, running_state, others)
         return Application(paths, config, previous, running_state, others, warnings, tell).run()
+
+
+def only_the_key_differs(module: str) -> bool:
+    """Whether SAFE/modules/AM is what is active, but for the key of the module. Raises ConfigureError."""
+    config, paths = active(module), ModulePaths(module)
+    key = f"conf/{MODULE_KEY}"
+    made = frozenset(f"bin/{host.envfile}" for host in config.vhost if not os.path.isabs(host.envfile))
+    try:
+        now, before = store.signature(paths.root, frozenset({key})), store.signature(paths.active, made | {key})
+    except (OSError, store.TreeError) as error:
+        raise ConfigureError(f"{paths.root} cannot be read ({error})", "repair or install the module again") from error
+    return now == before and config.signature != store.signature(paths.root)
 
 
 def _previous(module: str, running_state: str) -> ModuleConfig | None:

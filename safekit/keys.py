@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
+from datetime import date
 from pathlib import Path
 
 from safekit.files import write_atomic
@@ -23,6 +25,8 @@ MODULE_KEY = "module.key"
 NEXT_KEY = "cluster.key.next"
 FORMER_KEYS = "cluster.key.former"
 FORMER_KEPT = 3
+VALID_YEARS = 20
+_UNTIL = re.compile(r"^# .*valid until (\d{4}-\d\d-\d\d)$", re.MULTILINE)
 GRACE_SECONDS = 300.0
 """How long the module key of the previous configuration is still accepted: servers are configured one after the
 other."""
@@ -93,9 +97,29 @@ def overall_signature(configuration: str, key: bytes) -> str:
     return hashlib.sha256(f"{configuration}:{fingerprint(key)}".encode()).hexdigest()
 
 
-def give_module_key(module: str) -> None:
-    """Make a key for the module, used from its next configuration on. Raises OSError."""
-    _write_secret(ModulePaths(module).conf_dir / MODULE_KEY, new_key().hex() + "\n")
+def give_module_key(module: str, today: date | None = None) -> date:
+    """Make a key for the module, used from its next configuration on; the last day of its validity. Raises OSError."""
+    made = today or date.today()
+    until = made.replace(year=made.year + VALID_YEARS, day=min(made.day, 28))
+    text = f"{new_key().hex()}\n# made {made.isoformat()}, valid until {until.isoformat()}\n"
+    _write_secret(ModulePaths(module).conf_dir / MODULE_KEY, text)
+    return until
+
+
+def valid_until(module: str) -> date | None:
+    """The last day of the key in the active configuration; None without a key, or for one that does not tell it.
+
+    A key that is older goes on working: an unplanned stop would be worse than an old key.
+    """
+    try:
+        text = (ModulePaths(module).active / "conf" / MODULE_KEY).read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    found = _UNTIL.search(text)
+    try:
+        return date.fromisoformat(found[1]) if found else None
+    except ValueError:
+        return None
 
 
 def take_module_key(module: str) -> bool:

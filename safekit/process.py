@@ -239,8 +239,9 @@ async def _run(
     try:
         return await main(context) or 0
     finally:
+        # We are leaving: a signal that meets a closed loop, or a handler that changes, would be reported as a defect.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         for number in (signal.SIGTERM, signal.SIGINT):
-            # We are leaving: a signal that meets a closed loop would be reported as a defect.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
         measuring.cancel()

@@ -74,8 +74,10 @@ def key_id(key: bytes, context: str) -> int:
 
 
 def load_key(path: Path) -> bytes:
-    """Read a key file (64 hexadecimal digits). Raises OSError or ValueError with the path in the text."""
-    text = path.read_text(encoding="ascii", errors="replace").strip()
+    """Read a key file: 64 hexadecimal digits, then perhaps lines that begin with #. Raises OSError or ValueError with
+    the path in the text."""
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    text = "".join(line.strip() for line in lines if not line.startswith("#"))
     try:
         key = bytes.fromhex(text)
     except ValueError:

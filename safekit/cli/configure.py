@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import date
 from typing import NoReturn
 
 import click
@@ -19,6 +20,7 @@ from safekit.configuration import (
     deconfig,
 )
 from safekit.firewall import follow
+from safekit.keys import valid_until
 from safekit.model.findings import ConfigError, Finding
 
 
@@ -49,7 +51,8 @@ def running_state(module: str) -> str:
 def config_command(module: str | None) -> int:
     """Apply SAFE/modules/AM: userconfig.xml and the scripts, whole or not at all.
 
-    In STOP everything may change; in ALONE and WAIT (red) only what the guide calls dynamic.
+    In STOP everything may change; in ALONE and WAIT (red) only what the guide calls dynamic; in PRIM, SECOND and UP
+    only the key of the module.
     """
     paths = module_paths(module)
     state = running_state(paths.module)
@@ -152,6 +155,9 @@ def confinfo_command(module: str | None, as_json: bool) -> int:
     click.echo(f"current  {current.signature}  {current.date:.0f}")
     if active is None or active.signature != current.signature:
         click.echo(f"Next step: safekit config -m {paths.module}")
+    elif (until := valid_until(paths.module)) is not None and until < date.today():
+        click.echo(f"The key of module {paths.module} was valid until {until}; it still protects the module", err=True)
+        click.echo(f"Next step: safekit module genkey -m {paths.module}", err=True)
     elif differing := _differing(paths.module, active.signature):
         click.echo(f"Other configuration or key of module {paths.module} on: {', '.join(differing)}", err=True)
         click.echo(f"Next step: on the server with the right one: safekit -H SERVERS -E {paths.module}", err=True)

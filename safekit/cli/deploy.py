@@ -11,7 +11,7 @@ from safekit.archive import ArchiveError, unpack
 from safekit.cli.base import FILE, Failure, bus, command, module_option, module_paths, session
 from safekit.cli.configure import refuse, running_state, show_findings
 from safekit.cli.ids import free_id, ids_in_use, module_id
-from safekit.configuration import ConfigureError, apply
+from safekit.configuration import STABLE_STATES, ConfigureError, active, apply, current_signature
 from safekit.files import locked, write_atomic
 from safekit.keys import MODULE_KEY, give_module_key, take_module_key
 from safekit.model.findings import ConfigError
@@ -74,7 +74,7 @@ def _replace(paths: ModulePaths, archive: Path, number: int, state: str, *, conf
         fresh.rename(paths.root)
         paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
         write_atomic(paths.id_file, f"{number}\n".encode())
-        if configure:
+        if configure and not (state in STABLE_STATES and _is_active(paths)):
             show_findings(apply(paths.module, state).warnings)
     except BaseException as error:
         shutil.rmtree(paths.root, ignore_errors=True)
@@ -92,13 +92,18 @@ def _replace(paths: ModulePaths, archive: Path, number: int, state: str, *, conf
         bus(f"{paths.module}/heart", "reload", 15.0)
 
 
+def _is_active(paths: ModulePaths) -> bool:
+    """Whether the module is applied as it is: then a second -E, after one that failed elsewhere, has nothing to do."""
+    return current_signature(paths.module).signature == active(paths.module).signature
+
+
 @command("genkey", example="safekit module genkey -m mirror", modifies=True)
 @module_option
 def genkey_command(module: str | None) -> int:
     """Give the module a key of its own, for what its servers say to each other; used from its next configuration."""
     paths = module_paths(module)
-    give_module_key(paths.module)
-    click.echo(f"module {paths.module} has a new key in {paths.conf_dir / MODULE_KEY}")
+    until = give_module_key(paths.module)
+    click.echo(f"module {paths.module} has a new key in {paths.conf_dir / MODULE_KEY}, valid until {until}")
     click.echo(f'Next step: all its servers need the same: safekit -H SERVERS -E {paths.module}   (-H "*" for all)')
     return 0
 

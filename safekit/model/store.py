@@ -48,14 +48,14 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-def signature(root: Path) -> str:
+def signature(root: Path, without: frozenset[str] = frozenset()) -> str:
     """sha256 (hex) of names and content of conf/ and bin/, the same on every server with the same files.
 
-    Modes and dates do not count; neither does our compiled file. Raises OSError, TreeError.
+    Modes and dates do not count; neither does our compiled file, nor `without`. Raises OSError, TreeError.
     """
     total = hashlib.sha256()
     for name, path in files_of(root):
-        if name == f"conf/{ACTIVE_JSON}":
+        if name == f"conf/{ACTIVE_JSON}" or name in without:
             continue
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):

@@ -237,6 +237,7 @@ class FarmServer(FarmHost):
     var: Path
     agent: subprocess.Popen[str]
     vipd: subprocess.Popen[Any]
+    program: tuple[str, ...] = ("-m", "vipd.main")
 
     def install(self, directory: Path, config: ModuleConfig, cluster: ClusterConfig) -> None:
         """Write what vipd reads, start the mapper and the application."""
@@ -265,7 +266,7 @@ class FarmServer(FarmHost):
 
     def start(self) -> subprocess.Popen[Any]:
         """Start vipd, and wait until it answers."""
-        self.vipd = self.popen(sys.executable, "-m", "vipd.main", env=self.environment, stderr=subprocess.DEVNULL)
+        self.vipd = self.popen(sys.executable, *self.program, env=self.environment, stderr=subprocess.DEVNULL)
         wait_until(lambda: self.order("ping", timeout=0.3).get("pid") == self.vipd.pid, "vipd answers", 15)
         return self.vipd
 

@@ -92,6 +92,7 @@ class Node:
             path = self.file["userbin"] / script
             path.write_text(f'#!/bin/sh\necho "{script} $*" >> {self.root}/trace\n')
             path.chmod(0o755)
+        self.program: tuple[str, ...] = ("-m", "heart.main")
         self.heart: subprocess.Popen[bytes] | None = None
         self.ports: dict[str, int] = {}
         self.attempt = ""
@@ -196,7 +197,7 @@ class Node:
 
     def start_heart(self) -> None:
         self.heart = subprocess.Popen(
-            [sys.executable, "-m", "heart.main", "-m", "AM"], env={**os.environ, **self.environment}
+            [sys.executable, *self.program, "-m", "AM"], env={**os.environ, **self.environment}
         )
 
     def kill_heart(self) -> None:

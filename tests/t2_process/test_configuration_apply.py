@@ -6,14 +6,16 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from safekit import configuration, resources
 from safekit.configuration import ConfigureError
+from safekit.keys import cluster_key, give_module_key, module_key, take_module_key, valid_until, wire_keys
 from safekit.model import store
-from safekit.model.cluster import load_cluster_xml
+from safekit.model.cluster import load_cluster_xml, new_key, write_key
 from safekit.model.codec import from_json, to_json
 from safekit.model.findings import ConfigError
 from safekit.model.types import ModuleConfig
@@ -333,6 +335,29 @@ def test_running_module_takes_dynamic_attributes_only(server: Server) -> None:
     assert configuration.active("AM").service.maxloop == 5
     with pytest.raises(ConfigureError, match="PRIM"):
         configuration.apply("AM", "PRIM")
+
+
+@pytest.mark.parametrize("state", ["PRIM", "SECOND", "UP"])
+def test_the_key_of_a_module_changes_in_any_green_state(server: Server, state: str) -> None:
+    write_key(new_key())
+    configuration.apply("AM")
+    with pytest.raises(ConfigureError, match=f"is {state}"):
+        configuration.apply("AM", state)  # nothing has changed
+    until = give_module_key("AM", date(2028, 2, 29))
+    assert until == date(2048, 2, 28)
+    assert configuration.apply("AM", state).config.signature == configuration.current_signature("AM").signature
+    assert module_key("AM") is not None and valid_until("AM") == until, "twenty years (10.4)"
+    give_module_key("AM")
+    server.script("another", "echo new\n")
+    with pytest.raises(ConfigureError, match=f"is {state}"):
+        configuration.apply("AM", state)
+    (ModulePaths("AM").bin_dir / "another").unlink()
+    configuration.apply("AM", state)
+    keys = wire_keys("AM")
+    assert keys[0] == module_key("AM") and len(keys) == 3, "the keys before it open for a while"
+    assert take_module_key("AM")
+    configuration.apply("AM", state)
+    assert wire_keys("AM")[0] == cluster_key() and valid_until("AM") is None
 
 
 def test_scripts_are_copied_by_a_dynamic_configuration(server: Server) -> None:

@@ -53,6 +53,7 @@ class Links:
         self._links: dict[str, _Link] = {}
         self._task: asyncio.Task[None] | None = None
         self._told: set[tuple[str, str]] = set()
+        self.sent = self.accepted = self.refused = 0
 
     async def open(self) -> None:
         """Bind on every lan and find the peers; what fails is said once and tried again in the background."""
@@ -116,6 +117,7 @@ class Links:
                 # A lan that is down: the silence tells it to the others, our own interface check to heart.
                 with contextlib.suppress(OSError):
                     link.sock.sendto(datagram, address)
+                    self.sent += 1
 
     def complain(self, subject: str, kind: str, reason: str) -> None:
         """Say once what is wrong with a subject."""
@@ -195,6 +197,8 @@ class Links:
             except SealError as error:
                 # The same datagram comes once on every lan: a replay is the normal case.
                 if error.kind != "replay":
+                    self.refused += 1
                     self.complain(str(origin[0]), error.kind, error.detail)
                 continue
+            self.accepted += 1
             self._receive(opened.sender, opened.payload)

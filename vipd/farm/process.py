@@ -102,7 +102,7 @@ class FarmVipd:
                 await farm.follow()
                 return {}
             case "status":
-                return {**farm.status(), **self._held()}
+                return {**farm.status(), **self._held(), "datagrams": farm.datagrams()}
         raise BusError("unknown_op", f"vipd of a farm module does not serve {request.op!r}")
 
     async def main(self) -> None:

@@ -513,6 +513,11 @@ class Farm:
         shown = report.status(self._context.node, self.names, self.groups, self.core, self.layout, self._applied)
         return {**shown, "flooding": self._flood_check.problems()}
 
+    def datagrams(self) -> dict[str, int]:
+        """What was sent, accepted and refused."""
+        links = self._links
+        return {} if links is None else {"sent": links.sent, "accepted": links.accepted, "refused": links.refused}
+
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
         return self.core is not None and self.core.taking_part and self.core.plan().participants[:1] == (self.me,)
