@@ -87,7 +87,11 @@ def read_xattrs(real: bytes, *, acl: bool) -> dict[bytes, bytes]:
     found = {}
     for name in names:
         if acl or not name.startswith(_ACL_PREFIX):
-            found[os.fsencode(name)] = os.getxattr(real, name, follow_symlinks=False)
+            try:
+                found[os.fsencode(name)] = os.getxattr(real, name, follow_symlinks=False)
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # it was removed meanwhile
+                    raise
     return found
 
 

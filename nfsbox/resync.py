@@ -192,6 +192,10 @@ class Service:
             xattrs = read_xattrs(real, acl=self._engine.settings.acl)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a link when it was looked at, and something else by now
+                return None
+            raise
         if xattrs:
             extra["x"] = xattrs
         return [

@@ -70,7 +70,12 @@ class LocalTree:
         return found
 
     def _entry(self, name: bytes, path: bytes, status: os.stat_result) -> Entry:
-        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
+        try:
+            target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "it was a link, and is something else by now") from None
         return Entry(name, status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_atime_ns,
                      status.st_mtime_ns, status.st_ino, status.st_nlink, status.st_rdev, status.st_blocks,
                      status.st_ctime_ns, target, self._xattrs(path))

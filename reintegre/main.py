@@ -10,6 +10,7 @@ from typing import Any
 from nfsbox import tracking
 from nfsbox.exclusions import Exclusions
 from nfsbox.generations import Kind, Verdict
+from nfsbox.push import read_xattrs
 from reintegre.client import Address, Connection
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
@@ -22,7 +23,6 @@ from safekit.model.types import Rfs
 from safekit.process import Context, run
 
 PROGRESS_S = 1.0
-_ACL = "system.posix_acl_"
 #: Names of files that a reintegration after a split brain overwrites and that are told one by one.
 MAX_TOLD = 100
 
@@ -42,11 +42,9 @@ def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
 
     def read(path: bytes) -> dict[bytes, bytes]:
         try:
-            names = os.listxattr(path, follow_symlinks=False)
-        except OSError:
+            return read_xattrs(path, acl=acl)
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        return {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
-                for name in names if acl or not name.startswith(_ACL)}
 
     return read
 

@@ -1,6 +1,7 @@
 """Names that came to stand for other content while the secondary was away, and then were written to in one place."""
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from reintegre.local import LocalTree
+from reintegre.main import xattr_reader
 from safekit.model.types import Replicated, Rfs
 from tests.t2_process.rfs_pair import Pair
 from tests.t2_process.test_reintegre_pair import ZONE, equal, leave
@@ -61,3 +64,26 @@ def test_what_a_name_stood_for_before_is_not_kept(pair: Pair) -> None:
     write(top / "shrunk", b"end", 4 * ZONE - 3)
     pair.start_secondary(pair.n2)
     equal(pair)
+
+
+def test_what_goes_while_it_is_looked_at_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that removes attributes and replaces links must not keep the secondary from becoming equal."""
+    (tmp_path / "f").write_text("x")
+    os.setxattr(tmp_path / "f", "user.gone", b"1")
+    os.setxattr(tmp_path / "f", "user.kept", b"2")
+    (tmp_path / "link").symlink_to("f")
+    real = os.getxattr
+
+    def getxattr(path: bytes, name: str, **options: bool) -> bytes:
+        if name == "user.gone":
+            os.removexattr(path, name)
+        return real(path, name, **options)
+
+    def readlink(path: bytes) -> bytes:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.getxattr", getxattr)
+    monkeypatch.setattr("os.readlink", readlink)
+    tree = LocalTree(str(tmp_path), lambda path: False, xattr_reader(False))
+    assert {name: dict(entry.xattrs) for name, entry in tree.names(b"").items()} == {b"f": {b"user.kept": b"2"}}
+    assert tree.entry(b"link") is None
