@@ -136,7 +136,7 @@ class Pusher:
         if code == errno.ENOTCONN:
             raise WireError(code, stream.reason or "the stream to the secondary broke")
         if code:
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, f"{os.strerror(code)} on the secondary")
 
     def entry(self, root: Root, path: bytes, *, fresh: bool = False) -> Pushed:
         """Make the entry at the secondary as it is here. Raises OSError, WireError."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
+from nfsbox.wire import WireError
 from reintegre.local import LocalTree
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
@@ -27,6 +28,16 @@ BATCH = 64 << 20
 #: Errors that say that a name is gone, or is something else now, on either server.
 MOVED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY,
                    errno.EEXIST})
+
+
+def about(path: bytes, error: OSError) -> OSError:
+    """The same fault, telling which name it concerns; a lost connection concerns none."""
+    if isinstance(error, WireError) or error.errno is None:
+        return error
+    text = f"{path.decode('utf-8', 'replace')}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += ": make room there, it is tried again"
+    return OSError(error.errno, text)
 
 
 class Stopped(Exception):
@@ -100,7 +111,7 @@ class Copier:
             return self._file(work)
         except OSError as error:
             if error.errno not in MOVED:
-                raise
+                raise about(work.path, error) from None
             # The name is gone, or names something else now: it is looked at again.
             return Outcome(0, again=True)
 

@@ -191,7 +191,8 @@ async def serve(context: Context) -> int:
         return 0
     if not isinstance(error, OSError | BusError | ProtocolFault | Stopped | ValueError):
         raise error
-    reason = error.text if isinstance(error, BusError) else str(error)
+    told = error.strerror if isinstance(error, OSError) else ""
+    reason = error.text if isinstance(error, BusError) else told or str(error)
     with contextlib.suppress(BusError):
         await job.ask("rei_failed", 5.0, reason=reason)
     return 1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from reintegre.copier import MOVED, FileWork, Pairs
+from reintegre.copier import MOVED, FileWork, Pairs, about
 from reintegre.local import LocalTree, join
 from reintegre.plan import Content, Entry, Trust, Zones, content, same_attributes, same_kind
 from reintegre.primary import Primary
@@ -86,7 +86,7 @@ class Walker:
             self.entry(root, path, remote, local, again)
         except OSError as error:
             if error.errno not in MOVED:
-                raise
+                raise about(path, error) from None
             self._later(root, path)
 
     def entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,19 @@ def test_what_goes_while_it_is_looked_at_is_no_fault(tmp_path: Path, monkeypatch
     tree = LocalTree(str(tmp_path), lambda path: False, xattr_reader(False))
     assert {name: dict(entry.xattrs) for name, entry in tree.names(b"").items()} == {b"f": {b"user.kept": b"2"}}
     assert tree.entry(b"link") is None
+
+
+def test_a_full_disk_of_the_secondary_is_named(pair: Pair) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(pair.n2.backing)], check=True)
+    try:
+        (pair.n1.backing / "large").write_bytes(os.urandom(4 * ZONE))
+        pair.start_primary(pair.n1)
+        pair.n2.up()
+        pair.n2.ask("prepare")
+        pair.n2.ask("secondary", attempt="1")
+        pair.until(lambda: "rfs_failed" in pair.n2.kinds())
+        reason = pair.n2.events[-1]["reason"]
+        assert reason == "large: No space left on device on the secondary: make room there, it is tried again"
+    finally:
+        pair.n2.power_off()
+        subprocess.run(["umount", "-l", str(pair.n2.backing)], check=True)
