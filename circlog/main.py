@@ -80,7 +80,7 @@ def _step(keeper: Keeper, report: DiskReport, context: Context) -> bool:
 
 def main() -> None:
     """Entry point: circlog -m AM."""
-    run("circlog", keep, lateness_interval=10.0)
+    run("circlog", keep)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,9 @@ from heart.state import State, beat
 from heart.turn import MAX_STEPS, Turn
 from heart.values import Reason, Role, Setup
 
+TICK_PULSES = 1.5
+"""Time is looked at after so many pulses without any event: a peer that is heard saves the wake-up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -120,7 +123,7 @@ def _said(s: State) -> tuple[Any, ...]:
 
 def deadline(s: State) -> float:
     """When `decide` must be called with a Tick at the latest, whatever else happens."""
-    times = [s.seen_at + s.setup.pulse]
+    times = [s.seen_at + TICK_PULSES * s.setup.pulse]
     times += [at + link.timeout for link, at in _open_links(s)]
     if s.role is Role.WAIT and s.listening:
         times += [t for t in (s.listen_until, s.retry_at) if t > s.seen_at]

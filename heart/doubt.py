@@ -12,6 +12,8 @@ it is in no pair, while this server still believes to be in one.
 
 from __future__ import annotations
 
+import math
+
 from heart import commands, news
 from heart.state import State
 from heart.turn import Turn
@@ -22,12 +24,12 @@ def settle(t: Turn) -> None:
     """End a doubt: in good faith when the peer was heard, else with data that is not up to date."""
     s, peer = t.s, t.peer
     if s.doubted and t.lost():
-        _out_of_date(t, "the peer may have gone on alone")
+        _out_of_date(t, "unwatched" if math.isinf(s.stood_still) else "stood_still")
     elif s.doubted and s.heard_in_doubt:
         s.doubted = 0.0
     s.heard_in_doubt = False
     if peer is not None and left_behind(s, peer):
-        _out_of_date(t, "the other server went on alone and has stopped since")
+        _out_of_date(t, "left_behind")
     if s.synced_in_doubt and not s.doubted:
         attempt, s.synced_in_doubt = s.synced_in_doubt, ""
         news.synced(t, attempt)
@@ -40,14 +42,23 @@ def left_behind(s: State, peer: Beat) -> bool:
     return peer.role in (Role.WAIT, Role.STOP) and peer.uptodate == "up" and not peer.paired
 
 
-def _out_of_date(t: Turn, why: str) -> None:
+_WHY = {
+    "stood_still": "this server stood still, the other one may have gone on alone",
+    "unwatched": "nobody knows how long heart did not run, the other server may have gone on alone",
+    "left_behind": "the other server went on alone and has stopped since",
+}
+
+
+def _out_of_date(t: Turn, cause: str) -> None:
     s = t.s
     s.doubted, s.synced_in_doubt = 0.0, ""
     if not s.uptodate:
         return
-    t.log("stood_still")
-    t.because("stood_still", "not up to date", why=why, seconds=round(s.stood_still, 1), role=s.role.value)
+    seconds = {"seconds": f"{s.stood_still:.1f}"} if cause == "stood_still" else {}
+    t.log(cause, **seconds)
+    t.because(cause, "not up to date", why=_WHY[cause], role=s.role.value, **seconds)
     # which of both was primary last is remembered as it was: together again they find out
     t.memory(uptodate=False)
+    s.fence = 0
     if s.role.primary and not s.leaving:
         commands.begin_stop(t, "stopstart", "stopstart")

@@ -23,6 +23,8 @@ RFS_SECONDS = {"prepare": 600.0, "demote": 150.0, "release": 120.0, "standby": 6
 RFS_DEFAULT = 60.0
 FORCED_SECONDS = 10.0
 VIP_SECONDS = 20.0
+TOLD_BY_VIPD = frozenset({"vip_duplicate", "vip_place", "vip_name", "vip_kernel", "vip_filter"})
+"""Why an address cannot be set: vipd has said it in the log already."""
 WITNESS_ANSWER = 4.0
 """More than a verdict takes (checkers.splitbraincheck.VERDICT_SECONDS)."""
 WITNESS_SECONDS = 3.0
@@ -120,7 +122,8 @@ class Effects:
             await self._context.bus.request(f"{self._context.module}/vipd", name, VIP_SECONDS)
         except BusError as error:
             # the application goes on: an address that cannot be set is told, and vipd tries again
-            self._context.log.event("vip_failed", operation=operation, reason=error.text)
+            if not (operation == "set" and error.code in TOLD_BY_VIPD):
+                self._context.log.event("vip_failed", operation=operation, reason=error.text)
 
     # -- the witness
 

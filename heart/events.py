@@ -28,7 +28,7 @@ class Born:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed.  Due at least every pulse, and at `heart.core.deadline`."""
+    """Time has passed.  Due at `heart.core.deadline`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,13 @@ def put_off(t: Turn, verb: str, found: Verdict, why: str) -> None:
 
 
 def settle_last_primary(t: Turn) -> None:
-    """Two servers that both remember to be the last primary: the older term gives the memory up."""
+    """Two servers that wait and both remember to be the last primary: the older term gives the memory up.
+
+    A peer that is primary at that moment may be about to leave after a split brain, and to forget it too.
+    """
     s, peer = t.s, t.peer
-    if peer is not None and s.role is Role.WAIT and s.lastprim and peer.lastprim and peer.term > s.term:
+    if peer is None or s.role is not Role.WAIT or peer.role not in (Role.WAIT, Role.STOP):
+        return
+    if s.lastprim and peer.lastprim and peer.term > s.term:
         t.memory(lastprim=False)
         t.because("older_term", "the peer was primary later", term=s.term, peer=peer.term)

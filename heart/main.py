@@ -240,7 +240,7 @@ class Heart:
 def main() -> NoReturn:
     """Entry point of the process."""
     heart = Heart()
-    run("heart", heart.main, handler=heart.handler, realtime=True, lateness_interval=0.25)
+    run("heart", heart.main, handler=heart.handler, realtime=True)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ def synced(t: Turn, attempt: str) -> None:
     s.syncing, s.consistent = False, True
     s.stream_lost_at = 0.0
     s.swap_back = waiting.wants_primary_back(t)
+    waiting.follow_primary(t)
     t.memory(uptodate=True, paired=True)
     t.because("synced", "up to date", peer=t.peer_role.value)
     t.follow(*plans.second_scripts(plans.action_word(s.action)))

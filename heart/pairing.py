@@ -168,6 +168,9 @@ def react_to_fence(t: Turn) -> None:
 def settle_pair(t: Turn, _: str) -> None:
     """A primary about to leave: if the peer is not surely complete, this server keeps the data."""
     s = t.s
+    if not s.uptodate:
+        # given up already: it outdates nobody else's
+        return
     if s.setup.rfs and s.paired and not s.breaking and not pair_healthy(t) and not _contested(t):
         start_break(t, "leaving while the secondary is not complete")
 

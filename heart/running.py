@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart import commands, leaving, machine, pairing, plans, swap
+from heart import commands, leaving, machine, pairing, plans, swap, waiting
 from heart.actions import Hold
 from heart.turn import Turn, step
 from heart.values import Color, Command, Role
@@ -176,7 +176,8 @@ def _split_brain(t: Turn) -> bool:
         peer_former=peer.former, peer_paired=peer.paired,
     )  # fmt: skip
     t.memory(uptodate=False, lastprim=False)
-    s.sacrificed = True
+    # data that is given up outdates nobody else's
+    s.sacrificed, s.fence = True, 0
     commands.begin_stop(t, "stopstart", "stopstart")
     return True
 
@@ -214,3 +215,4 @@ def _machine(t: Turn) -> bool:
 @step
 def synchronize(t: Turn, _: str) -> None:
     """The reintegration runs; its end is an event."""
+    waiting.follow_primary(t)

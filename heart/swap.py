@@ -213,9 +213,9 @@ def swap_given(t: Turn, _: str) -> None:
 
 @condition
 def swap_released(t: Turn) -> bool:
-    """The former primary has given the application up."""
-    peer = t.peer
-    return _phase(t) == "released" and peer is not None and peer.role is Role.SECOND
+    """The former primary has given the application up, and not taken it back while this server stood still."""
+    s, peer = t.s, t.peer
+    return not s.doubted and _phase(t) == "released" and peer is not None and peer.role is Role.SECOND
 
 
 @step

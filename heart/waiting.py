@@ -287,28 +287,25 @@ def become_second(t: Turn) -> bool:
     s = t.s
     full = s.intent == "fullsync"
     t.because("become_second", "WAIT -> SECOND", peer=t.peer_role.value, uptodate=s.uptodate, fullsync=full)
-    peer_term = t.peer.term if t.peer is not None else 0
     enter(t)
     s.syncing = s.setup.rfs
-    t.become(
-        Role.SECOND,
-        Color.MAGENTA,
-        uptodate=False,
-        lastprim=False,
-        swapping=False,
-        held=False,
-        former="PRIM",
-        term=max(s.term, peer_term),
-    )
+    t.become(Role.SECOND, Color.MAGENTA, uptodate=False, swapping=False, held=False, former="PRIM")
     if s.setup.rfs:
         s.attempts, s.synced_in_doubt = s.attempts + 1, ""
         s.attempt = f"{s.incarnation}.{s.attempts}"
         options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
         t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))
     else:
+        follow_primary(t)
         s.swap_back = wants_primary_back(t)
         t.follow(*plans.second_scripts(plans.action_word(s.action)))
     return True
+
+
+def follow_primary(t: Turn) -> None:
+    """The peer is the last primary.  With <rfs> only when replication has reached it: it may have been heard for the
+    last time while it was leaving after a split brain, and then this server knows more."""
+    t.memory(lastprim=False, term=max(t.s.term, t.peer.term if t.peer is not None else 0))
 
 
 def wants_primary_back(t: Turn) -> bool:

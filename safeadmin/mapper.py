@@ -1,6 +1,7 @@
 """The port mapper of the local bus: which port and pid a process name has (guide 10.2.3.2).
 
-Processes register again every second. An entry lasts as long as its process: one that hangs stays known, so
+Processes register when they begin, when a restarted safeadmin asks them to (it remembers their ports), and now and
+then. An entry lasts as long as its process: one that hangs stays known, so
 that who asks it sees a time-out, not an unknown name.
 """
 

@@ -18,6 +18,7 @@ respawn(module, action, ...), ended(module)     from heart
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -46,7 +47,7 @@ SET_SECONDS = 5.0
 FACTS_SECONDS = 2.0
 HEART_SECONDS = 30.0
 REGISTRATION_GRACE = 1.5
-"""Processes register every second: a young safeadmin does not know them all yet."""
+"""A young safeadmin has asked the processes to register and does not know them all yet."""
 STOP_MARGIN = 60.0
 
 Operation = Callable[[Request], Awaitable[Fields | None]]
@@ -62,6 +63,7 @@ class Service:
         self.registry = Registry()
         self.runtimes: dict[str, ModuleRuntime] = {}
         self.cluster: Cluster | None = None
+        self._ports = safevar() / "mapper.ports"
         self._started = time.monotonic()
         self._record = BootRecord(safevar())
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -93,10 +95,25 @@ class Service:
         """Take the port, find the modules that run, join the cluster. Raises OSError when the port is taken,
         BusError when the bus key cannot be read."""
         self.bus = await Endpoint.open(ADMIN, self._serve, port=mapper_port())
+        self._ask_to_register()
         for name, processes in find_all().items():
             self._runtime(name).adopt(processes)
         await self.reload()
         self._keep(self._follow_facts())
+
+    def _ask_to_register(self) -> None:
+        """Whoever registered with the safeadmin before this one, at the port that it had then."""
+        with contextlib.suppress(OSError, ValueError):
+            for word in self._ports.read_text(encoding="ascii").split():
+                if 0 < int(word) < 65536:
+                    self.bus.ask_to_register(int(word))
+
+    def _remember_ports(self) -> None:
+        ports = " ".join(str(entry.port) for entry in self.mapper.entries())
+        try:
+            write_atomic(self._ports, ports.encode(), durable=False)
+        except OSError as error:
+            self.log.error(f"{self._ports}: {error.strerror}; a restarted safeadmin finds the processes later")
 
     async def start_modules(self) -> None:
         """After a boot: start what is set to boot on. After a crash of safeadmin: take up what lost its
@@ -319,6 +336,8 @@ class Service:
             entry = self.mapper.register(name, port, pid)
         except ValueError as error:
             raise BusError("bad_request", str(error)) from None
+        if entry is not None:
+            self._remember_ports()
         if entry is not None and name.endswith("/heart"):
             self._runtime(name.partition("/")[0]).heart_registered(entry.pid, entry.born)
         return {}

@@ -1,9 +1,9 @@
 """The local bus: sealed UDP datagrams on the loopback between the processes of one server (DESIGN 3).
 
 Every process has an endpoint with a name ("safeadmin", "AM/heart"). safeadmin's mapper, on a fixed port,
-knows the port of each name; endpoints tell it theirs again every second, so that a restarted safeadmin
-knows all of them soon. Requests have ids and time-outs; a request that is repeated because its reply was
-lost is answered again from memory, not executed twice.
+knows the port of each name. A restarted safeadmin asks the ports that it knew before to register again;
+besides, endpoints do so by themselves from time to time. Requests have ids and time-outs; a request that is
+repeated because its reply was lost is answered again from memory, not executed twice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ __all__ = [
     "request_sync",
 ]
 
-REGISTER_INTERVAL = 1.0
+FIRST_REGISTRATIONS = 3
+"""One a second: the mapper may be starting too."""
+REGISTER_INTERVAL = 5.0
+"""The later ones."""
+REGISTER_AGAIN = "register_again"
 LOOKUP_INTERVAL = 0.02
 _REMEMBERED_REPLIES = 256
 
@@ -137,10 +141,20 @@ class Endpoint(asyncio.DatagramProtocol):
             self._transport.sendto(encode(message, self._key), (LOOPBACK, port))
 
     async def _keep_registered(self) -> None:
-        message = {"id": 0, "op": "map_register", "from": self.name, "name": self.name, "pid": os.getpid()}
+        for _ in range(FIRST_REGISTRATIONS):
+            self._register()
+            await asyncio.sleep(1.0)
         while True:
-            self._send(message, self._admin_port)
+            self._register()
             await asyncio.sleep(REGISTER_INTERVAL)
+
+    def _register(self) -> None:
+        message = {"id": 0, "op": "map_register", "from": self.name, "name": self.name, "pid": os.getpid()}
+        self._send(message, self._admin_port)
+
+    def ask_to_register(self, port: int) -> None:
+        """Have the endpoint of that port, if there is one, register with the mapper now."""
+        self._send({"id": 0, "op": REGISTER_AGAIN, "from": self.name}, port)
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         try:
@@ -159,6 +173,10 @@ class Endpoint(asyncio.DatagramProtocol):
             self.rejected += 1
             return
         port = int(addr[1])
+        if op == REGISTER_AGAIN:
+            if self.name != ADMIN:
+                self._register()
+            return
         if identity:
             known = (port, identity)
             if known in self._replies:

@@ -147,7 +147,7 @@ def place(
         link = next((link for link in by_index.values() if link.name == name), None)
         if link is None:
             raise PlaceError(
-                f"virtual IP {ip}: there is no interface {name}; correct name= in <interface> or create it"
+                f"there is no interface {name}; correct name= in <interface> or create it"
             )
         here = [a for a in around if a.index == link.index]
         near = here or [a for a in mine if a.index == link.index and not a.ip.is_link_local]
@@ -158,7 +158,7 @@ def place(
     if not usable:
         seen = ", ".join(sorted({f"{a.network} ({by_index[a.index].name})" for a in mine if not a.ip.is_loopback}))
         raise PlaceError(
-            f"virtual IP {ip}: no interface is in its network (there are: {seen or 'none'}); "
+            f"no interface is in its network (there are: {seen or 'none'}); "
             "give the interface an address there, or set name= in <interface>"
         )
     best = next((a for a in usable if by_index[a.index].up), usable[0])

@@ -28,6 +28,10 @@ from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.paths import ModulePaths, cluster_dir, node_name
 
 LATE_SECONDS = 0.5
+KEPT = 1000
+"""Measures in memory: a minute of them at the shortest pulse that is useful."""
+REALTIME_MEASURED, MEASURED = 1.0, 10.0
+"""Seconds between two measures of lateness: of a process that has to be on time, of the others."""
 MAX_OWN_LOG = 1 << 20
 _PR_SET_NAME = 15
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -39,17 +43,21 @@ class Lateness:
     def __init__(self, interval: float, on_late: Callable[[float], None]) -> None:
         self.interval = interval
         self._on_late = on_late
-        self._samples: deque[tuple[float, float]] = deque(maxlen=max(int(60 / interval), 1))
+        self._samples: deque[tuple[float, float]] = deque(maxlen=KEPT)
 
     async def run(self) -> NoReturn:
         """Measure for ever."""
         while True:
-            before = time.monotonic()
+            due = time.monotonic() + self.interval
             await asyncio.sleep(self.interval)
-            late = time.monotonic() - before - self.interval
-            self._samples.append((before, late))
-            if late > LATE_SECONDS:
-                self._on_late(late)
+            self.note(due)
+
+    def note(self, due: float) -> None:
+        """The loop has woken for something that was due at this monotonic time."""
+        now = time.monotonic()
+        self._samples.append((due, now - due))
+        if now - due > LATE_SECONDS:
+            self._on_late(now - due)
 
     def worst(self, seconds: float) -> float:
         """The largest lateness of the last `seconds`, 0.0 when there is none."""
@@ -160,7 +168,7 @@ def run(
     handler: Callable[[Context], Handler] | None = None,
     realtime: bool = False,
     instance: str | None = None,
-    lateness_interval: float = 1.0,
+    lateness_interval: float = 0.0,
     foreground: Literal["auto", "yes", "no"] = "auto",
 ) -> NoReturn:
     """Run a process of a module (`-m AM` or SAFEMODULE) until `main` returns or SIGTERM arrives.
@@ -225,7 +233,8 @@ async def _run(
         return await served[0](request)
 
     lateness = Lateness(
-        lateness_interval, lambda late: log.event("late", name=name, ms=round(late * 1000)) if realtime else None
+        lateness_interval or (REALTIME_MEASURED if realtime else MEASURED),
+        lambda late: log.event("late", name=name, ms=round(late * 1000)) if realtime else None,
     )
     bus = await Endpoint.open(f"{module}/{full_name}", serve)
     context = Context(name, module, node, paths, config, cluster, log, bus, lateness, arguments)

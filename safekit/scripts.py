@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safekit import offspring, ordinary
-from safekit.files import process_start_time
+from safekit.files import process_start_time, write_atomic
 from safekit.log import ModuleLog
 from safekit.model.types import User
 from safekit.paths import ModulePaths
@@ -155,7 +155,8 @@ class ScriptRunner:
         """For `end_leftover`.  A full disk must not keep scripts from running."""
         try:
             self._paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
-            self._left.write_text(f"{pid} {process_start_time(pid) or 0}", encoding="ascii")
+            # whole or not at all: a heart that is killed here leaves no name that cannot be read
+            write_atomic(self._left, f"{pid} {process_start_time(pid) or 0}".encode(), durable=False)
         except OSError as error:
             self._log.debug(f"{self._left}: {error.strerror}")
 

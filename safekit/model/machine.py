@@ -147,7 +147,7 @@ def _homeless(interface: Interface, address: VirtualAddr) -> str | None:
     try:
         net.place(ip, net.links(), net.addresses(), name=interface.name, netmask=address.netmask)
     except net.PlaceError as error:
-        return str(error)
+        return f"{address.addr}: {error}"
     return None
 
 

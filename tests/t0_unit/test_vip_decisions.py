@@ -71,10 +71,10 @@ def test_a_named_interface() -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [(None, "no interface is in its network"), ("bond0", "there is no interface bond0")]
 )
-def test_refusals_name_the_address_the_cause_and_the_next_step(name: str | None, words: str) -> None:
+def test_refusals_name_the_cause_and_the_next_step(name: str | None, words: str) -> None:
     with pytest.raises(PlaceError, match=words) as refused:
         place(ip_address("172.16.0.1"), LINKS, ADDRESSES, name=name)
-    assert "172.16.0.1" in str(refused.value) and "<interface>" in str(refused.value)
+    assert "<interface>" in str(refused.value)
     assert "127.0.0.1" not in str(refused.value)
 
 

@@ -8,6 +8,7 @@ trace: what each server logs, and the scripts and operations that it runs.
     A stop                  a command (with options: A swap nosync, A stopstart as tcpcheck)
     wait 10                 let 10 seconds pass
     power off A, power on A, kill heart A, freeze A 6, cut, cut A, heal, break stream A
+    kill heart A unwatched  it leaves no sign of when it was last awake
     set A tcp.id down tcpcheck
 
 SAFEKIT_GOLDEN=write rewrites the traces; review the difference before you keep it.
@@ -15,6 +16,7 @@ SAFEKIT_GOLDEN=write rewrites the traces; review the difference before you keep 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from pathlib import Path
@@ -118,8 +120,10 @@ def step(stage: Stage, words: list[str]) -> None:
             stage.power_off(name)
         case ["power", "on", name]:
             stage.power_on(name)
-        case ["kill", "heart", name]:
+        case ["kill", "heart", name, *unwatched]:
             stage.kill_heart(name)
+            if unwatched:
+                stage.servers[name].awake = -math.inf
         case ["freeze", name, seconds]:
             stage.freeze(name, float(seconds))
         case ["cut", *names]:

@@ -17,7 +17,7 @@ import pytest
 from heart import core, doubt, hearing, news, pairing, running, waiting
 from heart.events import Born
 from heart.turn import CONDITIONS, Turn
-from tests.t1_simulation.mirror_schedules import Kind, crash_both, run
+from tests.t1_simulation.mirror_schedules import Kind, crash, crash_both, cut_both_ways, freeze, run
 from tests.t1_simulation.mirror_world import Violation
 
 COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "10000"))
@@ -126,7 +126,7 @@ def test_finds_a_swap_without_release(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finds_a_server_that_trusts_its_data_after_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh time-out is all that a server that stood still gives its peer."""
     monkeypatch.setattr(hearing, "doubt", lambda t, seconds: None)
-    assert "acknowledged writes" in found()
+    assert "acknowledged writes" in found(kinds=(freeze, crash, cut_both_ways))
 
 
 def test_finds_a_primary_that_overlooks_that_it_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tests.t1_simulation import mirror_schedules as kinds
 from tests.t1_simulation.mirror_world import Options, Violation, World
 
 COUNT = int(os.environ.get("SAFEKIT_WITNESS_SCHEDULES", "400"))
-FAULTS = (kinds._crash, kinds._short_freeze, kinds._kill_heart, kinds._stream, kinds._command)
+FAULTS = (kinds.crash, kinds._short_freeze, kinds._kill_heart, kinds._stream, kinds._command)
 
 
 class WitnessWorld(World):

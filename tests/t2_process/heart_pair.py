@@ -99,6 +99,7 @@ class Node:
         self.asked: list[tuple[float, str, str]] = []
         self.endpoints: list[Endpoint] = []
         self.supervisor: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
         self.prepared: dict[str, Any] = {"consistent": True}
         self.fails: dict[str, BusError] = {}
         self.kill_at = ""
@@ -143,8 +144,14 @@ class Node:
         self.kill_heart()
         for endpoint in self.endpoints:
             await endpoint.close()
+        self.end_supervisor()
+
+    def end_supervisor(self) -> None:
+        """As a process that dies: nobody listens any more, and what was open is closed."""
         if self.supervisor is not None:
             self.supervisor.close()
+        for writer in list(self._connections):
+            writer.close()
 
     async def _safeadmin(self, request: Request) -> dict[str, Any] | None:
         if request.op == "map_register":
@@ -170,6 +177,7 @@ class Node:
         return {}
 
     async def _rpc(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length"))
@@ -182,6 +190,7 @@ class Node:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._connections.discard(writer)
             writer.close()
 
     def note(self, who: str, what: str) -> None:

@@ -384,9 +384,8 @@ def test_two_modules_share_neither_directory_nor_address(server: Server) -> None
 def test_address_without_a_network_here_is_a_warning(server: Server) -> None:
     result = configuration.apply("AM")
     (warning,) = result.warnings
-    assert (warning.line, warning.element) == (10, "virtual_addr addr") and "no interface is in its network" in str(
-        warning
-    )
+    assert (warning.line, warning.element) == (10, "virtual_addr addr")
+    assert "10.9.0.9: no interface is in its network" in str(warning)
 
 
 def test_mount_point_is_refused_with_the_procedure_and_accepted_after_it(server: Server) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from heart.publish import LifeSign
 from safekit import seal
 from safekit.bus import BusError
 from tests.t2_process.heart_pair import Two, until
@@ -233,8 +234,7 @@ def test_a_server_that_may_lack_what_it_acknowledged_waits_and_says_why(tmp_path
 def test_supervisord_died_means_an_orderly_stop_and_a_new_one(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         await two.form()
-        assert two.n1.supervisor is not None
-        two.n1.supervisor.close()
+        two.n1.end_supervisor()
         Path(two.n1.file["supervisor_sock"]).unlink(missing_ok=True)  # Python 3.13 removes it itself
         await until(lambda: "respawn" in two.n1.asked_of("safeadmin"), two.show, 15)
         assert any("supervisord of the module died" in text for text in two.n1.events())
@@ -341,6 +341,10 @@ def test_an_idle_heart_costs_next_to_nothing(tmp_path: Path) -> None:
         used = (_cpu(two.n1.heart.pid) - before) / 3.0
         print(f"idle heart with pulse 100 ms: {used * 100:.2f}% of a core")
         assert used < 0.2
+        # its successor would know that nobody was asleep (heart.doubt)
+        sign = LifeSign(two.n1.file["var"] / "heart.alive")
+        assert sign.gap() < 2.0
+        sign.close()
 
     play(tmp_path, scene)
 

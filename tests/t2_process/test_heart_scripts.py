@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -65,6 +67,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+PREDECESSOR = """
+import asyncio
+from safekit.log import ModuleLog
+from safekit.model.types import User
+from safekit.paths import ModulePaths
+from safekit.scripts import ScriptRunner
+asyncio.run(ScriptRunner(ModulePaths("AM"), User(), ModuleLog("AM", "heart", "n1")).run("stop_prim", ()))
+"""
 
 
 def test_arguments_environment_output_and_directory(place: Place) -> None:
@@ -178,15 +190,14 @@ def test_cancelling_kills_the_script_and_lets_the_next_one_run(place: Place) -> 
 
 
 def test_a_successor_ends_what_a_killed_heart_left_running(place: Place) -> None:
-    place.script("stop_prim", f"echo $$ > {place.root}/pid; sleep 100")
-    left = os.fork()
-    if left == 0:
-        asyncio.run(place.runner().run("stop_prim", ()))
-        os._exit(0)
-    until(lambda: (place.root / "pid").exists() and bool((place.root / "pid").read_text().strip()))
-    until(lambda: (place.paths.var / "script.running").exists())
-    os.kill(left, signal.SIGKILL)
-    os.waitpid(left, 0)
+    place.script("stop_prim", f"echo $$ > {place.root}/pid.new; mv {place.root}/pid.new {place.root}/pid; sleep 100")
+    # a process of its own: a fork of this one, with its threads, could stand still at any lock
+    with subprocess.Popen([sys.executable, "-c", PREDECESSOR]) as left:
+        try:
+            until((place.root / "pid").exists, 20)
+            until((place.paths.var / "script.running").exists, 20)
+        finally:
+            left.kill()
     pid = int((place.root / "pid").read_text())
     assert alive(pid)
     assert place.runner().end_leftover() == str(pid)

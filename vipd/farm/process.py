@@ -156,7 +156,8 @@ class FarmVipd:
         except ValueError as error:
             if quiet:
                 return None
-            self._context.log.event("vip_not_set", addr="", reason=str(error))
+            names = ", ".join(request.text for request in self._requests)
+            self._context.log.event("vip_not_set", addr=names, reason=str(error))
             raise BusError("vip_place", str(error)) from None
 
     async def _set(self, farm: Farm) -> list[str]:
