@@ -81,7 +81,14 @@ class Following:
     def keep_cluster(self) -> None:
         """What the module runs with: a successor that cannot use what is configured then must stop it in order."""
         context = self._shell.context
-        write_atomic(context.paths.var / CLUSTER_FILE, to_json(context.cluster).encode(), durable=False)
+        path, data = context.paths.var / CLUSTER_FILE, to_json(context.cluster).encode()
+        try:
+            if not path.exists() or path.read_bytes() != data:
+                write_atomic(path, data, durable=False)
+            self._shell.settle(("cluster", ""))
+        except OSError as error:
+            # a full disk ends no heart
+            self._shell.complain(("cluster", ""), f"{path} cannot be written: {error.strerror}")
 
     async def _tell_others(self, other_members: bool) -> None:
         """nfsadmin and vipd follow; they read the configurations themselves."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heart.shell import beat_after
 from heart.values import Beat, Color, Role, SwapNotice
 from heart.wire import MAX_PAYLOAD, BadBeat, pack, unpack
 
@@ -78,3 +79,11 @@ def test_any_flipped_byte_gives_a_beat_or_a_reason(at: int, value: int) -> None:
         assert isinstance(unpack(bytes(data), "AM"), Beat)
     except BadBeat as error:
         assert str(error)
+
+
+@given(st.floats(0, 1e6), st.sampled_from([0.1, 0.5, 0.7, 3.0]))
+def test_links_of_the_same_pulse_beat_together(now: float, pulse: float) -> None:
+    due = beat_after(now, pulse)
+    assert 0.09 * pulse < due - now < 1.11 * pulse
+    assert beat_after(due + pulse / 50, pulse) - due == pytest.approx(pulse, rel=1e-3)
+    assert beat_after(due - pulse / 5, pulse) == pytest.approx(due, abs=pulse / 100)
