@@ -98,6 +98,7 @@ class Service:
             return  # reintegre has closed it, or the network is gone: it asks again
         finally:
             self._channel.close()
+            self._operations.clear()  # else this, and the whole session with its sockets, waits for the collector
 
     def _answer(self, frame: bytes) -> Fields:
         try:

@@ -104,3 +104,18 @@ def test_a_full_disk_of_the_secondary_is_named(pair: Pair) -> None:
     finally:
         pair.n2.power_off()
         subprocess.run(["umount", "-l", str(pair.n2.backing)], check=True)
+
+
+def test_sessions_leave_nothing_open(pair: Pair) -> None:
+    """A secondary that comes and goes for weeks."""
+
+    def open_files() -> int:
+        return len(os.listdir(f"/proc/{pair.n1.processes['nfsbox'].pid}/fd"))
+
+    pair.start_primary(pair.n1)
+    counts = []
+    for _ in range(5):
+        pair.start_secondary(pair.n2)
+        leave(pair, pair.n1, pair.n2)
+        counts.append(open_files())
+    assert max(counts) - counts[0] <= 1, counts
