@@ -219,6 +219,13 @@ def _pair(s: Situation) -> Verdict:
     if s.remote_state != partner:
         known = "does not answer" if s.remote_state == "UNKNOWN" else f"is {s.remote_state}"
         return Verdict(Kind.DEGRADED, s.since, f"the other server {known}", _why(s))
+    if s.color == "green" and s.remote_color == "green" and s.is_("usersetting.failover", "off"):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            "the automatic failover is switched off: the secondary does not take over when the primary is lost",
+            f"safekit failover on -m {s.module}, on both servers",
+        )
     if s.color == "green" and s.remote_color == "green":
         where = "here" if s.state == "PRIM" else "on the other server"
         return Verdict(
