@@ -226,6 +226,13 @@ def _pair(s: Situation) -> Verdict:
             "the automatic failover is switched off: the secondary does not take over when the primary is lost",
             f"safekit failover on -m {s.module}, on both servers",
         )
+    if s.color == "green" and s.remote_color == "green" and s.replicates and s.is_("heartbeat.flow", "down"):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            "the network of the replication is down: the next change of the data waits for it, then the pair breaks",
+            "repair the network of the replication flow",
+        )
     if s.color == "green" and s.remote_color == "green":
         where = "here" if s.state == "PRIM" else "on the other server"
         return Verdict(

@@ -35,6 +35,8 @@ def situation(
         ("SECOND green", "PRIM green", RFS, Kind.PROTECTED, ""),
         ("SECOND green", "PRIM green", {**RFS, "usersetting.failover": "off"}, Kind.DEGRADED, "safekit failover on -m"),
         ("PRIM green", "SECOND green", {**RFS, "usersetting.failover": "on"}, Kind.PROTECTED, ""),
+        ("PRIM green", "SECOND green", {**RFS, "heartbeat.flow": "down"}, Kind.DEGRADED, "repair the network"),
+        ("PRIM green", "SECOND green", {"heartbeat.flow": "down"}, Kind.PROTECTED, ""),
         ("PRIM green", "SECOND magenta", RFS, Kind.DEGRADED, "wait"),
         ("ALONE green", "SECOND magenta", RFS, Kind.DEGRADED, "wait"),
         ("SECOND magenta", "ALONE green", RFS, Kind.DEGRADED, "wait"),
