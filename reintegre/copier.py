@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Final
 
 from nfsbox.wire import WireError
 from reintegre.local import LocalTree
@@ -28,13 +29,18 @@ BATCH = 64 << 20
 #: Errors that say that a name is gone, or is something else now, on either server.
 MOVED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY,
                    errno.EEXIST})
+#: Characters of a name that a message tells.
+_NAME: Final = 300
 
 
 def about(path: bytes, error: OSError) -> OSError:
     """The same fault, telling which name it concerns; a lost connection concerns none."""
     if isinstance(error, WireError) or error.errno is None:
         return error
-    text = f"{path.decode('utf-8', 'replace')}: {error.strerror or error}"
+    name = path.decode("utf-8", "replace")
+    text = f"{name if len(name) < _NAME else '...' + name[-_NAME:]}: {error.strerror or error}"
+    if error.errno == errno.ENAMETOOLONG:
+        text += ": it lies too deep to be replicated, move it up or remove it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += ": make room there, it is tried again"
     return OSError(error.errno, text)

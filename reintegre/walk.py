@@ -51,6 +51,8 @@ class Walker:
             self._directory(root, path, again)
         except (FileNotFoundError, NotADirectoryError):
             return  # removed or renamed meanwhile: the stream brings that, and `revisit` its new name
+        except OSError as error:
+            raise about(path, error) from None
 
     def _directory(self, root: int, path: bytes, again: bool) -> None:
         tree = self._trees[root]
