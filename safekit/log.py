@@ -44,8 +44,12 @@ class Line:
         return render(self.code, self.fields, language)
 
 
+#: A name of a file may hold what ends a line, or what a terminal obeys.
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
+
+
 def _clean(text: str) -> str:
-    return text.replace("\r", " ").replace("\n", " ")
+    return text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def format_line(line: Line) -> bytes:
@@ -97,6 +101,7 @@ class ModuleLog:
     def event(self, code: str, **fields: Any) -> None:
         """Log a message; its level comes from the table. Raises KeyError for a code that is not there."""
         message = MESSAGES[code]
+        fields = {name: _clean(value) if isinstance(value, str) else value for name, value in fields.items()}
         line = Line(now(), self.node, message.level, self.process, code, fields, render(code, fields))
         self._append(line)
         if line.level != "D":

@@ -110,3 +110,9 @@ def test_a_full_journal_holds_nobody_up(tmp_path: Path) -> None:
 
 def test_long_lines_are_cut() -> None:
     assert len(log.format_line(log.Line(log.now(), "n1", "I", "p", "printi", {"t": "x" * 9000}, "y" * 9000))) < 4096
+
+
+def test_what_a_terminal_obeys_is_not_logged() -> None:
+    """Any user names files, and an administrator looks at the log."""
+    line = log.Line(log.now(), "n1", "E", "reintegre", "debug", {}, "x\x1b]0;title\x07y\x9b31m\x7f")
+    assert log.format_line(line).decode().endswith("|x ]0;title y 31m \n")
