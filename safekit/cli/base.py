@@ -246,6 +246,28 @@ class SafekitCommand(click.Command):
         return code
 
 
+class SafekitGroup(click.Group):
+    """Commands behind a word: a mistyped one names its neighbour, and the help ends with an example."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not ctx.resilient_parsing and not args[0].startswith("-"):
+            import difflib
+
+            path = ctx.command_path
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"did you mean: {path} {near[0]}" if near else f"{path} --help lists the commands"
+            raise Failure(f"{path} has no command {args[0]!r}", hint)
+        return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        path, last = ctx.command_path, self.list_commands(ctx)[-1]
+        with formatter.section("Example"):
+            formatter.write_text(f"\b\n{path} {last} --help      each command has its own help, with an example")
+
+
 def command(
     name: str, *, example: str, modifies: bool | Literal["by hand"] = False, **kw: Any
 ) -> Callable[[Callable[..., Any]], SafekitCommand]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from safekit.cli.base import FILE, Failure, bus, command, json_option, require_admin, show_json
+from safekit.cli.base import FILE, Failure, SafekitGroup, bus, command, json_option, require_admin, show_json
 from safekit.files import write_atomic
 from safekit.firewall import follow_cluster
 from safekit.keys import FORMER_KEYS, NEXT_KEY, cluster_key, make_next_key, remember_former
@@ -34,7 +34,7 @@ OTHERS = (
 )
 
 
-@click.group("cluster")
+@click.group("cluster", cls=SafekitGroup)
 def cluster_command() -> None:
     """Configure the cluster: its servers, networks and key. The same on every server."""
 

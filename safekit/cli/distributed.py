@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from safekit.cli.base import Failure, check_access, on_terminal, paint
+from safekit.cli.base import Failure, check_access, on_terminal, paint, show_json
 from safekit.cli.progress import INTERVAL, Live, Meter
 from safekit.cli.targets import Credentials, Target, TargetError, default_list, parse_targets
 from safekit.cli.view import duration
@@ -159,7 +159,11 @@ def run_distributed(words: Sequence[str]) -> int:
     order = parse_order(words)
     targets = servers_of(_servers(order))
     if order.kind == "command":
-        return _everywhere(targets, lambda target: _command_ask(order.words))
+        if "--json" not in order.words:
+            return _everywhere(targets, lambda target: _command_ask(order.words))
+        told: dict[str, Any] = {}
+        worst = _everywhere(targets, lambda target: _command_ask(order.words), collected=told)
+        return show_json(told) or worst
     from safekit.commandlog import finished, started
 
     entry, code = started(" ".join(words)), 1
@@ -233,8 +237,14 @@ class Waiting:
         return f"waiting for {names} ({duration(time.monotonic() - self._began)})"
 
 
-def _everywhere(targets: Sequence[Target], ask_of: Callable[[Target], Ask], done: str = "") -> int:
-    """Ask all servers at once and show each one; the worst status. `done`: said for a server where it worked."""
+def _everywhere(
+    targets: Sequence[Target],
+    ask_of: Callable[[Target], Ask],
+    done: str = "",
+    collected: dict[str, Any] | None = None,
+) -> int:
+    """Ask all servers at once and show each one, or put them in `collected`; the worst status. `done`: said for a
+    server where it worked."""
     keys, worst = asking_keys(), 0
     with ThreadPoolExecutor(len(targets)) as pool, Waiting(targets) as waiting:
 
@@ -249,8 +259,32 @@ def _everywhere(targets: Sequence[Target], ask_of: Callable[[Target], Ask], done
                 asked = asked or _prompt([t for t, f in futures[index:] if _wants(f.result())])
                 if asked is not None:
                     outcome = start(target, asked).result()
-            worst = max(worst, _show(target, outcome, done, ask_of(target).path != CLUSTER_PATH))
+            if collected is None:
+                status = _show(target, outcome, done, ask_of(target).path != CLUSTER_PATH)
+            else:
+                collected[target.label] = as_data(target, outcome)
+                status = int(collected[target.label]["status"])
+            worst = max(worst, status)
     return worst
+
+
+def as_data(target: Target, outcome: Outcome) -> dict[str, Any]:
+    """What a program reads of a server's answer: `output` is the command's own JSON (a list where it is one a line),
+    or its text where there is none."""
+    data: dict[str, Any] = {"node": target.node, "url": target.url, "status": 1}
+    if isinstance(outcome, CallError):
+        return {**data, "error": outcome.kind, "text": outcome.text, "next_step": outcome.next_step}
+    answer = outcome[0]
+    text = str(answer.get("output", ""))
+    data |= {"status": int(answer.get("status", 1)), "ended": bool(answer.get("ended", True))}
+    try:
+        return {**data, "output": json.loads(text)}
+    except ValueError:
+        pass  # one a line, or the words of an error
+    try:
+        return {**data, "output": [json.loads(line) for line in text.splitlines()]}
+    except ValueError:
+        return {**data, "output": text}
 
 
 def _wants(outcome: Outcome) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from safekit.cli.argv import Line, split
-from safekit.cli.base import Failure, Session, check_access, complete_modules, module_option
+from safekit.cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option
 
 # word -> (section of the guide, module that has it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -80,7 +80,7 @@ SECTIONS = (
 SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states (F4)
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SafekitGroup):
     """A group whose commands are imported when they are used, listed by section of the guide."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -100,17 +100,6 @@ class LazyGroup(click.Group):
             if rows:
                 with formatter.section(f"{title} (guide {section})" if section else title):
                     formatter.write_dl(rows)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean: safekit {near[0]}" if near else "safekit --help lists the commands"
-            raise Failure(f"safekit has no command {args[0]!r}", hint)
-        return super().resolve_command(ctx, args)
 
 
 def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -139,7 +128,6 @@ def complete_special(ctx: click.Context, param: click.Parameter, incomplete: str
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Each command has its own help, with an example: safekit COMMAND --help",
 )
 @click.option(
     "-H",

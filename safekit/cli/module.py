@@ -15,6 +15,7 @@ from safekit.archive import ArchiveError, pack, unpack
 from safekit.cli.base import (
     FILE,
     Failure,
+    SafekitGroup,
     command,
     installed_modules,
     json_option,
@@ -33,7 +34,7 @@ from safekit.paths import ModulePaths, cluster_dir, safe
 MODES = ("mirror", "farm", "light")
 
 
-@click.group("module")
+@click.group("module", cls=SafekitGroup)
 def module_command() -> None:
     """Install, list, pack and remove modules."""
 

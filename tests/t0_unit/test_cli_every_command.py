@@ -128,6 +128,18 @@ def test_the_overview_lists_every_command_once() -> None:
         assert f"  {option}" in text
 
 
+@pytest.mark.parametrize("words", [(), ("module",), ("cluster",)], ids=" ".join)
+def test_a_group_has_an_example_and_knows_its_words(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "--help"]) == 0
+    assert f"Example:\n  {' '.join(('safekit', *words))} " in capsys.readouterr().out
+    for mistyped, near in (("stat", "state"), ("lst", "list")):
+        code = run([*words, mistyped])
+        said = capsys.readouterr().err
+        assert code == 1 and f"has no command '{mistyped}'" in said and "Next step: " in said
+        if (words, near) in ((("module",), "list"), (("cluster",), "state"), ((), "state")):
+            assert f"did you mean: {' '.join(('safekit', *words))} {near}" in said
+
+
 # ------------------------------------------------------------------ what programs read
 
 NO_JSON: dict[tuple[str, ...], str] = {

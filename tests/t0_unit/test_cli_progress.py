@@ -1,4 +1,5 @@
-"""Progress: what is left by the rate so far; long bodies in blocks, each with its own time."""
+"""Distributed commands: what a program reads of them. Progress: what is left by the rate so far; long bodies in
+blocks, each with its own time."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import time
 import pytest
 
 from safekit import webclient
+from safekit.cli.distributed import as_data
 from safekit.cli.progress import Live, Meter
 from safekit.cli.targets import Target
-from safekit.webclient import Ask, call
+from safekit.webclient import Ask, CallError, call
 
 
 def test_a_meter_tells_rate_and_time_left() -> None:
@@ -57,3 +59,25 @@ def test_a_long_body_on_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told[0] == 0 and told[-1] == len(body)
     head = bytes(got).partition(b"\r\n\r\n")[0].lower()
     assert f"content-length: {len(body)}".encode() in head and b"chunked" not in head
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        ('{"a": 1}\n', {"a": 1}),
+        ('{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        ("", []),
+        ("Error: no\n", "Error: no\n"),
+    ],
+)
+def test_a_program_reads_the_json_of_every_server(text: str, output: object) -> None:
+    target = Target("n1", "http", "10.0.0.1", 9010)
+    place = {"node": "n1", "url": "http://10.0.0.1:9010"}
+    answer = {"status": 3, "output": text, "ended": True}
+    assert as_data(target, (answer, False)) == {**place, "status": 3, "ended": True, "output": output}
+
+
+def test_a_server_that_does_not_answer_is_in_the_json() -> None:
+    told = as_data(Target("n1", "http", "10.0.0.1", 9010), CallError("connect", "no connection", "start it"))
+    said = [told[name] for name in ("status", "error", "text", "next_step")]
+    assert said == [1, "connect", "no connection", "start it"]

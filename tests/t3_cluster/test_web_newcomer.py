@@ -75,6 +75,10 @@ def test_one_configuration_reaches_blank_servers(lab: Lab) -> None:
     until("the same signature everywhere", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1])
     # From now on no password: requests are signed.
     assert blocks(three.safekit("-H", "*", "level").stdout).keys() == {"node1", "node2", "node3"}
+    told = json.loads(three.safekit("-H", "*", "level", "--json").stdout)
+    assert [(name, answer["output"]["host"]) for name, answer in told.items()] == [
+        (name, name) for name in ("node1", "node2", "node3")
+    ]
 
 
 def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
