@@ -579,6 +579,7 @@ class Box:
             "port": self._port,
             "session": session,
             "attempt": self._attempt,
+            "durable": self.settings.durable,
             "session_id": stream.identity if stream is not None else self._session,
             "held": engine.held,
             "pending": stream.pending if stream is not None else 0,

@@ -26,7 +26,8 @@ state_set             (state) durable. -> {} On a secondary a state with consist
                       reintegration makes this server forget what it had changed on its own.
 status                -> {role: none|standby|primary|secondary, degraded, peer, address, port, session_id, session:
                       none|resync|paired|lost|awaited, held, pending, revisit, dirty_files, dirty_dirs, replication_kbs,
-                      reintegration_kbs, bytes_sent, frames_sent, applied, mounts: [dir], journal_reliable, progress}
+                      reintegration_kbs, bytes_sent, frames_sent, applied, mounts: [dir], journal_reliable, progress,
+                      durable}
 configure             (rfs=map, listen) dynamic attributes changed: nbrei, reitimeout, reidetail, async; the address
                       of this server on the replication network. -> {}
 ====================  ==============================================================================================
