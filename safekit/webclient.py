@@ -144,7 +144,7 @@ def _once(target: Target, ask: Ask, attempt: _Attempt) -> dict[str, Any]:
     try:
         status, signed, data = _exchange(connection, ask, body, headers)
     except (TimeoutError, socket.gaierror, ConnectionError, ssl.SSLError, OSError, http.client.HTTPException) as error:
-        raise _failed(target, connection, error) from None
+        raise _failed(target, error) from None
     finally:
         connection.close()
     if attempt.key is not None and (signed or status != 401):
@@ -159,6 +159,15 @@ def _exchange(
     connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str]
 ) -> tuple[int, bool, bytes]:
     connection.connect()
+    try:
+        return _talk(connection, ask, body, headers)
+    except TimeoutError:
+        raise _Silent from None
+
+
+def _talk(
+    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str]
+) -> tuple[int, bool, bytes]:
     assert connection.sock is not None
     connection.sock.settimeout(IDLE_SECONDS)
     if body:
@@ -197,11 +206,15 @@ def _until_arrived(connection: socket.socket, total: int, sent: Callable[[int], 
         sent(total)
 
 
+class _Silent(OSError):
+    """A server that took the connection and then said nothing more."""
+
+
 class _Slow(OSError):
     """The answer goes on and on."""
 
 
-def _failed(target: Target, connection: http.client.HTTPConnection, error: Exception) -> CallError:
+def _failed(target: Target, error: Exception) -> CallError:
     web = "is its web service running? there: safekit webserver start"
     if isinstance(error, _Slow):
         return CallError("slow", str(error), "it may still end: safekit log there shows it")
@@ -209,14 +222,14 @@ def _failed(target: Target, connection: http.client.HTTPConnection, error: Excep
         return CallError(
             "connect", f"{target.host} has no address: {error.strerror}", "correct the name, or use the IP"
         )
-    if isinstance(error, TimeoutError):
-        if connection.sock is None:
-            return CallError(
-                "connect",
-                f"no connection to {target.url} within {CONNECT_SECONDS:.0f} s",
-                "is the server up, and the port open in its firewall?",
-            )
+    if isinstance(error, _Silent):
         return CallError("silent", f"{target.url} said nothing for {IDLE_SECONDS:.0f} s", web)
+    if isinstance(error, TimeoutError):
+        return CallError(
+            "connect",
+            f"no connection to {target.url} within {CONNECT_SECONDS:.0f} s",
+            "is the server up, and the port open in its firewall?",
+        )
     if isinstance(error, ssl.SSLError):
         return CallError("connect", f"{target.url}: {error.reason or error}", "see guide 11.3: certificates")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

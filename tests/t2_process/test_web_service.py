@@ -417,6 +417,56 @@ def test_slow_clients_cost_nothing_to_the_others(web: WebServer) -> None:
             sock.close()
 
 
+def test_huge_bodies_and_a_thousand_connections_cost_a_bounded_memory(tmp_path: Path) -> None:
+    """Bodies of 1 GiB as announced, and without an end, by whoever has no password; meanwhile others are served."""
+    server = WebServer(tmp_path)
+    server.module("mirror", GREEN)
+    server.start()
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    assert server.ask("GET", "/var/modules/mirror/ready.txt").status == 200
+    before = process.memory_info().rss
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(1000)]
+    stop = threading.Event()
+
+    def push(chunked: bool) -> int:
+        sent = 0
+        while not stop.is_set():
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock:
+                kind = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1073741824"
+                head = b"PUT /api/v1/modules/mirror/archive HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % kind
+                block = b"x" * 65536
+                try:
+                    sock.sendall(head)
+                    while not stop.is_set():
+                        sock.sendall(b"10000\r\n" + block + b"\r\n" if chunked else block)
+                        sent += len(block)
+                except OSError:
+                    continue  # refused and closed: once more
+        return sent
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            pushing = [pool.submit(push, bool(number % 2)) for number in range(8)]
+            most, served, deadline = 0, 0, time.monotonic() + 5
+            while time.monotonic() < deadline:
+                assert server.ask("GET", "/var/modules/mirror/ready.txt").status == 200
+                served += 1
+                most = max(most, process.memory_info().rss)
+            stop.set()
+            assert sum(future.result() for future in pushing) > 1 << 20, "they did send"
+        assert served >= 5 and most - before < 100 << 20, (served, most - before)
+        limit = server.ask("PUT", "/api/v1/modules/mirror/archive", b"x" * 1000, user="admin",
+                           headers={"Content-Length": str(1 << 30)})  # fmt: skip
+        assert limit.status == 413
+    finally:
+        stop.set()
+        for sock in idle:
+            sock.close()
+        said = server.stop()
+    assert "Traceback" not in said and "defect" not in said, said
+
+
 def test_refusals_are_in_the_journal_without_what_was_tried(tmp_path: Path) -> None:
     server = WebServer(tmp_path).start()
     for _ in range(5):

@@ -147,6 +147,36 @@ def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
     one.safekit("-H", "node1,node2", "shutdown", timeout=60)
 
 
+def test_a_module_for_all_of_whom_one_in_the_middle_cannot_take_it(lab: Lab) -> None:
+    one, two, three = lab
+    path = "/opt/safekit/modules/many"
+    one.safekit("module", "install", "-m", "many", "farm.safe")
+    one.write(f"{path}/conf/userconfig.xml", """<!DOCTYPE safe><safe><service mode="farm">
+      <farm><lan name="default"/></farm><user/></service></safe>""")
+    one.safekit("config", "-m", "many")
+    one.safekit("-H", "*", "-E", "many")
+    two.safekit("start", "-m", "many")
+    two.safekit("waitstart", "-m", "many", timeout=40)
+    before = two.run(["sha256sum", f"{path}/bin/start_both"]).stdout, two.safekit("confinfo", "-m", "many").stdout
+    one.write(f"{path}/bin/start_both", "#!/bin/sh\nexit 0\n")
+    one.safekit("config", "-m", "many")
+    partly = one.safekit("-H", "*", "-E", "many", check=False)
+    told = blocks(partly.stdout)
+    assert partly.returncode == 1 and "is UP" in told["node2"] and "safekit stop -m many" in told["node2"]
+    assert "installed and configured" in told["node1"] and "installed and configured" in told["node3"]
+    assert "those that failed are as they were" in partly.stderr
+    assert three.read(f"{path}/bin/start_both") == "#!/bin/sh\nexit 0\n"
+    now = two.run(["sha256sum", f"{path}/bin/start_both"]).stdout, two.safekit("confinfo", "-m", "many").stdout
+    assert now == before and "UP green" in two.safekit("state", "-m", "many").stdout
+    until("who differs is named", lambda: "node2" in one.safekit("confinfo", "-m", "many").stderr)
+    two.safekit("stop", "-m", "many")
+    two.safekit("waitstop", "-m", "many")
+    assert one.safekit("-H", "*", "-E", "many").stdout.count("installed and configured") == 3
+    infos = one.safekit("-H", "*", "confinfo", "-m", "many").stdout
+    assert len({line.split()[1] for line in infos.splitlines() if line.startswith(("active", "current"))}) == 1
+    assert one.safekit("-H", "*", "module", "uninstall", "-m", "many").returncode == 0
+
+
 def test_keys_change_and_what_is_wrong_is_named(lab: Lab) -> None:
     one, two, three = lab
     before = confinfo(one)
