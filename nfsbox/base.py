@@ -101,6 +101,12 @@ class Base(fuse.Operations):  # type: ignore[misc]
         for path in paths:
             self.engine.tracker.touch_directory(self.index, parent(path))
 
+    def _refuse_hidden(self, path: bytes) -> None:
+        """A name of the form that libfuse gives to what is unlinked while open would never reach the peer, and be
+        removed at the next start. Raises EPERM."""
+        if is_hidden(path):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
     def _give(self, real: bytes, mode: int) -> None:
         """Give a new entry to the caller, with the group of a set-group-id directory, as a local file system does."""
         uid, gid, _ = fuse.fuse_get_context()

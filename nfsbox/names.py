@@ -158,6 +158,7 @@ class Names(Base):
 
     def _make(self, path: str, op: Op, mode: int, local: Callable[[bytes], Any], *, rdev: int = 0) -> None:
         relative, real = self._split(path)
+        self._refuse_hidden(relative)
         if self._excluded(relative):
             local(real)
             self._give(real, mode)
@@ -188,6 +189,7 @@ class Names(Base):
         """Make a symbolic link `target` to `source` (the order of fusepy)."""
         relative, real = self._split(target)
         text = source.encode(ENCODING)
+        self._refuse_hidden(relative)
         if self._excluded(relative):
             os.symlink(text, real)
             self._give(real, stat.S_IFLNK)
@@ -208,6 +210,7 @@ class Names(Base):
         """Make `target` another name of `source` (the order of fusepy)."""
         new, real_new = self._split(target)
         old, real_old = self._split(source)
+        self._refuse_hidden(new)
         if self._excluded(new):
             os.link(real_old, real_new, follow_symlinks=False)
             return

@@ -154,6 +154,7 @@ class Operations(Names):
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
         relative, real = self._split(path)
+        self._refuse_hidden(relative)
         flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)
         if self._excluded(relative):
             new = not os.path.lexists(real)

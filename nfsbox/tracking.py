@@ -15,6 +15,7 @@ import os
 import stat
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._epochs: list[tuple[Journal | None, Path, Changes]] = []  # oldest first, the last is current
-        self._fresh: set[tuple[int, int]] = set()
+        self._fresh: OrderedDict[tuple[int, int], None] = OrderedDict()  # in the order in which they were made
         self._complained = False
         self._clock = time.time_ns() - time.monotonic_ns()
 
@@ -184,7 +185,7 @@ class Tracker:
 
     def _void(self) -> None:
         self.era += 1
-        self._fresh = set()
+        self._fresh = OrderedDict()
 
     def _begin(self, kept: Changes) -> None:
         existing = _files(self.directory)
@@ -269,10 +270,10 @@ class Tracker:
             if ctime_ns < since:
                 # The clock was set back: the mark of the directory must cover this file.
                 self._add(Record(Kind.DIRECTORY, root, a=ctime_ns, path=place[1]), durable=True)
-            if len(self._fresh) < MAX_FRESH:
-                self._fresh.add((root, inode))
-                return True
-            return False
+            if len(self._fresh) >= MAX_FRESH:
+                self._fresh.popitem(last=False)  # the oldest: files are written soon after they are made
+            self._fresh[root, inode] = None
+            return True
 
     def renamed(self, root: int, inode: int, old: bytes, new: bytes, *, directory: bool) -> None:
         """Before a rename: what is recorded below `old` will be found at `new`. Raises OSError."""
@@ -315,7 +316,7 @@ class Tracker:
     def gone(self, root: int, inode: int) -> None:
         """The last name of a file is removed and nobody has it open."""
         with self._lock:
-            self._fresh.discard((root, inode))
+            self._fresh.pop((root, inode), None)
             # Not on disk: a power failure may bring the file back, but not take the record of its removal away.
             for _, _, changes in self._epochs:
                 changes.files.pop((root, inode), None)

@@ -167,6 +167,15 @@ def test_append_by_two(m: Path) -> None:
     assert f.read_bytes() == b"".join(b"1%03d2%03d" % (i, i) for i in range(50))
 
 
+def test_names_that_would_never_be_replicated_are_refused(m: Path) -> None:
+    name = m / ".fuse_hidden0000000100000001"
+    (m / "visible").touch()
+    for make in (name.touch, name.mkdir, lambda: name.symlink_to("x"), lambda: os.link(m / "visible", name),
+                 lambda: os.mkfifo(name)):
+        with pytest.raises(PermissionError):
+            make()
+
+
 def test_append_through_two_names(m: Path) -> None:
     (m / "log").write_bytes(b"")
     os.link(m / "log", m / "other name")

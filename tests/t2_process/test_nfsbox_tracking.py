@@ -209,3 +209,17 @@ def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, mon
         engine.forget_hidden(0, b".fuse_hidden%d" % number)
     notes = (tracker.directory / "hidden").read_bytes()
     assert b"0 .fuse_hidden_kept\0" in notes and len(notes) < 2500
+
+
+def test_new_files_without_end_need_no_records_of_their_own(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is alone for weeks makes millions of them: a record of each would fill its memory."""
+    monkeypatch.setattr("nfsbox.tracking.MAX_FRESH", 10)
+    now = time.time_ns()
+    tracker.touch_directory(0, b"", now_ns=now)
+    for inode in range(100):
+        assert tracker.created(0, inode, b"new%d" % inode, now + 1)
+        assert tracker.touch(0, inode, b"new%d" % inode, 0, 3) is None
+    assert not tracker.snapshot().files
+    assert tracker.touch(0, 5, b"new5", 2, 2) == {2}, "an old one is recorded when it is written again"
