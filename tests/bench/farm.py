@@ -5,15 +5,19 @@ Three servers, a client and a learning bridge in network namespaces.
 
 - Planned leave and join with open connections and a new one every 20 ms or 2 ms: failed, broken, slowest.
 - Power-off with pulse 100 ms, the same clients with a time-out of 50 ms: when the last connection that failed began.
-- Throughput of one server behind its filter, as a ratio to the same flooding without a filter; pairs of short
-  measurements, so that a busy machine disturbs both alike.
+- Throughput of one server behind its filter, as a ratio to the same flooding without a filter, and the same ratio of
+  the work done for a second of CPU, which another load on the machine disturbs less. Medians, and 95% intervals of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from ipaddress import ip_address
@@ -25,7 +29,9 @@ from tests.t2_process.vip_network import sh, wait_until
 from vipd.farm.layout import default_vmac
 
 PAUSES = (0.02, 0.002)
-SECONDS = 0.3
+SECONDS = 0.02
+TURNS = 4
+BENCH_VIPS = (VIP4, "10.78.0.51")
 MODES: tuple[InterfaceKind, ...] = ("vmac_invisible", "vmac_directed")
 
 # Installs what one server does with frames: a line "flood" (nothing but what makes flooding work), "nftables" or
@@ -61,9 +67,11 @@ async def main():
 asyncio.run(main())
 """
 
+# Prints the datagrams it has got and the CPU seconds it has used to whoever asks on port 81.
 SINK = r"""
-import socket, sys, threading
+import os, socket, sys, threading, time
 address = sys.argv[1]
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 def listen(port, serve):
     s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((address, port)); s.listen(512)
     def loop():
@@ -79,53 +87,61 @@ def bulk(c):
 listen(80, lambda c: bulk(c) if c.recv(1) == b"B" else short(c))
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.setsockopt(socket.SOL_SOCKET, 33, 1 << 24); u.bind((address, 5001))
 received = 0
-def tell(c): c.sendall(str(received).encode()); c.close()
+def tell(c): c.sendall(b"%d %r" % (received, time.process_time())); c.close()
 listen(81, tell)
 print("ready", flush=True)
 while True: u.recv(2048); received += 1
 """
 
-# Lines "measure seconds", each answered by a figure.
+# Lines "measure seconds blocks": to both addresses in turn, A B B A a block; answered by a list of blocks, each the
+# list of four slices: how many, seconds, CPU seconds of both sides and of the kernel's threads.
 LOAD = r"""
-import json, socket, sys, time
-address = sys.argv[1]
-def received():
-    c = socket.create_connection((address, 81), timeout=5); text = c.recv(99); c.close()
-    return int(text)
-def connections(seconds):
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() < begun + seconds:
+import json, os, pathlib, socket, sys, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+kernel = [p.parent / "schedstat" for p in pathlib.Path("/proc").glob("[0-9]*/comm") if p.read_text().startswith("ksoftirqd")]
+def sink(address):
+    c = socket.create_connection((address, 81), timeout=5); received, used = c.recv(99).split(); c.close()
+    return int(received), float(used)
+def now(address):
+    received, used = sink(address)
+    threads = sum(int(path.read_text().split()[0]) for path in kernel) / 1e9
+    return received, used + threads + time.process_time(), time.perf_counter()
+def connections(address, end, _):
+    count = 0
+    while time.perf_counter() < end:
         c = socket.create_connection((address, 80), timeout=2); c.sendall(b"x"); c.recv(1); c.close(); count += 1
-    return count / (time.perf_counter() - begun)
-def bulk(seconds):
+    return count
+def bulk(address, end, _):
     c = socket.create_connection((address, 80), timeout=2); c.sendall(b"B"); block, sent = bytes(1 << 18), 0
-    begun = time.perf_counter()
-    while time.perf_counter() < begun + seconds: sent += c.send(block)
-    c.close()
-    return sent / (time.perf_counter() - begun)
-def datagrams(seconds, cpu=False):
-    # The filter of the receiving side runs within the sender's system call on a virtual wire.
-    u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect((address, 5001)); count = 0
-    before, begun, used = received(), time.perf_counter(), time.process_time()
-    while time.perf_counter() < begun + seconds:
+    while time.perf_counter() < end: sent += c.send(block)
+    c.shutdown(1); c.recv(1); c.close()
+    return sent
+def datagrams(address, end, before):
+    u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect((address, 5001))
+    while time.perf_counter() < end:
         for _ in range(50): u.send(b"y" * 64)
-        count += 50
-    if cpu: return count / (time.process_time() - used)
-    time.sleep(0.1)
-    return (received() - before) / (time.perf_counter() - begun - 0.1)
+    while True:
+        received = sink(address)[0]; time.sleep(0.001)
+        if received == sink(address)[0]: return received - before
+def slice(call, address, seconds):
+    received, used, begun = now(address)
+    count = call(address, begun + seconds, received)
+    took = time.perf_counter() - begun
+    return count, took, now(address)[1] - used
 print("ready", flush=True)
 for line in sys.stdin:
-    what, seconds = line.split()
-    call = {"connections": connections, "bulk": bulk, "datagrams": datagrams, "datagrams/cpu": lambda s: datagrams(s, True)}
-    print(json.dumps(call[what](float(seconds))), flush=True)
+    what, seconds, blocks = line.split()
+    call = {"connections": connections, "bulk": bulk, "datagrams": datagrams}[what]
+    order = (sys.argv[1], sys.argv[2], sys.argv[2], sys.argv[1])
+    print(json.dumps([[slice(call, a, float(seconds)) for a in order] for _ in range(int(blocks))]), flush=True)
 """
 
-MEASURES = ("connections", "bulk", "datagrams", "datagrams/cpu")
+MEASURES = ("connections", "bulk", "datagrams")
 
 
 def started(net: FarmNetwork, kind: InterfaceKind) -> None:
     """All servers of a fresh farm take part."""
-    net.install(Path(tempfile.mkdtemp(prefix="farm-bench-")), farm_vip(kind, VIP4))
+    net.install(Path(tempfile.mkdtemp(dir=tempfile.gettempdir())), farm_vip(kind, VIP4))
     net.start()
 
 
@@ -167,6 +183,7 @@ def power_off(net: FarmNetwork, kind: InterfaceKind, rounds: int) -> None:
                 net.unplug(victim)
                 failed = figures(shorts)["failed"]
                 gaps.append(max(failed) - cut if failed else 0.0)
+                print(f"  {kind}, round {len(gaps)}: {len(failed)} failed, {gaps[-1] * 1000:.0f} ms", flush=True)
                 net.clean()
             print(
                 f"{kind} power-off of {whose} (pulse 100 ms x 5), a connection every {pause * 1000:.0f} ms: the last "
@@ -179,34 +196,44 @@ def _ms(values: list[float]) -> str:
     return f"{statistics.median(values) * 1000:.0f} (worst {max(values) * 1000:.0f})"
 
 
-def throughput(net: FarmNetwork, mode: str, rounds: int, engines: tuple[str, ...]) -> None:
-    """Each engine against the same flooding without a filter: pairs of short measurements, each in both orders."""
-    server, client = net.servers[0], net.client
-    server.run("ip", "addr", "add", f"{VIP4}/24", "dev", "eth0")
-    known = default_vmac(ip_address(VIP4)).hex(":") if mode == "invisible" else server.mac
-    client.run("ip", "neigh", "replace", VIP4, "lladdr", known, "dev", "eth0", "nud", "permanent")
-    filters = server.python(FILTERS, mode, VIP4, cwd=str(ROOT))
-    server.python(SINK, VIP4)
-    load = client.python(LOAD, VIP4)
+def throughput(net: FarmNetwork, mode: str, blocks: int, engines: tuple[str, ...]) -> None:
+    """Each engine against the same flooding without a filter, on two servers side by side: slices of some milliseconds
+    in turn, so that what a busy machine adds is in both. Then the servers change places. A CPU for each side."""
+    client, pair = net.client, net.servers[:2]
+    for server, vip in zip(pair, BENCH_VIPS, strict=True):
+        server.run("ip", "addr", "add", f"{vip}/24", "dev", "eth0")
+        known = default_vmac(ip_address(vip)).hex(":") if mode == "invisible" else server.mac
+        client.run("ip", "neigh", "replace", vip, "lladdr", known, "dev", "eth0", "nud", "permanent")
+        server.python(SINK, vip)
+    filters = [server.python(FILTERS, mode, vip, cwd=str(ROOT)) for server, vip in zip(pair, BENCH_VIPS, strict=True)]
+    load = client.python(LOAD, *BENCH_VIPS)
     for engine in engines:
-        found: dict[str, list[tuple[float, float]]] = {measure: [] for measure in MEASURES}
-        for number in range(rounds):
-            for measure in MEASURES:
-                figure = {}
-                for variant in ("flood", engine) if number % 2 else (engine, "flood"):
-                    _ask(filters, variant)
-                    figure[variant] = float(_ask(load, f"{measure} {SECONDS}"))
-                found[measure].append((figure["flood"], figure[engine]))
-        for measure, pairs in found.items():
-            ratios = sorted(with_ / without for without, with_ in pairs)
-            quarters = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        for measure in MEASURES:
+            rates, costs, reached = [], [], []
+            for turn in range(2 * TURNS):
+                behind = turn % 2
+                _ask(filters[behind], engine)
+                _ask(filters[1 - behind], "flood")
+                for slices in json.loads(_ask(load, f"{measure} {SECONDS} {blocks // (2 * TURNS)}")):
+                    per = [(count / took, count / used) for count, took, used in slices]
+                    a, b = ([x + y for x, y in zip(per[i], per[j], strict=True)] for i, j in ((0, 3), (1, 2)))
+                    with_, without = (a, b) if behind == 0 else (b, a)
+                    rates.append(with_[0] / without[0])
+                    costs.append(with_[1] / without[1])
+                    reached.append(with_[0] / 2)
             print(
-                f"vmac_{mode} {engine} {measure}: ratio to flooding without filter {statistics.median(ratios):.3f} "
-                f"(middle half {quarters[0]:.3f} to {quarters[2]:.3f}, {len(ratios)} pairs); "
-                f"{statistics.median(with_ for _, with_ in pairs):.3g}/s",
+                f"vmac_{mode} {engine} {measure}: to flooding without filter {_interval(rates)}; work for a CPU second "
+                f"{_interval(costs)}; {len(rates)} blocks, {statistics.median(reached):.3g}/s",
                 flush=True,
             )
     net.clean()
+
+
+def _interval(values: list[float]) -> str:
+    """The median, and where 95% of the medians of resampled values are."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(2000))
+    return f"{statistics.median(values):.3f} ({medians[50]:.3f} to {medians[-51]:.3f})"
 
 
 def _ask(process: subprocess.Popen[str], line: str) -> str:
@@ -223,11 +250,14 @@ def main() -> None:
     words = argparse.ArgumentParser(description="What a farm costs, and what its clients notice.")
     words.add_argument("what", nargs="?", choices=("planned", "power-off", "throughput", "all"), default="all")
     words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--blocks", type=int, default=160)
     words.add_argument("--engines", default="nftables,nfqueue")
     words.add_argument("--mode", choices=("invisible", "directed"))
     given = words.parse_args()
     print(sh("nft", "--version").strip(), sh("uname", "-r").strip(), flush=True)
-    with farm_network(3) as net:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="farm-bench-") as directory, farm_network(3) as net:
+        tempfile.tempdir = directory
         for kind in MODES:
             if given.mode not in (None, kind.removeprefix("vmac_")):
                 continue
@@ -237,7 +267,7 @@ def main() -> None:
             if given.what in ("power-off", "all"):
                 power_off(net, kind, given.rounds)
             if given.what in ("throughput", "all"):
-                throughput(net, kind.removeprefix("vmac_"), 4 * given.rounds, tuple(given.engines.split(",")))
+                throughput(net, kind.removeprefix("vmac_"), given.blocks, tuple(given.engines.split(",")))
 
 
 if __name__ == "__main__":
