@@ -11,7 +11,7 @@ from safekit.model.checks import UNSUPPORTED
 from safekit.model.cluster import load_cluster_xml
 from safekit.model.findings import ConfigError, Finding
 from safekit.model.module import Loaded, load_module
-from safekit.model.types import ClusterConfig, Heartbeat, IpCheck, ModuleConfig, Rfs, SplitbrainCheck
+from safekit.model.types import ClusterConfig, Farm, FarmLan, Heartbeat, IpCheck, ModuleConfig, Rfs, SplitbrainCheck
 
 CLUSTER = """<cluster><lans>
   <lan name="net3"><node name="node1" addr="10.1.0.2"/><node name="node2" addr="10.1.0.3"/>
@@ -241,6 +241,25 @@ def test_old_syntax_finds_its_lan(loader: Loader) -> None:
     config = loader.config(mirror('<rfs><replicated dir="/d"/></rfs>', heart))
     assert config.heart is not None and config.heart.heartbeats == (Heartbeat("repli", "0", 8888),)
     assert config.rfs is not None and config.rfs.flow == "repli"
+
+
+def test_lans_of_a_farm_by_name_or_as_before_7_2(loader: Loader) -> None:
+    old = '<lan><node name="node1" addr="10.1.0.2"/><node name="node2" addr="10.1.0.3"/></lan>'
+    attributes = 'port="4999" pulse="300" mlost_count="4" slost_count="7"'
+
+    def of(lans: str) -> Farm | None:
+        text = f'<safe><service mode="farm"><farm {attributes}>{lans}</farm><user/></service></safe>'
+        return loader.config(text).farm
+
+    assert of('<lan name="net3"/>') == of(old) == Farm(4999, (FarmLan("net3"),), 300, 4, 7)
+    for wrong, says in (
+        ('<lan name="unknown"/>', "unknown"),
+        ("", "lan"),
+        (old + '<lan name="default"/>', "mixed in one file"),
+        (old.replace("10.1.0.3", "10.9.9.9"), "no lan of the cluster has the addresses"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            of(wrong)
 
 
 def test_sections_may_come_in_any_order_and_encodings(loader: Loader) -> None:

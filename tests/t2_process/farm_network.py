@@ -198,6 +198,10 @@ class FarmHost(VipHost):
         return f"10.78.0.{self.number}"
 
     @property
+    def second(self) -> str:
+        return f"10.79.0.{self.number}"
+
+    @property
     def ip6(self) -> str:
         return f"fd78::{self.number:x}"
 
@@ -317,16 +321,34 @@ class FarmNetwork:
     cut: set[str] = field(default_factory=set)
 
     def install(
-        self, directory: Path, vip: Vip, *, pulse_ms: int = 100, count: int = 5, application: bool = True
+        self,
+        directory: Path,
+        vip: Vip,
+        *,
+        pulse_ms: int = 100,
+        count: int = 5,
+        application: bool = True,
+        lans: tuple[str, ...] = ("default",),
     ) -> None:
-        nodes = tuple(LanNode(server.name, server.ip) for server in self.servers)
-        cluster = ClusterConfig(lans=(Lan("default", nodes=nodes),), signature="ab" * 32)
+        """lans: "default" is the network of the virtual addresses, "second" another one on the same cable."""
+        for server in self.servers if "second" in lans else ():
+            server.run("ip", "addr", "replace", f"{server.second}/24", "dev", "eth0")
+        cluster = ClusterConfig(
+            lans=tuple(
+                Lan(
+                    lan,
+                    nodes=tuple(LanNode(s.name, s.ip if lan == "default" else s.second) for s in self.servers),
+                )
+                for lan in lans
+            ),
+            signature="ab" * 32,
+        )
         config = ModuleConfig(
             MODULE,
             1,
             service=Service(mode="farm"),
             vip=vip,
-            farm=Farm(PORT, (FarmLan("default"),), pulse_ms, count, count),
+            farm=Farm(PORT, tuple(map(FarmLan, lans)), pulse_ms, count, count),
         )
         addresses = [entry.addr for interface in vip.interfaces for entry in interface.addresses]
         for server in self.servers:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import pytest
 
 from safekit.model.types import InterfaceKind
 from tests.t2_process.farm_network import LONG, VIP4, VIP6, FarmNetwork, FarmServer, farm_network, farm_vip, figures
-from tests.t2_process.vip_network import wait_until
+from tests.t2_process.vip_network import sh, wait_until
 from vipd.farm.buckets import FULL
 
 ENGINES: tuple[Literal["nftables", "nfqueue"], ...] = ("nftables", "nfqueue")
@@ -218,6 +219,84 @@ def test_split_and_merge(both: FarmNetwork) -> None:
     assert set(both.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
 
 
+def halves(net: FarmNetwork, apart: bool) -> None:
+    """Cut n1 and the stranger off from all others within the switch, where no server sees it on its link."""
+    run = ("ip", "netns", "exec", net.bridge, "nft")
+    if not apart:
+        sh(*run, "delete table bridge halves")
+        return
+    one, other = "{ p-n1, p-stranger }", "{ p-n2, p-n3, p-client }"
+    sh(*run, "add table bridge halves")
+    sh(*run, "add chain bridge halves f { type filter hook forward priority 0; }")
+    for a, b in ((one, other), (other, one)):
+        sh(*run, f"add rule bridge halves f iifname {a} oifname {b} drop")
+
+
+def doubts(server: FarmServer) -> bool:
+    return "chain reset_0" in server.run("nft", "list", "table", "netdev", "safekit_farm")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_halves_that_meet_again_keep_the_connections_of_both(
+    net: FarmNetwork, tmp_path: Path, engine: Literal["nftables", "nfqueue"]
+) -> None:
+    net.install(tmp_path, farm_vip("vmac_invisible", engine=engine))
+    net.start()
+    alone, *rest = net.servers
+    halves(net, True)
+    try:
+        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), "two farms", 5)
+        wait_until(lambda: all(map(doubts, net.servers)), "they know that somebody may come back", 5)
+        open_ = []
+        for client in (net.client, net.stranger):
+            for address in (VIP4, VIP6):
+                process = client.python(LONG, address, "80", "24")
+                assert process.stdout is not None
+                who = set(json.loads(process.stdout.readline()))
+                assert who == ({"n1"} if client is net.stranger else {"n2", "n3"})
+                open_.append(process)
+        time.sleep(0.3)
+    finally:
+        halves(net, False)
+    wait_until(net.agreed, "one farm again", 5)
+    assert union(*net.servers) == FULL and not any(map(doubts, net.servers))
+    time.sleep(2.5)
+    for process in open_:
+        result = figures(process)
+        assert result["broken"] == {} and result["exchanges"] > 500, result
+
+
+# Opens connections, is silent until a line arrives, then says something on each; how they end, and after what time.
+IDLE = r"""
+import json, socket, sys, time
+open_ = [socket.create_connection((sys.argv[1], 80), timeout=5) for _ in range(12)]
+who = []
+for s in open_: s.sendall(b"Lx"); who.append(s.recv(99).split(b":")[0].decode())
+print("ready", flush=True); print(json.dumps(who), flush=True); sys.stdin.readline()
+begun, ends = time.monotonic(), []
+for s in open_: s.sendall(b"Ly")
+for s in open_:
+    try: ends.append("answer" if s.recv(99) else "end")
+    except OSError as error: ends.append(type(error).__name__)
+print(json.dumps([ends, time.monotonic() - begun]), flush=True)
+"""
+
+
+def test_an_idle_client_of_a_server_long_dead_is_told_when_it_repeats_itself(net: FarmNetwork, tmp_path: Path) -> None:
+    net.install(tmp_path, farm_vip("vmac_invisible"))
+    net.start()
+    idle = {address: net.client.python(IDLE, address) for address in (VIP4, VIP6)}
+    net.unplug(net.servers[0])
+    wait_until(lambda: all(map(doubts, net.servers[1:])), "the others doubt", 5)
+    for process in idle.values():
+        assert process.stdout is not None
+        who = json.loads(process.stdout.readline())
+        ends, seconds = figures(process)
+        assert "n1" in who and ends == ["ConnectionResetError" if name == "n1" else "answer" for name in who]
+        # Its second repetition comes 0.6 s after its words.
+        assert seconds < 3.0
+
+
 def test_a_flushed_ruleset_is_restored_and_foreign_tables_stay(farm: FarmNetwork) -> None:
     server = farm.servers[0]
     server.run("nft", "flush", "ruleset")
@@ -246,10 +325,66 @@ def test_a_one_way_cut_leaves_one_owner(farm: FarmNetwork) -> None:
     deaf.run("nft", "add", "chain", "inet", "deaf", "input", "{ type filter hook input priority 0; }")
     deaf.run("nft", "add", "rule", "inet", "deaf", "input", "udp", "dport", "4803", "drop")
     wait_until(lambda: deaf.bits() == FULL and not any(s.bits() for s in rest), "one side gives way", 5)
-    assert any(server.log("farm_gave_way") for server in rest)
+    wait_until(lambda: any(server.log("farm_gave_way") for server in rest), "it says so")
     deaf.run("nft", "delete", "table", "inet", "deaf")
     wait_until(farm.agreed, "one farm again", 5)
     assert union(*farm.servers) == FULL
+
+
+def test_a_server_is_lost_only_with_its_last_lan(net: FarmNetwork, tmp_path: Path) -> None:
+    net.install(tmp_path, farm_vip("vmac_directed", VIP4), application=False, lans=("default", "second"))
+    net.start()
+    lost, *rest = net.servers
+    before = [server.bits() for server in net.servers]
+    told = len(rest[0].log("farm_membership"))
+    lost.run("nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }")
+    lost.run("nft", "add chain inet cut out { type filter hook output priority 0; }")
+    for number, network in enumerate(("10.78.0.0/24", "10.79.0.0/24")):
+        for chain, side in (("in", "saddr"), ("out", "daddr")):
+            lost.run("nft", f"add rule inet cut {chain} ip {side} {network} udp dport 4803 drop")
+        if number == 0:
+            # Twice the time after which silence means death.
+            time.sleep(1.2)
+            assert [server.bits() for server in net.servers] == before and len(rest[0].log("farm_membership")) == told
+    wait_until(lambda: net.agreed(lost) and net.agreed(*rest), "two farms", 5)
+    lost.run("nft", "delete table inet cut")
+    wait_until(net.agreed, "one farm again", 5)
+
+
+def test_pulses_come_as_configured(net: FarmNetwork, tmp_path: Path) -> None:
+    net.install(tmp_path, farm_vip("vmac_directed", VIP4), application=False, pulse_ms=50, count=20)
+    net.start()
+    server, peer, _ = net.servers
+    server.run("nft", "add table inet seen; add chain inet seen in { type filter hook input priority 0; }")
+    server.run("nft", f"add rule inet seen in ip saddr {peer.ip} udp dport 4803 counter")
+    time.sleep(2.0)
+    listed = server.run("nft", "list chain inet seen in")
+    # One every 50 ms; a busy machine sends fewer, and none are sent in between when nothing happens.
+    assert 20 <= int(listed.split("packets ")[1].split()[0]) <= 44, listed
+    peer.vipd.kill()
+    died = time.monotonic()
+    wait_until(lambda: server.status()["participants"] == ["n1", "n3"], "it is missed", 5)
+    assert 0.9 < time.monotonic() - died < 3.0, "20 pulses of 50 ms"
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["tcpreset", "no reset"])
+def test_what_is_open_at_the_end_of_a_stop_is_told(net: FarmNetwork, tmp_path: Path, reset: bool) -> None:
+    """tcpreset: by the server that stops, at once. Without it by the server that has the bucket then."""
+    vip = farm_vip("vmac_invisible")
+    net.install(tmp_path, replace(vip, tcpreset=reset))
+    net.start()
+    stopping = net.servers[0]
+    open_ = [long_lived(net, address) for address in (VIP4, VIP6)]
+    count = sum(who.count("n1") for _, who in open_)
+    # Others may still be closing.
+    assert stopping.order("farm_leave")["connections"] >= count > 0
+    assert stopping.order("vip_unset")["ok"]
+    assert len(stopping.log("vip_reset")) == (2 if reset else 0)
+    for process, who in open_:
+        time.sleep(0.5)
+        result = figures(process)
+        assert set(result["broken"]) == {str(n) for n, name in enumerate(who) if name == "n1"}, result
+        assert all("Reset" in reason for reason in result["broken"].values()), result
 
 
 def test_an_interface_that_goes_and_comes_keeps_its_part(farm: FarmNetwork) -> None:

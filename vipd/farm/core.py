@@ -12,6 +12,11 @@ the assignment that it has put into its packet filters. The rules:
   clients get a reset from the new owner.
 - A server that hears one which does not hear it, and which serves without it, gives way: exactly one of the
   two ends of a cut in one direction knows of it.
+- Two halves of a farm that could not hear each other each have all the buckets. When they meet, neither knows of
+  the other's connections. A server that meets one with another assignment treats every bucket as shared until
+  both have the same. For the moment before, in which it has not heard the other one yet: while a server is missing
+  that did not say goodbye, an unknown connection is reset only when its client repeats itself (`doubt`). Not
+  at once after the loss: then it is a dead server's clients that speak, who are to be told at once.
 - A server that slept so long that the others may have taken over lets go first and takes part again later.
 
 Time is `now`, monotonic seconds; nodes are numbers in the order of their names.
@@ -20,7 +25,7 @@ Time is `now`, monotonic seconds; nodes are numbers in the order of their names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import blake2b
 
@@ -34,7 +39,10 @@ SETTLE_SECONDS = 0.2
 PATIENCE_PULSES = 2.0
 PATIENCE_SECONDS = 0.3
 EXCLUDED_PULSES = 1.25
+TELL_PULSES = 3.0
 LINGER_SECONDS = 0.5
+ORPHAN_SECONDS = 1.0
+"""After a takeover, and the time that it took, the clients of a dead server have repeated themselves."""
 LOST_SECONDS = 2.0
 """How long a server claims all connections in the buckets that it has lost, until it has counted them again."""
 
@@ -45,7 +53,8 @@ class Plan:
 
     participants: who takes part. owners: for each group the final owner of each bucket. mine: for each group
     the bitmap accepted here now. shared: for each group the buckets in which another living server may hold
-    open connections, whoever owns them. final: every bucket of ours is accepted.
+    open connections, whoever owns them. final: every bucket of ours is accepted. doubt: a server is missing that may
+    live and have clients: reset only who repeats itself.
     """
 
     number: int
@@ -54,13 +63,15 @@ class Plan:
     mine: tuple[int, ...]
     shared: tuple[int, ...]
     final: bool
+    doubt: bool = False
 
     def same(self, other: Plan) -> bool:
-        return (self.participants, self.mine, self.shared, self.final) == (
+        return (self.participants, self.mine, self.shared, self.final, self.doubt) == (
             other.participants,
             other.mine,
             other.shared,
             other.final,
+            other.doubt,
         )
 
 
@@ -86,6 +97,15 @@ def assignment_key(participants: Iterable[int]) -> int:
     """63 bits which stand for an assignment. Groups are the same everywhere, so the participants suffice."""
     text = ",".join(map(str, participants)).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def repeat_seconds(pulse: float) -> float:
+    """How long an unknown connection must go on asking when in doubt: until a pulse of another server has come and
+    has had its effect."""
+    return SETTLE_PULSES * pulse + SETTLE_SECONDS
+
+
+_NOBODYS_KEY = assignment_key(())
 
 
 class FarmCore:
@@ -127,6 +147,13 @@ class FarmCore:
         self._together: dict[int, int] = {}
         self._excluded: dict[int, float] = {}
         self._gave_way_to: int | None = None
+        self._gave_way_at: float | None = None
+        self._gave_way_told: int | None = None
+        self._silent: dict[int, float] = {}
+        self._said_goodbye: set[int] = set()
+        self._members = 0
+        self._met: set[int] = set()
+        self._doubt = False
         self._news: list[News] = []
         self._issued = Plan(0, (), self._owners, self._mine, self._claims, False)
         if resumed:
@@ -173,12 +200,16 @@ class FarmCore:
     def plan(self) -> Plan:
         """What the filters have to do now. A new number means a change."""
         wanted = Plan(
-            self._issued.number, self._participants, self._owners, self._mine, self._shared(), not self._pending
+            self._issued.number,
+            self._participants,
+            self._owners,
+            self._mine,
+            self._shared(),
+            not self._pending,
+            self._doubt,
         )
         if not wanted.same(self._issued) or self._issued.number == 0:
-            self._issued = Plan(
-                self._issued.number + 1, wanted.participants, wanted.owners, wanted.mine, wanted.shared, wanted.final
-            )
+            self._issued = replace(wanted, number=self._issued.number + 1)
         return self._issued
 
     def take_news(self) -> list[News]:
@@ -192,6 +223,8 @@ class FarmCore:
         if self._pending and self._applied == self._key:
             times.append(self._deadline)
         times += [until for until, _ in (*self._lost, *self._lingering)]
+        if not self._doubt:
+            times += [self._doubtful_from(at) for at in self._silent.values()]
         if self._joined and not self._taking_part and self._gave_way_to is None:
             times.append(self._not_before)
         return min(times)
@@ -240,6 +273,9 @@ class FarmCore:
 
     def depart(self, node: int, incarnation: int, now: float) -> None:
         """A server said that it ends."""
+        row = self.membership.row(node)
+        if row is not None and row.incarnation == incarnation:
+            self._said_goodbye.add(node)
         self.membership.depart(node, incarnation, now)
         self._decide(now)
 
@@ -270,7 +306,10 @@ class FarmCore:
         self.membership.set_facts(self._applied << 1 | int(self._taking_part))
 
     def _decide(self, now: float) -> None:
+        # Before anybody counts as together with us.
+        self._meet()
         self._watch_excluders(now)
+        self._watch_the_silent(now)
         self._enter_or_leave(now)
         self._forget_the_dead()
         participants = self._present()
@@ -316,11 +355,55 @@ class FarmCore:
                 self._together[node] = row.incarnation
             elif node not in suspects:
                 self._together.pop(node, None)
-        if giving is not None and self._gave_way_to is None and self._joined and not self._forced_wait:
-            self._news.append(News(Event.GAVE_WAY, giving))
-        elif giving is None and self._gave_way_to is not None and not self._forced_wait:
-            self._news.append(News(Event.BACK, self._gave_way_to))
         self._gave_way_to = giving if self._joined else None
+        self._tell_of_giving_way(now)
+
+    def _tell_of_giving_way(self, now: float) -> None:
+        """One line when it lasts, and one when it has ended: while a link forms, one end hears before the other."""
+        if self._gave_way_to is None:
+            self._gave_way_at = None
+            told = self._gave_way_told
+            if told is not None and self._joined and self.membership.view.members >> told & 1:
+                self._news.append(News(Event.BACK, told))
+            self._gave_way_told = None
+            return
+        self._gave_way_at = now if self._gave_way_at is None else self._gave_way_at
+        lasted = now - self._gave_way_at >= TELL_PULSES * self.rules.pulse
+        if lasted and self._gave_way_told is None and not self._forced_wait:
+            self._gave_way_told = self._gave_way_to
+            self._news.append(News(Event.GAVE_WAY, self._gave_way_to))
+
+    def _watch_the_silent(self, now: float) -> None:
+        """Who is missing without a goodbye may be dead, or serve clients where we do not hear it."""
+        members = self.membership.view.members
+        for node in bits(self._members & ~members):
+            if node not in self._said_goodbye:
+                self._silent[node] = now
+        for node in bits(members):
+            self._silent.pop(node, None)
+            self._said_goodbye.discard(node)
+        for node in self._said_goodbye:
+            self._silent.pop(node, None)
+        self._members = members
+        self._doubt = any(now >= self._doubtful_from(at) for at in self._silent.values())
+
+    def _doubtful_from(self, lost: float) -> float:
+        rules = self.rules
+        return lost + max(rules.mlost_count, rules.slost_count) * rules.pulse + ORPHAN_SECONDS
+
+    def _meet(self) -> None:
+        """Find servers which took part without us: there may be connections of theirs in any bucket."""
+        for node in bits(self._alive()):
+            row = self.membership.row(node)
+            if node == self.rules.me or row is None:
+                continue
+            served = row.facts & _TAKES_PART and row.facts >> 1 not in (self._key, _NOBODYS_KEY, 0)
+            if served and self._together.get(node) != row.incarnation:
+                self._met.add(node)
+        for node in list(self._met):
+            row = self.membership.row(node)
+            if row is None or not self._alive() >> node & 1 or row.facts >> 1 == self._applied == self._key:
+                self._met.discard(node)
 
     def _forget_the_dead(self) -> None:
         """What a dead server kept, or the one before its restart, is kept no more: its clients are to be told."""
@@ -394,6 +477,8 @@ class FarmCore:
         self._claims = claims
 
     def _shared(self) -> tuple[int, ...]:
+        if self._met:
+            return ((1 << BUCKETS) - 1,) * len(self._groups)
         return either((self._claims, *(bitmaps for _, bitmaps in self._lingering)), len(self._groups))
 
 

@@ -46,12 +46,13 @@ class NftablesEngine:
     def __init__(self) -> None:
         self._nft = Nft()
         self._layout: Layout | None = None
+        self._doubt = 0.0
 
     def install(self, layout: Layout, verdicts: Verdicts, lease: float | None) -> None:
-        self._layout = layout
+        self._layout, self._doubt = layout, 0.0
         try:
             # One transaction: filters of a life before are replaced without a moment in which everything is dropped.
-            self._nft.run(ruleset.table(layout) + ruleset.state(layout, verdicts) + ruleset.lease(layout, lease))
+            self._run(ruleset.table(layout) + ruleset.state(layout, verdicts) + ruleset.lease(layout, lease), verdicts)
             for wire in layout.wires:
                 if wire.vmac is not None and wire.v6:
                     append_link_address_rule(layout.table, ruleset.ndfix(wire), wire.vmac)
@@ -63,9 +64,15 @@ class NftablesEngine:
     def apply(self, verdicts: Verdicts, lease: float | None) -> None:
         layout = self._known()
         try:
-            self._nft.run(ruleset.state(layout, verdicts) + ruleset.lease(layout, lease))
+            self._run(ruleset.state(layout, verdicts) + ruleset.lease(layout, lease), verdicts)
         except NftError as error:
             raise EngineError(self._explain(error)) from None
+
+    def _run(self, text: str, verdicts: Verdicts) -> None:
+        if verdicts.doubt != self._doubt:
+            text += ruleset.doubt(self._known(), verdicts.doubt)
+        self._nft.run(text)
+        self._doubt = verdicts.doubt
 
     def renew(self, lease: float | None) -> None:
         try:

@@ -139,7 +139,8 @@ class Verdicts:
     speaks: answer for the virtual addresses (ARP, neighbour discovery, traffic without a rule). owners, mine,
     shared: as in core.Plan. macs: of the other servers, for each interface. keep: open connections that stay
     here although their bucket is not plainly ours; held: for each group the buckets where there may be some,
-    () for none.
+    () for none. doubt: seconds for which a client must repeat itself before it is told that its connection is not
+    known here, 0 to tell it at once.
     """
 
     speaks: bool
@@ -149,6 +150,7 @@ class Verdicts:
     macs: Mapping[int, Sequence[bytes]]
     keep: frozenset[Connection] = frozenset()
     held: tuple[int, ...] = ()
+    doubt: float = 0.0
 
 
 def closed(layout: Layout) -> Verdicts:

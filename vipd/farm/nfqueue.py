@@ -112,6 +112,7 @@ class QueueEngine:
             self._nft.run(
                 queuerules.state(layout, speaks=verdicts.speaks, orphans=ORPHAN_SECONDS if gained else None)
                 + ruleset.resolution(layout, verdicts)
+                + (ruleset.doubt(layout, verdicts.doubt) if verdicts.doubt != (before.doubt if before else 0.0) else "")
                 + ruleset.lease(layout, lease)
             )
         except NftError as error:

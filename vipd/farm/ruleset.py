@@ -37,6 +37,7 @@ _ADDRESS = {4: "ip", 6: "ip6"}
 _PART = {4: "ip frag-off & 0x3fff != 0", 6: "exthdr frag exists"}
 _OTHER_MAPS: tuple[tuple[str, Proto], ...] = (("p", "udp"), ("a", "arp"))
 KEEP_SIZE = 1 << 18
+RESET_SIZE, RESET_SECONDS = 1 << 16, 120
 FRESH_SECONDS = 5
 """How long an accepted connection is known without being in keep; vipd looks at the sockets more often."""
 _TARGET = "@th,64,128"
@@ -364,6 +365,43 @@ def state(layout: Layout, verdicts: Verdicts) -> str:
     if not any(verdicts.shared) and not any(verdicts.held):
         lines += [f"flush set {name} fresh4", f"flush set {name} fresh6"]
     return "\n".join(lines) + "\n" + keep(layout, verdicts.keep)
+
+
+def doubt(layout: Layout, seconds: float) -> str:
+    """The commands that hold back resets for connections which this server does not know, until the client has repeated
+    itself for that long; 0: not any more. Such a reset is the kernel's alone, without ACK; what an application aborts
+    has one.
+
+    Only in vmac_invisible a server sees the packets of another server's clients.
+    """
+    lines: list[str] = []
+    name = f"netdev {layout.table}"
+    for wire in layout.wires:
+        if wire.mode != "invisible":
+            continue
+        chain = f"{name} reset_{wire.number}"
+        if not seconds:
+            lines += [f"add chain {chain}", f"flush chain {chain}", f"delete chain {chain}"]
+            continue
+        hook = f'type filter hook egress device "{wire.device}" priority 1; policy accept;'
+        lines += [f"add chain {chain} {{ {hook} }}", f"flush chain {chain}"]
+        for version, kind, vips in ((4, "ipv4_addr", wire.v4), (6, "ipv6_addr", wire.v6)):
+            if not vips:
+                continue
+            word = _ADDRESS[version]
+            tuple_ = f"{word} daddr . tcp dport . {word} saddr . tcp sport"
+            key = f"type {kind} . inet_service . {kind} . inet_service; flags dynamic, timeout; size {RESET_SIZE};"
+            for set_ in ("asked", "waits"):
+                lines.append(f"add set {name} {set_}{version} {{ {key} timeout {RESET_SECONDS}s; }}")
+            which = f"{word} saddr {_set(vips)} tcp flags & (rst | ack) == rst {tuple_}"
+            wait = f"timeout {max(1, round(seconds * 1000))}ms"
+            lines += [
+                f"add rule {chain} {which} @waits{version} drop",
+                f"add rule {chain} {which} @asked{version} accept",
+                f"add rule {chain} {word} saddr {_set(vips)} tcp flags & (rst | ack) == rst"
+                f" add @asked{version} {{ {tuple_} }} add @waits{version} {{ {tuple_} {wait} }} drop",
+            ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def resolution(layout: Layout, verdicts: Verdicts) -> str:

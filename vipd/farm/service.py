@@ -24,7 +24,7 @@ from safekit.rotation import Rotation, follow_keys
 from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
-from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan, either
+from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan, either, repeat_seconds
 from vipd.farm.engine import Engine, EngineError
 from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
@@ -412,7 +412,16 @@ class Farm:
         core = self._core()
         # What was lost a moment ago too: of the connections there, some may not have been in the look at the sockets.
         held = either((held, core.claims_here), len(self.groups))
-        return Verdicts(core.taking_part, plan.owners, plan.mine, plan.shared, dict(self._macs.known), kept, held)
+        return Verdicts(
+            core.taking_part,
+            plan.owners,
+            plan.mine,
+            plan.shared,
+            dict(self._macs.known),
+            kept,
+            held,
+            repeat_seconds(core.rules.pulse) if plan.doubt else 0.0,
+        )
 
     def _disturbed(self, who: str) -> None:
         """Another program changed our filters: make them anew, a moment later, when it has finished."""
