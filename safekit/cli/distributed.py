@@ -233,7 +233,7 @@ class Waiting:
         names = ", ".join(label for label in self._labels if label in missing)
         done = sum(self._sent.values())
         if self._meter is not None and done < self._total:
-            return f"sending to {names}: {self._meter.line(done)}"
+            return f"sending {self._meter.line(done)}, to {names}"
         return f"waiting for {names} ({duration(time.monotonic() - self._began)})"
 
 

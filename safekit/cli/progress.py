@@ -57,12 +57,10 @@ class Meter:
         self._began = clock()
 
     def line(self, done: int) -> str:
-        """`12.0 MB of 48.0 MB (25%), 3.0 MB/s, 12 s left`."""
+        """`25%, 12 s left: 12.0 MB of 48.0 MB, 3.0 MB/s`."""
         percent = 100 * done // self._total if self._total else 100
-        text = f"{size(done)} of {size(self._total)} ({percent}%)"
         passed = self._clock() - self._began
-        if passed < RATE_AFTER or done <= 0:
-            return text
-        rate = done / passed
-        left = f", {duration((self._total - done) / rate)} left" if done < self._total else ""
-        return f"{text}, {size(rate)}/s{left}"
+        rate = done / passed if passed >= RATE_AFTER else 0.0
+        left = f", {duration((self._total - done) / rate)} left" if rate and done < self._total else ""
+        speed = f", {size(rate)}/s" if rate else ""
+        return f"{percent}%{left}: {size(done)} of {size(self._total)}{speed}"

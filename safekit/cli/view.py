@@ -149,13 +149,13 @@ def moment(when: float, now: float | None = None) -> str:
 
 
 def progress_line(p: Progress) -> str:
-    """Progress of a reintegration in one line."""
+    """Progress of a reintegration in one line, which a narrow terminal may cut: the time left comes first."""
     if not p.files_total:
         return "reintegration: comparing the directory trees"
     percent = f"{100 * p.done / p.total:.0f}%" if p.total else "-"
     left = f", {duration(p.eta)} left" if p.eta is not None else ""
     kind = f" ({p.kind})" if p.kind else ""
     return (
-        f"reintegration{kind} {percent}: {p.files}/{p.files_total} files, {size(p.done)} of {size(p.total)},"
-        f" {size(p.rate)}/s{left}"
+        f"reintegration{kind} {percent}{left}: {size(p.done)} of {size(p.total)}, {size(p.rate)}/s,"
+        f" {p.files}/{p.files_total} files"
     )

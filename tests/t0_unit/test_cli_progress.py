@@ -20,11 +20,11 @@ from safekit.webclient import Ask, CallError, call
 def test_a_meter_tells_rate_and_time_left() -> None:
     now = 100.0
     meter = Meter(48 << 20, clock=lambda: now)
-    assert meter.line(0) == "0 bytes of 48.0 MB (0%)"
+    assert meter.line(0) == "0%: 0 bytes of 48.0 MB"
     now = 104.0
-    assert meter.line(12 << 20) == "12.0 MB of 48.0 MB (25%), 3.0 MB/s, 12 s left"
-    assert meter.line(48 << 20) == "48.0 MB of 48.0 MB (100%), 12.0 MB/s"
-    assert Meter(0).line(0) == "0 bytes of 0 bytes (100%)"
+    assert meter.line(12 << 20) == "25%, 12 s left: 12.0 MB of 48.0 MB, 3.0 MB/s"
+    assert meter.line(48 << 20) == "100%: 48.0 MB of 48.0 MB, 12.0 MB/s"
+    assert Meter(0).line(0) == "100%: 0 bytes of 0 bytes"
 
 
 def test_nothing_is_shown_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

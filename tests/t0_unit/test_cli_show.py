@@ -87,7 +87,7 @@ def test_degraded_replication_is_in_the_table() -> None:
 
 def test_progress() -> None:
     line = progress_line(Progress(3, 10, 5 << 20, 20 << 20, 1 << 20, 15.0))
-    assert line == "reintegration 25%: 3/10 files, 5.0 MB of 20.0 MB, 1.0 MB/s, 15 s left"
+    assert line == "reintegration 25%, 15 s left: 5.0 MB of 20.0 MB, 1.0 MB/s, 3/10 files"
     assert "left" not in progress_line(Progress(0, 10, 0, 0, 0, None))
     assert progress_line(Progress(0, 0, 0, 0, 0, None)) == "reintegration: comparing the directory trees"
 

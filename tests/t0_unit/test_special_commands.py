@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -119,3 +121,13 @@ def test_ports_are_those_of_the_configuration() -> None:
     assert ports.module_ports(mirror) == (port("udp", 8888), port("udp", 9101), port("tcp", 5600))
     assert ports.module_ports({"heart": None, "rfs": None, "farm": {"port": 4806}}) == (port("udp", 4806),)
     assert ports.module_ports({"heart": None}) == ()
+
+
+def test_special_commands_run_without_an_environment_too() -> None:
+    """$SAFEBIN/COMMAND in a script, and /opt/safekit/private/bin/COMMAND in a shell (guide 14.5)."""
+    scripts = sorted((Path(__file__).resolve().parents[2] / "private" / "bin").iterdir())
+    assert {path.name for path in scripts} >= {"boundcmd", "errdpoll_running", "gencron", "processtree", "vip_if_ctrl"}
+    for path in scripts:
+        text = path.read_text()
+        assert 'exec "${SAFE:-/opt/safekit}/private/env/bin/python" -I -m ' in text, path.name
+        assert os.access(path, os.X_OK), path.name
