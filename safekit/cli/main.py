@@ -6,12 +6,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from safekit.cli.argv import Line, split
 from safekit.cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # word -> (section of the guide, module that has it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -93,6 +96,18 @@ class LazyGroup(SafekitGroup):
         found = getattr(module, f"{cmd_name}_command")
         assert isinstance(found, click.Command)
         return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        shown = {place for place, _ in SECTIONS}
+        return [
+            CompletionItem(word, help=text)
+            for word, (place, _, text) in COMMANDS.items()
+            if place in shown and word.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, title in SECTIONS:
