@@ -76,7 +76,7 @@ def describe(frame: bytes) -> str:
     if frame[0] < Op.CREATE:
         return f"fid {fid} offset {a}"
     body = frame[HEADER_SIZE:]
-    if frame[0] in (Op.CREATE, Op.MKDIR, Op.MKNOD, Op.SYMLINK, Op.PSETATTR, Op.ENTRY):
+    if frame[0] in (Op.CREATE, Op.MKDIR, Op.MKNOD, Op.SYMLINK, Op.PSETATTR, Op.ENTRY, Op.FILE):
         body = body[ATTR.size :]
     return (body[:extra] if extra else body)[:300].decode("utf-8", "replace")
 
@@ -120,10 +120,14 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, due: 
 def _write(descriptor: int, _extra: int, a: int, _b: int, body: memoryview, due: Due | None) -> None:
     if due is not None:
         due.data(descriptor)
-    while body:
-        done = os.pwrite(descriptor, body[:PIECE], a)
-        body = body[done:]
-        a += done
+    _write_all(descriptor, body, a)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(descriptor, data[:PIECE], offset)
+        data = data[done:]
+        offset += done
 
 
 def _truncate(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, due: Due | None) -> None:
@@ -398,11 +402,22 @@ def _fsyncdir(o: _Named) -> bool:
 
 def _entry(o: _Named) -> bool:
     """Make an entry as it is at the primary; content of a file apart. Times are set last of all (`finish`)."""
-    split = ATTR.size + o.extra
+    return _as_there(o, o.body[ATTR.size + o.extra :], None)
+
+
+def _file(o: _Named) -> bool:
+    """A regular file with its content."""
+    end = len(o.body) - o.b
+    if end < ATTR.size + o.extra or not stat.S_ISREG(ATTR.unpack_from(o.body)[1]):
+        raise OSError(errno.EPROTO, "malformed file")
+    return _as_there(o, o.body[ATTR.size + o.extra : end], o.body[end:])
+
+
+def _as_there(o: _Named, details: bytes, content: bytes | None) -> bool:
     attr = ATTR.unpack_from(o.body)
     mode, rdev, size = attr[1], attr[6], attr[7]
-    real = o.real(o.body[ATTR.size : split])
-    more = decode_map(o.body[split:])
+    real = o.real(o.body[ATTR.size : ATTR.size + o.extra])
+    more = decode_map(details)
     fresh = False
     try:
         status: os.stat_result | None = os.lstat(real)
@@ -419,13 +434,25 @@ def _entry(o: _Named) -> bool:
         os.unlink(real)
         fresh = True
         _make(real, mode, rdev, more)
-    if stat.S_ISREG(mode) and os.lstat(real).st_size != size:
+    if content is not None:
+        _fill(real, content)  # before attributes: it takes capabilities away, and moves the time
+    elif stat.S_ISREG(mode) and os.lstat(real).st_size != size:
         os.truncate(real, size)
     _xattrs(real, more.get("x") or {}, acl=bool(more.get("acl")))
     _attributes(real, attr)
     if stat.S_ISREG(mode):
         o.changed(real)
     return fresh
+
+
+def _fill(real: bytes, content: bytes) -> None:
+    descriptor = os.open(real, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _write_all(descriptor, memoryview(content), 0)
+        if os.fstat(descriptor).st_size != len(content):
+            os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
 
 
 def _same_kind(real: bytes, status: os.stat_result, mode: int, rdev: int, more: dict[str, Any]) -> bool:
@@ -482,5 +509,6 @@ _BY_NAME: dict[int, Callable[[_Named], bool]] = {
     Op.PREMOVEXATTR: _premovexattr,
     Op.FSYNCDIR: _fsyncdir,
     Op.ENTRY: _entry,
+    Op.FILE: _file,
     Op.REMOVE: _remove,
 }

@@ -60,6 +60,8 @@ hash                  (root, path, zones: [[off, len]]) -> {ino, size, digests: 
 push_entry            (root, path, fresh=False) make or correct the entry at the secondary: type, mode, owner, times,
                       xattrs, link target, size (content is not sent); fresh: a file as a new object, without content.
                       -> {kind: "file"|"dir"|"other"|"gone", size, ino, fresh: it has no content there}
+push_files            (root, paths) make small regular files at the secondary, whole.
+                      -> {files: [[kind, ino, size, errno]]}; kind single: push it by itself
 push_zone             (root, path, off, len) -> {sent: bytes, ino}; holes stay holes
 push_link             (root, existing, path) make path a hard link of existing. -> {open: bool}: written meanwhile,
                       by whichever name: its content must be compared once more

@@ -8,7 +8,9 @@ import os
 import stat
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgpack
@@ -18,7 +20,7 @@ from nfsbox.exclusions import parent
 from nfsbox.files import File
 from nfsbox.stream import Stream
 from nfsbox.system import PUNCH_HOLE
-from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, WireError, pack_attr
+from nfsbox.wire import HEADER_SIZE, SMALL, Flag, Op, Set, WireError, pack_attr
 
 #: Data of one pushed frame; the application's writes wait behind at most _WINDOW of them.
 CHUNK: Final = 256 << 10
@@ -57,6 +59,17 @@ class Pushed:
     size: int = 0
     inode: int = 0
     fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Small:
+    """What became of one of many files: file, gone, other, or single (it must be pushed by itself); code: the errno of
+    the secondary, or of reading it here."""
+
+    kind: str
+    inode: int = 0
+    size: int = 0
+    code: int = 0
 
 
 def entry_body(real: bytes, status: os.stat_result, *, acl: bool, fresh: bool) -> tuple[bytes, bytes]:
@@ -189,6 +202,97 @@ class Pusher:
         code = stream.wait_late(number, timeout)
         if code:
             raise OSError(code, os.strerror(code))
+
+    # --- many small files -----------------------------------------------------------------------------------
+
+    def files(self, root: Root, paths: Sequence[bytes]) -> list[Small]:
+        """Make small regular files equal, whole, all on their way at once. Raises WireError."""
+        stream = self._stream()
+        found: list[Small] = []
+        waiting: deque[tuple[int, int, int]] = deque()  # (index, number, bytes) that are not acknowledged
+        under_way = 0
+
+        def settle() -> int:
+            index, number, size = waiting.popleft()
+            code = stream.wait(number)
+            if code == errno.ENOTCONN:
+                raise WireError(code, stream.reason or "the stream to the secondary broke")
+            stream.was_fresh(number)
+            if code:
+                found[index] = replace(found[index], code=code)
+            return size
+
+        for path in paths:
+            try:
+                small, number = self._small(stream, root, path)
+            except OSError as error:
+                if isinstance(error, WireError):
+                    raise
+                small, number = Small("gone", code=error.errno or errno.EIO), 0
+            found.append(small)
+            if number:
+                waiting.append((len(found) - 1, number, small.size))
+                under_way += small.size
+            while under_way > _WINDOW * CHUNK:
+                under_way -= settle()
+        while waiting:
+            settle()
+        return found
+
+    def _small(self, stream: Stream, root: Root, path: bytes) -> tuple[Small, int]:
+        """Send one; the number to wait for, 0 when nothing was sent. Raises OSError, WireError."""
+        engine = self.engine
+        real = root.real(path)
+        try:
+            status = os.lstat(real)
+            if not stat.S_ISREG(status.st_mode):
+                return Small("other"), 0
+            descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return Small("gone"), 0
+        try:
+            status = os.fstat(descriptor)
+            size, inode = status.st_size, status.st_ino
+            # Names that belong together, and holes, want more than that.
+            if status.st_nlink > 1 or size > SMALL or (size and _extent(descriptor, 0, size) != (0, size)):
+                return Small("single", inode, size), 0
+            with engine.order:
+                if os.lstat(real).st_ino != inode:
+                    return Small("single", inode, size), 0
+                file = engine.files.opened(root.index, inode, path, local=False)
+                version = file.version
+            try:
+                # Without the lock, so that nobody waits for the disk.
+                data = os.pread(descriptor, SMALL + 1, 0)
+                self.bucket.take(len(data))
+                return self._send_small(stream, root, path, file, version, descriptor, data)
+            finally:
+                with engine.order:
+                    if engine.files.closed(file) and file.session == stream.identity:
+                        stream.send(Op.CLOSE, root.index, file.fid, flags=0)
+        finally:
+            os.close(descriptor)
+
+    def _send_small(
+        self, stream: Stream, root: Root, path: bytes, file: File, version: int, descriptor: int, data: bytes
+    ) -> tuple[Small, int]:
+        engine = self.engine
+        with engine.order:
+            if file.version != version:
+                data = os.pread(descriptor, SMALL + 1, 0)  # it was written meanwhile; it is in memory now
+            status = os.lstat(root.real(path))
+            size = status.st_size
+            if status.st_ino != file.inode or status.st_nlink > 1 or size != len(data):
+                return Small("single", status.st_ino, size), 0
+            if engine.stream is not stream:
+                raise WireError(errno.ENOTCONN, stream.reason or "the stream to the secondary broke")
+            attr, more = entry_body(root.real(path), status, acl=engine.settings.acl, fresh=False)
+            number = stream.send(
+                Op.FILE, root.index, b=size, body=b"".join((attr, path, more, data)), extra=len(path), flags=_PUSHED
+            )
+            stream.rebind(file)
+            stream.reintegrated += size
+            return Small("file", file.inode, size), number
 
     # --- content --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from nfsbox.wire import Channel, Op, WireError, decode_map, expect, valid_path
 #: Entries of one answer of `list`, files of one of `dirty_next`, zones of one `hash`.
 MAX_ENTRIES: Final = 4096
 MAX_ZONES: Final = 4096
+MAX_FILES: Final = 1024
 MAX_ZONE: Final = 1 << 30
 _READ: Final = 1 << 20
 #: How long a request waits for the secondary to begin to take the stream, seconds.
@@ -77,6 +78,7 @@ class Service:
             "stat": self._op_stat,
             "hash": self._op_hash,
             "push_entry": self._op_push_entry,
+            "push_files": self._op_push_files,
             "push_zone": self._op_push_zone,
             "push_link": self._op_push_link,
             "push_delete": self._op_push_delete,
@@ -271,6 +273,14 @@ class Service:
             self._root(request), self._path(request), fresh=bool(request.get("fresh"))
         )
         return {"kind": pushed.kind, "size": pushed.size, "ino": pushed.inode, "fresh": pushed.fresh}
+
+    def _op_push_files(self, request: Fields) -> Fields:
+        root, paths = self._root(request), request.get("paths")
+        if not isinstance(paths, list) or len(paths) > MAX_FILES:
+            raise BadRequest("invalid paths")
+        names = [self._path({"path": path}) for path in paths]
+        pushed = self._context.pusher.files(root, names)
+        return {"files": [[small.kind, small.inode, small.size, small.code] for small in pushed]}
 
     def _op_push_zone(self, request: Fields) -> Fields:
         sent, inode = self._context.pusher.zone(

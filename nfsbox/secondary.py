@@ -193,7 +193,8 @@ class Applier:
         if op == Op.PING:
             return False
         self.applied += 1
-        due = self._due if self.durable else None
+        # What is pushed is nobody's promise yet: STRICT, at the end of it all, puts everything on disk.
+        due = self._due if self.durable and (self.strict or not frame[1] & Flag.RESYNC) else None
         return apply.operation(self._tree, self._files, frame, strict=self.strict, due=due)
 
     def _sync(self) -> None:

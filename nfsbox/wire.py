@@ -44,6 +44,8 @@ HEADER: Final = struct.Struct("<BBHIQQQ")
 HEADER_SIZE: Final = HEADER.size
 #: Longest data of one WRITE: a larger one is split by the sender.
 MAX_DATA: Final = 1 << 20
+#: Largest file that a resynchronisation sends whole in one frame.
+SMALL: Final = 64 << 10
 #: Longest frame that either side accepts.
 MAX_FRAME: Final = (8 << 20) + (64 << 10)
 #: Longest frame accepted before the peer has proved that it holds the key.
@@ -98,6 +100,7 @@ class Op(IntEnum):
     PREMOVEXATTR = 31  # extra length of path; body path + name
     FSYNCDIR = 32
     ENTRY = 40  # resynchronisation: extra length of path, body ATTR + path + msgpack {target, xattrs, link}
+    FILE = 42  # resynchronisation: as ENTRY, and b bytes of content behind: a regular file whole
     REMOVE = 41  # resynchronisation: remove path, whatever it is, with everything below
     PING = 60
     CHECKPOINT = 61  # put everything received so far on disk, then acknowledge

@@ -12,13 +12,14 @@ meanwhile is looked at again (`revisit`): if its two inodes are no noted pair, i
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nfsbox.wire import WireError
+from nfsbox.wire import SMALL, WireError
 from reintegre.local import LocalTree
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
@@ -110,6 +111,7 @@ class Copier:
         self._executor = executor
         self._check = check
         self._uncommitted = 0
+        self.batches = True
 
     def file(self, work: FileWork) -> Outcome:
         """Make one file equal. Raises OSError when the primary is lost, Stopped."""
@@ -120,6 +122,38 @@ class Copier:
                 raise about(work.path, error) from None
             # The name is gone, or names something else now: it is looked at again.
             return Outcome(0, again=True)
+
+    def batched(self, work: FileWork) -> bool:
+        """Whether a file may go together with others."""
+        return self.batches and not self._commit and work.content is Content.COPY \
+            and work.size <= min(SMALL, self._packet)
+
+    def files(self, works: Sequence[FileWork]) -> list[Outcome]:
+        """Copy small files of one directory tree, all on their way at once. Raises as `file` does."""
+        self._check()
+        root = works[0].root
+        try:
+            answers = self._primary.push_files(root, [work.path for work in works])
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self.batches = False  # a primary of the release before
+            return [self.file(work) for work in works]
+        return [self._copied(work, *answer) for work, answer in zip(works, answers, strict=True)]
+
+    def _copied(self, work: FileWork, kind: str, ino: int, size: int, code: int) -> Outcome:
+        if kind == "single":
+            return self.file(work)
+        if code and code not in MOVED:
+            raise OSError(code, f"{os.strerror(code)}: {os.fsdecode(work.path)}")
+        self._meter.compared(work.size)
+        if code or kind != "file" or ino != work.ino:
+            return Outcome(0, again=bool(code) or kind != "gone")
+        self._meter.copied(size)
+        here = self._trees[work.root].inode(work.path)
+        if here is not None:
+            self._pairs.note(work.root, ino, here)
+        return Outcome(size, written=True)
 
     def _file(self, work: FileWork) -> Outcome:
         ino = work.ino

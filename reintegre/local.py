@@ -53,6 +53,13 @@ class LocalTree:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def inode(self, relative: bytes) -> int | None:
+        """Number of one entry, None when there is none."""
+        try:
+            return os.lstat(self.path(relative)).st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def names(self, relative: bytes) -> dict[bytes, Entry]:
         """Entries of a directory, without what is not replicated; empty when it is not a directory (yet)."""
         found: dict[bytes, Entry] = {}

@@ -104,6 +104,15 @@ class Primary:
         answer = self._call("push_entry", root=root, path=path, **({"fresh": True} if fresh else {}))
         return str(answer["kind"]), int(answer.get("ino") or 0), bool(answer.get("fresh")), int(answer.get("size") or 0)
 
+    def push_files(self, root: int, paths: Sequence[bytes]) -> list[tuple[str, int, int, int]]:
+        """Make regular files here, whole: kind, inode on the primary, bytes, errno of each. Kind "single": it must be
+        pushed by itself. Raises OSError with EOPNOTSUPP when the primary is of an older release."""
+        answer = [(str(kind), int(ino), int(size), int(code))
+                  for kind, ino, size, code in self._call("push_files", root=root, paths=list(paths))["files"]]
+        if len(answer) != len(paths):
+            raise ProtocolFault(f"{len(answer)} answers for {len(paths)} files")
+        return answer
+
     def push_zone(self, root: int, path: bytes, offset: int, length: int) -> tuple[int, int | None]:
         """Send a range of a file: bytes sent, and the inode they came from."""
         answer = self._call("push_zone", root=root, path=path, off=offset, len=length)

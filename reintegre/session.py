@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from reintegre.copier import MOVED, Copier, FileWork, Pairs, Stopped
+from reintegre.copier import MOVED, Copier, FileWork, Outcome, Pairs, Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
@@ -20,6 +20,8 @@ from reintegre.walk import Found, Walker
 
 WALKERS = 2
 QUEUED_FILES = 4096
+#: Small files that one request asks for.
+TOGETHER = 128
 #: Times that one name may change under our hands before it counts as a fault.
 MOST_TRIES = 1000
 
@@ -231,20 +233,35 @@ class Session:
                     self._changed.wait(1.0)
                 if self._stop.is_set():
                     return
-                work = self._jobs.files.popleft()
+                works = self._next(copier)
                 self._changed.notify_all()
-            outcome = copier.file(work)
-            self.meter.finished()
-            with self._changed:
-                if outcome.copied:
-                    self._roots[work.root].files += 1
-                    self._roots[work.root].bytes += outcome.copied
-                    self._roots[work.root].end = time.monotonic()
-            if outcome.again:
-                self._later(work.root, work.path)
+            outcomes = copier.files(works) if len(works) > 1 else [copier.file(works[0])]
+            for work, outcome in zip(works, outcomes, strict=True):
+                self._note(work, outcome)
+
+    def _next(self, copier: Copier) -> list[FileWork]:
+        """The next file, with small ones behind it that can go together; what is left is shared with the others."""
+        files = self._jobs.files
+        most = min(TOGETHER, 1 + len(files) // self._limits.nbrei)
+        works = [files.popleft()]
+        root = works[0].root
+        if copier.batched(works[0]):
+            while len(works) < most and files and files[0].root == root and copier.batched(files[0]):
+                works.append(files.popleft())
+        return works
+
+    def _note(self, work: FileWork, outcome: Outcome) -> None:
+        self.meter.finished()
+        with self._changed:
             if outcome.copied:
-                self._hooks.detail(f"copied {work.path!r}: {outcome.copied} of {work.size} bytes")
-            self._finished()
+                self._roots[work.root].files += 1
+                self._roots[work.root].bytes += outcome.copied
+                self._roots[work.root].end = time.monotonic()
+        if outcome.again:
+            self._later(work.root, work.path)
+        if outcome.copied:
+            self._hooks.detail(f"copied {work.path!r}: {outcome.copied} of {work.size} bytes")
+        self._finished()
 
     # --- the end ------------------------------------------------------------------------------------------
 

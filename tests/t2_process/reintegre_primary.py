@@ -2,6 +2,7 @@
 once to the directories of the secondary. For tests of reintegre alone."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -34,6 +35,7 @@ class FakePrimary:
         self.hook: Hook = lambda op, fields: None
         self.lock = threading.RLock()
         self.lost = False
+        self.old = False  # a release that does not know push_files
         self.open_files: set[bytes] = set()
 
     def connect(self) -> Connection:
@@ -126,6 +128,25 @@ class FakePrimary:
             for name, value in wanted.items():
                 os.setxattr(here, name, value)
         os.utime(here, ns=(s.st_atime_ns, s.st_mtime_ns), follow_symlinks=False)
+
+    def op_push_files(self, root: int, paths: list[bytes]) -> dict[str, Any]:
+        if self.old:
+            raise OSError(errno.EOPNOTSUPP, "unknown request 'push_files'")
+        files = []
+        for path in paths:
+            there = self.path(self.sources, root, path)
+            if os.path.lexists(there) and os.lstat(there).st_nlink > 1:
+                files.append(["single", os.lstat(there).st_ino, 0, 0])
+                continue
+            try:
+                entry = self.op_push_entry(root, path)
+                if entry["kind"] == "file":
+                    self.op_push_zone(root, path, 0, entry["size"])
+                    self.op_finish(root, path)
+                files.append([entry["kind"], entry["ino"], entry["size"], 0])
+            except OSError as error:
+                files.append(["gone", 0, 0, error.errno])
+        return {"files": files}
 
     def op_push_zone(self, root: int, path: bytes, off: int, len: int) -> dict[str, Any]:
         there, here = self.path(self.sources, root, path), self.path(self.targets, root, path)

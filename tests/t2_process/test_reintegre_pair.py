@@ -183,6 +183,56 @@ def test_application_writes_during_the_reintegration(pair: Pair) -> None:
     equal(pair)
 
 
+def test_small_files_arrive_whole_while_they_change(pair: Pair) -> None:
+    """Many small files on their way at once: with all attributes, and whatever the application does to them."""
+    here = pair.n1.backing
+    for number in range(1200):
+        path = here / f"s{number % 5}" / f"f{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % number * (number % 50))
+        os.chown(path, number % 3, number % 4)
+        os.chmod(path, 0o4755 if number % 7 == 0 else 0o640)
+        if number % 11 == 0:
+            os.setxattr(path, "user.note", b"n%d" % number)
+        os.utime(path, ns=(10**18 + number, 10**18 + 7 * number))
+    os.setxattr(here / "s0/f0", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    with open(here / "s1/holes", "wb") as handle:
+        handle.truncate(50_000)
+    os.link(here / "s2/f2", here / "s3/second")
+    other = pair.n2.backing / "s4"
+    other.mkdir()
+    (other / "f4").mkdir()  # in the way
+    os.symlink("nowhere", other / "f9")
+    (other / "f14").write_bytes(b"longer than what the primary has" * 100)
+    os.link(other / "f14", other / "f19")
+    pair.start_primary(pair.n1)
+    stop = threading.Event()
+
+    def application() -> None:
+        mount, number = pair.n1.dir, 0
+        while not stop.is_set():
+            for name in (f"f{number * 31 % 1200}", f"f{number * 7 % 1200}"):
+                path = mount / f"s{int(name[1:]) % 5}" / name
+                match number % 4:
+                    case 0 | 1:
+                        path.write_bytes(b"w%d" % number * (number % 200))
+                    case 2:
+                        path.unlink(missing_ok=True)
+                    case 3 if path.exists():
+                        os.replace(path, mount / f"s{number % 5}" / f"f{number * 13 % 1200}")
+            number += 1
+
+    thread = threading.Thread(target=application)
+    thread.start()
+    try:
+        pair.start_secondary(pair.n2, timeout=90)
+    finally:
+        stop.set()
+        thread.join()
+    equal(pair)
+    assert (pair.n2.backing / "s1/holes").stat().st_blocks == 0
+
+
 def test_interrupted_and_resumed(pair: Pair) -> None:
     pair.configure(replace(pair.rfs, reiallowedbw=20_000))
     for number in range(20):

@@ -138,6 +138,27 @@ def test_a_recorded_whole_file_is_compared_whole(bed: Bed) -> None:
     bed.same()
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_small_files_go_together(bed: Bed, old: bool) -> None:
+    """Many in one request, also beside a file with two names and a large one; one by one with an older primary."""
+    bed.primary.old = old
+    for number in range(300):
+        (bed.source / f"small{number:03}").write_bytes(b"%d" % number * (number % 5))
+    (bed.source / "large").write_bytes(b"l" * 100_000)
+    os.link(bed.source / "small007", bed.source / "second name")
+    os.setxattr(bed.source / "small008", "user.kept", b"yes")
+    bed.run()
+    bed.same()
+    calls = bed.primary.calls
+    assert sum(copied.files for copied in bed.copied) == 241  # empty ones are made, not copied
+    if old:
+        assert 1 <= calls["push_files"] <= 3 and calls["push_entry"] >= 300
+    else:
+        assert calls["push_files"] < 60 and calls.get("push_entry", 0) < 60
+    bed.run()
+    assert not bed.copied and not bed.primary.sent
+
+
 def test_full_sends_everything_although_nothing_changed(bed: Bed) -> None:
     populate(bed)
     bed.run(Kind.FULL)
