@@ -13,7 +13,7 @@ from typing import Any, Final
 from nfsbox.commit import Due, sync_path
 from nfsbox.engine import Root
 from nfsbox.exclusions import parent
-from nfsbox.system import PIECE, fallocate, set_times
+from nfsbox.system import PIECE, fallocate, rename_exchange, set_times
 from nfsbox.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, valid_path
 
 _ACL_PREFIX: Final = b"system.posix_acl_"
@@ -362,6 +362,15 @@ def _rename(o: _Named) -> bool:
     return False
 
 
+def _exchange(o: _Named) -> bool:
+    one, other = o.real(o.body[: o.extra]), o.real(o.body[o.extra :])
+    rename_exchange(one, other)
+    if os.path.dirname(one) != os.path.dirname(other):
+        o.done(one)
+    o.done(other)
+    return False
+
+
 def _psetattr(o: _Named) -> bool:
     real = o.real(o.body[ATTR.size :])
     _attributes(real, ATTR.unpack_from(o.body))
@@ -503,6 +512,7 @@ _BY_NAME: dict[int, Callable[[_Named], bool]] = {
     Op.UNLINK: _unlink,
     Op.RMDIR: _rmdir,
     Op.RENAME: _rename,
+    Op.EXCHANGE: _exchange,
     Op.PSETATTR: _psetattr,
     Op.PTRUNCATE: _ptruncate,
     Op.PSETXATTR: _psetxattr,

@@ -374,7 +374,7 @@ class Box:
         self._end_applier()
         self._to_readonly(Role.SECONDARY, keep_journal=not paired)
         self._peer, self._address, self._port, self._attempt = peer, address, port, attempt
-        hello: Fields = {"node": self.place.node, "paired": paired}
+        hello: Fields = {"node": self.place.node, "paired": paired, "exchanges": True}
         if paired:
             hello["token"] = self._token or b""
         try:

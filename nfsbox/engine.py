@@ -228,7 +228,7 @@ class Engine:
         """The number that the next session will have."""
         return self._identity + 1
 
-    def attach(self, channel: Channel, peer: str, *, paired: bool) -> Stream:
+    def attach(self, channel: Channel, peer: str, *, paired: bool, exchanges: bool = False) -> Stream:
         """A secondary has connected. Raises Refused."""
         with self.order:
             if self.role is not Role.PRIMARY:
@@ -244,6 +244,7 @@ class Engine:
                 self.new_identity(),
                 peer,
                 paired=paired,
+                exchanges=exchanges,
                 sendtimeout=self.settings.sendtimeout,
                 locktimeout=self.settings.locktimeout,
                 on_lost=self._stream_lost,

@@ -70,6 +70,10 @@ FSYNC_DATA: Final = 1
 GETATTR_FH: Final = 1
 
 RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+#: No opcode of the kernel: a request that we make ourselves, so that the names that libfuse keeps follow.
+OWN: Final = 0
 
 #: Requests that change nothing which the peer must know: they never wait for it.
 QUIET: Final = frozenset(
@@ -135,6 +139,13 @@ def libfuse_init(unique: int) -> bytes:
     """The INIT that libfuse is given: its own version, the features that concern it."""
     body = struct.pack("<IIII", 7, LIBFUSE_MINOR, 128 << 10, _ASYNC_READ | _ATOMIC_O_TRUNC | _BIG_WRITES)
     return IN.pack(HEADER + len(body), INIT, unique, 0, 0, 0, 0, 0, 0) + body
+
+
+def rename_request(request: bytes | bytearray, olddir: int, old: bytes, newdir: int, new: bytes) -> bytes:
+    """A RENAME by the caller of `request`, for libfuse."""
+    _, _, unique, _, uid, gid, pid, *_ = IN.unpack_from(request, 0)
+    body = newdir.to_bytes(8, "little") + old + b"\0" + new + b"\0"
+    return IN.pack(HEADER + len(body), RENAME, unique, olddir, uid, gid, pid, 0, 0) + body
 
 
 _ENTRIES: Final = frozenset((LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE))

@@ -43,6 +43,7 @@ _lib = fuse._libfuse
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MNT_DETACH = 2
+_ASIDE = b"\x01safekit exchange"  # a name inside libfuse, never of a file
 _NOFOLLOW = 8  # the path may be a link to the data by now, which may be a mount of its own
 
 
@@ -139,6 +140,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._serving = 0  # threads inside the loop
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
+        self._paths = threading.Lock()  # what libfuse takes names for is what they stand for
         self._busy = False  # with a request that may wait for the peer
         self._relieved = False  # such a request waits; another thread reads the next ones
         self._aside: deque[bytes] = deque()  # changes for the relieved thread, in their order
@@ -217,6 +219,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             opcode = self._now.opcode
             if opcode == kernel.INIT:
                 return 0  # the kernel has had ours
+            if opcode == kernel.OWN:
+                return 0  # nobody asked
             if not count:
                 return 0  # a request that has no reply (FORGET)
             reply = string_at(vector[0].base, vector[0].len)
@@ -317,7 +321,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         ops = self.operations
         receive: Callable[[list[bytearray]], int] = partial(os.readv, fd)
         relieved = False  # this thread: it works on what is put aside
-        lock, waits, quiet = self._lock, ops.waits, kernel.QUIET
+        lock, waits, quiet, paths = self._lock, ops.waits, kernel.QUIET, self._paths
         write, read = os.write, answers.read
         unpack_in, unpack_write, unpack_read = (
             kernel.IN.unpack_from,
@@ -380,6 +384,13 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 if opcode == kernel.INTERRUPT:
                     continue  # what it would interrupt is answered by the time we see this
                 if opcode == kernel.RENAME2:
+                    if buffer[48] == kernel.RENAME_EXCHANGE:
+                        try:
+                            self._exchange(bytes(view[:size]))
+                            write(fd, pack_out(16, 0, unique))
+                        except OSError as error:
+                            write(fd, pack_out(16, -(error.errno or errno.EIO), unique))
+                        continue
                     size = self._as_rename(view, size)
                     if not size:
                         write(fd, pack_out(16, -errno.EINVAL, unique))
@@ -389,7 +400,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 if busy or relieved:
                     ops.request = (opcode, nodeid)
                     ops.kill_privileges = self._kills(buffer, opcode)
-                process(session, address, size, channel)
+                    process(session, address, size, channel)
+                else:
+                    with paths:
+                        process(session, address, size, channel)
                 if self._stopping and opcode == kernel.STATFS:
                     return  # the request by which `stop` woke us
             except OSError as error:
@@ -412,9 +426,49 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             return bool(buffer[44] & 1)  # FUSE_OPEN_KILL_SUIDGID
         return False
 
+    def _exchange(self, request: bytes) -> None:
+        """RENAME2 with EXCHANGE. libfuse does not know it: it tells us the two paths, and afterwards its names follow
+        by way of a third one, all with renames that change nothing but its table. Raises OSError."""
+        olddir = kernel.IN.unpack_from(request, 0)[3]
+        newdir = kernel.RENAME2_IN.unpack_from(request, kernel.HEADER)[0]
+        old, new, _ = request[kernel.HEADER + kernel.RENAME2_IN.size :].split(b"\0", 2)
+
+        def told(*names: Any) -> list[bytes]:
+            answer = ctypes.create_string_buffer(kernel.rename_request(request, *names))
+            self._now.opcode = kernel.OWN
+            self._now.told = []
+            _lib.fuse_session_process(self._session, ctypes.addressof(answer), len(answer) - 1, self._own_channel)
+            found: list[bytes] = self._now.told
+            if not found:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return found
+
+        self._now.result = -errno.ECANCELED
+        one, other = told(olddir, old, olddir, _ASIDE)[0], told(newdir, new, newdir, _ASIDE)[0]
+
+        def swap(change: Callable[[], None]) -> None:
+            with self._paths:
+                change()
+                self._now.result = 0
+                for names in (
+                    (olddir, old, olddir, _ASIDE), (newdir, new, olddir, old), (olddir, _ASIDE, newdir, new)
+                ):
+                    told(*names)
+
+        self.operations.exchange(one, other, swap)
+
+    def rename(self, old: bytes, new: bytes) -> int:
+        """The callback of libfuse; see `_exchange`."""
+        if self._now.opcode == kernel.OWN:
+            self._now.told = [old, new]
+            result: int = self._now.result
+            return result
+        super().rename(old, new)
+        return 0
+
     def _as_rename(self, view: memoryview, size: int) -> int:
         """Rewrite a RENAME2 as the RENAME that libfuse knows; the kernel has checked NOREPLACE itself. Returns the
-        new size, 0 for an exchange, which the names that libfuse keeps cannot follow."""
+        new size, 0 for what is not served."""
         newdir, flags, _ = kernel.RENAME2_IN.unpack_from(view, kernel.HEADER)
         if flags & ~kernel.RENAME_NOREPLACE:
             return 0

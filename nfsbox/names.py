@@ -16,9 +16,10 @@ from nfsbox.exclusions import is_hidden, parent
 from nfsbox.files import File
 from nfsbox.push import export
 from nfsbox.stream import Stream
-from nfsbox.system import ENCODING, set_mtime
+from nfsbox.system import ENCODING, rename_exchange, set_mtime
 from nfsbox.wire import Op, Set, pack_attr
 
+_ASIDE: Final = b".safekit-exchange"
 _ACL_PREFIX: Final = "system.posix_acl_"
 
 
@@ -324,6 +325,47 @@ class Names(Base):
         self._change(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
         if replaced is not None and replaced.st_nlink == 1 and not stat.S_ISDIR(replaced.st_mode):
             self.engine.tracker.gone(self.index, replaced.st_ino)
+
+    def exchange(self, first: bytes, second: bytes, swap: Callable[[Callable[[], None]], None]) -> None:
+        """What two paths of the kernel stand for changes places, at once here and at the peer. `swap` makes the local
+        change, and tells libfuse."""
+        one, other = first[1:], second[1:]
+        real_one, real_other = self.root.real(one), self.root.real(other)
+        local = self._excluded(one)
+        if local != self._excluded(other):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what is not replicated is another place
+        if local:
+            swap(lambda: rename_exchange(real_one, real_other))
+            return
+        engine = self.engine
+        engine.check_writable()
+        found = os.lstat(real_one), os.lstat(real_other)
+        directory = any(stat.S_ISDIR(status.st_mode) for status in found)
+        if directory and engine.due_directories:
+            engine.flush_times()  # they are kept by path
+        above = parent(one)
+        aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
+        moves = ((found[0], one, aside), (found[1], other, one), (found[0], aside, other))
+
+        def record() -> None:
+            self._record_names(one, other)
+            for status, old, new in moves:
+                folder = stat.S_ISDIR(status.st_mode)
+                engine.tracker.renamed(self.index, status.st_ino, old, new, directory=folder)
+
+        def apply() -> None:
+            stream = engine.stream
+            if stream is not None and not stream.exchanges:
+                raise OSError(errno.EINVAL, "the secondary has a release that cannot exchange names")
+            swap(lambda: rename_exchange(real_one, real_other))
+            for _, old, new in moves:
+                engine.files.renamed(self.index, old, new)
+
+        def send(stream: Stream) -> int:
+            engine.due_directories.add((self.index, above))
+            return self._send_name(stream, Op.EXCHANGE, other, one + other, extra=len(one))
+
+        self._change((one, other), apply, send, record=record, recursive=directory, always_revisit=True)
 
     def _hide(self, source: bytes, hidden: bytes, real_source: bytes, real_hidden: bytes) -> None:
         """libfuse keeps a file that is unlinked, or renamed over, while open: under a name for this server only.

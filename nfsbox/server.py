@@ -153,6 +153,7 @@ class Server:
         engine = self._engine
         peer = str(hello.get("node", ""))[:64]
         paired = bool(hello.get("paired"))
+        exchanges = hello.get("exchanges") is True
         if engine.role is not Role.PRIMARY:
             refuse(channel, Refusal.ROLE, "this server is not primary")
             return
@@ -173,14 +174,14 @@ class Server:
             self._context = context
         try:
             if paired:
-                stream = engine.attach(channel, peer, paired=True)
+                stream = engine.attach(channel, peer, paired=True, exchanges=exchanges)
                 welcome(channel, session=stream.identity, durable=engine.settings.durable)
                 context.attached.set()
             else:
                 # The secondary begins when it has durably noted that its data is being changed.
                 welcome(channel, session=engine.expected_identity(), durable=engine.settings.durable)
                 expect(channel.receive_within(START), Op.START)
-                stream = context.stream = engine.attach(channel, peer, paired=False)
+                stream = context.stream = engine.attach(channel, peer, paired=False, exchanges=exchanges)
                 context.attached.set()
         except Refused as error:
             raise WireError(errno.ECONNREFUSED, str(error)) from None

@@ -54,6 +54,7 @@ class Stream:
         peer: str,
         *,
         paired: bool,
+        exchanges: bool = False,
         sendtimeout: float,
         locktimeout: float,
         on_lost: Callable[[Stream, State, str], None],
@@ -64,6 +65,7 @@ class Stream:
         channel.wait_at_most(PATIENCE)
         self.identity = identity
         self.peer = peer
+        self.exchanges = exchanges  # whether the secondary knows EXCHANGE; one of the release before does not
         self.state = State.PAIRED if paired else State.RESYNC
         self.strict = paired
         self.reason = ""

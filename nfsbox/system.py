@@ -20,6 +20,7 @@ ENCODING: Final = "latin-1"
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
+_RENAME_EXCHANGE = 2
 _OMIT = (1 << 30) - 2
 _TIMES = struct.Struct("@llll")
 
@@ -57,6 +58,11 @@ def _check(result: int) -> None:
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Raises OSError."""
     _check(_libc.fallocate(descriptor, mode, offset, length))
+
+
+def rename_exchange(one: bytes, other: bytes) -> None:
+    """Two names change what they stand for, at once. Raises OSError."""
+    _check(_libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE))
 
 
 def set_mtime(path: bytes, mtime_ns: int) -> None:

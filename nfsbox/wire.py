@@ -99,6 +99,7 @@ class Op(IntEnum):
     PSETXATTR = 30  # extra length of path, a flags, b length of the name; body path + name + value
     PREMOVEXATTR = 31  # extra length of path; body path + name
     FSYNCDIR = 32
+    EXCHANGE = 33  # extra length of the one path; body one + other: only to a secondary that said that it can
     ENTRY = 40  # resynchronisation: extra length of path, body ATTR + path + msgpack {target, xattrs, link}
     FILE = 42  # resynchronisation: as ENTRY, and b bytes of content behind: a regular file whole
     REMOVE = 41  # resynchronisation: remove path, whatever it is, with everything below

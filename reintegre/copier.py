@@ -145,7 +145,8 @@ class Copier:
         if kind == "single":
             return self.file(work)
         if code and code not in MOVED:
-            raise OSError(code, f"{os.strerror(code)}: {os.fsdecode(work.path)}")
+            where = "primary" if kind == "gone" else "secondary"
+            raise about(work.path, OSError(code, f"{os.strerror(code)} on the {where}"))
         self._meter.compared(work.size)
         if code or kind != "file" or ino != work.ino:
             return Outcome(0, again=bool(code) or kind != "gone")

@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -325,8 +326,56 @@ def test_rename_flags(m: Path) -> None:
     assert LIBC.renameat2(-100, one, -100, two, 1) == -1
     assert ctypes.get_errno() == 17
     assert LIBC.renameat2(-100, one, -100, os.fsencode(m / "r3"), 1) == 0
-    assert LIBC.renameat2(-100, two, -100, os.fsencode(m / "r3"), 2) == -1
+    exchange(two, os.fsencode(m / "r3"))
+    assert ((m / "r2").read_text(), (m / "r3").read_text()) == ("1", "2")
+    assert LIBC.renameat2(-100, two, -100, os.fsencode(m / "r3"), 4) == -1  # a whiteout
     assert ctypes.get_errno() == 22
+
+
+def exchange(one: bytes, other: bytes) -> None:
+    """renameat2 with RENAME_EXCHANGE. Raises OSError."""
+    if LIBC.renameat2(-100, one, -100, other, 2):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def test_exchange(m: Path, pair: Pair) -> None:
+    """Files, directories and both, in one directory and in two, while they are open; then each is who it is said to
+    be, for names, for handles and at the peer."""
+    for name in ("x", "x/sub", "y"):
+        (m / name).mkdir()
+    (m / "x/f").write_text("f of x")
+    (m / "y/g").write_text("g of y")
+    (m / "x/sub/deep").write_text("deep")
+    with open(m / "x/f", "r+b", buffering=0) as f, open(m / "y/g", "r+b", buffering=0) as g, \
+            open(m / "x/sub/deep", "ab", buffering=0) as deep:
+        exchange(os.fsencode(m / "x/f"), os.fsencode(m / "y/g"))
+        f.write(b"F")
+        g.write(b"G")
+        assert (m / "x/f").read_text() == "G of y" and (m / "y/g").read_text() == "F of x"
+        exchange(os.fsencode(m / "x/sub"), os.fsencode(m / "y/g"))  # a directory and a file
+        deep.write(b"er")
+        assert (m / "y/g/deep").read_text() == "deeper" and (m / "x/sub").read_text() == "F of x"
+        f.write(b"!")
+        exchange(os.fsencode(m / "x"), os.fsencode(m / "y"))
+        assert (m / "y/sub").read_text() == "F!of x" and (m / "x/g/deep").read_text() == "deeper"
+        deep.write(b"!")
+    (m / "y/sub").write_text("by name")
+    os.rename(m / "x/g", m / "x/h")
+    assert sorted(os.listdir(m / "x")) == ["h"] and sorted(os.listdir(m / "y")) == ["f", "sub"]
+    wait_for(lambda: (pair.b.backing / "x/h/deep").read_text() == "deeper!")
+    with pytest.raises(FileNotFoundError):
+        exchange(os.fsencode(m / "x/h"), os.fsencode(m / "x/none"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        exchange(os.fsencode(m / "x"), os.fsencode(m / "x/h"))  # the one holds the other
+    (m / "local").mkdir()
+    (m / "local/l").write_text("not replicated")
+    with pytest.raises(OSError, match="cross-device"):
+        exchange(os.fsencode(m / "local/l"), os.fsencode(m / "y/f"))
+    (m / "local/k").write_text("neither")
+    exchange(os.fsencode(m / "local/l"), os.fsencode(m / "local/k"))
+    assert (m / "local/l").read_text() == "neither"
+    shutil.rmtree(m / "local")
+    (m / "z").write_text("replicated: the time of the top follows")
 
 
 def test_errors_change_nothing(m: Path) -> None:

@@ -25,9 +25,6 @@ ACCEPTED = {
         "two_descriptors",
         "temporary file",
     ): "O_TMPFILE needs a request that the FUSE library does not know; programs fall back to a name, as on NFS",
-    ("renaming_with_flags", "exchange"): "RENAME_EXCHANGE cannot be told to the FUSE library; refused with EINVAL",
-    ("renaming_with_flags", "b"): "follows from the refused exchange",
-    ("renaming_with_flags", "c"): "follows from the refused exchange",
     (
         "unlinking",
         "directory of an open, unlinked file",
