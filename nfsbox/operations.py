@@ -320,9 +320,14 @@ class Operations(Names):
         file.era = era
 
     def _heal(self, stream: Stream, fh: int, file: File, offset: int, size: int) -> None:
-        """The peer has a write that failed here (the disk is full): send it what is here instead."""
-        status = os.fstat(fh)
-        data = os.pread(fh, size, offset)
+        """The peer has a write that failed here (the disk is full): send it what is here instead. When that cannot be
+        read either, the two differ from now on."""
+        try:
+            status = os.fstat(fh)
+            data = os.pread(fh, size, offset)
+        except OSError as error:
+            stream.fail(f"the disk of the primary failed ({error.strerror}) after the secondary had the change")
+            return
         stream.send(Op.WRITE, self.index, file.fid, offset, body=data, flags=0)
         stream.send(Op.TRUNCATE, self.index, file.fid, status.st_size, flags=0)
 

@@ -214,7 +214,7 @@ class Tracker:
         except OSError as error:
             if not self._complained:
                 log.error("changes cannot be recorded in %s: %s; the application gets that error, although its own "
-                          "directory may have room: make room there", self.directory, error.strerror)
+                          "directory may be in order: check that disk, make room there", self.directory, error.strerror)
             self._complained = True
             raise
         self._complained = False

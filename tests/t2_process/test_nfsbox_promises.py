@@ -142,8 +142,12 @@ class Peer:
         self.identity, self.peer, self.reason, self.replicated = 1, "B", "", 0
         self.sent: list[int] = []
         self.answer: Callable[[], int] = lambda: 0
+        self.failed = ""
 
     lost = False
+
+    def fail(self, reason: str) -> None:
+        self.failed = reason
 
     def send(self, op: int, *_: Any, **__: Any) -> int:
         self.sent.append(op)
@@ -368,3 +372,29 @@ def test_a_link_in_the_place_of_a_file_leads_nowhere(alone: tuple[Engine, Operat
     with pytest.raises(OSError, match="not supported"):
         operations.chmod("/link", 0o666)
     assert outside.read_text() == "secret" and outside.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_write_that_cannot_be_taken_back_ends_the_pair(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails, for reads as well: the peer has what is not here, and nobody would notice."""
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 5000)
+    handle = opened(operations, "f")
+    operations.write_request(handle, 0, request(b"y" * 100), 0)  # its zone is recorded
+    peer = Peer(strict=True)
+    engine.stream = peer  # type: ignore[assignment]
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            operations.write_request(handle, 0, request(b"y" * 100), 0)
+        assert not peer.failed and peer.sent == [Op.WRITE, Op.WRITE, Op.TRUNCATE]
+        patch.setattr("os.pread", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            operations.write_request(handle, 0, request(b"y" * 100), 0)
+        assert "disk of the primary failed" in peer.failed
+    operations.ended()
