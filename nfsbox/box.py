@@ -192,6 +192,7 @@ class Box:
                 except switch.SwitchFailure as error:
                     raise BoxError("tocheck", _text(error)) from None
             try:
+                self.engine.disks.open()
                 self._loaded = tracking.load(self.place.directory)
                 switch.clean_hidden(self.place.directory, self.roots)
                 self._mount_all()
@@ -199,6 +200,7 @@ class Box:
                     self._listen()
             except BaseException:
                 self._unmount_all(failed=True)
+                self.engine.disks.close()
                 self._give_back()
                 raise
             self._note_places(known)
@@ -328,6 +330,7 @@ class Box:
                 self._server.close()
                 self._server = None
         (self.place.directory / "hidden").unlink(missing_ok=True)
+        self.engine.disks.close()
         self._give_back()
         self.prepared = False
         self.degraded = False
@@ -390,6 +393,7 @@ class Box:
         self._applier = Applier(
             channel,
             self.roots,
+            self.engine.disks,
             strict=paired,
             durable=bool(answer.get("durable")),
             on_end=self._stream_ended,

@@ -3,10 +3,21 @@ have arrived by then at once: one commit serves them all, as a database commits 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+import threading
+from collections.abc import Sequence
+from typing import Final
 
-from nfsbox.engine import sync_filesystem
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """syncfs(2). Raises OSError."""
+    if _libc.syncfs(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def sync_path(path: bytes) -> None:
@@ -21,6 +32,36 @@ def sync_path(path: bytes) -> None:
 def open_inode(path: bytes) -> int:
     """A descriptor to sync by. Raises OSError."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+class Disks:
+    """Puts the data of all replicated directories on disk. The system tells an error of its writing back once, to
+    descriptors that were open when it happened: so they are kept. Safe from any thread."""
+
+    def __init__(self, backing: Sequence[bytes]) -> None:
+        self._backing = tuple(backing)
+        self._descriptors: list[int] = []
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """From now on no error is missed. Raises OSError."""
+        with self._lock:
+            for path in self._backing[len(self._descriptors) :]:
+                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def sync(self) -> None:
+        """Returns when everything is on disk. Raises OSError."""
+        self.open()
+        with self._lock:
+            for descriptor in self._descriptors:
+                sync_filesystem(descriptor)
+
+    def close(self) -> None:
+        """Nothing is changed any more: the file systems can be unmounted."""
+        with self._lock:
+            descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 class Due:

@@ -11,7 +11,6 @@ The order lock is held for a local system call and a send, never while an acknow
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -22,6 +21,7 @@ from enum import Enum
 from typing import Any, Final
 
 from nfsbox.changes import Mode
+from nfsbox.commit import Disks, sync_filesystem
 from nfsbox.exclusions import Exclusions
 from nfsbox.files import File, Files
 from nfsbox.stream import State, Stream
@@ -107,6 +107,7 @@ class Engine:
         self.notify = notify
         self.order = threading.Lock()
         self.files = Files()
+        self.disks = Disks([root.backing for root in self.roots])
         self.role = Role.STANDBY
         self.writable = False
         self.stream: Stream | None = None
@@ -418,12 +419,7 @@ class Engine:
 
     def sync_backing(self) -> None:
         """Put the data of all replicated directories on disk. Raises OSError."""
-        for root in self.roots:
-            descriptor = os.open(root.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                sync_filesystem(descriptor)
-            finally:
-                os.close(descriptor)
+        self.disks.sync()
 
     # --- the end of a resynchronisation ---------------------------------------------------------------------
 
@@ -455,13 +451,3 @@ class Engine:
                 raise Refused("the stream to the secondary broke")
             stream.state = stream.was = State.PAIRED
         self.tracker.paired()
-
-
-def sync_filesystem(descriptor: int) -> None:
-    """syncfs(2). Raises OSError."""
-    if _libc.syncfs(descriptor) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from nfsbox import apply
-from nfsbox.commit import Due
-from nfsbox.engine import Root, sync_filesystem
+from nfsbox.commit import Disks, Due
+from nfsbox.engine import Root
 from nfsbox.system import PIECE
 from nfsbox.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
 
@@ -36,6 +36,7 @@ class Applier:
         self,
         channel: Channel,
         roots: Sequence[Root],
+        disks: Disks,
         *,
         strict: bool,
         durable: bool,
@@ -44,6 +45,7 @@ class Applier:
     ) -> None:
         self.channel = channel
         self.roots = roots
+        self._disks = disks
         self.strict = strict
         self.durable = durable
         self.token: bytes | None = None
@@ -198,12 +200,7 @@ class Applier:
         return apply.operation(self._tree, self._files, frame, strict=self.strict, due=due)
 
     def _sync(self) -> None:
-        for root in self.roots:
-            descriptor = os.open(root.backing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                sync_filesystem(descriptor)
-            finally:
-                os.close(descriptor)
+        self._disks.sync()
 
     def _checkpoint(self, number: int) -> None:
         code = 0

@@ -15,7 +15,7 @@ import pytest
 from nfsbox_pair import Pair, assert_equal_soon
 
 from nfsbox import commit, secondary
-from nfsbox.commit import Due
+from nfsbox.commit import Disks, Due
 from nfsbox.engine import Root
 from nfsbox.exclusions import Exclusions
 from nfsbox.secondary import Applier
@@ -74,7 +74,8 @@ class Bench:
 
         root = Root(0, b"/nowhere", os.fsencode(self.backing), Exclusions((), ()))
         channel: Any = Channel([*groups], self.events)
-        Applier(channel, (root,), strict=strict, durable=durable, on_end=end, on_strict=lambda _: None).start()
+        disks = Disks((root.backing,))
+        Applier(channel, (root,), disks, strict=strict, durable=durable, on_end=end, on_strict=lambda _: None).start()
         assert ended.wait(10)
         return self.events
 
@@ -212,7 +213,7 @@ def test_nothing_is_put_on_disk_where_nothing_is_promised(bench: Bench) -> None:
 
 def test_a_resynchronisation_knows_what_failed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation for itself, until the end of the resynchronisation."""
-    monkeypatch.setattr(secondary, "sync_filesystem", lambda _: bench.events.append(("syncfs", None)))
+    monkeypatch.setattr(commit, "sync_filesystem", lambda _: bench.events.append(("syncfs", None)))
     together = [create(1, b"f"), write(1, 0, b"a"), frame(Op.UNLINK, body=b"no/f"), frame(Op.STRICT, body=b"\x80")]
     events = bench.run([*together, write(1, 1, b"b"), write(1, 2, b"c")], strict=False)
     kinds = [kind for kind, _ in events]
@@ -253,3 +254,30 @@ def test_two_servers_with_async_none(tmp_path: Path) -> None:
         pair.close()
 
 
+
+
+def test_an_error_of_writing_back_is_told_to_what_was_open_when_it_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program that syncs first takes the news; a descriptor that is opened afterwards hears nothing of it."""
+    before: list[int] = []
+    failed: set[int] = set()
+
+    def system(descriptor: int) -> None:
+        before.append(descriptor)
+        if descriptor in failed:
+            failed.discard(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("nfsbox.commit.sync_filesystem", system)
+    disks = Disks((os.fsencode(tmp_path),))
+    disks.open()
+    disks.sync()
+    failed.update(before)  # the error: from now on those that are open will be told
+    with pytest.raises(OSError, match="Input/output"):
+        disks.sync()
+    disks.sync()
+    disks.close()
+    assert len(set(before)) == 1
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(before[0])
