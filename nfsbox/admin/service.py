@@ -13,14 +13,18 @@ from typing import Any, Final
 
 from nfsbox import generations
 from nfsbox.admin.record import new_number, read
+from nfsbox.admin.recovery import TRIES, Recovery
 from nfsbox.admin.reintegration import Reintegration
 from nfsbox.admin.watch import Watch
 from nfsbox.generations import DataState
+from safekit import resources
 from safekit.bus import BusError, BusTimeout, Request, UnknownTarget
 from safekit.process import Context
 
 #: Seconds within which a started nfsbox must answer.
 START_S: Final = 20.0
+#: Seconds after which a nfsbox that does not answer is asked for once more.
+AGAIN_S: Final = 2.0
 #: Seconds for operations that mount, flush disks or wait for the peer.
 LONG_S: Final = 120.0
 #: Between two records that the pair is in step: far below the grace of a timestamp resynchronisation.
@@ -32,6 +36,12 @@ CONNECT_S: Final = 15.0
 CLOSING_NS: Final = 100_000_000
 
 Fields = dict[str, Any]
+#: What the state of the module says of our role, and whether the other server is equal.
+_ROLES: Final = {"PRIM": ("primary", True), "ALONE": ("primary", False), "SECOND": ("secondary", True)}
+
+
+class Died(BusError):
+    """nfsbox died in the middle of an operation."""
 
 
 class Admin:
@@ -53,11 +63,10 @@ class Admin:
         self._lock = asyncio.Lock()
         self._leaving = False  # the operation under way may wait for the peer
         self._tasks: set[asyncio.Task[None]] = set()
-        self._recovery: asyncio.Task[None] | None = None
-        self._remade = False  # mounted again after a death in a pair, waiting for `alone`
+        self.recovery = Recovery(self)
         self._died = asyncio.Event()
         self.durable = False  # the session acknowledges nothing before it is on disk
-        self._unapplied = False  # data that may lack what it had acknowledged, and heart may not know
+        self.unapplied = False  # data that may lack what it had acknowledged, and heart may not know
         self._bandwidth: dict[str, int] = {}
         self._adopted = asyncio.Event()
         if not adopting:
@@ -76,13 +85,7 @@ class Admin:
             if op == "alone" and self._leaving:
                 await self._cut()
             async with self._lock:
-                if op not in ("release", "prepare"):
-                    await self._recovered()
-                self._leaving = op in ("demote", "standby", "release")
-                try:
-                    return await self._operations[op](request)
-                finally:
-                    self._leaving = False
+                return await (self._operate(request) if op in ("release", "prepare") else self._again(request))
         match op:
             case "status":
                 return await self._status()
@@ -104,6 +107,25 @@ class Admin:
                 raise BusError("unknown_op", f"nfsadmin does not serve {op!r}")
         return None
 
+    async def _again(self, request: Request) -> Fields | None:
+        """An operation on what is prepared; nfsbox may die in it, and before it."""
+        for _ in range(TRIES):
+            await self.recovery.ended()
+            if self.role == "none" and request.op != "standby":
+                await self._prepare_again()
+            try:
+                return await self._operate(request)
+            except Died as error:
+                self.context.log.debug(error.text)  # the recovery has begun
+        raise BusError("nfsbox", "nfsbox dies again and again: see log/nfsbox.log")
+
+    async def _operate(self, request: Request) -> Fields | None:
+        self._leaving = request.op in ("demote", "standby", "release")
+        try:
+            return await self._operations[request.op](request)
+        finally:
+            self._leaving = False
+
     async def _cut(self) -> None:
         """End what waits for the lost peer, else `alone` would wait behind it, up to a minute."""
         try:
@@ -112,12 +134,19 @@ class Admin:
             self.context.log.debug(f"nfsbox was not told that the peer is given up: {error.text}")
 
     async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
-        """An operation of nfsbox. Raises BusError."""
-        return await self.context.bus.request(f"{self.module}/nfsbox", op, timeout, **fields)
+        """An operation of nfsbox. Raises BusError, Died when it dies before it answers."""
+        if self._watch is None:
+            return await self.context.bus.request(f"{self.module}/nfsbox", op, timeout, **fields)
+        answer = await self.unless_it_dies(op, timeout, **fields)
+        if answer is None:
+            raise Died("nfsbox", f"nfsbox died before it answered {op}")
+        return answer
 
-    async def _unless_it_dies(self, op: str, **fields: Any) -> Fields | None:
+    async def unless_it_dies(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields | None:
         """An operation of nfsbox; None when nfsbox dies before it answers. Raises BusError."""
-        asked = asyncio.ensure_future(self.nfsbox(op, **fields))
+        if self._watch is None:
+            return None
+        asked = asyncio.ensure_future(self.context.bus.request(f"{self.module}/nfsbox", op, timeout, **fields))
         died = asyncio.ensure_future(self._died.wait())
         try:
             await asyncio.wait((asked, died), return_when=asyncio.FIRST_COMPLETED)
@@ -166,15 +195,27 @@ class Admin:
     # --- operations of heart ------------------------------------------------------------------------------
 
     async def _prepare(self, request: Request) -> Fields:
-        state = await self._open(degraded=False)
-        self.role, self.paired, self.degraded, self._unapplied = "standby", False, False, False
+        state = await self.open(degraded=False)
+        self.role, self.paired, self.degraded, self.unapplied = "standby", False, False, False
         return {"consistent": state.consistent, "unapplied": state.unapplied, "generation": state.current,
                 "base": state.base}
 
-    async def _open(self, *, degraded: bool) -> DataState:
-        """Wait for nfsbox, mount, and read what the last life left."""
-        await self._find_nfsbox()
-        answer = await self.nfsbox("prepare", degraded=degraded)
+    async def _prepare_again(self) -> None:
+        """heart had it prepared by a nfsadmin and a nfsbox that died: it may not know what may be missing."""
+        self.unapplied = (await self.open(degraded=False)).unapplied
+        self.role, self.paired, self.degraded = "standby", False, False
+
+    async def open(self, *, degraded: bool) -> DataState:
+        """Wait for nfsbox, mount, and read what the last life left. Raises BusError."""
+        answer = None
+        for _ in range(TRIES):
+            await self._find_nfsbox()
+            answer = await self.unless_it_dies("prepare", degraded=degraded)
+            if answer is not None:
+                break
+            await self.process("nfsbox", True)
+        if answer is None:
+            raise BusError("nfsbox", "nfsbox dies again and again: see log/nfsbox.log")
         prepared = read(answer.get("state"), str(answer.get("journal")), self.context.paths.rfs / "state")
         if prepared.fault:
             self.context.log.event("rfs_state_fault", reason=prepared.fault)
@@ -201,8 +242,10 @@ class Admin:
         return state
 
     async def _find_nfsbox(self) -> None:
-        """Watch the running nfsbox; wait for one that is starting. Raises BusError."""
+        """Watch the running nfsbox; wait for one that is starting, and have one that died meanwhile started again.
+        Raises BusError."""
         deadline = time.monotonic() + START_S
+        again = time.monotonic() + AGAIN_S
         while True:
             try:
                 pid = int((await self.nfsbox("ping", 1.0))["pid"])
@@ -211,9 +254,15 @@ class Admin:
                     self._watch = Watch(pid, self._nfsbox_died)
                     self._died.clear()
                 return
-            except (BusTimeout, UnknownTarget, ProcessLookupError) as error:
+            except (BusTimeout, UnknownTarget, Died, ProcessLookupError) as error:
                 if time.monotonic() > deadline:
                     raise BusError("nfsbox", f"nfsbox does not answer ({error}): see log/nfsbox.log") from None
+                if time.monotonic() > again:
+                    again = time.monotonic() + AGAIN_S
+                    try:
+                        await self.process("nfsbox", True)  # one that lives is left alone
+                    except BusError as refused:
+                        self.context.log.debug(f"nfsbox was not asked for again: {refused.text}")
                 await asyncio.sleep(0.1)
 
     def _unwatch(self) -> None:
@@ -238,7 +287,7 @@ class Admin:
         if request.fields.get("force"):
             state = generations.forced(state, new_number())
             self.set_resource("rfs.inconsistent", "down")
-        elif self._unapplied:
+        elif self.unapplied:
             raise BusError("unapplied", "nfsbox died before it had applied all that it had acknowledged: the other "
                                         "server has it all; start that one with safekit prim")
         if not state.consistent:
@@ -253,11 +302,12 @@ class Admin:
     async def _alone(self, request: Request) -> Fields:
         state = generations.left_peer(self.known_state(), new_number(), time.time())
         # The secondary may have told heart that our nfsbox is gone before we saw it.
-        answer = None if self._remade else await self._unless_it_dies("alone", state=generations.to_fields(state))
+        fields = generations.to_fields(state)
+        answer = None if self.recovery.remade else await self.unless_it_dies("alone", state=fields)
         if answer is None:
-            await self._recovered()
-            answer = await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
-            self._remade = False
+            await self.recovery.ended()
+            answer = await self.nfsbox("primary", paired=False, state=fields)
+            self.recovery.remade = False
             self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
         self.state, self.role, self.paired = state, "primary", False
         return {"held": answer.get("held", 0), "generation": state.current}
@@ -310,15 +360,13 @@ class Admin:
                 state = generations.applied(state)  # nfsbox writes it after it has applied everything
             await self.nfsbox("standby", state=generations.to_fields(state))
             self.state, self.role = state, "standby"
-        self.paired, self._unapplied = False, False
+        self.paired, self.unapplied = False, False
         self._clear_bandwidth()
         return {}
 
     async def _release(self, request: Request) -> Fields:
         await self.reintegration.abandon()
-        if self._recovery is not None:
-            self._recovery.cancel()
-            self._recovery = None
+        self.recovery.cancel()
         try:
             if self.role != "none":
                 # Before anybody can come in beside us; the time stamps of files are up to a tick late.
@@ -330,7 +378,7 @@ class Admin:
                     await self.nfsbox("state_set", state=generations.to_fields(self.state))
         finally:
             self._unwatch()  # its end is now wanted
-            self.role, self.paired, self.degraded, self._remade = "none", False, False, False
+            self.role, self.paired, self.degraded = "none", False, False
             self._clear_bandwidth()
         return {}
 
@@ -397,15 +445,17 @@ class Admin:
 
     # --- the death of nfsbox ------------------------------------------------------------------------------
 
-    def _nfsbox_died(self, pid: int) -> None:
+    def _nfsbox_died(self, pid: int | None) -> None:
         self._watch = None
         self._died.set()
         role, paired = self.role, self.paired
         if role == "none" or self.context.stopping.is_set():
             return
         reaction = "started again without replication" if role == "primary" else "started again"
-        self.context.log.event("process_died", name="nfsbox", pid=pid, status="it ended unexpectedly",
+        self.context.log.event("process_died", name="nfsbox", pid=pid or "unknown", status="it ended unexpectedly",
                                reaction=reaction)
+        if self.recovery.active:
+            return
         self.paired = False
         if role == "primary":
             # heart makes the server ALONE, and restarts the application when it hears `nfsbox_died`: not before the
@@ -414,49 +464,40 @@ class Admin:
             self.set_resource("rfs.degraded", "up")
             self._clear_bandwidth()
         elif role == "secondary":
-            self._unapplied = self.known_state().unapplied
             self.spawn(self.reintegration.abandon())
             self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly")
-        self._recovery = self.spawn(self._recover(role, paired))
-
-    async def _recover(self, role: str, paired: bool) -> None:
-        """A new nfsbox over the same directories. A primary that was ALONE goes on at once; a PRIM waits for heart to
-        record that it is ALONE (`alone`)."""
-        await self.process("nfsbox", True)
-        state = await self._open(degraded=role == "primary")
-        if role == "primary" and paired:
-            self._remade = True
-        elif role == "primary":
-            state = generations.left_peer(state, new_number(), time.time())
-            await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
-            self.state = state
-            self.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
-        else:
-            await self.nfsbox("standby", state=generations.to_fields(state))
-            self.role = "standby"
-
-    async def _recovered(self) -> None:
-        """Let a recovery end before the next operation. Raises BusError when it failed."""
-        if self._recovery is None:
-            return
-        recovery, self._recovery = self._recovery, None
-        try:
-            await asyncio.wait_for(asyncio.shield(recovery), START_S + LONG_S)
-        except BusError as error:
-            raise BusError("nfsbox", f"nfsbox could not be started again: {error.text}") from None
+        self.recovery.begin(role, paired)
 
     # --- life ---------------------------------------------------------------------------------------------
 
     async def adopt(self) -> None:
-        """A restarted nfsadmin finds a running nfsbox and goes on with it."""
+        """A restarted nfsadmin finds a running nfsbox and goes on with it, or that it died meanwhile."""
         try:
-            status = await self.nfsbox("status", 1.0)
-            if status.get("role") not in (None, "none", "stopped"):
-                await self._adopt(status)
+            while not self.context.stopping.is_set():
+                try:
+                    status = await self.nfsbox("status", 2.0)
+                except UnknownTarget:
+                    self._missing()
+                    return
+                except BusTimeout as error:
+                    self.context.log.debug(f"nfsadmin waits for the nfsbox that it finds: {error.text}")
+                    continue
+                if status.get("role") not in (None, "none", "stopped"):
+                    await self._adopt(status)
+                return
         except BusError as error:
             self.context.log.debug(f"nfsadmin adopts nothing: {error.text}")
         finally:
             self._adopted.set()
+
+    def _missing(self) -> None:
+        """nfsbox does not run. While the module is in one of its roles it died with the nfsadmin before: nobody has
+        told heart. Before and after, heart does not want it."""
+        local = resources.load(self.context.paths.resources).get("state.local")
+        role = _ROLES.get(local.value if local is not None else "")
+        if role is not None:
+            self.role, self.paired = role
+            self._nfsbox_died(None)
 
     async def _adopt(self, status: Fields) -> None:
         self.role = str(status["role"])
@@ -468,7 +509,7 @@ class Admin:
         self.degraded = bool(status.get("degraded"))
         session = str(status.get("session"))
         self.paired = session in ("paired", "handed_over")
-        self._unapplied = self.role == "standby" and self.state.unapplied
+        self.unapplied = self.role == "standby" and self.state.unapplied
         self.peer, self.attempt = str(status.get("peer") or ""), str(status.get("attempt") or "")
         await self._find_nfsbox()
         self.context.log.debug(f"nfsadmin adopts the running nfsbox: {self.role}, {session}")

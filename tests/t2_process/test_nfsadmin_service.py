@@ -45,6 +45,7 @@ class World:
         self.durable = False
         self.role = "secondary"
         self.refuse: dict[str, bus.BusError] = {}
+        self.deadly: list[str] = []  # operations in which nfsbox dies, each once
         self.children: list[subprocess.Popen[bytes]] = []
         self.process = self.new_process()
         self.endpoints: list[bus.Endpoint] = []
@@ -79,6 +80,8 @@ class World:
         if request.op == "map_register":
             self.ports[request.text("name")] = request.fields["_port"]
             return None
+        if request.text("name") == "AM/nfsbox" and self.process.poll() is not None:
+            return {"port": 0}
         return {"port": self.ports.get(request.text("name"), 0)}
 
     async def nothing(self, request: bus.Request) -> None:
@@ -99,6 +102,10 @@ class World:
                 await asyncio.sleep(5)
             return {"pid": self.process.pid}
         self.box.append((request.op, request.fields))
+        if request.op in self.deadly:
+            self.deadly.remove(request.op)
+            self.process.kill()
+            await asyncio.sleep(60)
         if request.op in self.refuse:
             raise self.refuse.pop(request.op)
         if "state" in request.fields:
@@ -115,6 +122,16 @@ class World:
         self.heart.clear()
         self.admin = Admin(self.context, adopting=True)
         await self.admin.adopt()
+
+    async def both_killed(self, state: str) -> None:
+        """nfsadmin and nfsbox die; nfsadmin is started again."""
+        self.context.paths.resources.write_text(f"state.local {state} 1.000 heart\n")
+        self.context.bus._ports.clear()  # those of a new process
+        self.admin._unwatch()  # the dead one sees nothing
+        self.process.kill()
+        self.process.wait()
+        self.box.clear()
+        await self.killed()
 
     async def ask(self, op: str, **fields: Any) -> Fields:
         return await self.client.request("AM/nfsadmin", op, 10.0, **fields)
@@ -485,6 +502,84 @@ def test_nfsbox_dies_on_a_prim_and_comes_back_without_replication() -> None:
         assert world.box[0][1]["degraded"] is True
         await world.until(lambda: "nfsbox_died" in world.events())  # the application may be restarted now
         assert world.state.base, "the peer lacks what is written from now on"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("role", ["first start", "alone", "prim", "second"])
+def test_nfsbox_that_dies_again_while_it_is_prepared_is_started_again(role: str) -> None:
+    async def scenario(world: World) -> None:
+        if role == "first start":
+            world.deadly = ["prepare", "prepare"]
+            await world.ask("prepare")
+            assert [op for op, _ in world.box] == ["prepare"] * 3
+            return
+        await world.ask("prepare")
+        await world.ask("secondary" if role == "second" else "primary", peer="n2")
+        if role == "prim":
+            world.stored = (await world.ask("pair", peer="n2", server=77))["state"]
+        world.box.clear()
+        world.deadly = ["prepare", "standby" if role == "second" else "primary"]
+        world.process.kill()
+        if role == "prim":
+            await world.until(lambda: not world.deadly or "prepare" not in world.deadly)
+            await world.until(lambda: [op for op, _ in world.box] == ["prepare", "prepare"])
+            await asyncio.sleep(0.3)
+            assert not world.admin.recovery.active, "it waits for heart, which does not know yet"
+            world.deadly.clear()
+            world.process.kill()
+            await world.until(lambda: len(world.box) == 3)
+            await asyncio.sleep(0.3)
+            assert [op for op, _ in world.box] == ["prepare"] * 3, "still"
+            await world.ask("alone")
+            assert world.state.base and world.box[-1][0] == "primary"
+        elif role == "alone":
+            await world.until(lambda: "nfsbox_died" in world.events())
+            assert [op for op, _ in world.box] == ["prepare", "prepare", "primary", "prepare", "primary"]
+        else:
+            await world.ask("standby")
+            await world.ask("secondary", peer="n2")
+            assert [op for op, _ in world.box][-2:] == ["standby", "secondary"]
+        assert not world.deadly
+
+    run(scenario)
+
+
+def test_killed_with_its_nfsbox_on_a_primary_it_has_the_application_go_on() -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("primary")
+        await world.both_killed("ALONE")
+        await world.until(lambda: "nfsbox_died" in world.events())
+        assert [(op, fields.get("degraded")) for op, fields in world.box] == [("prepare", True), ("primary", None)]
+        assert ("rfs.degraded", "up") in [(f.get("resource"), f.get("value")) for _, f in world.heart]
+        world.stored = (await world.ask("pair", peer="n2", server=77))["state"]
+        await world.both_killed("PRIM")
+        await world.until(lambda: world.box)
+        await asyncio.sleep(0.3)
+        assert [op for op, _ in world.box] == ["prepare"], "it waits for heart, which does not know yet"
+        await world.ask("alone")
+        assert world.state.base and [op for op, _ in world.box] == ["prepare", "primary"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("state", ["SECOND", "WAIT"])
+def test_killed_with_its_nfsbox_on_a_secondary_it_knows_what_may_be_missing(state: str) -> None:
+    async def scenario(world: World) -> None:
+        await world.ask("prepare")
+        await world.ask("secondary", peer="n2")
+        await world.ask("rei_begin", source=to_fields(PEER), pid=0)
+        await world.ask("rei_end", source=to_fields(PEER))
+        await world.both_killed(state)
+        if state == "SECOND":
+            await world.until(lambda: "nfsbox_died" in world.events())
+        with pytest.raises(bus.BusError) as caught:
+            await world.ask("primary")
+        assert caught.value.code == "unapplied"
+        await world.ask("standby")
+        await world.ask("secondary", peer="n2")
+        assert [op for op, _ in world.box][-1] == "secondary"
 
     run(scenario)
 

@@ -6,6 +6,7 @@ The nodes have disks of their own: a power-off takes what was not synced.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +35,18 @@ exec sleep 100000
 """
 CHECKERS = ("errd", "tcpcheck", "pingcheck", "intfcheck", "ipcheck", "customcheck", "splitbraincheck")
 ONLY_PRIM = ("ipcheck",)
+FILES = """
+import hashlib, os, sys
+found = []
+for folder, _, names in os.walk(sys.argv[1]):
+    for name in names:
+        path = os.path.join(folder, name)
+        with open(path, "rb") as file:
+            found.append(f"{os.path.relpath(path, sys.argv[1])} {os.stat(path).st_mtime_ns} "
+                         f"{hashlib.sha256(file.read()).hexdigest()}")
+print(*sorted(found), sep="\\n")
+"""
+COMMIT = "import os; f = os.open('/var/tmp/commit', os.O_CREAT | os.O_WRONLY); os.write(f, b'x'); os.fsync(f)"
 PROCESSES = ("heart", "nfsbox", "nfsadmin", "vipd", "circlog", "safesupervisord", "safeadmin", "arpreroute")
 
 
@@ -251,6 +264,89 @@ def test_power_off_in_the_middle_of_a_reintegration_twice(pair: Pair) -> None:
     assert back_to_protection(pair) is prim
     prim.run("rm /replicated/big")
     pair.verify(prim)
+
+
+def files(node: Node, directory: str) -> list[str]:
+    """Name, time and content of the files below a directory; nothing when there is none."""
+    return node.run(["/usr/bin/python3", "-I", "-c", FILES, directory], timeout=60).stdout.split("\n")[:-1]
+
+
+def names(lines: list[str]) -> list[str]:
+    """Without the content."""
+    return [line.rpartition(" ")[0] for line in lines]
+
+
+def test_power_off_of_the_secondary_in_a_reintegration_and_right_after_it(pair: Pair) -> None:
+    """What was copied may have its size and its time on the disk without its content: the next reintegration, which
+    copies only what is recorded, must not take it for equal. When it has ended, everything is on the disk."""
+    prim, second = configured(pair, SLOW)
+    data, there = f"{pair.directory}/data", f"{pair.backing}/renamed"
+    prim.run(f"mkdir {data} && for i in $(seq 20); do head -c 40000 /dev/urandom > {data}/f$i; done && sync {data}")
+    pair.expect("previous_halt", "not_uptodate", "advice_prim", "action_rule", "transition_rule", "inconsistent")
+    prim.cut("repli")  # the secondary goes on running: no file counts as changed while nobody watched
+    try:
+        pair.wait(prim, "ALONE green", timeout=30)
+        prim.run(f"mv {data} {pair.directory}/renamed && head -c 20000000 /dev/urandom > {pair.directory}/big")
+        wanted = files(prim, f"{pair.directory}/renamed")
+    finally:
+        prim.join("repli")
+    wait_for(
+        lambda: names(files(second, there)) == names(wanted), 30, lambda: f"files are copied; {pair.states()}", 0.02
+    )
+    assert pair.state(second) == "SECOND magenta", "the reintegration goes on: this test wants to be in its middle"
+    second.run(["/usr/bin/python3", "-I", "-c", COMMIT])  # the journal of the disk: names, sizes and times
+    second.poweroff()
+    second.poweron()
+    kept = files(second, there)
+    assert names(kept) == names(wanted) and kept != wanted, "the disk kept sizes and times, and lost contents"
+    pair.wait(prim, "ALONE green")
+    mark = pair.mark()
+    second.safekit("start", "-m", pair.module)
+    pair.wait_log(second, mark, ["Reintegration ended (synchronize)"], timeout=40)
+    second.poweroff()
+    second.poweron()
+    assert files(second, there) == wanted, "when it has ended, what was copied is on the disk"
+    assert back_to_protection(pair) is prim
+    prim.run(f"rm -r {pair.directory}/renamed {pair.directory}/big")
+
+
+def test_kill_9_of_nfsbox_again_and_again(pair: Pair) -> None:
+    """On the secondary, whatever it does at that moment; then on the primary, also while it is degraded."""
+    prim, second = configured(pair, SHORT)
+    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "advice_prim", "rfs_unusable")
+    pair.expect("reintegration_failed")
+    for number in range(6):
+        pair.wait_records(prim, 1 + 7 * number)
+        wait_for(lambda: second.pids("nfsbox") and second.kill("nfsbox"), 20, lambda: f"it lives again\n{pair.tail()}")
+    assert back_to_protection(pair) is prim
+    for _ in range(2):
+        before = set(prim.kill("nfsbox"))
+        wait_for(lambda: set(prim.pids("nfsbox")) - before, 20, lambda: f"nfsbox lives again\n{pair.tail()}")  # noqa: B023
+        pair.wait(prim, "ALONE green")
+        pair.wait_records(prim, 20)
+    assert pair.value(prim, "rfs.degraded") == "up"
+    prim.safekit("stop", "-m", pair.module)
+    pair.wait(prim, "STOP red")
+    assert back_to_protection(pair) is prim
+
+
+@pytest.mark.parametrize("first", ["the kill", "the stop"])
+def test_nfsbox_and_nfsadmin_of_the_secondary_are_killed_while_the_primary_leaves(pair: Pair, first: str) -> None:
+    """Nobody is left who knows what the secondary has acknowledged and not applied."""
+    prim, second = configured(pair, SHORT)
+    pair.expect("process_died", "action_rule", "transition_rule", "not_uptodate", "advice_prim", "rfs_unusable")
+    pair.expect("unapplied", "failover_no_heartbeat")
+    pair.wait_records(prim, 100)
+    leaving = threading.Thread(target=lambda: prim.safekit("stop", "-m", pair.module, check=False))
+    if first == "the stop":
+        leaving.start()
+    for process in ("nfsbox", "nfsadmin"):
+        second.kill(process)
+    if first == "the kill":
+        leaving.start()
+    leaving.join(60)
+    pair.wait(prim, "STOP red")
+    assert back_to_protection(pair)
 
 
 @pytest.mark.parametrize(
