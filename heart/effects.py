@@ -102,6 +102,9 @@ class Effects:
             limit = min(limit, FORCED_SECONDS) if effect.operation == "release" else limit
         if effect.operation in ("secondary", "primary"):
             options |= self._peer_fields()
+        if effect.operation == "primary" and self._context.config.vip is not None:
+            # it asks the network about the addresses meanwhile
+            self._context.bus.notify(f"{self._context.module}/vipd", "vip_expect")
         reply = await self._context.bus.request(
             f"{self._context.module}/nfsadmin", effect.operation, limit, **options
         )

@@ -32,6 +32,8 @@ from vipd.plan import Finding, Request, Verdict, Wanted, judge
 from vipd.wires import Wires
 
 RETRY_SECONDS = 5.0
+EXPECTED_SECONDS = 2.0
+"""What the network said so long ago still counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,15 @@ class Held:
     @property
     def entry(self) -> ledger.Entry:
         return ledger.Entry(self.wanted.ip, self.link.name, self.prefix, self.since)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A question to the network that was asked before the order came: about what, when, and the answers to come."""
+
+    asked: frozenset[tuple[IP, int]]
+    since: float
+    answers: asyncio.Task[list[Heard]]
 
 
 class Holder:
@@ -79,10 +90,46 @@ class Holder:
         self._lock = asyncio.Lock()
         self._retrying: asyncio.Task[None] | None = None
         self._told: set[tuple[str, str, str]] = set()
+        self._expected: Expected | None = None
         self.held: dict[IP, Held] = {}
         self.refused: dict[IP, Finding] = {}
 
     # ------------------------------------------------------------------------- orders
+
+    async def expect(self) -> None:
+        """The order to take the addresses is about to come: ask the network now, while replication is made ready."""
+        async with self._lock:
+            absent = await self._absent()
+            if absent and not self._asking():
+                asked = frozenset((ip, link.index) for ip, link in absent)
+                task = asyncio.get_running_loop().create_task(self._wires.probe(absent))
+                self._expected = Expected(asked, time.monotonic(), task)
+
+    def _asking(self) -> bool:
+        return self._expected is not None and not self._expected.answers.done()
+
+    async def _absent(self) -> list[tuple[IP, Link]]:
+        links, addresses = net.links(self._kernel), net.addresses(self._kernel)
+        present = {a.ip: a for a in addresses}
+        known = await self._resolver.known(self._requests)
+        ours = {wanted.ip for wanted in known}
+        found = []
+        for wanted in known:
+            # What cannot be placed is said when it is to be set.
+            with contextlib.suppress(ValueError):
+                if wanted.ip not in present:
+                    found.append((wanted.ip, self._place(wanted, links, addresses, None, ours).link))
+        return found
+
+    async def _probe(self, absent: list[tuple[IP, Link]]) -> list[Heard]:
+        """Everything said about these addresses. Raises OSError when the network cannot be asked."""
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            answers = await expected.answers
+            young = time.monotonic() - expected.since < EXPECTED_SECONDS
+            if young and {(ip, link.index) for ip, link in absent} <= expected.asked:
+                return answers
+        return await self._wires.probe(absent)
 
     async def acquire(self) -> list[str]:
         """Take every address that is free or the peer's; all addresses held, as text.
@@ -212,6 +259,8 @@ class Holder:
         """Let go of everything but the addresses."""
         if self._retrying is not None:
             self._retrying.cancel()
+        if self._expected is not None:
+            self._expected.answers.cancel()
         self._wires.close()
         self._kernel.close()
 
@@ -237,7 +286,7 @@ class Holder:
         absent = [(wanted.ip, where.link) for wanted, where in candidates if wanted.ip not in present]
         heard: list[Heard] = []
         try:
-            heard = await self._wires.probe(absent)
+            heard = await self._probe(absent)
         except OSError as error:
             problems.append(self._problem("vip_kernel", "probe", f"the network cannot be asked: {error.strerror}"))
         own = {link.mac for link in links} | self._wires.shared

@@ -1,8 +1,8 @@
 """vipd: the virtual addresses of a module.
 
 In a farm module see vipd.farm.process. In a mirror module it holds them while heart says so; see vipd.holder.
-Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_set,
-vip_unset, status, announcements, reload (the cluster configuration has changed).
+Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_expect
+(vip_set is about to follow), vip_set, vip_unset, status, announcements, reload (the cluster configuration has changed).
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Vipd:
             case "vip_set":
                 await self._virtual_mac.set()
                 return {"set": await self.holder.acquire()}
+            case "vip_expect":
+                await self.holder.expect()
+                return {}
             case "vip_unset":
                 return {"unset": await self._release("vip_unset")}
             case "vip_init":

@@ -26,8 +26,8 @@ from vipd.plan import Verdict, judge
 # The RFCs (5227 2.1, 4862 5.4) wait for seconds, for hosts that sleep; a failover has 200 ms in all. A machine
 # that serves the address at this moment answers within a few milliseconds, because its kernel does; a later
 # answer is still heard while the address is held.
-PROBE_TIMES = (0.0, 0.03, 0.06)
-PROBE_END = 0.09
+PROBE_TIMES = (0.0, 0.02, 0.04)
+PROBE_END = 0.06
 
 QUIET_SECONDS = 300.0
 CONFLICT_SECONDS = 10.0

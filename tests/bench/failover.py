@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "t3_cluster")]
 
+from burners import saturated  # noqa: E402
 from pair import Pair, userconfig, wait_for  # noqa: E402
 
 from lab.cluster import Lab, Node  # noqa: E402
@@ -234,18 +234,6 @@ def _pss(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     return 0
-
-
-@contextmanager
-def saturated() -> Iterator[None]:
-    """Every core busy twice."""
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
 
 
 def soak(pair: Pair, minutes: float, say: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -251,6 +252,17 @@ def test_a_foreign_machine_is_never_doubled_and_the_address_is_set_when_it_goes(
     net.stranger.run("ip", "addr", "del", f"{address}/{prefix}", "dev", "eth0")
     wait_until(lambda: address in net.n1.addresses(), "the address is set when it is free", 8)
     assert net.n1.log("vip_set") == [f"Virtual IP {address} set"]
+
+
+def test_what_the_network_said_just_before_the_order_counts_once(net: Network, tmp_path: Path) -> None:
+    net.stranger.run("ip", "addr", "add", f"{VIP4}/24", "dev", "eth0")
+    net.install(tmp_path, vip(VirtualAddr(VIP4)), net.n1)
+    net.n1.start()
+    assert net.n1.order("vip_expect")["ok"] and VIP4 not in net.n1.addresses()
+    time.sleep(0.3)  # longer than the network is listened to: the answer is there
+    net.stranger.run("ip", "addr", "del", f"{VIP4}/24", "dev", "eth0")
+    assert net.n1.order("vip_set")["code"] == "vip_duplicate"
+    wait_until(lambda: VIP4 in net.n1.addresses(), "asked again, the network is silent", 8)
 
 
 @pytest.mark.parametrize("address", [VIP4, VIP6])

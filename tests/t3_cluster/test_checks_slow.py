@@ -4,14 +4,12 @@ ten minutes on a machine that has no time for them."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from burners import saturated
 from checked import BOTH, EVERY_CHECKER, SWITCH, Checked, config
 from pair import in_order, wait_for
 
@@ -140,19 +138,6 @@ def _seconds(begin: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """Two programs want every core."""
-    wanted = 2 * (os.cpu_count() or 1)
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(wanted)]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
-
-
 def test_a_saturated_machine_is_no_fault(lab: Lab) -> None:
     """Ten minutes with checkers at one second: nothing is done, because nothing happens."""
     node, peer = lab.node("node1"), lab.node("node2")
@@ -165,7 +150,7 @@ def test_a_saturated_machine_is_no_fault(lab: Lab) -> None:
     wait_for(lambda: all(module.sees(node, name) for name in seen), 40, "all is seen")
     mark = module.mark()
     end = time.monotonic() + SOAK_SECONDS
-    with busy():
+    with saturated():
         while time.monotonic() < end:
             time.sleep(5.0)
     lines = module.log(node, mark)
