@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from heart.publish import LifeSign
+from heart.shell import DIFFERENT_SECONDS
 from safekit import seal
 from safekit.bus import BusError
 from tests.t2_process.heart_pair import Two, until
@@ -105,6 +106,11 @@ def test_another_configuration_on_the_other_server_is_told_once(tmp_path: Path) 
         assert '"same"' in text
         place.write_text(text.replace('"same"', '"another"'))
         await two.form()
+
+        def differs() -> bool:
+            return all(any(line.code == "config_differs" for line in node.log()) for node in (two.n1, two.n2))
+
+        await until(differs, two.show, DIFFERENT_SECONDS + 15)
         await asyncio.sleep(1.0)  # some more heartbeats
         for node, other in ((two.n1, "n2"), (two.n2, "n1")):
             told = [line for line in node.log() if line.code == "config_differs"]
