@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import sys
 from typing import NoReturn
 
@@ -40,6 +41,9 @@ async def _main(context: Context) -> int:
         return 2
     # Modes of replicated entries are exactly what the application asked for.
     os.umask(0)
+    # Each file that is open in the replicated directories costs a descriptor here, and one on the secondary.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # A thread that serves the file system must not wait long for the interpreter while another one computes.
     sys.setswitchinterval(0.0005)
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -38,6 +39,8 @@ _DATA: Final = kernel.WRITE_DATA
 _APPENDS: Final = 73
 _FRAME: Final = kernel.WRITE_DATA - HEADER_SIZE
 _CAPABILITY: Final = "security.capability"
+#: Descriptors that are none of the users'.
+RESERVED: Final = 2048
 #: Inodes whose pages the kernel may keep across opens; more are simply read again.
 _MAX_KEPT: Final = 65536
 #: A change of more zones than this has the file compared whole.
@@ -60,6 +63,9 @@ class Operations(Names):
         self._kept_generation = -1
         self._zone = engine.settings.zone_size
         self._writeback = engine.settings.writeback
+        # What users open must leave descriptors for the record of changes, for the state and for the peer.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_open = max(limit // 2, limit - RESERVED) // len(engine.roots)
 
     @property
     def caching(self) -> bool:
@@ -99,6 +105,10 @@ class Operations(Names):
         """Entries on disk. At the peer they are already where async puts them."""
         os.fsync(fh)
 
+    def _check_open(self) -> None:
+        if len(self.handles) >= self._most_open:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
     # --- open files -----------------------------------------------------------------------------------------
 
     def _keep_pages(self, status: os.stat_result) -> bool:
@@ -128,6 +138,7 @@ class Operations(Names):
 
     def open(self, path: str, fi: Any) -> int:
         """Open; O_TRUNC truncates here."""
+        self._check_open()
         relative, real = self._split(path)
         flags = fi.flags
         writer = bool(flags & _ACCESS)
@@ -153,6 +164,7 @@ class Operations(Names):
 
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
+        self._check_open()
         relative, real = self._split(path)
         self._refuse_hidden(relative)
         flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)

@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -110,6 +111,8 @@ class Server:
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.EINVAL):
                     return  # closed
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    time.sleep(0.1)  # whoever waits goes on waiting, and this does not turn in circles
                 continue
             with self._lock:
                 full = self._count >= MAX_CONNECTIONS

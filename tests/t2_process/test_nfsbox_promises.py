@@ -398,3 +398,21 @@ def test_a_write_that_cannot_be_taken_back_ends_the_pair(
             operations.write_request(handle, 0, request(b"y" * 100), 0)
         assert "disk of the primary failed" in peer.failed
     operations.ended()
+
+
+def test_users_who_open_without_end_leave_descriptors_for_us(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one neither the loss of the peer could be recorded nor the peer connect."""
+    engine, _, backing = alone
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2050, 4096))
+    operations = Operations(engine, engine.roots[0])
+    (backing / "f").touch()
+    for _ in range(1025):
+        opened(operations, "f")
+    with pytest.raises(OSError, match="Too many open files in system"):
+        opened(operations, "f")
+    with pytest.raises(OSError, match="Too many open files in system"):
+        operations.create("/g", 0o600, Info(os.O_RDWR))
+    assert not (backing / "g").exists()
+    operations.ended()
