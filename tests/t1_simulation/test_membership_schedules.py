@@ -167,9 +167,14 @@ def storm(world: World) -> None:
     world.check()
 
 
-def play(seed: int, factory: type[Membership] = Membership) -> World:
+SMALL = (2, 2, 2, 3, 3, 4, 5)
+LARGE = (6, 8, 12, 16, 24, 32)
+LARGE_SEEDS = int(os.environ.get("SAFEKIT_MEMBERSHIP_LARGE_SEEDS", "24"))
+
+
+def play(seed: int, factory: type[Membership] = Membership, sizes: tuple[int, ...] = SMALL) -> World:
     draw = random.Random(seed)
-    nodes = draw.choice((2, 2, 2, 3, 3, 4, 5))
+    nodes = draw.choice(sizes)
     world = World(seed, nodes, draw.choice((1, 1, 2)), factory)
     world.run(world.bound())
     world.check()
@@ -181,6 +186,12 @@ def play(seed: int, factory: type[Membership] = Membership) -> World:
 def test_random_schedules_converge_to_equal_views_with_one_leader() -> None:
     for seed in range(SEEDS):
         play(seed)
+
+
+@pytest.mark.parametrize("nodes", LARGE)
+def test_random_schedules_of_large_clusters(nodes: int) -> None:
+    for seed in range(LARGE_SEEDS // len(LARGE)):
+        play(seed, sizes=(nodes,))
 
 
 def test_a_schedule_is_a_function_of_its_seed() -> None:
@@ -230,6 +241,13 @@ def test_a_broken_rule_is_found(broken: type[Membership]) -> None:
     with pytest.raises(AssertionError):
         for seed in range(300):
             play(seed, broken)
+
+
+@pytest.mark.parametrize("broken", [NeverForgets, EveryoneLeads, TellsNothing])
+def test_a_broken_rule_is_found_in_a_large_cluster(broken: type[Membership]) -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(20):
+            play(seed, broken, (32,))
 
 
 def test_a_full_cluster_of_32_nodes_forms_and_loses_its_leader() -> None:

@@ -200,6 +200,55 @@ def test_nothing_on_the_wire_is_readable(wire: Wire, nodes: tuple[Node, Node]) -
         assert seen.count(word) == 0 or word in (b"n1", b"n2"), word
 
 
+OUTSIDE = {1: "203.0.113.1", 2: "203.0.113.2"}
+INSIDE = {1: "192.168.1.2", 2: "192.168.2.2"}
+
+
+@pytest.fixture
+def translated(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
+    """Two servers behind a router that translates: neither has the address under which the other knows it."""
+    spaces = {n: f"sk{os.getpid()}n{n}" for n in (1, 2)}
+    router = f"sk{os.getpid()}nr"
+    for space in (*spaces.values(), router):
+        ip("netns", "add", space)
+        ip("-n", space, "link", "set", "lo", "up")
+    for n, space in spaces.items():
+        ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", f"r{n}", "netns", router)
+        ip("-n", space, "addr", "add", f"{INSIDE[n]}/24", "dev", "eth0")
+        ip("-n", router, "addr", "add", f"192.168.{n}.1/24", "dev", f"r{n}")
+        for where, device in ((space, "eth0"), (router, f"r{n}")):
+            ip("-n", where, "link", "set", device, "up")
+        ip("-n", space, "route", "add", "default", "via", f"192.168.{n}.1")
+    rules = "add table ip t; add chain ip t i { type filter hook prerouting priority -300; };"
+    rules += " add chain ip t o { type filter hook postrouting priority 300; };"
+    for n in (1, 2):
+        rules += f" add rule ip t i ip daddr {OUTSIDE[n]} ip daddr set {INSIDE[n]};"
+        rules += f" add rule ip t o ip saddr {INSIDE[n]} ip saddr set {OUTSIDE[n]};"
+    inside = ["ip", "netns", "exec", router]
+    subprocess.run([*inside, "sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True, timeout=10)
+    subprocess.run([*inside, "nft", rules], check=True, timeout=10)
+    pair = tuple(Node(tmp_path / f"n{n}", f"n{n}", ("ip", "netns", "exec", s), 6259) for n, s in spaces.items())
+    yield pair  # type: ignore[misc]
+    for node in pair:
+        node.destroy()
+    for space in (*spaces.values(), router):
+        ip("netns", "del", space)
+
+
+def test_a_cluster_across_a_translation_of_addresses(translated: tuple[Node, Node]) -> None:
+    """Guide 12.1.1: addr as the others know it, laddr as the server has it."""
+    lan = Lan("default", nodes=tuple(LanNode(f"n{n}", OUTSIDE[n], INSIDE[n]) for n in (1, 2)))
+    key = new_key()
+    for node in translated:
+        node.configure_cluster(ClusterConfig((lan,), PORT, 200, 4, 4, SIGNATURE), key)
+        node.configure_module("am")
+        node.start()
+    first, second = translated
+    until("they see each other", lambda: answers(first, "n2") and answers(second, "n1"))
+    until("and what the other one has", lambda: status(first) == "up" and status(second) == "up")
+    assert "rejected" not in first.admin_log() + second.admin_log()
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[tuple[Node, int, bytes]]:
     port, key = free_port(), new_key()
