@@ -236,6 +236,39 @@ def test_the_last_configurations_and_a_key_of_the_module(lab: Lab) -> None:
     assert two.run(["test", "-e", "/opt/safekit/modules/web/conf/module.key"], check=False).returncode == 1
 
 
+def test_a_module_key_on_one_server_only(lab: Lab) -> None:
+    one, two, _ = lab
+
+    def encryption(node: Node) -> str:
+        found = re.search(r"encryption\.module\s+(\S+)", node.safekit("state", "-v", "-m", "web").stdout)
+        return found[1] if found else ""
+
+    one.safekit("module", "genkey", "-m", "web")
+    one.safekit("config", "-m", "web")
+    until("who differs is named", lambda: "node2" in one.safekit("confinfo", "-m", "web").stderr)
+    assert "Other configuration or key" in one.safekit("confinfo", "-m", "web").stderr
+    # As if it had been done long ago: the key before it is accepted for a while.
+    one.run(["touch", "-h", "-d", "10 minutes ago", "/opt/safekit/private/modules/web"])
+    one.safekit("prim", "-m", "web")
+    one.safekit("waitstate", "-m", "web", "ALONE", timeout=40)
+    two.safekit("second", "-m", "web", check=False)
+    for node in (one, two):
+        told = lambda node=node: node.safekit("log", "-m", "web").stdout  # noqa: E731
+        until(f"{node.name} says why", lambda told=told: "sealed with another key" in told())
+        assert "UNKNOWN" in node.safekit("state", "-m", "web").stdout + node.safekit("state", "-v", "-m", "web").stdout
+    assert (encryption(one), encryption(two)) == ("on", "off")
+    one.safekit("-H", "node1,node2", "stop", "-m", "web", check=False)
+    one.safekit("-H", "node1,node2", "waitstop", "-m", "web", timeout=40)
+    one.safekit("-H", "node1,node2", "-E", "web")
+    one.safekit("-H", "node1", "prim", "-m", "web")
+    one.safekit("waitstate", "-m", "web", "ALONE", timeout=40)
+    two.safekit("second", "-m", "web")
+    two.safekit("waitstate", "-m", "web", "SECOND", timeout=40)
+    assert (encryption(one), encryption(two)) == ("on", "on")
+    one.safekit("-H", "node1,node2", "shutdown", timeout=60)
+    one.safekit("-H", "node1,node2", "waitstop", "-m", "web", timeout=40)
+
+
 def test_two_clusters_of_the_same_servers_and_a_server_that_left(lab: Lab) -> None:
     one, two, three = lab
     refused = one.safekit("cluster", "delkey", check=False)
