@@ -111,7 +111,7 @@ class Admin:
         """An operation on what is prepared; nfsbox may die in it, and before it."""
         for _ in range(TRIES):
             await self.recovery.ended()
-            if self.role == "none" and request.op != "standby":
+            if self.state is None and request.op in ("primary", "secondary"):
                 await self._prepare_again()
             try:
                 return await self._operate(request)
