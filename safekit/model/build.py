@@ -287,12 +287,17 @@ class Builder:
                 self.places.note(f"rfs.{attribute}", node.line_of(attribute), f"rfs {attribute}")
                 self._warn(f"rfs.{attribute}", f"{purpose} has no meaning on Linux; the attribute is ignored")
         packetsize = r.optional_number("packetsize", "packetsize")
+        if packetsize is not None:
+            self._warn("rfs.packetsize", "there is no NFS mount on this system: it only bounds reipacketsize")
         default_rei = min(packetsize or DEFAULT_REIPACKETSIZE, DEFAULT_REIPACKETSIZE)
         reipacketsize = r.number("reipacketsize", "reipacketsize", default_rei)
         zone_default = reipacketsize if "reipacketsize" in node.attributes else DEFAULT_REIPACKETSIZE
         policy = r.number("namespacepolicy", "namespacepolicy", 4)
         if policy != 4:
-            self._warn("rfs.namespacepolicy", "only the policy 4 has a meaning on Linux; the attribute is ignored")
+            self._warn(
+                "rfs.namespacepolicy",
+                "a complete copy that is interrupted begins again, with 4 it goes on; zones are used all the same",
+            )
         if r.number("nbremconn", "nbremconn", 1) != 1:
             self._warn("rfs.nbremconn", "one connection carries all changes in their order; the attribute is ignored")
         replicated = tuple(self._replicated(n, f"rfs.replicated[{i}]") for i, n in enumerate(node.named("replicated")))

@@ -141,6 +141,27 @@ def test_packet_and_zone_sizes_follow_each_other(
     assert rfs is not None and (rfs.reipacketsize, rfs.ruzone_blocksize) == (reipacketsize, zone)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ('packetsize="65536" reipacketsize="131072"', "131072 is more than packetsize; expected at most 65536"),
+        ('ruzone_blocksize="12000000"', "12000000 is not a multiple of reipacketsize; expected a multiple of 8388608"),
+        ('reipacketsize="65536" ruzone_blocksize="32768"', "32768 is not a multiple of reipacketsize"),
+        ('reiallowedbw="0"', '"0" is not valid; expected a whole number from 1 to'),
+        ('sendtimeout="0"', '"0" is not valid; expected a whole number of seconds from 1 to'),
+        ('nbrei="0"', '"0" is not valid; expected a whole number from 1 to 64'),
+        ('namespacepolicy="2"', '"2" is not valid; expected 0, 1, 3 or 4'),
+        ('async="both"', '"both" is not valid; expected "second" or "none"'),
+        ('acl="yes"', '"yes" is not valid; expected "on" or "off"'),
+        ('mountoversuffix="/data"', "is not valid; expected the end of a directory name"),
+    ],
+)
+def test_attributes_of_rfs_out_of_their_range(loader: Loader, attributes: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loader.config(mirror(f'<rfs {attributes}><replicated dir="/d"/></rfs>'))
+    assert told in str(caught.value)
+
+
 def test_dedicated_replication_network(loader: Loader) -> None:
     heart = (
         '<heart pulse="100" timeout="1000"><heartbeat name="default"/><heartbeat name="repli" ident="flow"/></heart>'
@@ -328,7 +349,8 @@ def test_findings_read_as_file_line_element(loader: Loader) -> None:
 
 def test_warnings_do_not_refuse(loader: Loader) -> None:
     text = mirror(
-        '<rfs iotimeout="5" allocthreshold="1"\n nfsbox_options="cross" namespacepolicy="3" nbremconn="4">'
+        '<rfs iotimeout="5" allocthreshold="1"\n nfsbox_options="cross" namespacepolicy="3" nbremconn="4"'
+        ' packetsize="65536">'
         '<replicated dir="/d"/></rfs>',
         '<heart><heartbeat name="default" pulse="700" timeout="1000"/></heart>',
     ).replace('mode="mirror"', 'mode="mirror" defaultprim="somehost"')
@@ -340,6 +362,7 @@ def test_warnings_do_not_refuse(loader: Loader) -> None:
         (5, "rfs namespacepolicy"),
         (5, "rfs nbremconn"),
         (5, "rfs nfsbox_options"),
+        (5, "rfs packetsize"),
     ]
     assert (3, "heartbeat ident") in loader.warnings(
         mirror("<user/>", '<heart><heartbeat name="default" ident="flow"/></heart>')
