@@ -164,6 +164,11 @@ def _check(
     )
     if previous is not None and running_state != "STOP":
         findings += dynamic.refused(previous, config, dynamic.load_table(), places)
+        former, peer = previous.peer(cluster, node_name()), config.peer(cluster, node_name())
+        if former is not None and peer is not None and former != peer:
+            message = f"the other server would be {peer}, not {former}, which a running module does not take"
+            step = f"stop the module first: safekit stop -m {module}"
+            findings.append(places.finding("heart.heartbeats[0].name", f"{message}; {step}"))
     if previous is not None and previous.rfs is not None and config.rfs is not None:
         same = {r.dir for r in previous.rfs.replicated} & {r.dir for r in config.rfs.replicated}
         if same and previous.rfs.suffix != config.rfs.suffix:

@@ -205,6 +205,21 @@ def test_the_forms_of_a_list(
     assert shown.err == ""
 
 
+def test_names_stand_for_https_where_its_configuration_is(services: dict[str, WebServer]) -> None:
+    urls = [target.url for target in distributed.servers_of("n1,n3")]
+    assert urls == ["http://127.0.0.1:9010", "http://127.0.0.3:9010"]
+    ssl = services["n1"].safe / "web/conf/ssl"
+    ssl.mkdir()
+    assert distributed.servers_of("n1")[0].url == "http://127.0.0.1:9010", "an empty directory is none"
+    (ssl / "httpd.webconsolessl.conf").write_text("")
+    try:
+        assert distributed.servers_of("n1")[0].url == "https://127.0.0.1:9453"
+        assert distributed.servers_of("[http],*")[2].url == "http://127.0.0.3:9010"
+    finally:
+        (ssl / "httpd.webconsolessl.conf").unlink()
+        ssl.rmdir()
+
+
 def test_everybody_and_the_list_of_the_file(
     services: dict[str, WebServer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

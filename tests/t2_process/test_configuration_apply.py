@@ -337,6 +337,24 @@ def test_running_module_takes_dynamic_attributes_only(server: Server) -> None:
         configuration.apply("AM", "PRIM")
 
 
+def test_a_running_module_keeps_its_other_server(server: Server) -> None:
+    configuration.apply("AM")
+    xml = server.root / "var/cluster/cluster.xml"
+    other = '<lan name="other" console="off"><node name="n1" addr="10.9.2.1"/><node name="n3" addr="10.9.2.3"/></lan>'
+    text = CLUSTER.replace("</lans>", other + "</lans>").replace(
+        '<node name="n2" addr="10.9.0.2"/>', '<node name="n2" addr="10.9.0.2"/><node name="n3" addr="10.9.0.3"/>'
+    )
+    xml.write_text(text)
+    (server.root / "var/cluster/cluster.json").write_text(to_json(load_cluster_xml(xml)[0]))
+    written = ModulePaths("AM").userconfig.read_text()
+    ModulePaths("AM").userconfig.write_text(written.replace('name="default" ident', 'name="repli" ident'))
+    configuration.apply("AM")
+    ModulePaths("AM").userconfig.write_text(written.replace('name="default" ident', 'name="other" ident'))
+    with pytest.raises(ConfigError, match="the other server would be n3, not n2"):
+        configuration.apply("AM", "ALONE")
+    configuration.apply("AM")
+
+
 @pytest.mark.parametrize("state", ["PRIM", "SECOND", "UP"])
 def test_the_key_of_a_module_changes_in_any_green_state(server: Server, state: str) -> None:
     write_key(new_key())

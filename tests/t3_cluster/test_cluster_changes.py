@@ -118,8 +118,12 @@ def test_names_with_other_addresses_are_followed_without_a_stop(lab: Lab, pair: 
 def test_other_lans_are_taken_up_and_one_heartbeat_less_is_told(lab: Lab, pair: Pair) -> None:
     mark = pair.mark()
     addresses = "".join(f'<node name="{node.name}" addr="{node.address6("default")}"/>' for node in lab)
-    apply(lab, cluster_xml(lab, more=f'<lan name="more">{addresses}</lan>'))
+    # Another port of the membership comes along.
+    more = cluster_xml(lab, more=f'<lan name="more">{addresses}</lan>').replace("<lans ", '<lans port="4900" ')
+    apply(lab, more)
     for node in pair.nodes:
+        ports = [bool(node.run(["ss", "-lunH", f"sport = :{port}"]).stdout) for port in (4800, 4900)]
+        assert ports == [False, True]
         pair.wait_log(node, mark, ["The module goes on with another cluster configuration (nodes node1, node2, node3)"])
     mark = pair.mark()
     warned = apply(lab, cluster_xml(lab, ("default", "repli")))
