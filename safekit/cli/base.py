@@ -133,17 +133,21 @@ def require_admin() -> dict[str, Any]:
     return current.admin_state
 
 
-def bus(target: str, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
-    """A request on the local bus. Raises Failure with the refusal of the process that was asked."""
+LOOK = "safekit state -v shows what runs; safekit log shows what happened"
+
+
+def bus(target: str, op: str, timeout: float = 5.0, next_step: str = LOOK, **fields: Any) -> dict[str, Any]:
+    """A request on the local bus. Raises Failure with the refusal of the process that was asked, and `next_step` where
+    that names none."""
     from safekit.buswire import BusError, BusTimeout, UnknownTarget, request_sync
 
     try:
         return request_sync(target, op, timeout=timeout, **fields)
     except (BusTimeout, UnknownTarget) as error:
-        raise Failure(error.text, "safekit state -v shows what runs; safekit log shows what happened") from None
+        raise Failure(error.text, LOOK) from None
     except BusError as error:
         text, _, step = error.text.partition("; ")
-        raise Failure(text, step) from None
+        raise Failure(text, step or next_step) from None
 
 
 def installed_modules() -> list[str]:

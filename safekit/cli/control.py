@@ -36,21 +36,17 @@ def control(module: str | None, action: str, *, mirror: bool = False, **fields: 
         raise Failure(f"safekit {action} {_MIRROR_ONLY}; {paths.module} is a {mode} module", "safekit module listid")
     identity = session().identity
     automatic = {"identity": identity} if identity else {}
-    try:
-        bus(
-            "safeadmin",
-            "control",
-            CONTROL_TIMEOUT,
-            module=paths.module,
-            action=action,
-            who=identity or who(),
-            **automatic,
-            **fields,
-        )
-    except Failure as failure:
-        if not failure.next_step:
-            failure.next_step = f"safekit state -m {paths.module}"
-        raise
+    bus(
+        "safeadmin",
+        "control",
+        CONTROL_TIMEOUT,
+        f"safekit state -m {paths.module}",
+        module=paths.module,
+        action=action,
+        who=identity or who(),
+        **automatic,
+        **fields,
+    )
     return 0
 
 

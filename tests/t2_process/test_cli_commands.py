@@ -279,6 +279,12 @@ def test_a_refusal_is_shown_with_the_next_step(server: Server, admin: NotedAdmin
     done = server.run("swap", "-m", "mirror")
     assert done.returncode == 1
     assert done.stderr == "Error: module mirror is stopped\nNext step: safekit start -m mirror\n"
+    admin.refusal = ("refused", "the module is WAIT")
+    for words, step in (
+        (("swap", "-m", "mirror"), "safekit state -m mirror\n"),
+        (("set", "-m", "mirror", "-r", "custom.x", "-v", "up"), "safekit state -v "),
+    ):
+        assert server.run(*words).stderr.startswith(f"Error: the module is WAIT\nNext step: {step}")
 
 
 @pytest.mark.parametrize(
