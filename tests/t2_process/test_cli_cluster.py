@@ -35,7 +35,7 @@ def test_config_writes_file_key_and_compiled_form(server: Server, admin: NotedAd
     assert files(server)["cluster.xml"].decode() == GOOD
     assert stat.S_IMODE((server.var / "cluster" / "cluster.key").stat().st_mode) == 0o640
     assert (server.var / "nodename").read_text() == "n1\n"
-    assert [op for op, _ in admin.asked] == ["reload"]
+    assert [op for op, _ in admin.asked] == ["members", "reload"], "who was in it, then: read it again"
 
 
 def test_every_config_makes_a_new_key(server: Server, admin: NotedAdmin, xml: Path) -> None:

@@ -389,6 +389,8 @@ def test_json_state(server: Server, admin: NotedAdmin) -> None:
 
 
 def test_state_without_modules_tells_the_next_step(server: Server, admin: NotedAdmin) -> None:
+    assert "safekit cluster config" in server.run("state").stdout, "what comes first"
+    (server.var / "cluster" / "cluster.xml").write_text("<cluster/>")
     assert "safekit module install" in server.run("state").stdout
 
 
