@@ -42,6 +42,18 @@ class Base(fuse.Operations):  # type: ignore[misc]
         relative = path.encode(ENCODING)[1:]
         return relative, self.root.real(relative)
 
+    def _named(self, path: str) -> tuple[bytes, bytes]:
+        """As `_split`, for a change of attributes: a file that was made without a name is changed through the name that
+        it was given since, if it still has that one."""
+        relative, real = self._split(path)
+        if not is_hidden(relative):
+            return relative, real
+        file = self.engine.files.get(self.index, os.lstat(real).st_ino)
+        if file is None:
+            return relative, real
+        visible = self.engine.visible(file)
+        return visible, self.root.real(visible)
+
     def _change(
         self,
         paths: tuple[bytes, ...],

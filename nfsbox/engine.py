@@ -173,6 +173,16 @@ class Engine:
         """See `lenient`."""
         self._unsettled.discard(threading.get_ident())
 
+    def visible(self, file: File) -> bytes:
+        """The path by which the peer knows a file, if it has one there. Under the order lock it stays true."""
+        if file.named is not None:
+            try:
+                if os.lstat(self.roots[file.root].real(file.named)).st_ino == file.inode:
+                    return file.named
+            except OSError:
+                pass  # it has lost that name
+        return file.path
+
     def flush_times(self) -> None:
         """Send the times that have changed since the last call. They are no part of what is acknowledged: a peer
         that takes over has its own times of the last second's changes."""
@@ -250,6 +260,7 @@ class Engine:
                 locktimeout=self.settings.locktimeout,
                 on_lost=self._stream_lost,
                 on_slow=self.slow,
+                visible=self.visible,
             )
             self.revisit = Revisit()
             self.stream = stream

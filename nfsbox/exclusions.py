@@ -4,6 +4,7 @@ place holders for files that were unlinked while open. Pure."""
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 
 #: libfuse renames a file that is unlinked while open; such a name exists on this server only.
@@ -13,6 +14,11 @@ HIDDEN = b".fuse_hidden"
 def parent(path: bytes) -> bytes:
     """The directory of a path; b"" is the replicated directory itself."""
     return path.rpartition(b"/")[0]
+
+
+def place_holder() -> bytes:
+    """A name for a file that was made without one."""
+    return HIDDEN + b"T" + secrets.token_hex(8).encode()
 
 
 def is_hidden(path: bytes) -> bool:

@@ -9,19 +9,22 @@ from collections.abc import Iterator
 class File:
     """An open regular file. `path` is its present path; `orphan` once its last name is gone: nobody but the present
     openers will ever see what is written then. `version` is odd while a change is under way, and rises with every
-    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole)."""
+    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole). `temporary`: made without a name
+    (O_TMPFILE), under a place holder, which is its `path` to the end; `named`: the name that it was given since."""
 
     __slots__ = (
         "era",
         "fid",
         "inode",
         "local",
+        "named",
         "nodes",
         "openers",
         "orphan",
         "path",
         "root",
         "session",
+        "temporary",
         "times_due",
         "version",
         "zones",
@@ -33,6 +36,8 @@ class File:
         self.path = path
         self.local = local
         self.orphan = False
+        self.temporary = False
+        self.named: bytes | None = None
         self.openers = 0
         self.fid = 0
         self.session = 0
@@ -81,6 +86,11 @@ class Files:
                         file.path = new
                     elif file.path.startswith(below):
                         file.path = new + file.path[len(old) :]
+                    if file.named is not None:
+                        if file.named == old:
+                            file.named = new
+                        elif file.named.startswith(below):
+                            file.named = new + file.named[len(old) :]
 
     def __iter__(self) -> Iterator[File]:
         return iter(list(self._by_inode.values()))

@@ -45,6 +45,7 @@ FALLOCATE: Final = 43
 RENAME2: Final = 45
 LSEEK: Final = 46
 SYNCFS: Final = 50
+TMPFILE: Final = 51
 STATX: Final = 52
 
 IN: Final = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext padding
@@ -64,6 +65,7 @@ INIT_IN: Final = struct.Struct("<IIIII")  # major minor max_readahead flags flag
 INIT_OUT: Final = struct.Struct("<IIIIHHIIHHII24x")
 
 HEADER: Final = 40  # in-header
+CREATE_IN_SIZE: Final = 16  # flags mode umask open_flags
 WRITE_DATA: Final = 80  # where the data of a WRITE begins in the request
 WRITE_KILL_SUIDGID: Final = 4
 FSYNC_DATA: Final = 1
@@ -141,6 +143,13 @@ def libfuse_init(unique: int) -> bytes:
     return IN.pack(HEADER + len(body), INIT, unique, 0, 0, 0, 0, 0, 0) + body
 
 
+def create_request(request: bytes | bytearray, name: bytes) -> bytes:
+    """A TMPFILE as the CREATE of a name."""
+    _, _, unique, nodeid, uid, gid, pid, *_ = IN.unpack_from(request, 0)
+    body = bytes(request[HEADER : HEADER + CREATE_IN_SIZE]) + name + b"\0"
+    return IN.pack(HEADER + len(body), CREATE, unique, nodeid, uid, gid, pid, 0, 0) + body
+
+
 def rename_request(request: bytes | bytearray, olddir: int, old: bytes, newdir: int, new: bytes) -> bytes:
     """A RENAME by the caller of `request`, for libfuse."""
     _, _, unique, _, uid, gid, pid, *_ = IN.unpack_from(request, 0)
@@ -157,8 +166,8 @@ _MODE_IN_ATTR: Final = OUT.size + 16 + 60
 
 def adjusted(opcode: int, reply: bytes, *, caching: bool) -> bytes:
     """A reply of libfuse with the time-outs that are right. Without `caching` the kernel keeps neither names nor
-    attributes. With it, a file of several names has attributes that are asked for each time: the kernel takes its
-    names for different files, and would not see what is written through another one."""
+    attributes. With it, a file of several names, or of none yet, has attributes that are asked for each time: the
+    kernel takes its names for different files, and would not see what is written through another one."""
     if reply[4:8] != b"\0\0\0\0":
         return reply
     if opcode in _ENTRIES:
@@ -167,12 +176,12 @@ def adjusted(opcode: int, reply: bytes, *, caching: bool) -> bytes:
         if not caching:
             return reply[:32] + bytes(24) + reply[56:]
         mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ENTRY)
-        if names > 1 and mode & 0o170000 == 0o100000:
+        if names != 1 and mode & 0o170000 == 0o100000:
             return reply[:40] + bytes(8) + reply[48:52] + bytes(4) + reply[56:]
     elif opcode in _ATTRIBUTES:
         if len(reply) < _MODE_IN_ATTR + 8:
             return reply
         mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ATTR)
-        if not caching or (names > 1 and mode & 0o170000 == 0o100000):
+        if not caching or (names != 1 and mode & 0o170000 == 0o100000):
             return reply[:16] + bytes(12) + reply[28:]
     return reply

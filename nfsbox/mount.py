@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import fuse
 
 from nfsbox import kernel, reading
+from nfsbox.exclusions import place_holder
 from nfsbox.system import ENCODING
 
 if TYPE_CHECKING:
@@ -396,9 +397,14 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                         write(fd, pack_out(16, -errno.EINVAL, unique))
                         continue
                     opcode = kernel.RENAME
+                asked = opcode
+                if opcode == kernel.TMPFILE:
+                    request = kernel.create_request(buffer, place_holder())
+                    size, opcode = len(request), kernel.CREATE
+                    buffer[:size] = request
                 self._now.opcode = opcode
                 if busy or relieved:
-                    ops.request = (opcode, nodeid)
+                    ops.request = (asked, nodeid)
                     ops.kill_privileges = self._kills(buffer, opcode)
                     process(session, address, size, channel)
                 else:

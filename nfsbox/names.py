@@ -56,7 +56,7 @@ class Names(Base):
 
     def chmod(self, path: str, mode: int) -> None:
         """Permission bits."""
-        relative, real = self._split(path)
+        relative, real = self._named(path)
 
         def local() -> None:
             if stat.S_ISLNK(os.lstat(real).st_mode):  # kernels before 6.6 ask for it: its target is none of ours
@@ -76,7 +76,7 @@ class Names(Base):
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         """Owner; the system clears the set-id bits, so the mode that results is sent as well."""
-        relative, real = self._split(path)
+        relative, real = self._named(path)
 
         def send(stream: Stream) -> int:
             now = os.lstat(real)
@@ -91,7 +91,7 @@ class Names(Base):
 
     def utimens(self, path: str, times: tuple[int | None, int | None] | None = None) -> None:
         """Times in ns; None leaves one as it is, -1 means now."""
-        relative, real = self._split(path)
+        relative, real = self._named(path)
         atime, mtime = times if times is not None else (-1, -1)
         now = time.time_ns()
         atime, mtime = (now if value == -1 else value for value in (atime, mtime))
@@ -123,7 +123,7 @@ class Names(Base):
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> None:
         """Set an extended attribute; ACLs travel when acl="on", the mode that they imply always does."""
-        relative, real = self._split(path)
+        relative, real = self._named(path)
         raw = name.encode(ENCODING)
 
         def send(stream: Stream) -> int:
@@ -141,7 +141,7 @@ class Names(Base):
 
     def removexattr(self, path: str, name: str) -> None:
         """Remove an extended attribute."""
-        relative, real = self._split(path)
+        relative, real = self._named(path)
         raw = name.encode(ENCODING)
         if self._excluded(relative):
             os.removexattr(real, raw, follow_symlinks=False)
@@ -210,7 +210,7 @@ class Names(Base):
     def link(self, target: str, source: str) -> None:
         """Make `target` another name of `source` (the order of fusepy)."""
         new, real_new = self._split(target)
-        old, real_old = self._split(source)
+        old, real_old = self._named(source)
         self._refuse_hidden(new)
         if self._excluded(new):
             os.link(real_old, real_new, follow_symlinks=False)
@@ -223,10 +223,23 @@ class Names(Base):
             self.engine.tracker.linked(self.index, inode, old, new)
 
         if local:
+            temporary = self._temporary(real_old) if is_hidden(old) else None
+
+            def apply() -> None:
+                os.link(real_old, real_new, follow_symlinks=False)
+                if temporary is not None:  # what is written from now on, the peer needs
+                    temporary.local, temporary.named, temporary.era = False, new, -1
+
+            def send(stream: Stream) -> int:
+                number = self._export(stream, new)
+                if temporary is not None:
+                    stream.bind(temporary)
+                return number
+
             self._change(
                 (new,),
-                lambda: os.link(real_old, real_new, follow_symlinks=False),
-                lambda stream: self._export(stream, new),
+                apply,
+                send,
                 record=record,
                 recursive=True,
                 always_revisit=True,
@@ -238,6 +251,17 @@ class Names(Base):
             lambda stream: self._send_name(stream, Op.LINK, new, old + new, extra=len(old)),
             record=record,
         )
+
+    def _temporary(self, real: bytes) -> File | None:
+        """The open file without a name whose place holder that is."""
+        file = self.engine.files.get(self.index, os.lstat(real).st_ino)
+        return file if file is not None and file.temporary else None
+
+    def _lost_name(self, status: os.stat_result) -> None:
+        """A file of that status has one name less: a temporary one may have none again that others can see."""
+        file = self.engine.files.get(self.index, status.st_ino)
+        if file is not None and file.temporary and status.st_nlink == 2:
+            file.orphan = True
 
     def unlink(self, path: str) -> None:
         """Remove a name."""
@@ -256,9 +280,13 @@ class Names(Base):
         self.engine.check_writable()
         status = os.lstat(real)
         self._bind_before_loss(status)
+        def apply() -> None:
+            os.unlink(real)
+            self._lost_name(status)
+
         self._change(
             (relative,),
-            lambda: os.unlink(real),
+            apply,
             lambda stream: self._send_name(stream, Op.UNLINK, relative, relative),
             record=lambda: self._record_names(relative),
         )
@@ -313,6 +341,8 @@ class Names(Base):
                     hidden[1].orphan, hidden[1].path = False, target  # it kept its name after all
                 raise
             self.engine.files.renamed(self.index, source, target)
+            if replaced is not None:
+                self._lost_name(replaced)
 
         def send(stream: Stream) -> int:
             if into:

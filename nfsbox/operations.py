@@ -11,6 +11,7 @@ the two servers differ without anybody noticing. What is not replicated may be c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -23,11 +24,11 @@ import fuse
 from nfsbox import kernel
 from nfsbox.base import SPECIAL_BITS
 from nfsbox.engine import Engine, Role, Root
-from nfsbox.exclusions import is_hidden
+from nfsbox.exclusions import is_hidden, parent
 from nfsbox.files import File
 from nfsbox.names import Names
 from nfsbox.stream import Stream
-from nfsbox.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocate, write_pieces
+from nfsbox.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocate, set_mtime, write_pieces
 from nfsbox.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE
@@ -166,6 +167,8 @@ class Operations(Names):
         """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
         self._check_open()
         relative, real = self._split(path)
+        if self.request[0] == kernel.TMPFILE:
+            return self._create_temporary(relative, real, mode, fi)
         self._refuse_hidden(relative)
         flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)
         if self._excluded(relative):
@@ -215,6 +218,29 @@ class Operations(Names):
         finally:
             engine.settled()
         return 0
+
+    def _create_temporary(self, relative: bytes, real: bytes, mode: int, fi: Any) -> int:
+        """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
+        if not self._excluded(parent(relative)):
+            self.engine.check_writable()
+        mtime = self._directory_mtime(relative)
+        self.engine.note_hidden(self.index, relative)
+        descriptor = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, mode)
+        self._give(real, mode)
+        set_mtime(os.path.dirname(real), mtime)
+        self.hidden.add(os.fstat(descriptor).st_ino)
+        self._opened(descriptor, relative, fi).temporary = True
+        return 0
+
+    def _remove_temporary(self, file: File) -> None:
+        """The place holder goes with the last handle; another name that it was given stays."""
+        real = self.root.real(file.path)
+        self.hidden.discard(file.inode)
+        self.engine.forget_hidden(self.index, file.path)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it behind the mount
+            mtime = self._directory_mtime(file.path)
+            os.unlink(real)
+            set_mtime(os.path.dirname(real), mtime)
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity
@@ -375,7 +401,7 @@ class Operations(Names):
         if fh is not None:
             self._truncate_handle(fh if isinstance(fh, int) else fh.fh, length)
             return
-        relative, real = self._split(path)
+        relative, real = self._named(path)
         if self._excluded(relative):
             os.truncate(real, length)
             return
@@ -491,6 +517,8 @@ class Operations(Names):
                     elif file.times_due:
                         engine.due_files.add(file)
         os.close(fh)
+        if last and file.temporary:
+            self._remove_temporary(file)
 
     def _known_to_peer(self, file: File) -> bool:
         stream = self.engine.stream
@@ -506,7 +534,7 @@ class Operations(Names):
         if opcode in kernel.BY_HANDLE:
             (handle,) = kernel.HANDLE_IN.unpack_from(request, kernel.HEADER)
             file = self.handles.get(handle)
-            if file is None or file.local:
+            if file is None or (file.local and not file.temporary):
                 return False
             return opcode != kernel.RELEASE or self._known_to_peer(file) or is_hidden(file.path)
         return True

@@ -59,12 +59,14 @@ class Stream:
         locktimeout: float,
         on_lost: Callable[[Stream, State, str], None],
         on_slow: Callable[[], None] = lambda: None,
+        visible: Callable[[File], bytes] = lambda file: file.path,
     ) -> None:
         self.channel = channel
         channel.on_slow = self._on_slow = on_slow
         channel.wait_at_most(PATIENCE)
         self.identity = identity
         self.peer = peer
+        self._visible = visible
         self.exchanges = exchanges  # whether the secondary knows EXCHANGE; one of the release before does not
         self.state = State.PAIRED if paired else State.RESYNC
         self.strict = paired
@@ -127,14 +129,14 @@ class Stream:
         if file.session != self.identity:
             file.fid = self.new_fid()
             file.session = self.identity
-            self.send(Op.OPEN, file.root, file.fid, body=file.path, flags=0)
+            self.send(Op.OPEN, file.root, file.fid, body=self._visible(file), flags=0)
             if not self.strict:
                 self.bound.add((file.root, file.inode))
 
     def rebind(self, file: File, path: bytes | None = None) -> None:
         """The secondary has another inode at the file's path (or at `path`, another name of it) now."""
         if file.session == self.identity:
-            self.send(Op.OPEN, file.root, file.fid, body=file.path if path is None else path, flags=0)
+            self.send(Op.OPEN, file.root, file.fid, body=self._visible(file) if path is None else path, flags=0)
 
     # --- acknowledgements ----------------------------------------------------------------------------------
 

@@ -247,7 +247,13 @@ def two_descriptors(r: Recorder) -> None:
     fd = os.open(r.path("x"), os.O_RDWR | os.O_CREAT, 0o000)
     r.do("write to a file made without rights", os.write, fd, b"mine")
     os.close(fd)
-    r.do("temporary file", lambda: os.close(os.open(r.base, os.O_RDWR | os.O_TMPFILE, 0o600)))
+    fd = os.open(r.base, os.O_RDWR | os.O_TMPFILE, 0o640)
+    os.write(fd, b"no name")
+    r.note("links of a temporary file", os.fstat(fd).st_nlink)
+    r.do("name for a temporary file", os.link, f"/proc/self/fd/{fd}", r.path("t"), src_dir_fd=fd)
+    os.write(fd, b" yet")
+    os.close(fd)
+    r.read("temporary file", "t")
 
 
 @case

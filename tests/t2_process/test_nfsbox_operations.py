@@ -378,6 +378,77 @@ def test_exchange(m: Path, pair: Pair) -> None:
     (m / "z").write_text("replicated: the time of the top follows")
 
 
+def hidden_names(pair: Pair) -> list[Path]:
+    return [*pair.a.backing.rglob(".fuse_hidden*"), *pair.b.backing.rglob(".fuse_hidden*")]
+
+
+def give_name(descriptor: int, path: Path) -> None:
+    """What O_TMPFILE is for: the finished file appears at once."""
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)  # with a directory it follows links
+
+
+def test_files_without_a_name(m: Path, pair: Pair) -> None:
+    d = m / "temporary"
+    d.mkdir()
+    before = d.stat().st_mtime_ns
+    descriptor = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o640)
+    os.write(descriptor, b"only here")
+    os.fchmod(descriptor, 0o600)
+    assert (os.fstat(descriptor).st_nlink, os.fstat(descriptor).st_mode) == (0, 0o100600)
+    assert os.pread(descriptor, 100, 0) == b"only here"
+    assert not os.listdir(d) and d.stat().st_mtime_ns == before
+    assert not list(pair.b.backing.rglob(".fuse_hidden*"))
+    os.close(descriptor)
+    wait_for(lambda: not hidden_names(pair))
+    # a name appears with what is in it; writes and attributes of afterwards follow it
+    descriptor = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o640)
+    os.write(descriptor, b"first ")
+    os.setxattr(descriptor, "user.note", b"kept")
+    give_name(descriptor, d / "named")
+    assert (d / "named").read_bytes() == b"first " == (pair.b.backing / "temporary/named").read_bytes()
+    os.write(descriptor, b"second ")
+    os.fchmod(descriptor, 0o604)
+    assert (pair.b.backing / "temporary/named").stat().st_mode == 0o100604
+    os.rename(d / "named", d / "renamed")
+    os.fchown(descriptor, 3, 4)
+    os.write(descriptor, b"third")
+    give_name(descriptor, d / "second name")
+    assert os.fstat(descriptor).st_nlink == 2
+    assert os.path.samefile(pair.b.backing / "temporary/renamed", pair.b.backing / "temporary/second name")
+    os.unlink(d / "second name")
+    with pytest.raises(FileExistsError):
+        give_name(descriptor, d / "renamed")
+    os.close(descriptor)
+    assert (d / "renamed").read_bytes() == b"first second third"
+    wait_for(lambda: not hidden_names(pair))
+    assert (d / "renamed").stat().st_nlink == 1
+    # a name that is lost again takes the file along
+    descriptor = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o640)
+    give_name(descriptor, d / "lost")
+    os.replace(d / "renamed", d / "lost")
+    os.write(descriptor, b"into nothing")
+    os.close(descriptor)
+    assert (d / "lost").read_bytes() == b"first second third"
+    wait_for(lambda: not hidden_names(pair))
+
+
+def test_files_without_a_name_where_nothing_is_replicated(m: Path, pair: Pair) -> None:
+    (m / "local").mkdir()
+    with pytest.raises(OSError, match="Read-only"):
+        os.open(pair.b.mount, os.O_TMPFILE | os.O_RDWR, 0o600)
+    descriptor = os.open(m / "local", os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(descriptor, b"local")
+    give_name(descriptor, m / "local/l")
+    assert os.fstat(descriptor).st_nlink == 1  # before that, the kernel holds it for a file that is gone
+    give_name(descriptor, m / "replicated too")
+    os.write(descriptor, b" and not")
+    os.close(descriptor)
+    assert (m / "local/l").read_bytes() == b"local and not"
+    os.unlink(m / "local/l")
+    os.rmdir(m / "local")
+    (m / "another").write_text("replicated: the time of the top follows")
+
+
 def test_errors_change_nothing(m: Path) -> None:
     (m / "full").mkdir()
     (m / "full" / "x").write_text("x")

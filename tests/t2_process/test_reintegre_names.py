@@ -144,6 +144,8 @@ def test_exchanged_names_are_compared(pair: Pair) -> None:
     exchange(top / "left", top / "right")
     equal(pair)
     leave(pair, n1, pair.n2)
+    unnamed = os.open(top, os.O_TMPFILE | os.O_RDWR, 0o600)  # older than the change of its directory
+    os.write(unnamed, os.urandom(ZONE))
     born = time.time()
     while time.time() < born + 2.1:  # younger files than that count as new
         time.sleep(0.1)
@@ -154,11 +156,20 @@ def test_exchanged_names_are_compared(pair: Pair) -> None:
         os.pwrite(handle.fileno(), b"after", 2 * ZONE)
     exchange(top / "left", top / "right")
     exchange(top / "left/same", top / "right/deep")  # a file and a directory
+    give_name(unnamed, top / "appeared")
+    os.pwrite(unnamed, b"later", 5)
     for name in ("one", "other", "open", "closed", "left/deep/same", "right/same", "right/deep", "left/same/same"):
         if (n1.backing / name).is_file():
             os.utime(top / name, ns=(10**18, 10**18))
     pair.start_secondary(pair.n2)
+    assert (pair.n2.backing / "appeared").stat().st_size == ZONE
+    os.pwrite(unnamed, b"through the handle of before", ZONE)
+    os.close(unnamed)
     equal(pair)
+
+
+def give_name(descriptor: int, path: Path) -> None:
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)  # with a directory it follows links
 
 
 def exchange(one: Path, other: Path) -> None:

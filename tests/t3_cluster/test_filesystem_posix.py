@@ -22,10 +22,6 @@ EXERCISER = Path(__file__).parent.parent / "posix" / "exerciser.py"
 #: (case, label) -> why the replicated directory may differ.
 ACCEPTED = {
     (
-        "two_descriptors",
-        "temporary file",
-    ): "O_TMPFILE needs a request that the FUSE library does not know; programs fall back to a name, as on NFS",
-    (
         "unlinking",
         "directory of an open, unlinked file",
     ): "an unlinked open file keeps a hidden name until it is closed, as on NFS",
