@@ -228,7 +228,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             for index in range(1, count):
                 reply += string_at(vector[index].base, vector[index].len)
             try:
-                os.write(self._fd, adjusted(opcode, reply, caching=operations.caching))
+                os.write(self._fd, adjusted(opcode, reply, caching=operations.caching and not self._now.shared))
             except OSError as error:
                 # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
                 return 0 if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
@@ -402,7 +402,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     request = kernel.create_request(buffer, place_holder())
                     size, opcode = len(request), kernel.CREATE
                     buffer[:size] = request
-                self._now.opcode = opcode
+                self._now.opcode, self._now.shared = opcode, False
                 if busy or relieved:
                     ops.request = (asked, nodeid)
                     ops.kill_privileges = self._kills(buffer, opcode)
@@ -541,7 +541,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         target.st_ino = status.st_ino
         target.st_mode = status.st_mode
         # A name that stands for an unlinked open file is none that users may count.
-        target.st_nlink = status.st_nlink - (status.st_ino in hidden) if hidden else status.st_nlink
+        target.st_nlink = status.st_nlink
+        if status.st_ino in hidden:
+            target.st_nlink -= 1
+            self._now.shared = True  # the kernel knows it by two nodes, and must not keep what each of them shows
         target.st_uid = status.st_uid
         target.st_gid = status.st_gid
         target.st_rdev = status.st_rdev
