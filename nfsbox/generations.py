@@ -120,15 +120,16 @@ def closed(state: DataState, closed_ns: int) -> DataState:
     return replace(state, open=False, closed_ns=closed_ns)
 
 
-def left_peer(state: DataState, new: int, now: float) -> DataState:
+def left_peer(state: DataState, new: int, now: float, *, in_pair: bool = True) -> DataState:
     """The server goes on, or starts, without its peer.  Durable before it acknowledges a write that the peer
-    lacks.  A server which already left its peer keeps its base: what it tracks since then still counts."""
+    lacks.  A server which already left its peer keeps its base: what it tracks since then still counts.
+    in_pair: they were equal up to this moment; else up to the last one that was recorded."""
     state = applied(state)
     if state.current == 0:
         return replace(state, current=new)
     if state.base or not state.peer:
         return state
-    return replace(state, base=state.current, current=new, sync_point=now)
+    return replace(state, base=state.current, current=new, sync_point=now if in_pair else state.sync_point)
 
 
 def acknowledging(state: DataState) -> DataState:
@@ -351,6 +352,13 @@ def _interrupted(s: DataState, t: DataState) -> Verdict | None:
 def _related(s: DataState, t: DataState, grace_s: float) -> Verdict | None:
     if t.current not in (s.current, s.base):
         return None
+    if s.sync_point and t.sync_point and abs(s.sync_point - t.sync_point) > grace_s:
+        # Both record every few minutes that they are in step, until they part.
+        older = "primary" if s.sync_point < t.sync_point else "secondary"
+        return Verdict(Kind.RESUME, f"{older}_went_back",
+                       f"the {older} knows nothing of the last hours in which both were in step (its disk was set back "
+                       "to an older state, or the clock of a server is wrong): every file is compared",
+                       overwrites=older == "primary")
     if not s.tracked:
         return _by_time(s, t, grace_s, "source_tracking_lost", "the primary's record of changed zones was lost")
     if not t.tracked:

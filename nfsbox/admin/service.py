@@ -293,7 +293,7 @@ class Admin:
         if not state.consistent:
             raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
         await self.reintegration.abandon()
-        state = generations.left_peer(state, new_number(), time.time())
+        state = generations.left_peer(state, new_number(), time.time(), in_pair=False)
         await self.nfsbox("primary", paired=False, state=generations.to_fields(state))
         self.state, self.role, self.paired = state, "primary", False
         self._clear_bandwidth()

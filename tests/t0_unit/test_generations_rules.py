@@ -56,6 +56,21 @@ def test_secondary_stopped_in_order_comes_back() -> None:
     assert (found.kind, found.rule, found.overwrites) == (Kind.BITMAP, "changed_zones", False)
 
 
+def test_a_server_that_was_set_back_to_an_older_state_is_compared_whole() -> None:
+    """A snapshot of a virtual machine, restored: the recorded zones tell nothing of what it lacks since then."""
+    source, target = pair()
+    later = NOW + 7 * 86400
+    newer_source, newer_target = in_step(source, later), in_step(target, later)
+    found = verdict(left_peer(newer_source, 101, later + 100), opened(target, recorded=True, boot_ns=0))
+    assert (found.kind, found.rule, found.overwrites) == (Kind.RESUME, "secondary_went_back", False)
+    found = verdict(left_peer(opened(source, recorded=True, boot_ns=0), 101, later, in_pair=False), newer_target)
+    assert (found.kind, found.rule, found.overwrites) == (Kind.RESUME, "primary_went_back", True)
+    # Parted in order, and started a month later without the other one: nothing went back.
+    source, target = closed(newer_source, 5), closed(newer_target, 5)
+    source = left_peer(opened(source, recorded=True, boot_ns=0), 101, later + 30 * 86400, in_pair=False)
+    assert verdict(source, opened(target, recorded=True, boot_ns=0)).rule == "changed_zones"
+
+
 def test_secondary_crashed_with_its_record() -> None:
     source, target = pair()
     source = left_peer(source, 101, NOW)
