@@ -146,6 +146,14 @@ class Holder:
                 raise problems[0]
             return [str(ip) for ip in self.held]
 
+    async def follow(self) -> None:
+        """Names may have other addresses now (guide 9.3): what is held follows its name, the new address first. The
+        former one stays while the new one cannot be had, which is tried again."""
+        async with self._lock:
+            moved = await self._resolver.renew(self._requests)
+            if moved and self.held and await self._take_missing() and self._retrying is None:
+                self._retrying = asyncio.get_running_loop().create_task(self._retry())
+
     async def release(self, code: str = "vip_unset") -> list[str]:
         """Remove the module's addresses, also those which an earlier configuration left; what was removed.
 
@@ -278,7 +286,7 @@ class Holder:
             if wanted.ip in present and wanted.ip in self.held:
                 continue
             try:
-                where = self._place(wanted, links, addresses, present.get(wanted.ip), ours)
+                where = self._place(wanted, links, addresses, present.get(wanted.ip), ours | set(self.held))
             except ValueError as error:
                 problems.append(self._problem("vip_place", wanted.request.text, str(error)))
                 continue
@@ -303,9 +311,25 @@ class Holder:
             except OSError as error:
                 reason = f"{where.link.name}: {error.strerror or error}"
                 problems.append(self._problem("vip_kernel", wanted.request.text, reason))
+        try:
+            await self._give_up_former(ours)
+        except OSError as error:
+            problems.append(self._problem("vip_kernel", "a former address", f"{error.strerror or error}"))
         self._hold()
         self._changed()
         return problems
+
+    async def _give_up_former(self, ours: set[IP]) -> None:
+        """Remove what is held for a name that has another address by now, which is held too. Raises OSError."""
+        followed = {held.wanted.request.text for ip, held in self.held.items() if ip in ours}
+        for ip, held in list(self.held.items()):
+            text = held.wanted.request.text
+            if ip in ours or text not in followed:
+                continue
+            del self.held[ip]  # first: nobody shall miss it
+            for address in [a for a in net.addresses(self._kernel) if a.ip == ip]:
+                await self._remove(address, f"{text} ({ip})", held.link.name, "vip_unset")
+            ledger.save(self._path, [h.entry for h in self.held.values()])
 
     @staticmethod
     def _place(

@@ -71,6 +71,7 @@ class Vipd:
             case "reload":
                 self._context.reload()
                 self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
+                await self.holder.follow()
                 return {}
             case "status":
                 return self._status()

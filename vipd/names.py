@@ -1,7 +1,7 @@
 """Virtual addresses that are given as names (13.5.5).
 
 A name is resolved when vipd starts and the answer is kept: a name server that is down, or that has changed
-its mind, must neither delay a failover nor make a release miss the address that was set.
+its mind, must neither delay a failover nor make a release miss the address that was set. `safekit -G` asks again (9.3).
 """
 
 from __future__ import annotations
@@ -49,8 +49,22 @@ class Resolver:
                 found.append(Wanted(request, ip))
         return found, unknown
 
+    async def renew(self, requests: Iterable[Request]) -> bool:
+        """Ask for all names again; whether one has another address now. What has none now keeps the one it had, and so
+        does a name of several addresses that still has it."""
+        names = sorted({request.text for request in requests if literal(request.text) is None})
+        before = dict(self._known)
+        for name, answers in zip(names, await asyncio.gather(*map(self._answers, names)), strict=True):
+            if not isinstance(answers, str) and self._known.get(name) not in answers:
+                self._known[name] = answers[0]
+        return self._known != before
+
     async def _ask(self, name: str) -> IP | str:
         """The first address of a name, or why there is none."""
+        answers = await self._answers(name)
+        return answers if isinstance(answers, str) else answers[0]
+
+    async def _answers(self, name: str) -> list[IP] | str:
         loop = asyncio.get_running_loop()
         question = loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         try:
@@ -59,4 +73,4 @@ class Resolver:
             return f"the name is not resolved within {RESOLVE_SECONDS:g} s; give an address or put it into /etc/hosts"
         except OSError as error:
             return f"the name cannot be resolved ({error.strerror}); give an address or put it into /etc/hosts"
-        return ipaddress.ip_address(str(answers[0][4][0]).partition("%")[0])
+        return [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]

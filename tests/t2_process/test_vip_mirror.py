@@ -223,6 +223,43 @@ def test_a_name_is_resolved(net: Network, tmp_path: Path) -> None:
         etc.rmdir()
 
 
+def test_a_held_address_follows_its_name_when_it_is_asked_again(net: Network, tmp_path: Path) -> None:
+    etc = Path("/etc/netns") / net.n1.namespace
+    etc.mkdir(parents=True)
+    other, third = "10.77.0.52", "10.77.0.53"
+
+    def known(*addresses: str) -> None:
+        (etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{a} service.example\n" for a in addresses))
+
+    try:
+        known(VIP4)
+        net.install(tmp_path, vip(VirtualAddr("service.example")), net.n1)
+        net.n1.start()
+        assert net.n1.order("vip_set")["set"] == [VIP4]
+        known(other)
+        assert net.n1.order("reload")["ok"]
+        assert other in net.n1.addresses() and VIP4 not in net.n1.addresses()
+        assert [entry["ip"] for entry in net.n1.order("status")["addresses"]] == [other]
+        assert net.n1.log("vip_unset") == [f"Virtual IP service.example ({VIP4}) unset"]
+        # No answer, or one more: the address stays.
+        for answers in ((), (third, other)):
+            known(*answers)
+            net.n1.order("reload")
+            assert other in net.n1.addresses() and third not in net.n1.addresses()
+        # The new one belongs to another machine: the former one stays until it is free.
+        net.stranger.run("ip", "addr", "add", f"{third}/24", "dev", "eth0")
+        known(third)
+        net.n1.order("reload")
+        assert other in net.n1.addresses() and third not in net.n1.addresses() and net.n1.log("vip_duplicate")
+        net.stranger.run("ip", "addr", "del", f"{third}/24", "dev", "eth0")
+        wait_until(lambda: third in net.n1.addresses() and other not in net.n1.addresses(), "it is free, and set", 30)
+        assert net.n1.order("vip_unset")["unset"] == [third]
+        assert {VIP4, other, third} & set(net.n1.addresses()) == set()
+    finally:
+        (etc / "hosts").unlink()
+        etc.rmdir()
+
+
 def test_a_secondary_address_of_the_administrator_survives(net: Network, tmp_path: Path) -> None:
     net.install(tmp_path, vip(VirtualAddr("10.55.0.1", netmask="255.255.255.0"), name="eth0"), net.n1)
     net.n1.run("sysctl", "-qw", "net.ipv4.conf.eth0.promote_secondaries=0", "net.ipv4.conf.all.promote_secondaries=0")
