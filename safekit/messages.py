@@ -164,7 +164,12 @@ _TABLE = (
             "membres de la ferme : {members} (groupe {group})"),
     Message("farm_load", "E", "farm load: {bits}/256 (group {group})",
             "charge de la ferme : {bits}/256 (groupe {group})"),
-    Message("farm_change", "I", "Farm: {node} {what}", "Ferme : {node} {what}"),
+    Message("farm_restarted", "I", "Farm: vipd of {node} was restarted", "Ferme : vipd de {node} a été redémarré"),
+    Message("farm_heard", "I", "Farm: {node} is heard", "Ferme : {node} est entendu"),
+    Message("farm_left", "I", "Farm: {node} said goodbye", "Ferme : {node} a dit au revoir"),
+    Message("farm_silent", "E", "Farm: nothing was heard of {node} for {seconds} s: it is dead, or cut off from this"
+            " server",
+            "Ferme : rien n'a été entendu de {node} pendant {seconds} s : il est mort, ou coupé de ce serveur"),
     Message("farm_frozen", "E", "Farm: this server stood still for {seconds} s; the others may have taken over, it"
             " takes part again",
             "Ferme : ce serveur a été figé pendant {seconds} s ; les autres ont pu reprendre sa charge, il participe à"

@@ -245,6 +245,14 @@ def _pair(s: Situation) -> Verdict:
 
 
 def _farm(s: Situation) -> Verdict:
+    shares = [value for name, value in s.resources.items() if name.startswith("farm.")]
+    if s.state == "UP" and s.color == "green" and shares and all(value == "100%" for value in shares):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            "the application runs here with all the load, no other server takes part",
+            f"safekit farm -m {s.module} shows which ones are missing; there: {_start_here(s)}",
+        )
     if s.state == "UP" and s.color == "green":
         return Verdict(Kind.PROTECTED, s.since, "the application runs here", "")
     if s.state == "UP":

@@ -150,20 +150,30 @@ def farm_command(module: str | None, question: str | None, client_text: str | No
         return _who(paths, client_text, as_json)
     if client_text is not None:
         raise Failure("--client belongs to who", f"safekit farm who --client {client_text} -m {paths.module}")
+    if not watch:
+        _show(paths, as_json)
+        return 0
     while True:
-        view, live = status(paths)
-        counters = _counters(paths) if live else []
-        if as_json:
-            click.echo(json.dumps({**view, "live": live, "counters": counters}))
-        else:
-            if watch and on_terminal():
-                click.clear()
-            for line in table(view, counters, live):
-                click.echo(line)
-        if not watch:
-            return 0
+        if on_terminal() and not as_json:
+            click.clear()
+        try:
+            _show(paths, as_json)
+        except Failure as failure:
+            # Stopped or not started yet: whoever watches wants to see it come.
+            click.echo(json.dumps({"live": False, "reason": failure.text}) if as_json else failure.text)
         sys.stdout.flush()
         time.sleep(WATCH_SECONDS)
+
+
+def _show(paths: ModulePaths, as_json: bool) -> None:
+    """Print the farm once. Raises Failure."""
+    view, live = status(paths)
+    counters = _counters(paths) if live else []
+    if as_json:
+        click.echo(json.dumps({**view, "live": live, "counters": counters}))
+        return
+    for line in table(view, counters, live):
+        click.echo(line)
 
 
 def _who(paths: ModulePaths, text: str, as_json: bool) -> int:

@@ -105,6 +105,13 @@ def test_farm(local: str, kind: Kind) -> None:
     assert judge(situation(local, mode="farm", resources={})).kind is kind
 
 
+def test_the_last_server_of_a_farm_is_not_protected() -> None:
+    alone = judge(situation("UP green", mode="farm", resources={"farm.a": "100%", "farm.b": "100%"}))
+    assert alone.kind is Kind.DEGRADED and "safekit farm -m" in alone.next_step
+    for shares in ({"farm.a": "100%", "farm.b": "50%"}, {"farm.a": "0%"}, {}):
+        assert judge(situation("UP green", mode="farm", resources=shares)).kind is Kind.PROTECTED
+
+
 def test_text_is_one_sentence_with_the_next_step() -> None:
     text = judge(situation("ALONE green", "STOP red")).text("10:00:00")
     assert text.startswith("degraded: ")

@@ -83,12 +83,6 @@ def wires() -> Iterator[FarmNetwork]:
         yield made
 
 
-@pytest.fixture
-def net(wires: FarmNetwork) -> Iterator[FarmNetwork]:
-    yield wires
-    wires.clean()
-
-
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("kind", ["on_addr", "on_port", "on_ipid"])
 def test_the_kernel_agrees_on_ten_thousand_tuples(net: FarmNetwork, version: int, kind: str) -> None:

@@ -28,12 +28,6 @@ def wires() -> Iterator[FarmNetwork]:
         yield made
 
 
-@pytest.fixture
-def net(wires: FarmNetwork) -> Iterator[FarmNetwork]:
-    yield wires
-    wires.clean()
-
-
 @pytest.fixture(params=MODES)
 def farm(request: pytest.FixtureRequest, net: FarmNetwork, tmp_path: Path) -> FarmNetwork:
     kind: InterfaceKind = request.param

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from safekit.model.types import Interface, Vip, VirtualAddr
-from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, network, wait_until
+from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, wait_until
 
 # Records gratuitous ARP and unsolicited advertisements: [seconds, address, MAC].
 LISTENER = r"""
@@ -51,18 +49,6 @@ class Listener:
 @contextmanager
 def listening(host: Host) -> Iterator[Listener]:
     yield Listener(host.python(LISTENER, str(ROOT)))
-
-
-@pytest.fixture(scope="module")
-def wires() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture
-def net(wires: Network) -> Iterator[Network]:
-    yield wires
-    wires.clean()
 
 
 def config(*, arpreroute: bool, interval: int = 1, elapse: int = 3) -> Vip:

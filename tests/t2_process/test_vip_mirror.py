@@ -8,31 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from safekit.model.types import ClusterConfig, Interface, Lan, LanNode, Vip, VirtualAddr
-from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, Server, network, pinging, wait_until
+from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, Server, pinging, wait_until
 
 
 def vip(*addresses: VirtualAddr, tcpreset: bool = True, name: str | None = None, arpreroute: bool = True) -> Vip:
     chosen = addresses or (VirtualAddr(VIP4), VirtualAddr(VIP6))
     return Vip(tcpreset, (Interface(chosen, arpreroute=arpreroute, name=name),))
-
-
-@pytest.fixture(scope="module")
-def wires() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture
-def net(wires: Network) -> Iterator[Network]:
-    yield wires
-    wires.clean()
 
 
 def swap(old: Server, new: Server) -> None:

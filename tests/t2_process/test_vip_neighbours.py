@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-import pytest
-
 from safekit.net import local_addresses
-from tests.t2_process.vip_network import ROOT, Host, Network, network
+from tests.t2_process.vip_network import ROOT, Host, Network
 
 PROGRAM = """
 import asyncio, dataclasses, json, sys
@@ -20,21 +17,6 @@ from safekit import net
 from safekit.neighbours import PermanentNeighbours
 from safekit.packets import mac_text
 """
-
-
-@pytest.fixture(scope="module")
-def wires() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture
-def net(wires: Network) -> Iterator[Network]:
-    yield wires
-    wires.clean()
-    for host in wires.hosts:
-        for entry in json.loads(host.run("ip", "-j", "neigh", "show", "nud", "permanent") or "[]"):
-            host.run("ip", "neigh", "del", entry["dst"], "dev", entry["dev"])
 
 
 def inside(host: Host, code: str, *arguments: str) -> Any:

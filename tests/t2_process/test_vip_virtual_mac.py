@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from safekit.model.types import Interface, InterfaceKind, Vip, VirtualAddr
-from tests.t2_process.vip_network import VIP4, VIP6, Network, Server, network, wait_until
+from tests.t2_process.vip_network import VIP4, VIP6, Network, Server, wait_until
 
 VMAC = "5a:fe:0a:4d:00:32"
-
-
-@pytest.fixture(scope="module")
-def wires() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture
-def net(wires: Network) -> Iterator[Network]:
-    yield wires
-    wires.clean()
-    wires.client.run("ip", "neigh", "flush", "all", "nud", "permanent")
-    for server in (wires.n1, wires.n2):
-        server.run("nft", "flush", "ruleset")
 
 
 def vip(kind: InterfaceKind = "vmac_invisible", mac: str | None = None) -> Vip:

@@ -231,7 +231,9 @@ class Network:
             for ip in host.addresses():
                 if ip not in (host.ip, host.ip6, "127.0.0.1", "::1") and not ip.startswith("fe80"):
                     host.run("ip", "addr", "del", f"{ip}/{host.addresses()[ip][1]}", "dev", host.addresses()[ip][0])
-            host.run("ip", "neigh", "flush", "all")
+            for state in ("all", "permanent"):
+                host.run("ip", "neigh", "flush", "nud", state)
+            host.run("nft", "flush", "ruleset")
             host.run("ip", "link", "set", "eth0", "up")
 
 

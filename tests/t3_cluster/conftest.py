@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from checked import Checked
 
 from lab.cluster import Lab
 from lab.state import lab_directory
@@ -27,6 +28,19 @@ def lab() -> Iterator[Lab]:
     lab = Lab.up(unique_lab_name())
     yield lab
     lab.down()
+
+
+@pytest.fixture
+def module(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Checked]:
+    """A module with checkers on all nodes of the lab of the file, stopped afterwards. EXPECTED of the file: messages of
+    its faults."""
+    made = Checked(lab)
+    made.begin_test()
+    made.expect(*request.module.EXPECTED)
+    yield made
+    for node in made.nodes:
+        made.stop(node)
+    made.check_logs()
 
 
 @pytest.hookimpl(hookwrapper=True)

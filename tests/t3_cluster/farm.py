@@ -25,7 +25,7 @@ MODULE = "farm"
 PULSE_MS = 100
 FULL = (1 << 256) - 1
 # What a farm says in the tests: the lines of an assignment, and what an action or a fault of the test provokes.
-NORMAL = ("farm_membership", "farm_load", "farm_change")
+NORMAL = ("farm_membership", "farm_load", "farm_heard", "farm_left", "farm_restarted", "farm_silent")
 
 START_BOTH = (
     SCRIPTS["start_prim"].replace(" && exit 0", " && break")

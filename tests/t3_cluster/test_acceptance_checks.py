@@ -15,7 +15,7 @@ APPLI = '<errd polltimer="5"><proc name="appli" atleast="1" action="{action}" cl
 TCP = """<check><tcp ident="id" when="{when}">
   <to addr="127.0.0.1" port="8000" interval="1" timeout="1"/></tcp></check>"""
 CUSTOM = '<check><custom ident="id" when="{when}" exec="customscript" arg="{arg}"/></check>'
-AUTOMATIC = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "failover_no_heartbeat")
+EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "failover_no_heartbeat")
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +23,6 @@ def lab() -> Iterator[Lab]:
     made = Lab.up()
     yield made
     made.down()
-
-
-@pytest.fixture
-def module(lab: Lab) -> Iterator[Checked]:
-    made = Checked(lab)
-    made.begin_test()
-    made.expect(*AUTOMATIC)
-    yield made
-    for node in made.nodes:
-        made.stop(node)
-    made.check_logs()
 
 
 def test_t4_4_1a_a_dead_process_restarts_the_application(module: Checked) -> None:

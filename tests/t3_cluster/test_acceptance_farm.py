@@ -3,8 +3,10 @@ both engines, IPv4 and IPv6. One lab, configured anew for each kind and engine."
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -87,6 +89,37 @@ def test_t4_3_2_stop_and_start_one(farm: FarmLab) -> None:
     farm.wait_sharing(*farm.nodes)
     shares = [farm.value(node, "farm.FarmProto") for node in farm.nodes]
     assert sorted(shares) == ["33%", "33%", "34%"], shares  # F6: 100% in all
+
+
+def test_the_processes_and_the_port_of_a_farm_and_watching_it(farm: FarmLab) -> None:
+    """vipd and arpreroute are there while the module runs (13.4, 10.2.3.1); `safekit farm --watch` goes on for ever."""
+    one = farm.nodes[0]
+    command = ["safekit", "farm", "--watch", "--json", "-m", farm.module]
+    watching = one.popen(command, stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    seen: list[dict[str, Any]] = []
+
+    def wait_view(condition: Callable[[dict[str, Any]], bool]) -> None:
+        for _ in range(60):
+            seen.append(json.loads(watching.stdout.readline()))  # type: ignore[union-attr]
+            if condition(seen[-1]):
+                return
+        raise AssertionError(f"not seen within a minute: {seen[-1]}")
+
+    wait_view(lambda view: view["live"] and len(view["participants"]) == 3)
+    assert one.pids("vipd") and one.pids("arpreroute")
+    (port,) = re.findall(
+        r"^farm\n\s+port\s+UDP (\d+)", one.safekit("module", "getports", "-m", farm.module).stdout, re.M
+    )
+    assert int(port) % 3 == 4803 % 3 and f"{one.address()}:{port} " in one.run(["ss", "-Hlun"]).stdout
+    farm.stop(one)
+    wait_view(lambda view: not view["live"])
+    assert not one.pids("vipd") and not one.pids("arpreroute")
+    assert f":{port} " not in one.run(["ss", "-Hlun"]).stdout
+    farm.start_up(one)
+    wait_view(lambda view: view["live"] and view.get("participants") == ["node1", "node2", "node3"])
+    watching.terminate()
+    watching.wait(10)
 
 
 def test_t4_3_3_restart_one(farm: FarmLab) -> None:

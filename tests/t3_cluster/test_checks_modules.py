@@ -21,17 +21,6 @@ def lab() -> Iterator[Lab]:
     made.down()
 
 
-@pytest.fixture
-def module(lab: Lab) -> Iterator[Checked]:
-    made = Checked(lab)
-    made.begin_test()
-    made.expect(*EXPECTED)
-    yield made
-    for node in made.nodes:
-        made.stop(node)
-    made.check_logs()
-
-
 def test_t4_4_6_a_module_that_depends_on_another(module: Checked) -> None:
     one, _ = module.nodes
     one.safekit("webserver", "start")

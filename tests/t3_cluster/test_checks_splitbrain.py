@@ -29,17 +29,6 @@ def lab() -> Iterator[Lab]:
     made.down()
 
 
-@pytest.fixture
-def module(lab: Lab) -> Iterator[Checked]:
-    made = Checked(lab)
-    made.begin_test()
-    made.expect(*EXPECTED)
-    yield made
-    for node in made.nodes:
-        made.stop(node)
-    made.check_logs()
-
-
 def share_lans_of_two(lab: Lab) -> None:
     """The cluster of three servers gets lans of two of them, on the same networks."""
     text = ""

@@ -124,7 +124,7 @@ def from_template(lab: Lab, template: str, module: str, **macros: str) -> FarmLa
         node.write(path, text)
         node.safekit("config", "-m", module)
     farm.begin_test()
-    farm.expect("farm_membership", "farm_load", "farm_change", "printi")
+    farm.expect(*NORMAL, "printi")
     return farm
 
 

@@ -40,6 +40,7 @@ PATIENCE_PULSES = 2.0
 PATIENCE_SECONDS = 0.3
 EXCLUDED_PULSES = 1.25
 TELL_PULSES = 3.0
+TELL_SECONDS = 1.5
 LINGER_SECONDS = 0.5
 ORPHAN_SECONDS = 1.0
 """After a takeover, and the time that it took, the clients of a dead server have repeated themselves."""
@@ -368,7 +369,7 @@ class FarmCore:
             self._gave_way_told = None
             return
         self._gave_way_at = now if self._gave_way_at is None else self._gave_way_at
-        lasted = now - self._gave_way_at >= TELL_PULSES * self.rules.pulse
+        lasted = now - self._gave_way_at >= max(TELL_PULSES * self.rules.pulse, TELL_SECONDS)
         if lasted and self._gave_way_told is None and not self._forced_wait:
             self._gave_way_told = self._gave_way_to
             self._news.append(News(Event.GAVE_WAY, self._gave_way_to))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from safekit.log import ModuleLog
-from safekit.membership import Change
+from safekit.membership import Cause, Change
 from safekit.model.types import Group
 from vipd.farm.buckets import bitmap_text, percentages
 from vipd.farm.core import Event, FarmCore, News, Plan
@@ -30,8 +30,19 @@ def log_news(log: ModuleLog, names: Sequence[str], news: Iterable[News], changes
                 log.event("farm_impatient", node=node)
     for change in changes:
         for reason in change.reasons:
-            what = f"{reason.cause.value}" + (f" for {reason.silence:.2f} s" if reason.silence else "")
-            log.event("farm_change", node=names[reason.node], what=what)
+            node = names[reason.node]
+            match reason.cause:
+                case Cause.HEARD:
+                    log.event("farm_heard", node=node)
+                case Cause.LEFT:
+                    log.event("farm_left", node=node)
+                case Cause.LEADER_SILENT | Cause.FOLLOWER_SILENT:
+                    log.event("farm_silent", node=node, seconds=f"{reason.silence:.1f}")
+                case Cause.RESTARTED:
+                    log.event("farm_restarted", node=node)
+                case Cause.LINK_TOLD:
+                    # Whom another server hears: it comes with every other change.
+                    log.debug(f"farm: {node} told whom it hears")
 
 
 def log_assignment(log: ModuleLog, names: Sequence[str], groups: Sequence[Group], plan: Plan, me: int) -> None:

@@ -12,38 +12,27 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from safekit import net, protocol
+from safekit import net
 from safekit.bus import BusError
-from safekit.keys import wire_keys
 from safekit.membership import Pulse, Rules
 from safekit.model.types import Farm as FarmConfig
-from safekit.model.types import Lan, Vip
+from safekit.model.types import Vip
 from safekit.net import IP, Link
 from safekit.process import Context
-from safekit.rotation import Rotation, follow_keys
-from safekit.seal import Opener, Sealer, next_epoch
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
+from vipd.farm.cable import Cable
 from vipd.farm.core import SETTLE_PULSES, SETTLE_SECONDS, FarmCore, Plan, either, repeat_seconds
 from vipd.farm.engine import Engine, EngineError
 from vipd.farm.flooding import FloodCheck
 from vipd.farm.layout import Connection, Layout, Verdicts
-from vipd.farm.links import Links
 from vipd.farm.macs import Macs
 from vipd.farm.monitor import RulesetMonitor
 from vipd.farm.publisher import Publisher
 from vipd.farm.ruleset import FRESH_SECONDS
 from vipd.farm.sockets import open_connections, stay
-from vipd.farm.wire import (
-    Bye,
-    OtherConfiguration,
-    Told,
-    WireError,
-    configuration_id,
-    configuration_of,
-    decode,
-    encode,
-)
+from vipd.farm.talk import Talk
+from vipd.farm.wire import Bye, Told, configuration_id
 
 JOIN_SECONDS = 15.0
 LEAVE_SECONDS = 10.0
@@ -64,13 +53,13 @@ class Farm:
             raise ValueError(f"{context.node} is not on the lans of <farm> ({', '.join(self.names)}): correct <farm>")
         self.me = self.names.index(context.node)
         self.groups = (context.config.vip or Vip()).groups
-        self._configuration = configuration_id(context.config, self.names)
-        self._configuration_1 = configuration_id(context.config, self.names, context.cluster)
         self._path = context.paths.var / memory.FILE
-        self._flood_check = FloodCheck(context.log, self.names, self._configuration_1)
+        self._flood_check = FloodCheck(
+            context.log, self.names, configuration_id(context.config, self.names, context.cluster)
+        )
         self.core: FarmCore | None = None
         self.layout: Layout | None = None
-        self._links: Links | None = None
+        self._talk: Talk | None = None
         self._monitor: RulesetMonitor | None = None
         self._macs = Macs(self.me, share)
         self._publisher = Publisher(context, lambda: report.resources(self.core, self.groups, len(self.names), self.me))
@@ -79,7 +68,8 @@ class Farm:
         self._applied = 0
         self._lease: float | None = None
         self._lease_at = 0.0
-        self._unplugged = False
+        pause = max(SETTLE_PULSES * config.pulse_ms / 1000, SETTLE_SECONDS)
+        self._cable = Cable(pause, self._lease_again)
         self._refreshed = self._changed = 0.0
         self._wake = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -98,51 +88,21 @@ class Farm:
         """
         if self.core is not None:
             return
-        context = self._context
-        try:
-            rotation = Rotation(wire_keys(context.module))
-            epoch = next_epoch(context.paths.var / "farm.epoch")
-        except (OSError, ValueError) as error:
-            raise BusError("farm_key", f"farm: {error}; apply the cluster configuration again") from None
-        shares = [self._shares(index) for index in range(len(self.groups))]
         settings = self._config
+        talk = Talk(self._context, settings.port, self.names, len(self.groups), self._heard)
+        shares = [self._shares(index) for index in range(len(self.groups))]
         rules = Rules(len(self.names), self.me, settings.pulse_ms / 1000, settings.mlost_count, settings.slost_count)
-        self.core = FarmCore(rules, shares, epoch, time.monotonic(), joined=joined, resumed=resumed)
-        wire = f"farm/{context.module}"
-        sealer = Sealer(rotation.keys[0], wire, context.node, epoch)
-        opener = Opener(rotation.keys, wire, self.names)
-        self._links = Links(
-            context.log,
-            self._lans(),
-            settings.port,
-            context.node,
-            self.names,
-            sealer,
-            opener,
-            self._receive,
-        )
-
-        def rekey() -> None:
-            sealer.use(rotation.keys[0])
-            opener.use(rotation.keys)
-
-        await self._links.open()
+        self.core = FarmCore(rules, shares, talk.epoch, time.monotonic(), joined=joined, resumed=resumed)
+        self._talk = talk
+        await talk.open()
         self._applied = 0
-        loop = asyncio.get_running_loop()
-        ours = (self._drive(), self._put_into_effect(), self._publisher.run())
-        self._tasks = [loop.create_task(work) for work in (*ours, follow_keys(context.module, rotation, rekey))]
-
-    def _lans(self) -> tuple[Lan, ...]:
-        context = self._context
-        found = map(context.cluster.lan, context.config.lan_names())
-        return tuple(lan for lan in found if lan is not None and lan.framework)
+        ours = (self._drive(), self._put_into_effect(), self._publisher.run(), talk.follow_keys())
+        self._tasks = [asyncio.get_running_loop().create_task(work) for work in ours]
 
     async def follow(self) -> None:
         """The lans of the cluster have changed, or the addresses of names may have: who is in the farm has not."""
-        context = self._context
-        self._configuration_1 = configuration_id(context.config, self.names, context.cluster)
-        if self._links is not None:
-            await self._links.use(self._lans())
+        if self._talk is not None:
+            await self._talk.follow_lans()
 
     def _shares(self, group: int) -> Shares:
         hosts = self.groups[group].hosts
@@ -199,8 +159,8 @@ class Farm:
     async def stop(self, *, remove: bool) -> None:
         """Say goodbye and take the filters away, or leave everything as it is."""
         if remove:
-            if self.core is not None and self._links is not None:
-                self._send_payload(Bye(self.me, self.core.membership.incarnation))
+            if self.core is not None and self._talk is not None:
+                self._talk.send(Bye(self.me, self.core.membership.incarnation))
             self._set = False
         for task in self._tasks:
             task.cancel()
@@ -210,9 +170,9 @@ class Farm:
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-        if self._links is not None:
-            self._links.close()
-            self._links = None
+        if self._talk is not None:
+            self._talk.close()
+            self._talk = None
         if remove and self._installed:
             try:
                 self._engine.remove()
@@ -284,25 +244,13 @@ class Farm:
 
     # ----------------------------------------------------------------------------- network
 
-    def _receive(self, sender: str, payload: bytes) -> None:
-        core, links = self.core, self._links
-        if core is None or links is None:
+    def _heard(self, message: Told | Bye) -> None:
+        core, now = self.core, time.monotonic()
+        if core is None or self._talk is None:
             return
-        old = configuration_of(payload) == self._configuration_1
-        try:
-            configuration = self._configuration_1 if old else self._configuration
-            message = decode(payload, configuration, len(self.names), len(self.groups))
-        except OtherConfiguration as error:
-            links.complain(sender, "configuration", f"{error}: apply the same one on every server")
-            return
-        except WireError as error:
-            links.complain(sender, "message", str(error))
-            return
-        now = time.monotonic()
         if isinstance(message, Bye):
-            if self.names[message.node] == sender:
-                core.depart(message.node, message.incarnation, now)
-        elif self.names[message.pulse.sender] == sender:
+            core.depart(message.node, message.incarnation, now)
+        else:
             if self._macs.learn(message.pulse.sender, message.macs):
                 self._macs.share(self.layout)
                 self._applied = -1
@@ -310,14 +258,8 @@ class Farm:
         self._kick()
 
     def _send(self, pulse: Pulse | None) -> None:
-        if pulse is None or self.core is None:
-            return
-        self._send_payload(Told(pulse, self.core.claims_here, self._macs.with_ours(self.layout)))
-
-    def _send_payload(self, message: Told | Bye) -> None:
-        if self._links is not None:
-            old = self._links.version == protocol.OLDEST
-            self._links.send(encode(message, self._configuration_1 if old else self._configuration))
+        if pulse is not None and self.core is not None and self._talk is not None:
+            self._talk.send(Told(pulse, self.core.claims_here, self._macs.with_ours(self.layout)))
 
     # ------------------------------------------------------------------------------- loops
 
@@ -444,32 +386,17 @@ class Farm:
         with them."""
         if self.layout is None or not self._installed or not there:
             return
-        if all(wire.device == link.name for wire in self.layout.wires) and link.carrier == self._unplugged:
-            self._plugged(link.carrier)
+        self._cable.link(self.layout, link)
         for wire in self.layout.wires:
             if wire.device == link.name and (wire.index, wire.mac) != (link.index, link.mac) and link.mac:
                 self._restore_on(link)
 
-    def _plugged(self, there: bool) -> None:
-        """Alone without a cable, a server has all the buckets. Plugged in again it must hear the others before a client
-        reaches it, or it would reset the connections which they have."""
-        if not there:
-            self._unplugged = True
-            self._lease_at = 0.0
-            self._wake.set()
-        else:
-            pause = max(SETTLE_PULSES * self._core().rules.pulse, SETTLE_SECONDS)
-            asyncio.get_running_loop().call_later(pause, self._open_again)
-
-    def _open_again(self) -> None:
-        links = {link.index: link.carrier for link in net.links()}
-        if self.layout is not None and any(links.get(wire.index, False) for wire in self.layout.wires):
-            self._unplugged = False
-            self._lease_at = 0.0
-            self._wake.set()
+    def _lease_again(self) -> None:
+        self._lease_at = 0.0
+        self._wake.set()
 
     def _lease_now(self) -> float | None:
-        return 0.0 if self._unplugged else self._core().lease
+        return 0.0 if self._cable.unplugged else self._core().lease
 
     def _restore_on(self, link: Link) -> None:
         assert self.layout is not None
@@ -524,8 +451,7 @@ class Farm:
 
     def datagrams(self) -> dict[str, int]:
         """What was sent, accepted and refused."""
-        links = self._links
-        return {} if links is None else {"sent": links.sent, "accepted": links.accepted, "refused": links.refused}
+        return {} if self._talk is None else self._talk.datagrams()
 
     def announces(self) -> bool:
         """Whether this server tells the network about the addresses: one of those who take part does."""
