@@ -8,6 +8,7 @@ copied beside them. Names such as `heart` thereby never reach the site-packages 
 from __future__ import annotations
 
 import compileall
+import errno
 import hashlib
 import os
 import re
@@ -19,13 +20,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from safekit.installation.source import Source
-from safekit.installation.target import SAFE, InstallError, Target, replace_tree, write_file
+from safekit.installation.target import SAFE, InstallError, Target, write_file
 
 ENVIRONMENT = f"{SAFE}/private/env"
 DISTRIBUTION_WHEELS = "/usr/share/python-wheels"
 CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 # Programs of third-party packages that the product starts; what else they bring stays out of the way.
 SPEAK_TLS = frozenset({"safekit", "safelab", "safewebserver", "safeagent", "modulecheck", "splitbraincheck"})
+PRODUCT_LIST = "product-packages"
 KEPT_PROGRAMS = ("supervisord", "supervisorctl")
 
 
@@ -97,17 +99,29 @@ def _pip(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def fill_environment(source: Source, target: Target) -> bool:
-    """Python and the third-party packages. True when something changed."""
+def prepare_environment(source: Source, target: Target) -> Path:
+    """The whole environment of this version beside the present one, which is not touched; `replace_tree` puts it
+    into place. Third-party packages that stay the same are linked from there. Raises InstallError, OSError."""
     environment = target.environment
-    stamp = environment / "packages"
-    wanted = f"{packages_name(source)} {interpreter()}\n"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return False
-    packages = cached_packages(source)
-    python = interpreter()
     new = environment.with_name(".env.new")
     shutil.rmtree(new, ignore_errors=True)
+    wanted = f"{packages_name(source)} {interpreter()}\n"
+    stamp = environment / "packages"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        _link_packages(source, environment, new)
+    else:
+        _copy_packages(source, new)
+        (new / "packages").write_text(wanted)
+    _copy_product(source, new)
+    for name, (module, function) in source.scripts.items():
+        write_file(new / "bin" / name, script(module, function, tls=name in SPEAK_TLS), mode=0o755)
+    return new
+
+
+def _copy_packages(source: Source, new: Path) -> None:
+    """Python and the third-party packages."""
+    packages = cached_packages(source)
+    python = interpreter()
     site = site_packages(new)
     site.parent.mkdir(parents=True)
     shutil.copytree(packages, site, symlinks=True, ignore=shutil.ignore_patterns("bin"))
@@ -122,20 +136,56 @@ def fill_environment(source: Source, target: Target) -> bool:
     for name in KEPT_PROGRAMS:
         lines = (packages / "bin" / name).read_text().splitlines(keepends=True)
         write_file(programs / name, f"#!{ENVIRONMENT}/bin/python -I\n" + "".join(lines[1:]), mode=0o755)
-    (new / "packages").write_text(wanted)
-    replace_tree(new, environment)
     if source.packaged:
         shutil.rmtree(packages.parent)
-    return True
 
 
-def install_licenses(target: Target) -> None:
-    """SAFE/licenses: the licences of the third-party packages, each in a directory of its own (guide 18)."""
+def _link_packages(source: Source, environment: Path, new: Path) -> None:
+    """Links to all files of the environment but our own, which change."""
+    site = site_packages(environment)
+    ours = {site: {PRODUCT_LIST, *_listed(site), *source.packages}, environment / "bin": {*source.scripts}}
+
+    def leave_out(folder: str, names: list[str]) -> set[str]:
+        return ours.get(Path(folder), set()) & set(names)
+
+    shutil.copytree(environment, new, symlinks=True, ignore=leave_out, copy_function=_link)
+
+
+def _link(path: str, copy: str) -> None:
+    try:
+        os.link(path, copy)
+    except OSError as error:  # a file system without links, or one that counts no more of them
+        if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP):
+            raise
+        shutil.copy2(path, copy)
+
+
+def _listed(site: Path) -> set[str]:
+    """Our own packages, as the version that was installed there noted them."""
+    listing = site / PRODUCT_LIST
+    return set(listing.read_text().split()) if listing.is_file() else set()
+
+
+def _copy_product(source: Source, new: Path) -> None:
+    """Our own packages."""
+    site = site_packages(new)
+    for relative in source.package_files():
+        copy = site / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source.path / relative, copy)
+    for package in source.packages:
+        prepended = f"{ENVIRONMENT}/{site.name}"
+        compileall.compile_dir(site / package, quiet=2, stripdir=str(site), prependdir=prepended, workers=0)
+    (site / PRODUCT_LIST).write_text("\n".join(source.packages) + "\n")
+
+
+def prepare_licenses(environment: Path, target: Target) -> Path:
+    """What becomes SAFE/licenses: those of the third-party packages, each in a directory of its own (guide 18)."""
     new = target.safe / ".licenses.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o755)
     summary = []
-    for record in sorted(site_packages(target.environment).glob("*.dist-info")):
+    for record in sorted(site_packages(environment).glob("*.dist-info")):
         fields = HeaderParser().parsestr((record / "METADATA").read_text(encoding="utf-8", errors="replace"))
         name = f"{fields['Name']}-{fields['Version']}"
         stated = fields["License-Expression"] or (fields["License"] or "").partition("\n")[0]
@@ -148,27 +198,7 @@ def install_licenses(target: Target) -> None:
                 (new / name).mkdir(exist_ok=True)
                 shutil.copyfile(text, new / name / text.name)
     (new / "SUMMARY").write_text("\n".join(summary) + "\n")
-    replace_tree(new, target.safe / "licenses")
-
-
-def install_packages(source: Source, target: Target) -> None:
-    """Our own packages, replaced one by one; a package that is no longer part of the product goes away."""
-    site = site_packages(target.environment)
-    staging = site / ".product.new"
-    shutil.rmtree(staging, ignore_errors=True)
-    for relative in source.package_files():
-        copy = staging / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source.path / relative, copy)
-    compileall.compile_dir(staging, quiet=2, stripdir=str(staging), prependdir=f"{ENVIRONMENT}/{site.name}", workers=0)
-    listing = site / "product-packages"
-    former = set(listing.read_text().split()) if listing.is_file() else set()
-    for package in source.packages:
-        replace_tree(staging / package, site / package)
-    for package in former - set(source.packages):
-        shutil.rmtree(site / package, ignore_errors=True)
-    listing.write_text("\n".join(source.packages) + "\n")
-    shutil.rmtree(staging)
+    return new
 
 
 def script(module: str, function: str, *, tls: bool = True) -> str:
@@ -183,8 +213,6 @@ def script(module: str, function: str, *, tls: bool = True) -> str:
     return "\n".join(lines)
 
 
-def install_scripts(source: Source, target: Target) -> None:
-    """One script per process in SAFE/private/env/bin, and the command SAFE/safekit."""
-    for name, (module, function) in source.scripts.items():
-        write_file(target.environment / "bin" / name, script(module, function, tls=name in SPEAK_TLS), mode=0o755)
+def install_command(source: Source, target: Target) -> None:
+    """The command SAFE/safekit."""
     write_file(target.safe / "safekit", script(*source.scripts["safekit"]), mode=0o755)

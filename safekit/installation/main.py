@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -10,18 +11,25 @@ from pathlib import Path
 import click
 
 from safekit.installation.environment import (
-    fill_environment,
-    install_licenses,
-    install_packages,
-    install_scripts,
+    install_command,
+    prepare_environment,
+    prepare_licenses,
 )
 from safekit.installation.firewall import firewall_setting, forget_firewall, setup_firewall
 from safekit.installation.native import build_libraries
-from safekit.installation.product import install_files
+from safekit.installation.product import install_files, prepare_files, remove_leftovers
 from safekit.installation.remove import check_removal, refuse_other_installer, refuse_running_modules, uninstall
 from safekit.installation.source import Source, this_checkout
 from safekit.installation.system import install_service, install_settings, make_account, prepare_safevar
-from safekit.installation.target import SAFE, SAFEVAR, InstallError, Target, write_file
+from safekit.installation.target import (
+    SAFE,
+    SAFEVAR,
+    InstallError,
+    Target,
+    make_durable,
+    replace_tree,
+    write_file,
+)
 from safekit.installation.web import OPEN_WARNING, USER, install_web
 
 MINIMUM_FREE = 150 * 1024 * 1024
@@ -78,6 +86,33 @@ def check_system(target: Target) -> list[str]:
     return found
 
 
+def prepare(source: Source, target: Target, *, upgrade: bool) -> tuple[Path, Path, list[str]]:
+    """All that takes space and time, beside the version that is there: until the first rename nothing of that one is
+    changed. The new environment, the licences, and the names of the templates. Raises InstallError."""
+    remove_leftovers(target)
+    try:
+        environment = prepare_environment(source, target)
+        licenses = prepare_licenses(environment, target)
+        templates = prepare_files(source, target)
+        if target.is_this_system:
+            make_durable(target.safe)
+    except (OSError, shutil.Error, InstallError) as error:
+        remove_leftovers(target)
+        kept = "; the version that was installed is untouched" if upgrade else ""
+        if isinstance(error, InstallError):
+            raise InstallError(f"{error}{kept}", error.next_step) from error
+        raise InstallError(
+            f"the new version could not be written to {target.safe}: {error}{kept}",
+            "free some space" if no_space(error) else "see the cause, then run it again",
+        ) from error
+    return environment, licenses, templates
+
+
+def no_space(error: Exception) -> bool:
+    """Whether the disk is full; copies of trees tell it in their text only."""
+    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+
+
 def install(
     source: Source, target: Target, *, open_web: bool = False, quiet: bool = False, firewall: bool | None = None
 ) -> list[str]:
@@ -92,11 +127,11 @@ def install(
     gid = make_account(target)
     target.safe.mkdir(parents=True, exist_ok=True)
     target.safe.chmod(0o755)
-    fill_environment(source, target)
-    install_packages(source, target)
-    install_scripts(source, target)
-    install_licenses(target)
-    templates = install_files(source, target, gid)
+    environment, licenses, templates = prepare(source, target, upgrade=upgrade)
+    replace_tree(environment, target.environment)
+    install_command(source, target)
+    replace_tree(licenses, target.safe / "licenses")
+    install_files(source, target, gid)
     built = build_libraries(source, target)
     made_key = prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)

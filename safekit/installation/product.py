@@ -8,7 +8,10 @@ import zipfile
 from pathlib import Path
 
 from safekit.installation.source import MODULE_KINDS, Source
-from safekit.installation.target import Target, make_directory, replace_tree
+from safekit.installation.target import Target, make_directory, replace_tree, write_file
+
+PRIVATE_FOLDERS = ("conf", "bin")
+PACKED_KINDS = tuple(kind for kind in MODULE_KINDS if kind != "backup")
 
 
 def pack_module(directory: Path, archive: Path) -> None:
@@ -27,26 +30,25 @@ def pack_module(directory: Path, archive: Path) -> None:
     temporary.rename(archive)
 
 
-def install_templates(source: Source, target: Target) -> list[str]:
-    """Pack the module templates into SAFE/Application_Modules; `backup` keeps what it holds. Names packed."""
+def prepare_templates(source: Source, target: Target) -> list[str]:
+    """Pack the module templates beside SAFE/Application_Modules. Names packed."""
     base = target.safe / "Application_Modules"
-    for kind in MODULE_KINDS:
-        (base / kind).mkdir(parents=True, exist_ok=True)
-        if kind != "backup":
-            for old in (base / kind).glob("*.safe"):
-                old.unlink()
     names = []
+    for kind in PACKED_KINDS:
+        shutil.rmtree(base / f".{kind}.new", ignore_errors=True)
+        (base / f".{kind}.new").mkdir(parents=True)
     for kind, name, directory in source.module_templates():
-        pack_module(directory, base / kind / f"{name}.safe")
-        names.append(f"{kind}/{name}.safe")
+        if kind in PACKED_KINDS:
+            pack_module(directory, base / f".{kind}.new" / f"{name}.safe")
+            names.append(f"{kind}/{name}.safe")
     return names
 
 
-def install_files(source: Source, target: Target, gid: int) -> list[str]:
-    """Everything of SAFE but the Python environment. Returns the names of the templates."""
+def prepare_files(source: Source, target: Target) -> list[str]:
+    """Everything of SAFE but the Python environment, beside what is there. Returns the names of the templates."""
     private = target.safe / "private"
     private.mkdir(parents=True, exist_ok=True)
-    for folder in ("conf", "bin"):
+    for folder in PRIVATE_FOLDERS:
         new = private / f".{folder}.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -57,12 +59,30 @@ def install_files(source: Source, target: Target, gid: int) -> list[str]:
         if folder == "bin":
             for command in new.iterdir():
                 command.chmod(0o755)
-        replace_tree(new, private / folder)
+    return prepare_templates(source, target)
+
+
+def install_files(source: Source, target: Target, gid: int) -> None:
+    """Put what was prepared into place; `backup` keeps what it holds."""
+    private, base = target.safe / "private", target.safe / "Application_Modules"
+    for folder in PRIVATE_FOLDERS:
+        replace_tree(private / f".{folder}.new", private / folder)
+    for kind in PACKED_KINDS:
+        replace_tree(base / f".{kind}.new", base / kind)
     make_directory(target.safe / "conf", mode=0o2750, gid=gid)
     # Group safekit administers modules: what it edits and configures must be writable to it.
     make_directory(target.safe / "modules", mode=0o2770, gid=gid)
     make_directory(private / "modules", mode=0o2770, gid=gid)
-    templates = install_templates(source, target)
-    make_directory(target.safe / "Application_Modules" / "backup", mode=0o2770, gid=gid)
-    (private / "version").write_text(f"{source.version}\n")
-    return templates
+    make_directory(base / "backup", mode=0o2770, gid=gid)
+    write_file(private / "version", f"{source.version}\n")
+
+
+def remove_leftovers(target: Target) -> None:
+    """What an installation prepared or put aside that did not come to its end."""
+    for folder in (target.safe, target.safe / "private", target.safe / "Application_Modules"):
+        for pattern in (".*.new", ".*.old"):
+            for left in folder.glob(pattern):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 from safekit.files import boot_identity
-from safekit.installation.product import pack_module
+from safekit.installation.product import pack_module, remove_leftovers
 from safekit.installation.system import ACCOUNT, SAFEINI, remove_service, remove_settings
 from safekit.installation.target import SAFE, InstallError, Target
 
@@ -101,6 +101,7 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
         shutil.rmtree(target.safe / name, ignore_errors=True)
     for kind in ("generic", "demo", "other"):
         shutil.rmtree(target.safe / "Application_Modules" / kind, ignore_errors=True)
+    remove_leftovers(target)
     for name in ("safekit", "private/version"):
         (target.safe / name).unlink(missing_ok=True)
     done.append(f"the product is removed; modules, licence, keys and states stay in {target.safe} and {target.safevar}")

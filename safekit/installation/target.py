@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -68,13 +70,43 @@ def write_file(path: Path, content: str | bytes, *, mode: int = 0o644, gid: int 
 
 
 def replace_tree(new: Path, place: Path) -> None:
-    """Put the directory `new` at `place`; what was there goes away afterwards."""
+    """Put the directory `new` at `place`, where there is always one of the two; what was there goes away afterwards."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists() or place.is_symlink():
+    if not os.path.lexists(place):
+        new.rename(place)
+    elif _exchange(new, place):
+        new.rename(old)
+    else:
         place.rename(old)
-    new.rename(place)
+        new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EXDEV)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Both change places in one step; False where the file system cannot. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def make_durable(directory: Path) -> None:
+    """All of its file system is on disk: what is renamed afterwards survives a power failure whole."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(directory))
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(path: Path, *, mode: int, gid: int) -> None:
