@@ -149,6 +149,11 @@ def install(
         firewall_line,
         *check_system(target),
     ]
+    if web.saved:
+        lines.append(
+            f"{SAFE}/web/conf/httpd.conf was changed here: it stays, with a copy in {web.saved}; what is delivered now "
+            "is in httpd.conf.default"
+        )
     if web.opened:
         lines.append(OPEN_WARNING)
     if web.password is not None:
@@ -169,7 +174,7 @@ def asked_firewall(target: Target, *, quiet: bool) -> bool | None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-q", "quiet", is_flag=True, help="Silent: ask nothing, print errors only.")
+@click.option("-q", "quiet", is_flag=True, envvar="SAFEKIT_QUIET", help="Silent: ask nothing, print errors only.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -184,7 +189,13 @@ def asked_firewall(target: Target, *, quiet: bool) -> bool | None:
     is_flag=True,
     help="With --uninstall: remove modules, states, keys, account too.",
 )
-@click.option("--open", "open_web", is_flag=True, help="No passwords in the web service, whoever reaches it commands.")
+@click.option(
+    "--open",
+    "open_web",
+    is_flag=True,
+    envvar="SAFEKIT_OPEN",
+    help="No passwords in the web service, whoever reaches it commands.",
+)
 @click.option(
     "--firewall/--no-firewall",
     default=None,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from safekit.installation.target import SAFE, InstallError, Target, make_directory, write_file
 
@@ -24,6 +26,8 @@ class WebSetup:
 
     password: str | None
     opened: bool
+    saved: str = ""
+    """Name of the copy of settings that an administrator had changed."""
 
 
 def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
@@ -36,8 +40,9 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     for name in ("conf", "conf/ssl", "bin", "htdocs"):
         make_directory(web / name, mode=0o2750, gid=gid)
     default = (target.safe / "private" / "conf" / "httpd.conf.default").read_text()
-    write_file(web / "conf" / "httpd.conf.default", default, mode=0o640, gid=gid)
     settings = web / "conf" / "httpd.conf"
+    saved = _save_changed(settings, web / "conf" / "httpd.conf.default", gid)
+    write_file(web / "conf" / "httpd.conf.default", default, mode=0o640, gid=gid)
     if not settings.exists():
         write_file(settings, default, mode=0o640, gid=gid)
     if opened:
@@ -48,10 +53,26 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     program.symlink_to("../../private/env/bin/htpasswd")
     users = web / "conf" / "user.conf"
     if opened or (users.exists() and users.stat().st_size):
-        return WebSetup(None, opened)
+        return WebSetup(None, opened, saved)
     password = os.environ.get(PASSWORD_VARIABLE) or _generated()
     write_file(users, f"{USER}:{_hashed(target, password)}\n", mode=0o640, gid=gid)
-    return WebSetup(password, opened)
+    return WebSetup(password, opened, saved)
+
+
+def _save_changed(settings: Path, default: Path, gid: int) -> str:
+    """Keep a dated copy of settings that differ from what was delivered (guide 2.4.4); they stay in force.
+    The name of the copy, empty when there is nothing new to keep."""
+    if not settings.exists() or not default.exists():
+        return ""
+    text = settings.read_bytes()
+    copies = [*settings.parent.glob(f"{settings.name}.2*")]
+    if text == default.read_bytes() or any(copy.read_bytes() == text for copy in copies):
+        return ""
+    name = f"{settings.name}.{time.strftime('%Y-%m-%d')}"
+    if (settings.parent / name).exists():
+        name += time.strftime("-%H%M%S")
+    write_file(settings.parent / name, text, mode=0o640, gid=gid)
+    return name
 
 
 def _generated() -> str:

@@ -96,6 +96,20 @@ def test_repeating_and_upgrading_keep_modules_states_and_keys(system: Path) -> N
     assert files(system) == before
 
 
+def test_changed_settings_of_the_web_service_stay_and_a_dated_copy_is_kept(system: Path) -> None:
+    """INS-011."""
+    conf = system / "opt/safekit/web/conf"
+    assert "httpd.conf.2" not in install(system).stdout
+    mine = (conf / "httpd.conf").read_text() + "Define httpmonitorport 9012\n"
+    (conf / "httpd.conf").write_text(mine)
+    said = install(system).stdout
+    (copy,) = conf.glob("httpd.conf.2*")
+    assert f"a copy in {copy.name};" in said
+    assert copy.read_text() == mine == (conf / "httpd.conf").read_text()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o640
+    assert "httpd.conf.2" not in install(system).stdout and list(conf.glob("httpd.conf.2*")) == [copy]
+
+
 def test_uninstall_saves_modules_and_keeps_states(system: Path) -> None:
     assert install(system).returncode == 0
     module = system / "opt/safekit/modules/app"

@@ -40,6 +40,13 @@ def package() -> Path:
     return found
 
 
+def installer(first: Path, place: Path) -> Path:
+    """The file that brings a package and safekitinstall, in the directory `place`."""
+    words = [CHECKOUT / "bin/buildbin", "--package", first, "--output", place]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120)
+    return Path(done.stdout.strip())
+
+
 def successor(first: Path, place: Path) -> Path:
     """A package of the same content and a higher version, in the directory `place`."""
     tree, made = place / "tree", place / "second.deb"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import machines
 import pytest
-from deb import package, successor
+from deb import installer, package, successor
 from machines import Machine, Network
 from pair import archive, userconfig, wait_for
 
@@ -61,6 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         server.boot()
         for number, path in enumerate((first, second), 1):
             shutil.copyfile(path, server.outside(f"/root/{number}.deb"))
+        shutil.copy(installer(first, place), server.outside("/root/safekit.bin"))
         BEFORE.update(files(server))
         yield server
     finally:
@@ -114,7 +115,12 @@ def life(server: Machine) -> list[str]:
 
 
 def test_the_package_starts_its_services(server: Machine) -> None:
-    said = server.run(["dpkg", "-i", "/root/1.deb"], timeout=300).stdout
+    """(INS-001: one file is run and unpacks the package and safekitinstall, which asks.)"""
+    unpacked = server.run("mkdir /root/i && cd /root/i && ../safekit.bin").stdout
+    assert "safekitinstall" in unpacked and "Next step" in unpacked
+    said = server.run("cd /root/i && printf 'n\\n' | script -qec ./safekitinstall /dev/null", timeout=300).stdout
+    assert "Configure the local firewall automatically? [y/N]" in said
+    assert server.read("/var/safekit/firewall") == "off\n"
     assert "safeadmin and safewebserver: started, and start at boot" in said
     for unit in ("safeadmin", "safewebserver"):
         assert active(server, unit) == "active"
@@ -240,8 +246,11 @@ def test_removal_keeps_what_is_the_administrators(server: Machine) -> None:
 
 
 def test_a_new_installation_goes_on_and_a_complete_removal_leaves_nothing(server: Machine) -> None:
-    server.run(["dpkg", "-i", "/root/1.deb"], timeout=300)
+    done = server.run("cd /root/i && ./safekitinstall -q", timeout=300)
+    assert done.stdout + done.stderr == "", "silent"
     wait_state(server, "data", "ALONE")
+    damaged = server.run("cd /root/i && head -c 100000 ../safekit.bin >cut && sh ./cut", check=False)
+    assert damaged.returncode == 1 and "is damaged or not complete" in damaged.stderr
     server.safekit("shutdown")
     server.run(["/opt/safekit/safekit", "uninstall", "-all", "-y"], timeout=120)
     assert not written(server), "files that were not there before the first installation"

@@ -103,5 +103,5 @@ def test_the_database_template(lab: Lab) -> None:
     one.safekit("stop", "-m", "db")
     database.wait(one, "STOP red")
     assert not database.server(one)
-    lines = one.read("/srv/my/mysql.log").splitlines()
+    lines = one.read("/srv/my/data/mysql.log").splitlines()
     assert any("Shutdown complete" in line for line in lines[-3:]), "stopped in good order"
