@@ -210,6 +210,7 @@ def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bo
     shown once (with -q: left in /var/safekit/admin-password).
     """
     target = Target(root.resolve())
+    upgrade = (target.safe / "safekit").exists()
     try:
         if everything and not removing:
             raise InstallError("--all is only for --uninstall", "safekitinstall --uninstall --all")
@@ -231,7 +232,14 @@ def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bo
         return
     for line in lines:
         click.echo(line)
-    if not removing:
+    if removing:
+        return
+    if upgrade:
+        click.echo(
+            "Next step: safekit start -m AM for each module without boot on; when it is in the state it should be in "
+            "(safekit state), the next server"
+        )
+    else:
         click.echo(
             "Next step: install SafeKit on every server, then describe the servers: "
             f"{SAFE}/safekit cluster config cluster.xml\n"

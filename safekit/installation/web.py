@@ -48,6 +48,8 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     if opened:
         text = re.sub(r"(?m)^(\s*)Define usefile", r"\1#Define usefile", settings.read_text())
         write_file(settings, text, mode=0o640, gid=gid)
+    elif not re.search(r"(?m)^\s*Define use", settings.read_text()):
+        opened = True  # as an administrator left it
     program = web / "bin" / "htpasswd"
     program.unlink(missing_ok=True)
     program.symlink_to("../../private/env/bin/htpasswd")

@@ -93,6 +93,7 @@ def test_repeating_and_upgrading_keep_modules_states_and_keys(system: Path) -> N
     del before[str(stale.relative_to(system))]
     done = install(system)
     assert done.returncode == 0 and "upgraded" in done.stdout and "bus.key kept" in done.stdout
+    assert "Next step: safekit start -m AM" in done.stdout and "cluster config" not in done.stdout
     assert files(system) == before
 
 
@@ -108,6 +109,21 @@ def test_changed_settings_of_the_web_service_stay_and_a_dated_copy_is_kept(syste
     assert copy.read_text() == mine == (conf / "httpd.conf").read_text()
     assert stat.S_IMODE(copy.stat().st_mode) == 0o640
     assert "httpd.conf.2" not in install(system).stdout and list(conf.glob("httpd.conf.2*")) == [copy]
+
+
+def test_an_open_web_service_is_warned_of_by_each_installation(system: Path) -> None:
+    done = install(system, "--open")
+    assert "Warning: the web service is open: whoever reaches port 9010 commands this server" in done.stdout
+    assert "password" not in done.stdout.replace("ask for passwords", "")
+    conf = system / "opt/safekit/web/conf"
+    assert "#Define usefile" in (conf / "httpd.conf").read_text() and not (conf / "user.conf").exists()
+    done = install(system)
+    assert "Warning: the web service is open" in done.stdout and not (conf / "user.conf").exists()
+    closed = (conf / "httpd.conf").read_text().replace("#Define usefile", "Define usefile")
+    (conf / "httpd.conf").write_text(closed)
+    done = install(system)
+    assert "is open" not in done.stdout and "user admin of the web service has the password" in done.stdout
+    assert (conf / "user.conf").read_text().startswith("admin:$2")
 
 
 def test_uninstall_saves_modules_and_keeps_states(system: Path) -> None:

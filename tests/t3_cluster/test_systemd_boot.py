@@ -86,7 +86,8 @@ def active(server: Machine, unit: str) -> str:
 
 
 # What an administrator, dpkg and systemd write beside the product.
-OTHERS = ("root", "run", "tmp", "var/log", "var/cache", "var/tmp", "var/lib/dpkg", "var/lib/systemd", "replicated",
+OTHERS = ("root", "run", "tmp", "var/log", "var/cache", "var/tmp", "var/lib/dpkg", "var/lib/apt",
+          "var/lib/PackageKit", "var/lib/systemd", "replicated",
           "replicated_For_SafeKit_Replication", "etc/systemd/system/application.service", "etc/.pwd.lock")  # fmt: skip
 
 
