@@ -54,6 +54,7 @@ def order(t: Turn, command: Command) -> None:
         if command.action in COUNTED and count_loop(t):
             t.log("stopping_loop")
             t.because("maxloop", "-> STOP", count=s.loop_count, maxloop=s.setup.maxloop, who=command.who)
+            t.remember({"state.stopcause": "maxloop"})
             begin_stop(t, "stop", "stop")
             return
     elif not _by_itself(t, command):
@@ -162,6 +163,7 @@ def begin_start(t: Turn, intent: str) -> None:
             "state.wasprim": "up" if s.lastprim else "down",
             "state.command": "start",
             "state.reboot": "none",
+            "state.stopcause": "none",
         }
     )
     t.memory(swapping=False, degraded=False)

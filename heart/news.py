@@ -160,10 +160,20 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
         s.break_asked = s.break_asked or "degraded"
 
 
+_TOLD = {
+    "replication_lost": "the secondary does not answer to the replication any more",
+    "secondary_lost": "the connection to the primary's replication has ended",
+    "nfsbox_died": "nfsbox of this server died",
+    "rfs_synced": "the reintegration has ended",
+    "rfs_failed": "the reintegration failed",
+}
+
+
 def on_replication(t: Turn, event: Replication) -> None:
     """News from nfsadmin."""
     s = t.s
-    t.because(event.kind, f"heard in {s.role}", **({"reason": event.reason} if event.reason else {}))
+    reason = {"reason": event.reason} if event.reason else {}
+    t.because(event.kind, _TOLD.get(event.kind, "news of the replication"), role=s.role.value, **reason)
     if event.kind == "replication_lost":
         if s.role.primary:
             s.break_asked = event.reason or event.kind

@@ -73,7 +73,7 @@ def _engage(t: Turn, issuer: str, number: int, nosync: bool, phase: str) -> None
     s = t.s
     giver = s.role.primary
     t.log("begin_of_swap")
-    t.because("swap", "gives the application" if giver else "takes the application", issuer=issuer, number=number)
+    t.because("swap", "gives the application" if giver else "takes the application", issuer=issuer)
     s.swap = Swap(issuer, number, giver, phase, nosync, t.now + s.setup.timeout)
     t.memory(swapping=True)
     t.follow(*(plans.give(s.role, nosync) if giver else plans.take(nosync)))

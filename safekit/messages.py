@@ -73,9 +73,12 @@ _TABLE = (
             "Ressource {name} positionnée à {value} par {who}"),
     # User scripts
     Message("script", "E", "Script {name}", "Script {name}"),
+    Message("script_error", "E",
+            "Script {name} failed: exit status {status} after {seconds} s; its output is in userlog.ulog",
+            "Script {name} en échec : statut {status} après {seconds} s ; sa sortie est dans userlog.ulog"),
     Message("script_end", "I", "Script {name} ended: exit status {status} after {seconds} s",
             "Script {name} terminé : statut {status} après {seconds} s"),
-    Message("script_failed", "I", "Script {name} could not be run: {reason}",
+    Message("script_failed", "E", "Script {name} could not be run: {reason}",
             "Le script {name} n'a pas pu être exécuté : {reason}"),
     Message("script_timeout", "E", "Script {name} killed: still running after {seconds} s",
             "Script {name} tué : toujours en cours après {seconds} s"),

@@ -26,7 +26,7 @@ from safekit.model.types import User
 from safekit.paths import ModulePaths
 
 FORCE = "force"
-STOP_PREFIX = "stop_"
+START_PREFIX, STOP_PREFIX = "start_", "stop_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,9 @@ class ScriptRunner:
             seconds = time.monotonic() - started
             status = process.returncode if process.returncode is not None else -signal.SIGKILL
             status = 128 - status if status < 0 else status
-            self._log.event("script_end", name=name, status=status, seconds=f"{seconds:.2f}")
+            # SafeKit goes on (guide 15.1); who reads the short log is to know that the application may not run
+            ended = "script_error" if status and name.startswith(START_PREFIX) else "script_end"
+            self._log.event(ended, name=name, status=status, seconds=f"{seconds:.2f}")
             return Outcome(name, status, seconds, timed_out)
 
     def _remember(self, pid: int) -> None:

@@ -111,6 +111,13 @@ def _stopped(s: Situation) -> Verdict:
             f"safekit prim -m {s.module} on the server that has the data, "
             f"then safekit second -m {s.module} on the other",
         )
+    if s.is_("state.stopcause", "maxloop"):
+        return Verdict(
+            Kind.STOPPED,
+            s.since,
+            "the module was stopped here after too many automatic restarts (maxloop)",
+            f"find their cause with safekit log -m {s.module}, then {_start_here(s)}",
+        )
     if s.is_("rfs.uptodate", "down"):
         return Verdict(
             Kind.STOPPED,

@@ -67,6 +67,11 @@ def test_a_module_that_was_never_started_wants_prim() -> None:
     assert judge(fresh).next_step.startswith("safekit prim -m AM on the server that has the data")
 
 
+def test_a_module_that_maxloop_stopped_wants_its_cause_found() -> None:
+    found = judge(situation("STOP red", "UNKNOWN grey", {"state.stopcause": "maxloop", "rfs.uptodate": "down"}))
+    assert found.kind is Kind.STOPPED and "maxloop" in found.reason and "safekit log" in found.next_step
+
+
 def test_a_silent_module_on_a_living_server_is_stopped_there() -> None:
     verdict = judge(replace(situation("ALONE green", "UNKNOWN grey"), peer_up=True))
     assert verdict.kind is Kind.DEGRADED

@@ -98,7 +98,7 @@ def test_arguments_environment_output_and_directory(place: Place) -> None:
     ]  # fmt: skip
     assert fields[8] == str(paths.userbin)
     assert place.logged("script") == ["Script start_prim"]
-    assert "exit status 3" in place.logged("script_end")[0]
+    assert place.logged("script_error")[0].startswith("Script start_prim failed: exit status 3 after ")
 
 
 def test_a_missing_script_is_skipped_silently_and_no_user_tag_means_no_scripts(place: Place) -> None:
