@@ -143,8 +143,8 @@ def carry_out(t: Turn, command: Command) -> None:
             swap.begin(t, nosync=command.option == "nosync")
 
 
-def begin_start(t: Turn, intent: str) -> None:
-    """STOP -> WAIT."""
+def begin_start(t: Turn, intent: str, word: str = "start") -> None:
+    """STOP -> WAIT.  prestart and the first transition get `word`: they tell a start from a stopstart (guide 10.6)."""
     s = t.s
     s.intent, s.action, s.stopping, s.blocked = intent, "start", "", ""
     s.consistent, s.retry_at, s.listening = True, 0.0, False
@@ -168,7 +168,7 @@ def begin_start(t: Turn, intent: str) -> None:
     )
     t.memory(swapping=False, degraded=False)
     t.become(Role.WAIT, Color.MAGENTA)
-    t.follow(*plans.start(s.action))
+    t.follow(*plans.start(word))
 
 
 def begin_stop(t: Turn, kind: str, word: str) -> None:
@@ -316,7 +316,7 @@ def end_of_stop(t: Turn, _: str) -> None:
         t.actions.append(Exit())
     elif kind == "stopstart":
         t.log("action_auto")
-        begin_start(t, "start")
+        begin_start(t, "start", "stopstart")
     else:
         t.actions.append(Marker(False))
         t.remember({"state.command": "none"})

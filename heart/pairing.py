@@ -137,7 +137,7 @@ def alone_done(t: Turn, ok: bool, text: str) -> None:
 def on_pair_asked(t: Turn, event: PairAsked) -> None:
     """The secondary has everything: remember it here before the secondary may call itself up to date."""
     s, peer = t.s, t.peer
-    if not s.role.primary or s.leaving or s.stopping or s.breaking or s.break_asked:
+    if not s.role.primary or s.leaving or s.stopping or s.breaking or s.break_asked or _about_to_part(s):
         t.reply(event.token, False, "not_primary", f"this server is {s.role} and cannot complete the pair now")
     elif peer is None or peer.role is not Role.SECOND:
         t.reply(event.token, False, "no_secondary", "no secondary is heard on the heartbeats")
@@ -146,6 +146,13 @@ def on_pair_asked(t: Turn, event: PairAsked) -> None:
         t.memory(paired=True)
         t.because("pair_complete", "the secondary may call itself up to date", peer=peer.role.value)
         t.reply(event.token)
+
+
+def _about_to_part(s: State) -> bool:
+    """nfsadmin is about to be primary on its own, or is becoming it: a pair that is completed now would be broken by
+    that, and the secondary would not know."""
+    steps = (s.busy_step, *s.plan)
+    return any(isinstance(step, Rfs) and step.operation in ("primary", "alone") for step in steps)
 
 
 def react_to_fence(t: Turn) -> None:

@@ -140,6 +140,8 @@ class Options:
     settle_seconds: float = 70.0
     defaultprim: str = "alone"
     failover: bool = True
+    flow: bool = False
+    """The first heartbeat is ident="flow"."""
     rules: str = ""
 
 
@@ -162,7 +164,9 @@ class World:
         self.alone_takers: set[str] = set()
         self.split = False
         self.forced = False
-        self.links = tuple(Link(f"l{i}", PULSE, TIMEOUT) for i in range(options.links))
+        self.links = tuple(
+            Link("flow" if options.flow and i == 0 else f"l{i}", PULSE, TIMEOUT) for i in range(options.links)
+        )
         self.impaired_until = 0.0
         self.parted_until = 0.0
         self.chaos = True
@@ -317,7 +321,7 @@ class World:
                 continue
             for _ in range(2 if self.random.random() < wire.duplicate else 1):
                 delay = self.random.uniform(0.001, wire.slow)
-                ident = f"l{index}"
+                ident = self.links[index].ident
                 self.at(delay, lambda beat=said, ident=ident: self._deliver(name, ident, beat))  # type: ignore[misc]
 
     def _deliver(self, sender: str, ident: str, beat: Beat) -> None:
@@ -347,6 +351,8 @@ class World:
         if self.trace is not None:
             for reason in decision.reasons:
                 self.say(name, f"   because {reason}")
+        if not isinstance(event, Born):
+            self._check_told(name, before, decision)
         life = server.life
         for action in decision.actions:
             if self.chaos and self.options.faults and self.random.random() < 0.0004:
@@ -691,6 +697,17 @@ class World:
             if not (self.forced or self.split):
                 raise Violation(f"{server.name} gives up acknowledged writes {sorted(lost)[:5]}")
             self.acked -= lost
+
+    def _check_told(self, name: str, before: State, decision: core.Decision) -> None:
+        """Every change of a state is in the log, the last one as it is now."""
+        after, told = decision.state, [a for a in decision.actions if isinstance(a, Log)]
+        for code, was, now in (
+            ("local_state", (before.role, before.color), (after.role, after.color)),
+            ("remote_state", before.remote, after.remote),
+        ):
+            lines = [tuple(value for _, value in line.fields) for line in told if line.code == code]
+            if was != now and after.role is not Role.STOP and (not lines or lines[-1] != now):
+                raise Violation(f"{name}: {code} {now} is not told, but {lines}")
 
     def _check_role(self, name: str, before: Role, state: State) -> None:
         if not state.role.primary or before.primary:

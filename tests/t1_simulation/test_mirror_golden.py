@@ -3,7 +3,7 @@
 A file begins with lines of the form below, then a line of dashes, then the
 trace: what each server logs, and the scripts and operations that it runs.
 
-    options rfs=no links=2 defaultprim=A failover=off rules=<text to the end of the line>
+    options flow=yes rfs=no links=2 defaultprim=A failover=off rules=<text to the end of the line>
     pair                    A prim, B second, until both are green (not traced)
     A stop                  a command (with options: A swap nosync, A stopstart as tcpcheck)
     wait 10                 let 10 seconds pass
@@ -24,8 +24,9 @@ from typing import Any
 
 import pytest
 
-from heart.actions import Log, Rfs, Run, Scripts, Vip
-from heart.events import Ordered, ResourceSet
+from heart import core
+from heart.actions import Log, Reply, Rfs, Run, Scripts, Vip
+from heart.events import Ordered, PairAsked, ResourceSet
 from heart.values import Command
 from safekit.messages import MESSAGES, render
 from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
@@ -84,6 +85,7 @@ def options_of(words: list[str]) -> Options:
         links=int(values.get("links", "1")),
         defaultprim=values.get("defaultprim", "alone"),
         failover=values.get("failover", "on") == "on",
+        flow=values.get("flow", "no") == "yes",
         rules=rules,
     )
 
@@ -155,6 +157,23 @@ def test_scenario(path: Path) -> None:
         path.write_text(f"{script}{RULE}\n{trace}", encoding="utf-8")
         return
     assert trace == expected
+
+
+def test_no_pair_is_completed_while_the_primary_is_about_to_part() -> None:
+    """Found by schedule 20286: nfsadmin would break it at once, and the secondary would not know."""
+    stage = Stage(Options())
+    for name, action in (("A", "prim"), ("B", "second")):
+        stage.power_on(name)
+        stage.order(name, action)
+        stage.run_until(stage.now + 10)
+    stage.check_settled()
+    primary = stage.servers["A"].heart
+    assert primary is not None
+    for busy, plan, ok in ((None, (), True), (Rfs("primary"), (), False), (None, (Rfs("alone"),), False)):
+        state = primary.copy()
+        state.busy, state.busy_step, state.plan = (99, busy, plan) if busy or plan else (0, None, ())
+        answers = [a for a in core.decide(state, PairAsked(7), stage.now).actions if isinstance(a, Reply)]
+        assert [answer.ok for answer in answers] == [ok]
 
 
 def test_there_are_scenarios() -> None:
