@@ -118,8 +118,10 @@ def test_clients_of_a_dead_server_are_told_at_once_and_others_do_not_notice(both
     assert all("Reset" in reason for reason in lost.values()), result
 
 
-def test_the_server_whose_mac_the_clients_know_dies(net: FarmNetwork, tmp_path: Path) -> None:
-    net.install(tmp_path, farm_vip("vmac_directed"))
+@pytest.mark.parametrize("arpreroute", [True, False], ids=["arpreroute", "off"])
+def test_the_server_whose_mac_the_clients_know_dies(net: FarmNetwork, tmp_path: Path, arpreroute: bool) -> None:
+    """arpreroute tells everybody; without it those whom the servers know are told, in IPv6 always."""
+    net.install(tmp_path, farm_vip("vmac_directed", arpreroute=arpreroute))
     net.start()
     for address in (VIP4, VIP6):
         net.client.count(address, 80, 5)
