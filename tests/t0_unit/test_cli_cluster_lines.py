@@ -22,6 +22,12 @@ def test_confinfo_lists_the_nodes_that_answer() -> None:
     assert [row.split() for row in rows] == [["n1", "6f10", "2016-05-20T17:06:45", "1"]]
 
 
+def test_state_names_every_mode() -> None:
+    modules = [{**FACTS["modules"][0], "mode": mode} for mode in ("mirror", "farm", "light")]  # type: ignore[dict-item, index]
+    _, *rows = state_lines({"n1": {"answers": True, "facts": {"modules": modules}}})
+    assert [row.split()[2] for row in rows] == ["mirror", "farm", "light"]
+
+
 def test_state_lists_modules_of_silent_nodes_too() -> None:
     _, *rows = state_lines(NODES)
     assert rows[0].split() == ["n1", "db", "mirror", "1", "2016-05-20T17:00:00", "ab"]

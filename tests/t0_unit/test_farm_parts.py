@@ -211,6 +211,15 @@ def test_only_where_connections_are_held_they_are_looked_for() -> None:
     assert (found[0], found[100], found[101]) == ("accept", "goto held4_0_1", "goto fwd_0_1")
 
 
+def test_resets_are_held_back_in_doubt_where_the_packets_of_others_come() -> None:
+    text = ruleset.doubt(layout(), 0.35)
+    assert text.count("timeout 350ms") == 2 and "hook egress" in text
+    # Only what the kernel says of its own: what an application aborts has the ACK flag.
+    assert text.count("tcp flags & (rst | ack) == rst") == 6
+    assert "delete chain netdev safekit_my_2e_farm_2d_1 reset_0" in ruleset.doubt(layout(), 0)
+    assert ruleset.doubt(layout("directed"), 0.35) == ruleset.doubt(layout("directed"), 0) == ""
+
+
 def test_a_lease_of_nothing_closes_and_none_is_for_ever() -> None:
     assert "timeout 500ms" in ruleset.lease(layout(), 0.5)
     assert "timeout" not in ruleset.lease(layout(), None) and "add element" in ruleset.lease(layout(), None)

@@ -229,7 +229,7 @@ def halves(net: FarmNetwork, apart: bool) -> None:
 
 
 def doubts(server: FarmServer) -> bool:
-    return "chain reset_0" in server.run("nft", "list", "table", "netdev", "safekit_farm")
+    return "chain reset_0" in server.run("nft", "list", "ruleset", "netdev")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -278,12 +278,17 @@ print(json.dumps([ends, time.monotonic() - begun]), flush=True)
 """
 
 
-def test_an_idle_client_of_a_server_long_dead_is_told_when_it_repeats_itself(net: FarmNetwork, tmp_path: Path) -> None:
-    net.install(tmp_path, farm_vip("vmac_invisible"))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_idle_client_of_a_server_long_dead_is_told_when_it_repeats_itself(
+    net: FarmNetwork, tmp_path: Path, engine: Literal["nftables", "nfqueue"]
+) -> None:
+    net.install(tmp_path, farm_vip("vmac_invisible", engine=engine))
     net.start()
     idle = {address: net.client.python(IDLE, address) for address in (VIP4, VIP6)}
     net.unplug(net.servers[0])
     wait_until(lambda: all(map(doubts, net.servers[1:])), "the others doubt", 5)
+    net.servers[1].run("nft", "flush", "ruleset")
+    wait_until(lambda: doubts(net.servers[1]), "what was flushed is there again", 2)
     for process in idle.values():
         assert process.stdout is not None
         who = json.loads(process.stdout.readline())

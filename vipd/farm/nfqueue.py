@@ -72,6 +72,8 @@ class QueueEngine:
         self._nft = Nft()
         self._layout: Layout | None = None
         self._verdicts: Verdicts | None = None
+        self._doubt = 0.0
+        self._empty = True
         self._bound: Any = None
         self._wires: dict[bytes, Wire] = {}
         self._peers: frozenset[bytes] = frozenset()
@@ -79,7 +81,7 @@ class QueueEngine:
         self._identification = 0
 
     def install(self, layout: Layout, verdicts: Verdicts, lease: float | None) -> None:
-        self._layout = layout
+        self._layout, self._doubt, self._empty = layout, 0.0, True
         self._wires = {ip.packed: wire for wire in layout.wires for ip in wire.vips}
         try:
             self._bind()
@@ -105,18 +107,24 @@ class QueueEngine:
     def apply(self, verdicts: Verdicts, lease: float | None) -> None:
         layout = self._known()
         before = self._verdicts
-        gained = before is None or any(
-            now & ~was & ~shared for now, was, shared in zip(verdicts.mine, before.mine, verdicts.shared, strict=True)
+        gained = (
+            before is None
+            or self._empty
+            or any(
+                now & ~was & ~shared
+                for now, was, shared in zip(verdicts.mine, before.mine, verdicts.shared, strict=True)
+            )
         )
         try:
             self._nft.run(
                 queuerules.state(layout, speaks=verdicts.speaks, orphans=ORPHAN_SECONDS if gained else None)
                 + ruleset.resolution(layout, verdicts)
-                + (ruleset.doubt(layout, verdicts.doubt) if verdicts.doubt != (before.doubt if before else 0.0) else "")
+                + (ruleset.doubt(layout, verdicts.doubt) if verdicts.doubt != self._doubt else "")
                 + ruleset.lease(layout, lease)
             )
         except NftError as error:
             raise EngineError(f"packet filter: {error}") from None
+        self._doubt, self._empty = verdicts.doubt, False
         # Read by the next packet: one reference changes, so no packet sees half of it.
         self._verdicts = verdicts
         self._peers = frozenset(mac for macs in verdicts.macs.values() for mac in macs)
