@@ -5,6 +5,7 @@ iptables together on the other. What the servers hear of each other passes throu
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,26 @@ def test_a_configured_module_gets_through(pair: Pair) -> None:
     pair.first_start(pair.one)
     pair.wait_records(pair.one, 10)
     pair.verify(pair.one)
+
+
+LOCAL_ONLY = {"errd", "circlog", "nfsadmin", "nfscheck", "ipcheck", "intfcheck"}
+OUTSIDE = {"safeadmin": "4800", "safewebserver": "9010", "heart": "8888", "nfsbox": "5600"}
+
+
+def test_only_the_documented_processes_have_sockets_outside(pair: Pair) -> None:
+    """Guide 10.2.3.1, 10.2.3.2: the others speak over the loopback."""
+    for node in pair.nodes:
+        lines = [line.split() for line in node.run(["ss", "-HantupO"]).stdout.splitlines()]
+        outside: dict[str, set[str]] = {}
+        for words in lines:
+            address, _, number = words[4].rpartition(":")
+            if not address.startswith(("127.", "[::1]", "[::ffff:127.")):
+                for name in re.findall(r'"([^"]+)",pid=', words[-1]):
+                    outside.setdefault(name, set()).add(number)
+        assert not LOCAL_ONLY & set(outside), outside
+        for name, number in OUTSIDE.items():
+            if name != "nfsbox" or node is pair.one:
+                assert number in outside.get(name, set()), (name, outside)
 
 
 def test_other_ports_replace_the_former_ones(pair: Pair) -> None:
