@@ -30,6 +30,9 @@ def settle(t: Turn) -> None:
     s.heard_in_doubt = False
     if peer is not None and left_behind(s, peer):
         _out_of_date(t, "left_behind")
+    if peer is not None and gone_on(s, peer):
+        t.memory(uptodate=False)
+        t.because("gone_on_alone", "this server is out of date", peer=peer.role.value)
     if s.synced_in_doubt and not s.doubted:
         attempt, s.synced_in_doubt = s.synced_in_doubt, ""
         news.synced(t, attempt)
@@ -40,6 +43,14 @@ def left_behind(s: State, peer: Beat) -> bool:
     if not (s.setup.rfs and s.role.running and s.paired and s.uptodate):
         return False
     return peer.role in (Role.WAIT, Role.STOP) and peer.uptodate == "up" and not peer.paired
+
+
+def gone_on(s: State, peer: Beat) -> bool:
+    """The primary is in no pair with this secondary. It says so once with a number to acknowledge (see
+    `heart.pairing`), but its heart may have been replaced before that was heard."""
+    if not (s.setup.rfs and s.role is Role.SECOND and s.paired and s.uptodate and not s.syncing):
+        return False
+    return peer.role.primary and peer.uptodate == "up" and not peer.paired
 
 
 _WHY = {

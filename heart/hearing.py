@@ -79,8 +79,10 @@ def refresh(t: Turn, seconds: float) -> None:
     """Give the peer a fresh time-out on every link that is not down (M4)."""
     s = t.s
     s.heard_at = {ident: (at if s.links.get(ident) == "down" else t.now) for ident, at in s.heard_at.items()}
-    if s.listening and s.listen_until:
+    if s.listening:
         s.listen_until = max(s.listen_until, t.now + s.setup.pulse)
+        # what waits in the sockets was true once: nothing is decided on it
+        s.retry_at = max(s.retry_at, t.now + s.setup.pulse)
     if s.break_deadline > 0:
         # nor has the peer refused to acknowledge that it is out of date
         s.break_deadline = max(s.break_deadline, t.now + s.setup.timeout)

@@ -688,7 +688,8 @@ class World:
         """The server calls its data up to date, or will when it is started."""
         if server.disk.get("rfs.uptodate") != "up" or (server.heart is not None and server.heart.doubted):
             return False
-        return server.heart is not None or server.disk.get("rfs.paired") != "up" or not server.mark
+        running = server.heart is not None or server.orphaned
+        return running or server.disk.get("rfs.paired") != "up" or not server.mark
 
     def _replaced(self, server: Server, snapshot: list[int]) -> None:
         """A secondary's data is replaced: what only it had is lost for good."""
