@@ -126,8 +126,8 @@ def step(stage: Stage, words: list[str]) -> None:
             stage.kill_heart(name)
             if unwatched:
                 stage.servers[name].awake = -math.inf
-        case ["freeze", name, seconds]:
-            stage.freeze(name, float(seconds))
+        case ["freeze", name, seconds, *deaf]:
+            stage.freeze(name, float(seconds), deaf=bool(deaf))
         case ["cut", *names]:
             for key in stage.wires:
                 if not names or key[0] in names:
