@@ -124,6 +124,8 @@ class Checked(Pair):
     def beside(node: Node, name: str, text: str, **scripts: str) -> Checked:
         """A second module on one node."""
         made = Checked(node.lab, name)
+        if f"/{name}/" in node.run("ls -d /opt/safekit/modules/*/").stdout:  # from an attempt that failed
+            made.stop(node)
         made.outside(node, "/root/second.safe").write_bytes(archive(text, scripts))
         node.safekit("module", "install", "-r", "-m", name, "/root/second.safe")
         node.safekit("config", "-m", name)
