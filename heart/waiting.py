@@ -165,8 +165,9 @@ def _decide(t: Turn) -> bool:
     if peer is not None and peer.role.primary:
         s.claim = 0
         wake(t)
-        if peer.paired and s.setup.rfs and s.uptodate and not s.paired:
-            # it believes to be in a pair with this server, which has gone on alone since: it is about to learn that
+        if s.setup.rfs and s.uptodate and not s.paired and (peer.paired or peer.sees is not Role.WAIT):
+            # This server has gone on alone: the peer is about to learn that, and may leave for it (see
+            # running._split_brain); both must not give up their data.
             return False
         # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
         if peer.serving and (not s.setup.rfs or peer.uptodate == "up"):
