@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import signal
 import sys
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from safekit.bus import Endpoint, Request
 from safekit.process import set_process_name
@@ -30,8 +32,15 @@ async def _ping(request: Request) -> dict[str, object] | None:
     return {"pid": os.getpid()} if request.op == "ping" else None
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """What is no HTTP is answered with 400; whoever sends it must not fill the journal with what he sends."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
 async def _serve() -> int:
     settings = load_settings()
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

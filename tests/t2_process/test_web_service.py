@@ -459,6 +459,7 @@ def test_huge_bodies_and_a_thousand_connections_cost_a_bounded_memory(tmp_path: 
         limit = server.ask("PUT", "/api/v1/modules/mirror/archive", b"x" * 1000, user="admin",
                            headers={"Content-Length": str(1 << 30)})  # fmt: skip
         assert limit.status == 413
+        assert server.output.stat().st_size < 1 << 14, "what was sent is not in the journal"
     finally:
         stop.set()
         for sock in idle:

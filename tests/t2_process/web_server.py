@@ -88,11 +88,17 @@ class WebServer:
     def settings(self, define: str) -> None:
         (self.safe / "web/conf/httpd.conf").write_text(f"Define httpadminport {self.port}\n{define}")
 
+    @property
+    def output(self) -> Path:
+        """What the process says. A file: nobody reads a pipe meanwhile, and a full one would stop the service."""
+        return self.root / "output"
+
     def start(self) -> WebServer:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "safewebserver.main"], cwd=CHECKOUT, env={**os.environ, **self.env},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "safewebserver.main"], cwd=CHECKOUT, env={**os.environ, **self.env},
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -101,17 +107,18 @@ class WebServer:
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.process.kill()
-                    said, _ = self.process.communicate()
-                    raise AssertionError(f"the service did not start: {said.decode()}") from None
+                    self.process.wait()
+                    raise AssertionError(f"the service did not start: {self.output.read_text()}") from None
                 time.sleep(0.05)
 
     def stop(self) -> str:
         """What it said. Its end is orderly."""
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
         self.process.terminate()
-        output, _ = self.process.communicate(timeout=15)
+        self.process.wait(15)
+        output = self.output.read_text(errors="replace")
         assert self.process.returncode == 0, output
-        return output.decode()
+        return output
 
     def module(self, name: str, resources: dict[str, str], *, boot: str | None = None) -> None:
         """An installed module with that resource file, running since `boot` (default: this boot)."""
