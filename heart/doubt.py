@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from heart import commands, news
+from heart import commands, hearing, news
 from heart.state import State
 from heart.turn import Turn
 from heart.values import Beat, Role
@@ -26,7 +26,7 @@ def settle(t: Turn) -> None:
     if s.doubted and t.lost():
         _out_of_date(t, "unwatched" if math.isinf(s.stood_still) else "stood_still")
     elif s.doubted and s.heard_in_doubt:
-        s.doubted = 0.0
+        hearing.trust(t)
     s.heard_in_doubt = False
     if peer is not None and left_behind(s, peer):
         _out_of_date(t, "left_behind")
@@ -62,7 +62,8 @@ _WHY = {
 
 def _out_of_date(t: Turn, cause: str) -> None:
     s = t.s
-    s.doubted, s.synced_in_doubt = 0.0, ""
+    hearing.trust(t)
+    s.synced_in_doubt = ""
     if not s.uptodate:
         return
     seconds = {"seconds": f"{s.stood_still:.1f}"} if cause == "stood_still" else {}

@@ -10,6 +10,8 @@ OVERSLEPT_SLACK = 0.3
 """Seconds that a call may come later than two pulses before the process counts as overslept."""
 
 HEART = "heart"
+STOOD_STILL = "state.stoodstill"
+"""Resource: seconds of the doubt that is not settled yet; a heart that replaces this one has it too."""
 
 
 def start_listening(t: Turn) -> None:
@@ -96,6 +98,14 @@ def doubt(t: Turn, seconds: float) -> None:
     s = t.s
     if s.setup.rfs and (s.paired or s.syncing) and seconds >= s.setup.timeout - 2 * s.setup.pulse:
         s.doubted, s.stood_still = t.now, max(s.stood_still if s.doubted else 0.0, seconds)
+        t.remember({STOOD_STILL: str(round(s.stood_still, 1))})
+
+
+def trust(t: Turn) -> None:
+    """There is no doubt any more."""
+    t.s.doubted = 0.0
+    if t.s.resources.get(STOOD_STILL, "0") != "0":
+        t.remember({STOOD_STILL: "0"})
 
 
 def on_configured(t: Turn, event: Configured) -> None:

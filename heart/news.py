@@ -42,6 +42,7 @@ def on_born(t: Turn, event: Born) -> None:
             t.memory(uptodate=False)
         t.because("previous_halt", "uptodate kept" if s.uptodate else "not up to date", paired=s.paired)
     t.memory(swapping=False, degraded=False)
+    hearing.trust(t)
     s.role, s.color = Role.STOP, Color.RED
     t.remember({"state.local": Role.STOP.value, "state.color": Color.RED.value})
 
@@ -63,7 +64,8 @@ def _adopt(t: Turn, role: Role, gap: float) -> None:
     s.failover = s.resources.get("usersetting.failover", "on") == "on"
     s.serving = role.primary
     t.memory(swapping=False)
-    hearing.doubt(t, gap)
+    # a doubt of the former heart is ours
+    hearing.doubt(t, float(s.resources.get(hearing.STOOD_STILL, "0")) + gap)
     if command in ("stop", "stopstart", "respawn"):
         commands.begin_stop(t, command, "stopstart" if command == "stopstart" else "stop")
     elif role is Role.WAIT:
@@ -80,7 +82,7 @@ def _adopt(t: Turn, role: Role, gap: float) -> None:
             leaving.leave(t, "stopwait")
         elif role.primary or role is Role.UP:
             t.become(role, Color.MAGENTA)
-            t.follow(*plans.adopted(role))
+            t.follow(*plans.adopted(role, paired=s.paired))
         else:
             leaving.leave(t, "start")
 

@@ -210,10 +210,11 @@ def restart(role: Role) -> tuple[Step, ...]:
     )
 
 
-def adopted(role: Role) -> tuple[Step, ...]:
-    """A heart was restarted in the middle of starting or restarting the application: do it again, whole."""
+def adopted(role: Role, *, paired: bool) -> tuple[Step, ...]:
+    """A heart was restarted in the middle of starting or restarting the application: do it again, whole. In a pair the
+    file system stays, or becomes again, that of a pair: the peer was not told that it is out of date."""
     return (
-        Rfs("primary", (("swap", True),) if role is Role.PRIM else (), on_failure="primary_failed"),
+        Rfs("primary", (("swap", True),) if paired else (), on_failure="primary_failed"),
         Do("serve"),
         Vip("set"),
         *restart(role),

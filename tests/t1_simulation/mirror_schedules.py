@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.t1_simulation.mirror_world import Options, Violation, World
 
@@ -25,6 +26,8 @@ def options_of(seed: int) -> Options:
 def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind, ...] = ()) -> World:
     """One schedule: a healthy pair, chaos (only of these `kinds`, if any), then peace; raises Violation."""
     options = options_of(seed)
+    if kinds:
+        options = replace(options, partitions=True)
     world = World(seed, options, trace)
     world.chaos = False
     for name in "AB":

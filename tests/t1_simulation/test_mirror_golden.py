@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pytest
 
 from heart import core
 from heart.actions import Log, Reply, Rfs, Run, Scripts, Vip
-from heart.events import Ordered, PairAsked, ResourceSet
+from heart.events import Born, Ordered, PairAsked, Replication, ResourceSet
 from heart.values import Command
 from safekit.messages import MESSAGES, render
 from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
@@ -174,6 +175,36 @@ def test_no_pair_is_completed_while_the_primary_is_about_to_part() -> None:
         state.busy, state.busy_step, state.plan = (99, busy, plan) if busy or plan else (0, None, ())
         answers = [a for a in core.decide(state, PairAsked(7), stage.now).actions if isinstance(a, Reply)]
         assert [answer.ok for answer in answers] == [ok]
+
+
+@pytest.mark.parametrize("news", ["of this one", "of an earlier one"])
+def test_only_news_of_this_synchronisation_make_a_server_up_to_date(news: str) -> None:
+    stage = Stage(Options())
+    stage.power_on("A")
+    stage.order("A", "prim")
+    stage.run_until(stage.now + 10)
+    stage.power_on("B")
+    stage.order("B", "second")
+    secondary = stage.servers["B"]
+    while secondary.heart is None or not secondary.heart.attempt:
+        stage.run_until(stage.now + 0.05)
+    state = secondary.heart.copy()
+    assert state.peer is not None and state.syncing and not state.uptodate
+    state.peer = replace(state.peer, paired=True)
+    attempt = state.attempt if news == "of this one" else "0.1"
+    after = core.decide(state, Replication("rfs_synced", attempt=attempt), stage.now).state
+    assert (after.uptodate, after.syncing) == ((True, False) if news == "of this one" else (False, True))
+
+
+@pytest.mark.parametrize("paired", ["up", "down"])
+def test_an_adopted_primary_stays_in_its_pair(paired: str) -> None:
+    """Its heart was killed while it gave the application to a secondary that is up to date, not told otherwise."""
+    stage = Stage(Options())
+    resources = {"state.local": "ALONE", "state.color": "magenta", "rfs.uptodate": "up", "rfs.paired": paired}
+    born = Born(tuple(resources.items()), halted=True, adopt=True)
+    decision = core.decide(core.new_state(stage.setup("A"), 7), born, 1.0)
+    (effect,) = (action.effect for action in decision.actions if isinstance(action, Run))
+    assert effect == Rfs("primary", (("swap", True),) if paired == "up" else (), on_failure="primary_failed")
 
 
 def test_there_are_scenarios() -> None:
