@@ -15,8 +15,8 @@ import signal
 from pathlib import Path
 
 from checkers.frame import configured
-from safekit import offspring, ordinary
-from safekit.process import Context, run
+from safekit.process import offspring, ordinary
+from safekit.process.frame import Context, run
 
 OUTPUT_LIMIT = 1 << 20
 GRACE = 3.0
@@ -112,9 +112,7 @@ async def check(context: Context) -> None:
         try:
             with ordinary.oom_score():
                 process = await asyncio.create_subprocess_exec(
-                    *command(
-                        context.paths.userbin, custom.exec, context.module, f"custom.{custom.ident}", custom.arg
-                    ),
+                    *command(context.paths.userbin, custom.exec, context.module, f"custom.{custom.ident}", custom.arg),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,

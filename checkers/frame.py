@@ -10,8 +10,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
-from safekit.bus import BusError
-from safekit.process import Context
+from safekit.bus.endpoint import BusError
+from safekit.process.frame import Context
 
 HEART_TIMEOUT = 2.0
 RETRY = 0.2

@@ -9,7 +9,7 @@ import socket
 import struct
 
 from checkers.frame import resolve
-from safekit.packets import checksum
+from safekit.net.packets import checksum
 
 _ECHO = struct.Struct(">BBHHH")
 _V4_REQUEST, _V4_REPLY = 8, 0

@@ -6,9 +6,9 @@ import ipaddress
 
 from checkers.frame import Reporter, configured, probe_periodically, until_stopped
 from checkers.kernel import NetworkChanges
-from safekit import net
 from safekit.model.checkers import interface_checks
-from safekit.process import Context, run
+from safekit.net import addresses as net
+from safekit.process.frame import Context, run
 
 SAFETY_NET = 10.0
 
@@ -30,9 +30,7 @@ async def check(context: Context) -> None:
         return connected(intf.local_addr)
 
     with NetworkChanges(links=True, addresses=True) as changes:
-        await until_stopped(
-            context, reporter.run(), probe_periodically(reporter, probe, SAFETY_NET, changes.wake)
-        )
+        await until_stopped(context, reporter.run(), probe_periodically(reporter, probe, SAFETY_NET, changes.wake))
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ import socket
 
 from checkers.frame import Reporter, configured, probe_periodically, resolve, until_stopped
 from checkers.kernel import NetworkChanges
-from safekit import net
 from safekit.model.checkers import address_checks
-from safekit.process import Context, run
+from safekit.net import addresses as net
+from safekit.process.frame import Context, run
 
 
 async def defined(addr: str) -> bool:
@@ -30,9 +30,7 @@ async def check(context: Context) -> None:
         return await defined(ip.addr)
 
     with NetworkChanges(links=False, addresses=True) as changes:
-        await until_stopped(
-            context, reporter.run(), probe_periodically(reporter, probe, ip.interval, changes.wake)
-        )
+        await until_stopped(context, reporter.run(), probe_periodically(reporter, probe, ip.interval, changes.wake))
 
 
 def main() -> None:

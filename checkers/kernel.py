@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from safekit.netlink import monitor
+from safekit.net.netlink import monitor
 
 _LINK, _IPV4_ADDRESS, _IPV6_ADDRESS = 1, 0x10, 0x100
 

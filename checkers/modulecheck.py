@@ -13,12 +13,12 @@ from pathlib import Path
 
 from checkers.frame import Reporter, configured, probe_periodically, until_stopped
 from checkers.http import HttpError, get
-from safekit import resources
-from safekit.bus import BusError
+from safekit.bus.endpoint import BusError
+from safekit.disk import resources
+from safekit.disk.modulestate import MAX_DOCUMENT, PATH, BadDocument, ModuleState, decode
+from safekit.disk.paths import safe
 from safekit.model.types import ModuleCheck
-from safekit.modulestate import MAX_DOCUMENT, PATH, BadDocument, ModuleState, decode
-from safekit.paths import safe
-from safekit.process import Context, run
+from safekit.process.frame import Context, run
 
 OK, NOT_FOUND = 200, 404
 TRIES = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from checkers.frame import Reporter, configured, probe_periodically, until_stopped
 from checkers.icmp import Pinger
-from safekit.process import Context, run
+from safekit.process.frame import Context, run
 
 
 async def check(context: Context) -> None:

@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable
 from checkers.frame import Reporter, probe_periodically, until_stopped
 from checkers.http import HttpError, get, split_url
 from checkers.icmp import Pinger
-from safekit.bus import BusError, Handler, Request
+from safekit.bus.endpoint import BusError, Handler, Request
 from safekit.model.types import SplitbrainCheck
-from safekit.process import Context, run
+from safekit.process.frame import Context, run
 
 INTERVAL = 10.0
 TIMEOUT = 5.0

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from checkers.frame import Reporter, probe_periodically, until_stopped
-from safekit import resources
-from safekit.files import write_atomic
-from safekit.process import Context, run
+from safekit.disk import resources
+from safekit.disk.files import write_atomic
+from safekit.process.frame import Context, run
 
 INTERVAL = 10.0
 """Between two looks; the time that a note is behind, at most."""

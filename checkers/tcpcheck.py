@@ -7,7 +7,7 @@ import contextlib
 import socket
 
 from checkers.frame import Reporter, configured, probe_periodically, resolve, until_stopped
-from safekit.process import Context, run
+from safekit.process.frame import Context, run
 
 
 async def accepts(addr: str, port: int, timeout: float) -> bool:

@@ -17,8 +17,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safekit.files import write_atomic
-from safekit.paths import ModulePaths
+from safekit.disk.files import write_atomic
+from safekit.disk.paths import ModulePaths
 
 LOG_LIMIT = 4 << 20
 """Bytes of module.log before it becomes module.log.1 (some 30,000 lines)."""

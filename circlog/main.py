@@ -6,11 +6,11 @@ import asyncio
 import syslog
 
 from circlog.keeper import DiskReport, Keeper, check_space
-from safekit.files import locked
-from safekit.log import now
-from safekit.paths import ModulePaths
-from safekit.process import Context, run
-from safekit.watch import DirectoryWatch
+from safekit.disk.files import locked
+from safekit.disk.paths import ModulePaths
+from safekit.disk.watch import DirectoryWatch
+from safekit.log.module import now
+from safekit.process.frame import Context, run
 
 IDLE_SECONDS = 30.0
 """The safety net when inotify lost its events."""

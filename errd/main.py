@@ -18,14 +18,15 @@ from errd.core import Criterion, Watch, disable, enable, judge, resource_value, 
 from errd.memory import MemoryFile
 from errd.processes import Matcher, Running, scan, send
 from errd.services import State, service_state
-from safekit import offspring, ordinary, resources
-from safekit.bus import BusError, Handler, Request
-from safekit.files import write_atomic
+from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.disk import resources
+from safekit.disk.files import write_atomic
 from safekit.model.regex import posix_regex
 from safekit.model.types import Errd, Proc, User
-from safekit.process import Context, run
-from safekit.scripts import environment as script_environment
-from safekit.scripts import open_output
+from safekit.process import offspring, ordinary
+from safekit.process.frame import Context, run
+from safekit.process.scripts import environment as script_environment
+from safekit.process.scripts import open_output
 
 SETTLE = 1.0
 AUTOMATIC_ACTIONS = ("restart", "stopstart", "stop")

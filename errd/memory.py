@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit.files import boot_identity, write_atomic
+from safekit.disk.files import boot_identity, write_atomic
 
 FILE = "errd.enabled"
 

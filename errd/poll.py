@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from errd.processes import scan
-from safekit.files import write_atomic
-from safekit.paths import safevar
+from safekit.disk.files import write_atomic
+from safekit.disk.paths import safevar
 
 FILE = "errdpoll_reserrd"
 

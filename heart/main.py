@@ -18,18 +18,18 @@ import asyncio
 import time
 from typing import Any, NoReturn
 
-from heart.commands import loop_reached
-from heart.configured import Unusable
-from heart.events import Born, Ordered, PairAsked, Replication
-from heart.following import CLUSTER_FILE
-from heart.publish import RunningMark
-from heart.shell import FIRST_COMMAND_SECONDS, Shell
-from heart.values import Command, Role
-from safekit.bus import BusError, Handler, Request
+from heart.core.commands import loop_reached
+from heart.core.events import Born, Ordered, PairAsked, Replication
+from heart.core.values import Command, Role
+from heart.shell.configured import Unusable
+from heart.shell.following import CLUSTER_FILE
+from heart.shell.publish import RunningMark
+from heart.shell.shell import FIRST_COMMAND_SECONDS, Shell
+from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.disk.resources import valid_name
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
-from safekit.process import Context, Unconfigured, run
-from safekit.resources import valid_name
+from safekit.process.frame import Context, Unconfigured, run
 from safekit.rules.lexer import RuleError
 from safekit.rules.source import RulesFileError
 

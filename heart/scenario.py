@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from heart import core, plans
-from heart.actions import (
+from heart.core import plans
+from heart.core.actions import (
     Abort,
     Action,
     Effect,
@@ -31,10 +31,22 @@ from heart.actions import (
     Vip,
     Witness,
 )
-from heart.events import Born, ClusterView, Done, Event, Heard, Ordered, PairAsked, Replication, ResourceSet, Tick
-from heart.state import State
-from heart.values import Command, Reason, Role, Setup
-from safekit.messages import MESSAGES, render
+from heart.core.decide import beat, deadline, decide, new_state
+from heart.core.events import (
+    Born,
+    ClusterView,
+    Done,
+    Event,
+    Heard,
+    Ordered,
+    PairAsked,
+    Replication,
+    ResourceSet,
+    Tick,
+)
+from heart.core.state import State
+from heart.core.values import Command, Reason, Role, Setup
+from safekit.log.messages import MESSAGES, render
 
 EFFECT_SECONDS = 0.01
 WIRE_SECONDS = 0.001
@@ -117,7 +129,7 @@ class Scenario:
     def _put(self, node: str, role: Role, extra: dict[str, str]) -> None:
         server, setup = self.servers[node], self.servers[node].setup
         self._born += 1
-        server.heart = core.new_state(setup, self._born)
+        server.heart = new_state(setup, self._born)
         paired = role in (Role.PRIM, Role.SECOND)
         values = {
             "state.local": role.value,
@@ -183,7 +195,7 @@ class Scenario:
         server = self.servers[node]
         if server.heart is None:
             self._born += 1
-            server.heart = core.new_state(server.setup, self._born)
+            server.heart = new_state(server.setup, self._born)
             self.feed(node, Born())
             self._pulse(node, self._born)
         self.feed(node, Ordered(Command(action)))
@@ -227,7 +239,7 @@ class Scenario:
         server = self.servers[node]
         if server.heart is None:
             return
-        decision = core.decide(server.heart, event, self.now)
+        decision = decide(server.heart, event, self.now)
         server.heart = decision.state
         for reason in decision.reasons:
             self._tell_reason(node, reason)
@@ -236,7 +248,7 @@ class Scenario:
             if self.servers[node].heart is None:
                 return
         heart = server.heart
-        due = core.deadline(heart)
+        due = deadline(heart)
         self.at(max(due - self.now, WIRE_SECONDS), lambda: self._due(node, heart))
 
     def _due(self, node: str, heart: State) -> None:
@@ -256,7 +268,7 @@ class Scenario:
         if server.heart is None or self.cut or server.setup.peer not in self.servers:
             return
         server.sequence += 1
-        said = core.beat(server.heart, server.sequence)
+        said = beat(server.heart, server.sequence)
         peer = server.setup.peer
         for link in server.setup.links:
             self.at(WIRE_SECONDS, lambda ident=link.ident: self._arrive(peer, Heard(ident, said)))  # type: ignore[misc]
@@ -354,9 +366,7 @@ def describe(effect: Effect) -> str:
     """What an effect does to the outside, "" for what only prepares."""
     match effect:
         case Scripts(calls):
-            return "runs " + ", ".join(
-                call.name + (" force" if call.args[:1] == ("force",) else "") for call in calls
-            )
+            return "runs " + ", ".join(call.name + (" force" if call.args[:1] == ("force",) else "") for call in calls)
         case Vip(operation) if operation in ("set", "unset"):
             return f"{operation}s the virtual addresses"
         case Rfs("primary"):
@@ -372,5 +382,3 @@ def describe(effect: Effect) -> str:
 def partner(role: Role) -> Role:
     """The usual state of the other server of a mirror."""
     return {Role.PRIM: Role.SECOND, Role.SECOND: Role.PRIM}.get(role, Role.STOP)
-
-

@@ -13,16 +13,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
-from heart import configured
+from heart.core.values import Role, Setup
 from heart.scenario import Runaway, Scenario, Told, partner
-from heart.values import Role, Setup
-from safekit import resources
+from heart.shell import configured
 from safekit.configuration import ConfigureError, active, current_signature
+from safekit.disk import resources
+from safekit.disk.paths import ModulePaths, node_name
 from safekit.model.findings import ConfigError
 from safekit.model.rules_check import is_set
 from safekit.model.types import ClusterConfig, ModuleConfig
-from safekit.paths import ModulePaths, node_name
-from safekit.process import Unconfigured, load_cluster
+from safekit.process.frame import Unconfigured, load_cluster
 from safekit.rules.lexer import RuleError
 from safekit.rules.source import RulesFileError
 
@@ -160,7 +160,7 @@ def quiet(scenario: Scenario) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; safekit.cli.simulate hands it over as it is."""
+    """The command line; cli.simulate hands it over as it is."""
     made = argparse.ArgumentParser(
         prog="safekit simulate",
         description="Tell what a module would do, and why. Nothing is changed.",

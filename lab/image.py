@@ -13,15 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from installation.environment import interpreter
+from installation.main import install
+from installation.source import Source, this_checkout
+from installation.system import install_settings, make_account, prepare_safevar
+from installation.target import SAFE, SAFEVAR, Target, make_directory
+from installation.web import install_web
 from lab import kernel, rootfs
 from lab.errors import LabError
 from lab.state import live_labs
-from safekit.installation.environment import interpreter
-from safekit.installation.main import install
-from safekit.installation.source import Source, this_checkout
-from safekit.installation.system import install_settings, make_account, prepare_safevar
-from safekit.installation.target import SAFE, SAFEVAR, Target, make_directory
-from safekit.installation.web import install_web
 
 IMAGES = ".images"
 _KEPT = 3

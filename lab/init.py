@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from installation.environment import interpreter
 from lab import disk, kernel, rootfs
 from lab.units import Phase, Service, parse
-from safekit.installation.environment import interpreter
 
 CONTROL = "/run/safelab.sock"
 DATA = "/data"

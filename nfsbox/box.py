@@ -19,19 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nfsbox import generations, switch, tracking
-from nfsbox.changes import Mode
-from nfsbox.engine import Engine, Refused, Role, Root, Settings
-from nfsbox.exclusions import Exclusions
-from nfsbox.mount import Mount, MountFailure
-from nfsbox.operations import Operations
-from nfsbox.secondary import Applier
-from nfsbox.server import Server
-from nfsbox.stream import State, Stream
-from nfsbox.tracking import Tracker
-from nfsbox.wire import Kind, Op, WireError, WireRefused, connect
-from safekit.files import reserve, sync_directory, write_atomic
+from nfsbox.fs import switch
+from nfsbox.fs.mount import Mount, MountFailure
+from nfsbox.fs.operations import Operations
+from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.pair.secondary import Applier
+from nfsbox.pair.server import Server
+from nfsbox.pair.stream import State, Stream
+from nfsbox.pair.tracking import Tracker
+from safekit.disk.files import reserve, sync_directory, write_atomic
 from safekit.model.types import Rfs
+from safekit.rfs import generations, journal
+from safekit.rfs.changes import Mode
+from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.wire import Kind, Op, WireError, WireRefused, connect
 
 log = logging.getLogger("nfsbox")
 
@@ -120,7 +121,7 @@ class Box:
         self._mounts: list[Mount] = []
         self._server: Server | None = None
         self._applier: Applier | None = None
-        self._loaded = tracking.Loaded()
+        self._loaded = journal.Loaded()
         self._token: bytes | None = None  # of a hand-over, on both sides of it
         self._peer = ""
         self._address = ""
@@ -170,10 +171,10 @@ class Box:
 
     def _forget_journal(self) -> None:
         """This server is equal to its peer: what it changed on its own does not count any more."""
-        for path in self.place.directory.glob(tracking.PREFIX + "*"):
+        for path in self.place.directory.glob(journal.PREFIX + "*"):
             path.unlink()
         sync_directory(self.place.directory)
-        self._loaded = tracking.Loaded()
+        self._loaded = journal.Loaded()
 
     # --- prepare and release --------------------------------------------------------------------------------
 
@@ -193,7 +194,7 @@ class Box:
                     raise BoxError("tocheck", _text(error)) from None
             try:
                 self.engine.disks.open()
-                self._loaded = tracking.load(self.place.directory)
+                self._loaded = journal.load(self.place.directory)
                 switch.clean_hidden(self.place.directory, self.roots)
                 self._mount_all()
                 if not degraded:
@@ -265,8 +266,9 @@ class Box:
             try:
                 switch.to_mount_point(root)
                 operations = Operations(self.engine, root)
-                mount = Mount(operations, root.mount, f"{self.place.module}:{root.index}",
-                              writeback=self.settings.writeback)
+                mount = Mount(
+                    operations, root.mount, f"{self.place.module}:{root.index}", writeback=self.settings.writeback
+                )
                 mount.start()
                 self._mounts.append(mount)
                 mount.mounted()
@@ -359,7 +361,7 @@ class Box:
         if self.engine.role is not Role.PRIMARY:
             try:
                 self._tracker.start(
-                    Mode.PAIRED if paired else Mode.ALONE, None if paired else tracking.load(self.place.directory)
+                    Mode.PAIRED if paired else Mode.ALONE, None if paired else journal.load(self.place.directory)
                 )
             except OSError as error:
                 raise BoxError("journal", f"changes cannot be recorded: {error.strerror}") from None
@@ -368,7 +370,14 @@ class Box:
         self._next_checkpoint = time.monotonic() + self.settings.checkpoint
 
     def secondary(
-        self, peer: str, address: str, port: int, *, source: str | None, paired: bool, state: Fields | None,
+        self,
+        peer: str,
+        address: str,
+        port: int,
+        *,
+        source: str | None,
+        paired: bool,
+        state: Fields | None,
         attempt: str = "",
     ) -> Fields:
         """Read-only; connect to the primary. `attempt` is kept for a nfsadmin that is restarted. Raises BoxError:
@@ -438,7 +447,7 @@ class Box:
             self.engine.sync_backing()
         self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
         if keep_journal:
-            self._loaded = tracking.load(self.place.directory)
+            self._loaded = journal.load(self.place.directory)
 
     def alone(self, *, state: Fields | None) -> int:
         """The peer is gone. Durable record, then what was held goes on. Raises BoxError."""

@@ -2,7 +2,7 @@
 
 **Bus, target "AM/nfsbox"** (requests of nfsadmin; the reply comes when it is done; durable means fsynced).
 `state` is an optional map that is written durably to SAFEVAR/modules/AM/rfs/state before the operation has any
-effect; nfsadmin computes it with nfsbox.generations, nfsbox only keeps it.
+effect; nfsadmin computes it with safekit.rfs.generations, nfsbox only keeps it.
 
 ====================  ==============================================================================================
 prepare               (degraded=False) repair what a crash left, check `tocheck`, replace the links by mounts,
@@ -84,7 +84,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsbox.box import Box, BoxError
-from safekit.bus import BusError, BusTimeout, Request
+from safekit.bus.endpoint import BusError, BusTimeout, Request
 
 log = logging.getLogger("nfsbox")
 

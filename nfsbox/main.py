@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
-from safekit.bus import BusError, Handler, Request
-from safekit.keys import KeysNow
-from safekit.process import Context, run
+from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.process.frame import Context, run
+from safekit.wire.keys import KeysNow
 
 _served: list[Control] = []
 
@@ -52,9 +52,7 @@ async def _main(context: Context) -> int:
         context.log.event("internal", text=f"nfsbox: no key for the network: {error}; run safekit cluster config")
         return 2
     address = context.cluster.bind_address(rfs.flow, context.node)
-    place = Place(
-        context.module, context.node, context.paths.rfs, keys, (address, rfs.port) if address else None
-    )
+    place = Place(context.module, context.node, context.paths.rfs, keys, (address, rfs.port) if address else None)
     announcer = Announcer(context.module, context.bus, asyncio.get_running_loop())
     try:
         box = Box(place, rfs, announcer.notify, announcer.pair)

@@ -1,4 +1,5 @@
 """Client of the primary's resynchronisation service: one sealed TCP connection, one request at a time."""
+
 from __future__ import annotations
 
 import errno
@@ -9,8 +10,8 @@ from typing import Any
 
 import msgpack
 
-from nfsbox.wire import Kind, Op, WireError, connect, decode_map, expect
-from safekit.keys import wire_keys
+from safekit.rfs.wire import Kind, Op, WireError, connect, decode_map, expect
+from safekit.wire.keys import wire_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,14 @@ class Connection:
         keys = wire_keys(address.module)
         self._timeout = timeout
         self._channel, self.welcome = connect(
-            (address.host, address.port), address.module, Kind.RESYNC, keys,
-            {"node": address.node, "session": address.session}, source=address.source, timeout=min(timeout, 30.0))
+            (address.host, address.port),
+            address.module,
+            Kind.RESYNC,
+            keys,
+            {"node": address.node, "session": address.session},
+            source=address.source,
+            timeout=min(timeout, 30.0),
+        )
         self._busy = threading.Lock()
 
     def call(self, op: str, **fields: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ that one gets there: equal again.  The argument needs no atomic read and no lock
 file.  So a pair (inode there, inode here) is noted as equal, not a name, and every name that a rename gave away
 meanwhile is looked at again (`revisit`): if its two inodes are no noted pair, its content is compared.
 """
+
 from __future__ import annotations
 
 import errno
@@ -19,17 +20,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nfsbox.wire import SMALL, WireError
 from reintegre.local import LocalTree
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
 from reintegre.progress import Meter
+from safekit.rfs.wire import SMALL, WireError
 
 #: Bytes compared by one request: long enough to hide the round trip, short enough for `reitimeout`.
 BATCH = 64 << 20
 #: Errors that say that a name is gone, or is something else now, on either server.
-MOVED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY,
-                   errno.EEXIST})
+MOVED = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY, errno.EEXIST}
+)
 #: Characters of a name that a message tells.
 _NAME: Final = 300
 
@@ -99,8 +101,18 @@ class Pairs:
 class Copier:
     """Makes files equal. One per thread, with its own connection."""
 
-    def __init__(self, primary: Primary, trees: Sequence[LocalTree], zone_size: int, packet: int, commit: int,
-                 meter: Meter, pairs: Pairs, executor: Executor, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        primary: Primary,
+        trees: Sequence[LocalTree],
+        zone_size: int,
+        packet: int,
+        commit: int,
+        meter: Meter,
+        pairs: Pairs,
+        executor: Executor,
+        check: Callable[[], None],
+    ) -> None:
         self._primary = primary
         self._trees = trees
         self._zone = zone_size
@@ -125,8 +137,9 @@ class Copier:
 
     def batched(self, work: FileWork) -> bool:
         """Whether a file may go together with others."""
-        return self.batches and not self._commit and work.content is Content.COPY \
-            and work.size <= min(SMALL, self._packet)
+        return (
+            self.batches and not self._commit and work.content is Content.COPY and work.size <= min(SMALL, self._packet)
+        )
 
     def files(self, works: Sequence[FileWork]) -> list[Outcome]:
         """Copy small files of one directory tree, all on their way at once. Raises as `file` does."""
@@ -170,8 +183,11 @@ class Copier:
                 work = replace(work, size=max(work.size, size))
         if work.content is Content.SKIP:
             return Outcome(0)
-        zones = every_zone(self._zone, work.size) if work.zones is None or work.content is not Content.ZONES \
+        zones = (
+            every_zone(self._zone, work.size)
+            if work.zones is None or work.content is not Content.ZONES
             else sorted(z for z in work.zones if z * self._zone < work.size)
+        )
         self._uncommitted = 0
         if work.content is Content.COPY:
             here = self._trees[work.root].entry(work.path)
@@ -191,7 +207,7 @@ class Copier:
         copied, written = 0, False
         per_batch = max(1, BATCH // self._zone)
         for begin in range(0, len(zones), per_batch):
-            batch = zones[begin:begin + per_batch]
+            batch = zones[begin : begin + per_batch]
             pieces = [(zone * self._zone, self._zone) for zone in batch]
             here = self._executor.submit(tree.hash, work.path, pieces)
             ino, _, theirs = self._primary.hash(work.root, work.path, pieces)

@@ -3,6 +3,7 @@
 It only reads, in the directory behind the mount.  What changes there arrives through the ordered stream of the
 local nfsbox while we look; an entry that vanishes meanwhile is no error.
 """
+
 from __future__ import annotations
 
 import errno
@@ -83,9 +84,22 @@ class LocalTree:
             if error.errno != errno.EINVAL:
                 raise
             raise FileNotFoundError(errno.ENOENT, "it was a link, and is something else by now") from None
-        return Entry(name, status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_atime_ns,
-                     status.st_mtime_ns, status.st_ino, status.st_nlink, status.st_rdev, status.st_blocks,
-                     status.st_ctime_ns, target, self._xattrs(path))
+        return Entry(
+            name,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_size,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ino,
+            status.st_nlink,
+            status.st_rdev,
+            status.st_blocks,
+            status.st_ctime_ns,
+            target,
+            self._xattrs(path),
+        )
 
     def hash(self, relative: bytes, ranges: Sequence[tuple[int, int]]) -> Hashed | None:
         """Digests of ranges; b"" for one beyond the end. None when there is no such regular file."""

@@ -1,4 +1,5 @@
 """The process reintegre: runs on the secondary while there is something to reintegrate (guide 5.4, 13.6.3)."""
+
 from __future__ import annotations
 
 import asyncio
@@ -7,10 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from nfsbox import tracking
-from nfsbox.exclusions import Exclusions
-from nfsbox.generations import Kind, Verdict
-from nfsbox.push import read_xattrs
 from reintegre.client import Address, Connection
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
@@ -18,9 +15,13 @@ from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
-from safekit.bus import BusError
+from safekit.bus.endpoint import BusError
 from safekit.model.types import Rfs
-from safekit.process import Context, run
+from safekit.process.frame import Context, run
+from safekit.rfs import journal
+from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.generations import Kind, Verdict
+from safekit.rfs.xattrs import read_xattrs
 
 PROGRESS_S = 1.0
 #: Names of files that a reintegration after a split brain overwrites and that are told one by one.
@@ -51,9 +52,9 @@ def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
 
 def local_records(context: Context, trees: list[LocalTree]) -> Records:
     """What this server changed itself while it was primary, and the peer or its own disk may lack."""
-    changes, backing = tracking.load(context.paths.rfs).changes, [tree.backing for tree in trees]
+    changes, backing = journal.load(context.paths.rfs).changes, [tree.backing for tree in trees]
     found = Records(moved=set(changes.moved), entered=changes.directories)
-    for item in tracking.expand(changes, backing):
+    for item in journal.expand(changes, backing):
         found.add(item, ours=True)
     return found
 
@@ -66,9 +67,11 @@ class Run:
         self.rfs = rfs
         self.session: Session | None = None
         self.trees = [
-            LocalTree(rfs.backing(r), Exclusions(r.notreplicated_paths, r.notreplicated_regex).match,
-                      xattr_reader(rfs.acl))
-            for r in rfs.replicated]
+            LocalTree(
+                rfs.backing(r), Exclusions(r.notreplicated_paths, r.notreplicated_regex).match, xattr_reader(rfs.acl)
+            )
+            for r in rfs.replicated
+        ]
         self._address: Address | None = None
 
     def connect(self) -> Service:
@@ -87,8 +90,13 @@ class Run:
         control = Primary(await asyncio.to_thread(self.connect))
         info = await asyncio.to_thread(control.info)
         answer = await self.ask("rei_begin", source=info["state"], pid=os.getpid())
-        verdict = Verdict(Kind(answer["kind"]), answer["rule"], answer["sentence"], float(answer["newer_than"]),
-                          bool(answer["overwrites"]))
+        verdict = Verdict(
+            Kind(answer["kind"]),
+            answer["rule"],
+            answer["sentence"],
+            float(answer["newer_than"]),
+            bool(answer["overwrites"]),
+        )
         trust = Trust(verdict, int(answer["source_idle"]), int(answer["target_idle"]))
         records = await asyncio.to_thread(self._records, control, verdict)
         zone = int(info["zone_size"])
@@ -107,9 +115,14 @@ class Run:
         host = status.get("address") or self.context.cluster.address(self.rfs.flow, str(peer))
         if not host:
             raise BusError("peer", f"{peer} has no address on the network of the replication flow")
-        return Address(str(host), int(status.get("port") or self.rfs.port),
-                       self.context.cluster.bind_address(self.rfs.flow, self.context.node), self.context.module,
-                       self.context.node, int(status.get("session_id") or 0))
+        return Address(
+            str(host),
+            int(status.get("port") or self.rfs.port),
+            self.context.cluster.bind_address(self.rfs.flow, self.context.node),
+            self.context.module,
+            self.context.node,
+            int(status.get("session_id") or 0),
+        )
 
     def _records(self, control: Primary, verdict: Verdict) -> Records:
         """The union of what both servers recorded; a full copy needs none."""
@@ -134,8 +147,13 @@ class Run:
         replicated, log = self.rfs.replicated, self.context.log
 
         def done(root: int, copied: Copied) -> None:
-            log.event("copied", files=copied.files, size=size_text(copied.bytes), seconds=f"{copied.seconds:.1f}",
-                      rate=copied.rate)
+            log.event(
+                "copied",
+                files=copied.files,
+                size=size_text(copied.bytes),
+                seconds=f"{copied.seconds:.1f}",
+                rate=copied.rate,
+            )
 
         def detail(text: str) -> None:
             rfs = self.context.config.rfs  # may change while we run

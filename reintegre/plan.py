@@ -3,6 +3,7 @@
 Names and attributes of the whole tree are always compared; the verdict of the two generations decides only
 how far the contents are trusted when the attributes are equal.  Guide 5.4.
 """
+
 from __future__ import annotations
 
 import stat
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from nfsbox.generations import Kind, Verdict
+from safekit.rfs.generations import Kind, Verdict
 
 NS: Final = 1_000_000_000
 Zones = frozenset[int]

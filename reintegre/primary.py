@@ -1,4 +1,5 @@
 """What reintegre asks of the primary's nfsbox (the list is in nfsbox/control.py), as typed calls."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,22 @@ def entry(fields: Sequence[Any]) -> Entry:
         name, mode, uid, gid, size, atime, mtime, ino, nlink, rdev, blocks, extra, *rest = fields
         target = extra.get("t") if extra else None
         xattrs = {bytes(key): bytes(value) for key, value in (extra.get("x") or {}).items()} if extra else {}
-        return Entry(bytes(name), int(mode), int(uid), int(gid), int(size), int(atime), int(mtime), int(ino),
-                     int(nlink), int(rdev), int(blocks), int(rest[0]) if rest else 0, target, xattrs)
+        return Entry(
+            bytes(name),
+            int(mode),
+            int(uid),
+            int(gid),
+            int(size),
+            int(atime),
+            int(mtime),
+            int(ino),
+            int(nlink),
+            int(rdev),
+            int(blocks),
+            int(rest[0]) if rest else 0,
+            target,
+            xattrs,
+        )
     except (TypeError, ValueError, AttributeError) as error:
         raise ProtocolFault(f"malformed entry: {error}") from None
 
@@ -107,8 +122,10 @@ class Primary:
     def push_files(self, root: int, paths: Sequence[bytes]) -> list[tuple[str, int, int, int]]:
         """Make regular files here, whole: kind, inode on the primary, bytes, errno of each. Kind "single": it must be
         pushed by itself. Raises OSError with EOPNOTSUPP when the primary is of an older release."""
-        answer = [(str(kind), int(ino), int(size), int(code))
-                  for kind, ino, size, code in self._call("push_files", root=root, paths=list(paths))["files"]]
+        answer = [
+            (str(kind), int(ino), int(size), int(code))
+            for kind, ino, size, code in self._call("push_files", root=root, paths=list(paths))["files"]
+        ]
         if len(answer) != len(paths):
             raise ProtocolFault(f"{len(answer)} answers for {len(paths)} files")
         return answer
@@ -137,8 +154,9 @@ class Primary:
 
     def revisit(self) -> list[tuple[int, bytes, bool]]:
         """Entries to compare again, taken off the primary's list; True: with everything below."""
-        return [(item[0], item[1], bool(item[2]) if len(item) > 2 else False)
-                for item in self._call("revisit")["paths"]]
+        return [
+            (item[0], item[1], bool(item[2]) if len(item) > 2 else False) for item in self._call("revisit")["paths"]
+        ]
 
     def end(self, server: int) -> tuple[bool, int, dict[str, Any] | None]:
         """True and the primary's state when both servers are paired; else how many entries are to be revisited."""

@@ -1,4 +1,5 @@
 """How far a reintegration is, how fast it goes, and how long it will take."""
+
 from __future__ import annotations
 
 import threading
@@ -86,6 +87,14 @@ class Meter:
                 copied = (self._copied - self._recent[0][2]) / span
             rest = self._bytes_total - self._bytes
             left = rest / done if self._counted and done > 0 else 0.0 if self._counted and rest <= 0 else None
-            return Progress(self._files, self._files_total, self._bytes, self._bytes_total, self._copied,
-                            self._counted, round(copied / 1024, 1), None if left is None else round(left, 1),
-                            round(now - self._begin, 1))
+            return Progress(
+                self._files,
+                self._files_total,
+                self._bytes,
+                self._bytes_total,
+                self._copied,
+                self._counted,
+                round(copied / 1024, 1),
+                None if left is None else round(left, 1),
+                round(now - self._begin, 1),
+            )

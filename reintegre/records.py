@@ -5,15 +5,16 @@ something else neither zones nor times prove anything, nor below it.  A director
 made or removed entries when its disk may not have kept that: a name there may lead to an older file here than on the
 primary, and only the primary knows that the file is a new one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from nfsbox.changes import moved
-from nfsbox.exclusions import parent
 from reintegre.plan import Entry, Zones
+from safekit.rfs.changes import moved
+from safekit.rfs.exclusions import parent
 
 K = TypeVar("K")
 Key = tuple[int, bytes]

@@ -1,5 +1,6 @@
 """One reintegration: two walkers and `nbrei` copiers over connections of their own, until the primary agrees that
 nothing is left."""
+
 from __future__ import annotations
 
 import os
@@ -80,8 +81,15 @@ class _Jobs:
 class Session:
     """Runs once. `connect` opens one more connection to the primary's service."""
 
-    def __init__(self, connect: Callable[[], Service], trees: Sequence[LocalTree], trust: Trust,
-                 recorded: Records, limits: Limits, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Service],
+        trees: Sequence[LocalTree],
+        trust: Trust,
+        recorded: Records,
+        limits: Limits,
+        hooks: Hooks,
+    ) -> None:
         self._connect = connect
         self._trees = trees
         self._limits = limits
@@ -122,8 +130,9 @@ class Session:
                 for number in range(WALKERS):
                     threads.append(threading.Thread(target=self._walk, name=f"walk{number}", daemon=True))
                 for number in range(self._limits.nbrei):
-                    threads.append(threading.Thread(target=self._copy, args=(executor,), name=f"copy{number}",
-                                                    daemon=True))
+                    threads.append(
+                        threading.Thread(target=self._copy, args=(executor,), name=f"copy{number}", daemon=True)
+                    )
                 for root in range(len(self._trees)):
                     self._roots[root] = _Root(time.monotonic())
                     self._hooks.begin(root)
@@ -194,8 +203,19 @@ class Session:
             self.stop(error)
 
     def _walker(self, primary: Primary) -> Walker:
-        return Walker(primary, self._trees, self._trust, self._recorded, self._found, self.meter, self._pairs,
-                      self._give_directory, self._give_file, self._later, self._hooks.detail)
+        return Walker(
+            primary,
+            self._trees,
+            self._trust,
+            self._recorded,
+            self._found,
+            self.meter,
+            self._pairs,
+            self._give_directory,
+            self._give_file,
+            self._later,
+            self._hooks.detail,
+        )
 
     def _later(self, root: int, path: bytes) -> None:
         """Look at an entry again. Raises ProtocolFault when that happens without end."""
@@ -225,8 +245,17 @@ class Session:
 
     def _copy_jobs(self, executor: ThreadPoolExecutor) -> None:
         limits = self._limits
-        copier = Copier(self._open(), self._trees, limits.zone, limits.packet, limits.commit, self.meter,
-                        self._pairs, executor, self._check)
+        copier = Copier(
+            self._open(),
+            self._trees,
+            limits.zone,
+            limits.packet,
+            limits.commit,
+            self.meter,
+            self._pairs,
+            executor,
+            self._check,
+        )
         while True:
             with self._changed:
                 while not self._jobs.files and not self._stop.is_set():

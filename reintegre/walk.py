@@ -1,5 +1,6 @@
 """Compares the names of two trees, directory by directory: parents before what they hold, deletions only of what
 the primary confirms to be gone, further names of a file after the file."""
+
 from __future__ import annotations
 
 import threading
@@ -29,10 +30,20 @@ class Found:
 class Walker:
     """One per thread, with its own connection. `give_directory` and `give_file` queue more work."""
 
-    def __init__(self, primary: Primary, trees: Sequence[LocalTree], trust: Trust,
-                 recorded: Records, found: Found, meter: Meter, pairs: Pairs,
-                 give_directory: Callable[[int, bytes, bool], None], give_file: Callable[[FileWork], None],
-                 later: Callable[[int, bytes], None], detail: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        primary: Primary,
+        trees: Sequence[LocalTree],
+        trust: Trust,
+        recorded: Records,
+        found: Found,
+        meter: Meter,
+        pairs: Pairs,
+        give_directory: Callable[[int, bytes, bool], None],
+        give_file: Callable[[FileWork], None],
+        later: Callable[[int, bytes], None],
+        detail: Callable[[str], None],
+    ) -> None:
         self._primary = primary
         self._trees = trees
         self._trust = trust
@@ -113,8 +124,9 @@ class Walker:
         known, zones = self._known(root, path, remote, local)
         if again:
             equal = local is not None and self._pairs.equal(root, remote.ino, local.ino)
-            decision = Content.SKIP if equal else Content.COMPARE if local is not None and local.is_file \
-                else Content.COPY
+            decision = (
+                Content.SKIP if equal else Content.COMPARE if local is not None and local.is_file else Content.COPY
+            )
         else:
             decision = content(self._trust, remote, local, zones, known)
         attributes = local is None or not same_attributes(remote, local)
@@ -150,5 +162,8 @@ class Walker:
 
 def _same(remote: Entry, local: Entry) -> bool:
     """A directory's own attributes; its time is set when its entries are done."""
-    return local.is_dir and (remote.mode, remote.uid, remote.gid) == (local.mode, local.uid, local.gid) \
+    return (
+        local.is_dir
+        and (remote.mode, remote.uid, remote.gid) == (local.mode, local.uid, local.gid)
         and dict(remote.xattrs) == dict(local.xattrs)
+    )

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from time import monotonic
 
-from safekit.log import now
+from safekit.log.module import now
 
 MAX_BYTES = 1 << 20
 MAX_TEXT = 2000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safekit.files import boot_identity, write_atomic
+from safekit.disk.files import boot_identity, write_atomic
 
 
 class BootRecord:

@@ -1,5 +1,5 @@
 """The membership on the wire: one UDP socket a framework lan, everything sealed with the cluster key
-(guide 12, 12.1.3). The decisions are in safekit.membership; here are sockets, timers and complaints."""
+(guide 12, 12.1.3). The decisions are in safekit.wire.membership; here are sockets, timers and complaints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from safeadmin.adminlog import AdminLog, Complaints
 from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, NodeFacts
 from safeadmin.wire import Facts, Message, OtherConfiguration, Want, WireError, configuration_id, decode, encode
-from safekit import protocol
-from safekit.files import write_atomic
-from safekit.membership import Membership, Pulse, Reason, Rules, bits
+from safekit.disk.files import write_atomic
 from safekit.model.types import ClusterConfig, Lan
-from safekit.seal import Opener, Sealer, SealError, next_epoch
+from safekit.wire import protocol
+from safekit.wire.membership import Membership, Pulse, Reason, Rules, bits
+from safekit.wire.seal import Opener, Sealer, SealError, next_epoch
 
 CONTEXT = "safeadmin"
 DRAIN = 512

@@ -13,8 +13,8 @@ import json
 from dataclasses import dataclass, field
 
 from safeadmin.wire import MAX_FACTS, Facts, Want
-from safekit.membership import Membership, bits
 from safekit.model.codec import CodecError, from_json, to_json
+from safekit.wire.membership import Membership, bits
 
 
 @dataclass(frozen=True, slots=True)

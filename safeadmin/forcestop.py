@@ -15,18 +15,18 @@ import ipaddress
 import os
 
 from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, with_descendants
-from safekit import offspring
-from safekit.bus import Endpoint
-from safekit.buswire import BusError
-from safekit.files import locked
-from safekit.log import ModuleLog
+from safekit.bus.endpoint import Endpoint
+from safekit.bus.message import BusError
+from safekit.disk.files import locked
+from safekit.disk.paths import ModulePaths
+from safekit.disk.resources import ResourceWriter, load
+from safekit.log.module import ModuleLog
 from safekit.model import directories
 from safekit.model.types import ModuleConfig, User
-from safekit.net import addresses, delete_address
-from safekit.netlink import Netlink
-from safekit.paths import ModulePaths
-from safekit.resources import ResourceWriter, load
-from safekit.scripts import ScriptRunner
+from safekit.net.addresses import addresses, delete_address
+from safekit.net.netlink import Netlink
+from safekit.process import offspring
+from safekit.process.scripts import ScriptRunner
 
 SCRIPTS = ("stop_sec", "stop_prim", "stop_second", "stop_both")
 SCRIPT_MARGIN = 5.0

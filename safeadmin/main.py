@@ -15,12 +15,12 @@ from typing import Any
 from safeadmin.adminlog import AdminLog, Complaints
 from safeadmin.service import Service
 from safeadmin.systemd import Notifier
-from safekit.bus import BusError
-from safekit.files import locked, write_atomic
-from safekit.firewall import restore
-from safekit.paths import bus_key_file, mapper_port, node_name, safevar
-from safekit.process import Lateness, lock_memory, run_realtime, set_process_name
-from safekit.seal import new_key
+from safekit.bus.endpoint import BusError
+from safekit.disk.files import locked, write_atomic
+from safekit.disk.paths import bus_key_file, mapper_port, node_name, safevar
+from safekit.net.firewall import restore
+from safekit.process.frame import Lateness, lock_memory, run_realtime, set_process_name
+from safekit.wire.seal import new_key
 
 GROUP = "safekit"
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from safeadmin.processes import lives
-from safekit.files import process_start_time
+from safekit.disk.files import process_start_time
 
 MAX_ENTRIES = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9_.:-]{1,64}")

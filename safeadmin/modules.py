@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from safeadmin.facts import ModuleFacts
+from safekit.disk.paths import ModulePaths, safe, valid_module_name
 from safekit.model.types import ModuleConfig
-from safekit.paths import ModulePaths, safe, valid_module_name
-from safekit.process import Unconfigured, load_module
+from safekit.process.frame import Unconfigured, load_module
 
 
 @dataclass(frozen=True, slots=True)

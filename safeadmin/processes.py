@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from safekit.files import process_start_time
-from safekit.paths import ModulePaths, process_program, safevar, valid_module_name
+from safekit.disk.files import process_start_time
+from safekit.disk.paths import ModulePaths, process_program, safevar, valid_module_name
 
 SUPERVISORD = "safesupervisord"
 _COMMAND = "safekit"

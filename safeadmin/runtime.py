@@ -18,17 +18,17 @@ from safeadmin.mapper import Mapper
 from safeadmin.modules import Registry
 from safeadmin.obstacles import obstacle
 from safeadmin.processes import SUPERVISORD, Kind, Process, Watch, describe_status, end_processes, find
-from safekit import net
-from safekit.bus import Endpoint, Fields
-from safekit.buswire import BusError, BusTimeout, UnknownTarget
-from safekit.files import boot_identity, process_start_time
-from safekit.log import ModuleLog
+from safekit.bus.endpoint import Endpoint, Fields
+from safekit.bus.message import BusError, BusTimeout, UnknownTarget
+from safekit.disk.files import boot_identity, process_start_time
+from safekit.disk.paths import ModulePaths
+from safekit.disk.resources import load
+from safekit.log.module import ModuleLog
 from safekit.model.checkers import checkers
 from safekit.model.types import User
-from safekit.paths import ModulePaths
-from safekit.process import Unconfigured, load_cluster
-from safekit.resources import load
-from safekit.supervision import Supervisor, SupervisorError, module_programs, spawn, write_configuration
+from safekit.net import addresses
+from safekit.process.frame import Unconfigured, load_cluster
+from safekit.process.supervision import Supervisor, SupervisorError, module_programs, spawn, write_configuration
 
 HEART_SECONDS = 15.0
 """Until a heart that was just started must be on the bus."""
@@ -280,7 +280,7 @@ class ModuleRuntime:
         try:
             write_configuration(
                 self.name,
-                module_programs(config, checkers(config, net.local_interfaces())),
+                module_programs(config, checkers(config, addresses.local_interfaces())),
                 {"SAFENODE": self.node},
             )
             child = spawn(self.name)

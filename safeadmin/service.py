@@ -33,15 +33,15 @@ from safeadmin.mapper import Mapper
 from safeadmin.modules import Installed, Registry
 from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
-from safekit.bus import ADMIN, BusError, Endpoint, Fields, Request
-from safekit.files import locked, write_atomic
-from safekit.keys import overall_signature
-from safekit.log import ModuleLog
+from safekit.bus.endpoint import ADMIN, BusError, Endpoint, Fields, Request
+from safekit.disk.files import locked, write_atomic
+from safekit.disk.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
+from safekit.disk.resources import ResourceWriter, valid_name
+from safekit.log.module import ModuleLog
 from safekit.model.types import ClusterConfig, User
-from safekit.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
-from safekit.process import Unconfigured, load_cluster
-from safekit.resources import ResourceWriter, valid_name
-from safekit.seal import load_key
+from safekit.process.frame import Unconfigured, load_cluster
+from safekit.wire.keys import overall_signature
+from safekit.wire.seal import load_key
 
 SET_SECONDS = 5.0
 FACTS_SECONDS = 2.0

@@ -2,7 +2,7 @@
 
     kind 1 | configuration 8 | body
 
-PULSE: rows of safekit.membership. WANT: a node's facts are missing here. FACTS: the facts of a node, told by
+PULSE: rows of safekit.wire.membership. WANT: a node's facts are missing here. FACTS: the facts of a node, told by
 itself or passed on. `configuration` are the first bytes of the signature of cluster.xml: servers with
 different configurations number their nodes differently, so they must not listen to each other.
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from safekit import pulsewire
-from safekit.membership import Pulse
+from safekit.wire import pulse
+from safekit.wire.membership import Pulse
 
 CONFIGURATION_SIZE = 8
 MAX_FACTS = 60_000
@@ -67,7 +67,7 @@ def configuration_id(signature: str) -> bytes:
 def encode(message: Message, configuration: bytes) -> bytes:
     """The payload of a datagram."""
     if isinstance(message, Pulse):
-        return bytes([_PULSE]) + configuration + pulsewire.pack(message)
+        return bytes([_PULSE]) + configuration + pulse.pack(message)
     if isinstance(message, Want):
         body = _WANT.pack(message.node, message.incarnation, message.facts)
         return bytes([_WANT_KIND]) + configuration + body
@@ -87,8 +87,8 @@ def decode(payload: bytes, configuration: bytes, nodes: int) -> Message:
         raise OtherConfiguration("another cluster configuration: apply the same cluster.xml on every server")
     if kind == _PULSE:
         try:
-            return pulsewire.unpack(body, nodes)
-        except pulsewire.PulseError as error:
+            return pulse.unpack(body, nodes)
+        except pulse.PulseError as error:
             raise WireError(str(error)) from None
     if kind not in (_WANT_KIND, _FACTS_KIND):
         raise WireError(f"unknown kind of message {kind}")

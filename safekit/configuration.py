@@ -11,9 +11,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from safekit import vhost
-from safekit.files import locked
-from safekit.keys import MODULE_KEY
+from safekit.disk.files import locked
+from safekit.disk.paths import ModulePaths, node_name, safe, valid_module_name
 from safekit.model import directories, dynamic, programs, store
 from safekit.model.application import LAST_CONFIG, Application, ApplyResult, ConfigureError, run_script
 from safekit.model.cluster import ClusterError, load_cluster
@@ -23,7 +22,8 @@ from safekit.model.machine import check_machine
 from safekit.model.module import Examined, examine_module
 from safekit.model.rules_check import advice
 from safekit.model.types import ClusterConfig, ModuleConfig
-from safekit.paths import ModulePaths, node_name, safe, valid_module_name
+from safekit.process import vhost
+from safekit.wire.keys import MODULE_KEY
 
 STABLE_STATES = ("PRIM", "SECOND", "UP")
 

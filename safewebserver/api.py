@@ -15,14 +15,15 @@ from typing import Any
 from aiohttp import web
 
 from safekit import __version__
-from safekit.cli.logs import Tail, select
-from safekit.log import Line
-from safekit.messages import Language
+from safekit.disk.paths import cluster_dir, node_name, safevar, valid_module_name
+from safekit.disk.resources import load
+from safekit.log.messages import Language
+from safekit.log.module import Line
+from safekit.log.select import select
+from safekit.log.tail import Tail
+from safekit.log.timeline import MAX_ENTRIES, local_entries, to_fields
 from safekit.model.ports import MAX_MODULE_ID
-from safekit.paths import cluster_dir, node_name, safevar, valid_module_name
-from safekit.remote import SIGNED_ANSWER, SignatureError, answer_mac, check_body
-from safekit.resources import load
-from safekit.timeline import MAX_ENTRIES, local_entries, to_fields
+from safekit.wire.remote import SIGNED_ANSWER, SignatureError, answer_mac, check_body
 from safewebserver.child import Commands, Result
 from safewebserver.identity import Caller
 from safewebserver.modules import Modules, paths_of

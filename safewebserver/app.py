@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
-from safekit.paths import node_name
 from safewebserver import pages
 from safewebserver.api import PREFIX, Api, ApiError, Handler, reply
 from safewebserver.identity import Busy, Gate, Strangers, Unauthorized

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from safekit.paths import safe
+from safekit.disk.paths import safe
 from safewebserver.forks import Forks, reads
 
 MAX_OUTPUT = 4 << 20
@@ -29,7 +29,7 @@ class Result:
 def program() -> list[str]:
     """The command `safekit` of the product that this service belongs to."""
     installed = safe() / "safekit"
-    return [str(installed)] if os.access(installed, os.X_OK) else [sys.executable, "-m", "safekit.cli.main"]
+    return [str(installed)] if os.access(installed, os.X_OK) else [sys.executable, "-m", "cli.main"]
 
 
 def only_waits(words: Sequence[str]) -> bool:

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from safekit.process import set_process_name
+from safekit.process.frame import set_process_name
 from safewebserver.permissions import command_word
 
 NAME = "safewebserver.f"
 MODULES = ("state", "level", "logs", "why", "configure", "module", "cluster", "boot")
-"""Of safekit.cli: what the commands below need."""
+"""Of cli: what the commands below need."""
 READING = {
     "state": None, "level": None, "log": None, "why": None, "confinfo": None,
     "module": frozenset({"list", "listid", "getports"}), "cluster": frozenset({"state", "confinfo"}),
@@ -48,7 +48,7 @@ def serve(sock: socket.socket) -> None:
     """Until the other end is closed: a message is JSON [number, words] with the pipe for the output; the answer is
     JSON [number, status]."""
     for name in ("main", *MODULES):
-        importlib.import_module(f"safekit.cli.{name}")
+        importlib.import_module(f"cli.{name}")
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -93,7 +93,7 @@ def _child(words: list[str], output: int) -> NoReturn:
         for source, target in ((null, 0), (output, 1), (output, 2)):
             os.dup2(source, target)
         os.closerange(3, 4096)  # the pipe of another command must not stay open here
-        from safekit.cli.main import run
+        from cli.main import run
 
         code = run(words)
         sys.stdout.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import bcrypt
 
-from safekit.files import write_atomic
+from safekit.disk.files import write_atomic
 
 ROUNDS = 10
 MIN_LENGTH = 8

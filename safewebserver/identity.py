@@ -16,10 +16,10 @@ from pathlib import Path
 
 import bcrypt
 
-from safekit.files import write_atomic
-from safekit.keys import cluster_key
-from safekit.paths import node_name, safevar
-from safekit.remote import SCHEME, Nonces, SignatureError, Signed, verify
+from safekit.disk.files import write_atomic
+from safekit.disk.paths import node_name, safevar
+from safekit.wire.keys import cluster_key
+from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
 from safewebserver.settings import People, Role, Settings
 
 MEMORY_SECONDS = 300.0

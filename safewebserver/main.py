@@ -12,8 +12,8 @@ import sys
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from safekit.bus import Endpoint, Request
-from safekit.process import set_process_name
+from safekit.bus.endpoint import Endpoint, Request
+from safekit.process.frame import set_process_name
 from safewebserver.api import Api
 from safewebserver.app import make_app
 from safewebserver.child import Commands

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safekit.bus import BusError, Endpoint
-from safekit.cli.state import as_data
-from safekit.cli.view import ModuleView, view_of
+from cli.state import as_data
+from cli.view import ModuleView, view_of
+from safekit.bus.endpoint import BusError, Endpoint
 from safekit.configuration import list_modules
-from safekit.files import boot_identity, of_another_boot
-from safekit.paths import ModulePaths, valid_module_name
-from safekit.resources import load
+from safekit.disk.files import boot_identity, of_another_boot
+from safekit.disk.paths import ModulePaths, valid_module_name
+from safekit.disk.resources import load
 
 ADMIN_SECONDS = 1.0
 READY_STATES = frozenset({"PRIM", "ALONE", "UP"})

@@ -7,9 +7,9 @@ from importlib import resources
 
 from aiohttp import web
 
-from safekit.modulestate import state_of
-from safekit.paths import node_name
-from safekit.resources import load
+from safekit.disk.modulestate import state_of
+from safekit.disk.paths import node_name
+from safekit.disk.resources import load
 from safewebserver.api import need
 from safewebserver.modules import NoModule, incarnation, local_state, paths_of, ready
 from safewebserver.settings import Role

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from safekit.paths import safe
+from safekit.disk.paths import safe
 
 MAX_FILE = 1 << 20
 _DEFINE = re.compile(r"\s*Define\s+(\w+)(?:\s+(\S+))?\s*", re.ASCII)

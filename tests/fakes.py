@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safekit import seal
-from safekit.bus import Endpoint, Request
-from safekit.log import Line, parse_line
+from safekit.bus.endpoint import Endpoint, Request
+from safekit.disk.paths import ModulePaths
+from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig
-from safekit.paths import ModulePaths
+from safekit.wire import seal
 
 CLUSTER = ClusterConfig(lans=(Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n2", "127.0.0.2"))),))
 
@@ -79,9 +79,7 @@ class FakeServer:
         return None
 
     async def __aenter__(self) -> FakeServer:
-        self.endpoints.append(
-            await Endpoint.open("safeadmin", self._mapper, port=int(self.environment["SAFEMAPPER"]))
-        )
+        self.endpoints.append(await Endpoint.open("safeadmin", self._mapper, port=int(self.environment["SAFEMAPPER"])))
         self.endpoints.append(await Endpoint.open(f"{self.module}/heart", self._heart))
         return self
 

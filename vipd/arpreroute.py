@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from safekit import net
-from safekit.bus import BusError, Handler, Request
-from safekit.frames import FrameSocket
-from safekit.process import Context, run
+from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.net import addresses as net
+from safekit.net.frames import FrameSocket
+from safekit.process.frame import Context, run
 from vipd.announce import Announcement, next_moment, repeat_frames
 
 LATE_SECONDS = 2.0

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit import net
-from safekit.bus import BusError
-from safekit.files import reserve
-from safekit.log import ModuleLog
-from safekit.neighbours import ask_mac
-from safekit.net import IP, Address, Link, Place
-from safekit.netlink import Netlink
-from safekit.packets import Heard, mac_text
+from safekit.bus.endpoint import BusError
+from safekit.disk.files import reserve
+from safekit.log.module import ModuleLog
+from safekit.net import addresses as net
+from safekit.net.addresses import IP, Address, Link, Place
+from safekit.net.neighbours import ask_mac
+from safekit.net.netlink import Netlink
+from safekit.net.packets import Heard, mac_text
 from vipd import ledger, tcpreset
 from vipd.announce import REPEAT_AFTER, Announcement
 from vipd.names import Resolver

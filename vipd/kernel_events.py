@@ -6,8 +6,8 @@ import asyncio
 import errno
 from collections.abc import Callable
 
-from safekit import net
-from safekit.netlink import messages, monitor
+from safekit.net import addresses as net
+from safekit.net.netlink import messages, monitor
 
 _GROUPS = net.RTMGRP_LINK | net.RTMGRP_IPV4_IFADDR | net.RTMGRP_IPV6_IFADDR
 _RECEIVE = 1 << 17

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit.files import boot_identity, write_atomic
-from safekit.net import IP
+from safekit.disk.files import boot_identity, write_atomic
+from safekit.net.addresses import IP
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 from typing import Any, NoReturn
 
-from safekit import resources
-from safekit.bus import BusError, Handler, Request
+from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.disk import resources
 from safekit.model.types import Vip
-from safekit.packets import mac_text
-from safekit.process import Context, run
+from safekit.net.packets import mac_text
+from safekit.process.frame import Context, run
 from vipd.farm.process import FarmVipd
 from vipd.holder import Holder
 from vipd.kernel_events import KernelEvents

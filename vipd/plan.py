@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from safekit.model.types import ClusterConfig, Interface, Vip, Where
-from safekit.net import IP
-from safekit.packets import Heard, Sort
+from safekit.net.addresses import IP
+from safekit.net.packets import Heard, Sort
 
 
 @dataclass(frozen=True, slots=True)

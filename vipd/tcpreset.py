@@ -14,11 +14,11 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from safekit import net
-from safekit.files import locked
-from safekit.net import IP, Address
-from safekit.netlink import NETLINK_SOCK_DIAG, Netlink, attribute
-from safekit.paths import safevar
+from safekit.disk.files import locked
+from safekit.disk.paths import safevar
+from safekit.net import addresses as net
+from safekit.net.addresses import IP, Address
+from safekit.net.netlink import NETLINK_SOCK_DIAG, Netlink, attribute
 
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _REQUEST = struct.Struct("=BBBxI")

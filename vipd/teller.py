@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable
 from typing import NoReturn
 
-from safekit.bus import BusError
-from safekit.process import Context
+from safekit.bus.endpoint import BusError
+from safekit.process.frame import Context
 from vipd.announce import Announcement
 
 TRIES = 5

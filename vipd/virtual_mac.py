@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from safekit import net
-from safekit.bus import BusError
+from safekit.bus.endpoint import BusError
 from safekit.model.types import Vip
-from safekit.process import Context
+from safekit.net import addresses as net
+from safekit.process.frame import Context
 from vipd.farm import place
 from vipd.farm.engine import EngineError, NftablesEngine
 from vipd.farm.layout import Layout, Verdicts

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from safekit import net
-from safekit.log import ModuleLog
-from safekit.net import IP, Address, Link
-from safekit.packets import mac_text
+from safekit.log.module import ModuleLog
+from safekit.net import addresses as net
+from safekit.net.addresses import IP, Address, Link
+from safekit.net.packets import mac_text
 from vipd.holder import Held, Holder
 
 Notify = Callable[..., None]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from installation.environment import interpreter
 from lab.cluster import Lab, Node
-from safekit.installation.environment import interpreter
-from safekit.resources import parse
+from safekit.disk.resources import parse
 
 MODULE = "postgresql"
 _COLORS = {"green": "32", "magenta": "35", "red": "31"}

@@ -1,9 +1,10 @@
 """The process nfsadmin."""
+
 from __future__ import annotations
 
 from nfsbox.admin.service import Admin
-from safekit.bus import Handler
-from safekit.process import Context, run
+from safekit.bus.endpoint import Handler
+from safekit.process.frame import Context, run
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The durable state of this server's data as nfsadmin keeps it: read when the directories are prepared, changed by
-the pure steps of `nfsbox.generations`, written by nfsbox before what it announces takes effect."""
+the pure steps of `safekit.rfs.generations`, written by nfsbox before what it announces takes effect."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfsbox.generations import DataState, StateError, from_fields, opened
-from safekit.files import process_start_time
+from safekit.disk.files import process_start_time
+from safekit.rfs.generations import DataState, StateError, from_fields, opened
 
 
 def new_number() -> int:

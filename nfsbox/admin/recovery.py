@@ -2,15 +2,16 @@
 
 A primary that was ALONE goes on at once; a PRIM waits for heart to record that it is ALONE (`alone`).
 """
+
 from __future__ import annotations
 
 import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from nfsbox import generations
 from nfsbox.admin.record import new_number
-from safekit.bus import BusError
+from safekit.bus.endpoint import BusError
+from safekit.rfs import generations
 
 if TYPE_CHECKING:
     from nfsbox.admin.service import Admin
@@ -79,8 +80,11 @@ class Recovery:
             if role == "primary":
                 state = generations.left_peer(state, new_number(), time.time())
             fields = generations.to_fields(state)
-            done = await (admin.unless_it_dies("primary", paired=False, state=fields) if role == "primary"
-                          else admin.unless_it_dies("standby", state=fields))
+            done = await (
+                admin.unless_it_dies("primary", paired=False, state=fields)
+                if role == "primary"
+                else admin.unless_it_dies("standby", state=fields)
+            )
             if done is None:
                 continue
             admin.state = state

@@ -3,16 +3,17 @@
 Order that must hold on the secondary: verdict, durable mark `inconsistent`, first change; and at the end: the
 primary is paired durably, the durable record here, heart is told.
 """
+
 from __future__ import annotations
 
 import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from nfsbox import generations
 from nfsbox.admin.watch import Watch
-from nfsbox.generations import Kind, StateError, Verdict
-from safekit.bus import BusError, Request
+from safekit.bus.endpoint import BusError, Request
+from safekit.rfs import generations
+from safekit.rfs.generations import Kind, StateError, Verdict
 
 if TYPE_CHECKING:
     from nfsbox.admin.service import Admin
@@ -114,9 +115,16 @@ class Reintegration:
         admin.set_resource("rfs.inconsistent", "up")
         code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
         admin.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
-        return {"kind": found.kind.value, "rule": found.rule, "sentence": found.sentence,
-                "newer_than": found.newer_than, "overwrites": found.overwrites,
-                "source_idle": source.idle_ns, "target_idle": state.idle_ns, "server": state.server}
+        return {
+            "kind": found.kind.value,
+            "rule": found.rule,
+            "sentence": found.sentence,
+            "newer_than": found.newer_than,
+            "overwrites": found.overwrites,
+            "source_idle": source.idle_ns,
+            "target_idle": state.idle_ns,
+            "server": state.server,
+        }
 
     async def _end(self, request: Request) -> None:
         admin = self._admin
@@ -150,8 +158,13 @@ class Reintegration:
             return
         self._restarts += 1
         again = self._restarts <= RESTARTS
-        self._admin.context.log.event("process_died", name="reintegre", pid=pid, status="it ended unexpectedly",
-                                      reaction="started again" if again else "the reintegration has failed")
+        self._admin.context.log.event(
+            "process_died",
+            name="reintegre",
+            pid=pid,
+            status="it ended unexpectedly",
+            reaction="started again" if again else "the reintegration has failed",
+        )
         if again:
             self._admin.spawn(self._run())
         else:

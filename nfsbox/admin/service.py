@@ -3,6 +3,7 @@
 Order that must hold: heart's own memory is durable before it asks; the state of the data is durable (nfsbox writes
 it) before the role it announces takes effect; heart is told after both. One operation at a time.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -11,15 +12,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from nfsbox import generations
 from nfsbox.admin.record import new_number, read
 from nfsbox.admin.recovery import TRIES, Recovery
 from nfsbox.admin.reintegration import Reintegration
 from nfsbox.admin.watch import Watch
-from nfsbox.generations import DataState
-from safekit import resources
-from safekit.bus import BusError, BusTimeout, Request, UnknownTarget
-from safekit.process import Context
+from safekit.bus.endpoint import BusError, BusTimeout, Request, UnknownTarget
+from safekit.disk import resources
+from safekit.process.frame import Context
+from safekit.rfs import generations
+from safekit.rfs.generations import DataState
 
 #: Seconds within which a started nfsbox must answer.
 START_S: Final = 20.0
@@ -72,8 +73,14 @@ class Admin:
         if not adopting:
             self._adopted.set()
         self._operations: dict[str, Callable[[Request], Awaitable[Fields | None]]] = {
-            "prepare": self._prepare, "primary": self._primary, "secondary": self._secondary, "alone": self._alone,
-            "demote": self._demote, "standby": self._standby, "release": self._release}
+            "prepare": self._prepare,
+            "primary": self._primary,
+            "secondary": self._secondary,
+            "alone": self._alone,
+            "demote": self._demote,
+            "standby": self._standby,
+            "release": self._release,
+        }
 
     # --- the bus ------------------------------------------------------------------------------------------
 
@@ -197,8 +204,12 @@ class Admin:
     async def _prepare(self, request: Request) -> Fields:
         state = await self.open(degraded=False)
         self.role, self.paired, self.degraded, self.unapplied = "standby", False, False, False
-        return {"consistent": state.consistent, "unapplied": state.unapplied, "generation": state.current,
-                "base": state.base}
+        return {
+            "consistent": state.consistent,
+            "unapplied": state.unapplied,
+            "generation": state.current,
+            "base": state.base,
+        }
 
     async def _prepare_again(self) -> None:
         """heart had it prepared by a nfsadmin and a nfsbox that died: it may not know what may be missing."""
@@ -288,8 +299,11 @@ class Admin:
             state = generations.forced(state, new_number())
             self.set_resource("rfs.inconsistent", "down")
         elif self.unapplied:
-            raise BusError("unapplied", "nfsbox died before it had applied all that it had acknowledged: the other "
-                                        "server has it all; start that one with safekit prim")
+            raise BusError(
+                "unapplied",
+                "nfsbox died before it had applied all that it had acknowledged: the other "
+                "server has it all; start that one with safekit prim",
+            )
         if not state.consistent:
             raise BusError("inconsistent", "the data is incomplete: its reintegration was interrupted")
         await self.reintegration.abandon()
@@ -325,10 +339,16 @@ class Admin:
         deadline = time.monotonic() + CONNECT_S
         while True:
             try:
-                answer = await self.nfsbox("secondary", peer=peer, address=self._address(request, peer),
-                                           port=int(request.fields.get("port") or self._port()),
-                                           source=self._source(), paired=swap, state=generations.to_fields(state),
-                                           attempt=self.attempt)
+                answer = await self.nfsbox(
+                    "secondary",
+                    peer=peer,
+                    address=self._address(request, peer),
+                    port=int(request.fields.get("port") or self._port()),
+                    source=self._source(),
+                    paired=swap,
+                    state=generations.to_fields(state),
+                    attempt=self.attempt,
+                )
                 break
             except BusError as error:
                 if error.code not in ("connect", "refused") or time.monotonic() > deadline:
@@ -386,9 +406,16 @@ class Admin:
         self.context.reload()
         rfs = self.context.config.rfs
         if rfs is not None and self.role != "none":
-            await self.nfsbox("configure", rfs={"nbrei": rfs.nbrei, "reitimeout": rfs.reitimeout,
-                                                "reidetail": rfs.reidetail, "async": rfs.async_mode},
-                              listen=self._source())
+            await self.nfsbox(
+                "configure",
+                rfs={
+                    "nbrei": rfs.nbrei,
+                    "reitimeout": rfs.reitimeout,
+                    "reidetail": rfs.reidetail,
+                    "async": rfs.async_mode,
+                },
+                listen=self._source(),
+            )
         return {}
 
     async def _status(self) -> Fields:
@@ -398,10 +425,18 @@ class Admin:
                 box = await self.nfsbox("status", 2.0)
                 box = {k: v for k, v in box.items() if k not in ("ok", "re")}
         state = self.state
-        return {"role": self.role, "paired": self.paired, "degraded": self.degraded, "nfsbox": box,
-                "consistent": state.consistent if state else None, "generation": state.current if state else 0,
-                "base": state.base if state else 0, "sync_point": state.sync_point if state else 0.0,
-                "bandwidth": dict(self._bandwidth), "reintegration": self.reintegration.shown(box)}
+        return {
+            "role": self.role,
+            "paired": self.paired,
+            "degraded": self.degraded,
+            "nfsbox": box,
+            "consistent": state.consistent if state else None,
+            "generation": state.current if state else 0,
+            "base": state.base if state else 0,
+            "sync_point": state.sync_point if state else 0.0,
+            "bandwidth": dict(self._bandwidth),
+            "reintegration": self.reintegration.shown(box),
+        }
 
     # --- what nfsbox tells --------------------------------------------------------------------------------
 
@@ -452,8 +487,9 @@ class Admin:
         if role == "none" or self.context.stopping.is_set():
             return
         reaction = "started again without replication" if role == "primary" else "started again"
-        self.context.log.event("process_died", name="nfsbox", pid=pid or "unknown", status="it ended unexpectedly",
-                               reaction=reaction)
+        self.context.log.event(
+            "process_died", name="nfsbox", pid=pid or "unknown", status="it ended unexpectedly", reaction=reaction
+        )
         if self.recovery.active:
             return
         self.paired = False
@@ -504,8 +540,9 @@ class Admin:
         # A state that was not written again since the start says nothing yet of a crash before it; `prepare` of what
         # is prepared changes nothing.
         answer = await self.nfsbox(*(("prepare",) if self.role == "standby" else ("state_get",)))
-        self.state = read(answer.get("state"), str(answer.get("journal", "clean")),
-                          self.context.paths.rfs / "state").state
+        self.state = read(
+            answer.get("state"), str(answer.get("journal", "clean")), self.context.paths.rfs / "state"
+        ).state
         self.degraded = bool(status.get("degraded"))
         session = str(status.get("session"))
         self.paired = session in ("paired", "handed_over")
@@ -553,8 +590,9 @@ class Admin:
 
     def _address(self, request: Request, peer: str) -> str:
         rfs = self.context.config.rfs
-        address = request.fields.get("address") or \
-            (self.context.cluster.address(rfs.flow, peer) if rfs is not None else None)
+        address = request.fields.get("address") or (
+            self.context.cluster.address(rfs.flow, peer) if rfs is not None else None
+        )
         if not address:
             raise BusError("peer", f"{peer} has no address on the network of the replication flow")
         return str(address)

@@ -1,4 +1,5 @@
 """Notices at once that a process ended."""
+
 from __future__ import annotations
 
 import asyncio

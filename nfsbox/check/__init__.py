@@ -1,1 +1,1 @@
-"""check."""
+"""nfscheck: tells whether the replicated directories of this server answer."""

@@ -2,6 +2,7 @@
 
 statfs is never answered from a cache of the kernel; the access afterwards makes the file system look at its root.
 """
+
 import os
 import sys
 

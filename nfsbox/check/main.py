@@ -1,5 +1,6 @@
 """The process nfscheck: asks each mount for something from time to time, and has the module stopped and started
 when there is no answer (guide 13.6.3, checktime and checkintv)."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from nfsbox.check import ask
-from safekit.bus import ADMIN, BusError
-from safekit.process import Context, run
+from safekit.bus.endpoint import ADMIN, BusError
+from safekit.process.frame import Context, run
 
 #: A child that was killed while the kernel holds it can stay for ever; so many are left behind at most.
 MOST_STUCK = 8
@@ -24,8 +25,9 @@ class Checker:
 
     async def probe(self, directory: str, timeout_ms: int) -> bool:
         """One null request in a process of its own: whoever waits for a dead mount cannot be interrupted."""
-        child = await asyncio.create_subprocess_exec(sys.executable, "-S", "-E", "-P", ask.__file__ or "", directory,
-                                                     stdin=asyncio.subprocess.DEVNULL)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-S", "-E", "-P", ask.__file__ or "", directory, stdin=asyncio.subprocess.DEVNULL
+        )
         try:
             return await asyncio.wait_for(child.wait(), timeout_ms / 1000) == 0
         except TimeoutError:
@@ -50,8 +52,15 @@ class Checker:
         self.context.log.event("nfscheck_timeout", dir=directory, ms=timeout_ms)
         for target in (f"{self.context.module}/heart", ADMIN):
             try:
-                await self.context.bus.request(target, "control", 5.0, module=self.context.module, action="stopstart",
-                                               who="nfscheck", identity="nfscheck")
+                await self.context.bus.request(
+                    target,
+                    "control",
+                    5.0,
+                    module=self.context.module,
+                    action="stopstart",
+                    who="nfscheck",
+                    identity="nfscheck",
+                )
                 return
             except BusError as error:
                 self.context.log.debug(f"{target} did not take the stopstart: {error.text}")
@@ -69,8 +78,10 @@ async def serve(context: Context) -> int:
         except TimeoutError:
             mounted = [r.dir for r in rfs.replicated if is_mounted(r.dir)]
             failed = await checker.round(mounted, rfs.checktime) if mounted else None
-            context.log.debug(f"nfscheck: null request on {', '.join(mounted) or 'no mount'}: "
-                              f"{'no answer of ' + failed if failed else 'answered'}")
+            context.log.debug(
+                f"nfscheck: null request on {', '.join(mounted) or 'no mount'}: "
+                f"{'no answer of ' + failed if failed else 'answered'}"
+            )
             if failed is not None:
                 await checker.react(failed, rfs.checktime)
     return 0

@@ -25,14 +25,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safekit import vhost
-from safekit.files import locked, sync_directory
+from safekit.disk.files import locked, sync_directory
+from safekit.disk.paths import ModulePaths, safe
+from safekit.disk.resources import ResourceWriter
 from safekit.model import directories, programs, store
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import Finding
 from safekit.model.types import ModuleConfig, Replicated
-from safekit.paths import ModulePaths, safe
-from safekit.resources import ResourceWriter
+from safekit.process import vhost
 
 LAST_CONFIG = "lastconfig"
 LAST_CONFIG_KEPT = 3
@@ -224,7 +224,7 @@ class Application:
 
     def _keep_copy(self) -> None:
         """A copy of the last applied modules in SAFE/modules/lastconfig, for going back (3.8)."""
-        from safekit.archive import pack
+        from safekit.disk.archive import pack
 
         directory = safe() / "modules" / LAST_CONFIG
         directory.mkdir(mode=0o770, parents=True, exist_ok=True)

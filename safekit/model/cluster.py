@@ -11,14 +11,14 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from safekit.files import write_atomic
+from safekit.disk.files import write_atomic
+from safekit.disk.paths import cluster_dir, safevar
 from safekit.model import schema
 from safekit.model.codec import from_json, to_json
 from safekit.model.findings import ConfigError, Finding, Places, errors, ordered
 from safekit.model.read import Reader
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.model.xmlload import Node, parse, read_bytes
-from safekit.paths import cluster_dir, safevar
 
 KEY_BYTES = 32
 CLUSTER_XML = "cluster.xml"
@@ -226,7 +226,7 @@ def _written_name() -> str:
 
 def system_addresses() -> tuple[str, ...]:
     """The addresses on this server's interfaces, without loopback."""
-    from safekit.net import local_addresses
+    from safekit.net.addresses import local_addresses
 
     return tuple(sorted(str(address) for address in local_addresses() if not address.is_loopback))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit.files import sync_directory
+from safekit.disk.files import sync_directory
 
 
 class State(enum.Enum):

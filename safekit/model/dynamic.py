@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from safekit.disk.paths import private_conf
 from safekit.model.findings import Finding, Places
 from safekit.model.types import ModuleConfig
-from safekit.paths import private_conf
 
 SECTIONS = ("service", "heart", "farm", "vip", "rfs", "user", "vhost", "errd", "check", "failover")
 #: States of a running module in which a dynamic configuration is possible; WAIT when it is red.

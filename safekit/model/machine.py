@@ -7,13 +7,13 @@ import posixpath
 import threading
 from collections.abc import Iterable, Mapping
 
+from safekit.disk.paths import safe, safevar
 from safekit.model.checks import ip_address, overlap, valid_netmask
 from safekit.model.cluster import resolve
 from safekit.model.directories import Mount, State, explain, state
 from safekit.model.findings import Finding, Places
 from safekit.model.types import ClusterConfig, Interface, ModuleConfig, Rfs, VirtualAddr
-from safekit.paths import safe, safevar
-from safekit.vhost import library
+from safekit.process.vhost import library
 
 #: How long the look-up of all names together may take, in seconds.
 RESOLVE_SECONDS = 5.0
@@ -142,11 +142,11 @@ def _homeless(interface: Interface, address: VirtualAddr) -> str | None:
     ip = ip_address(address.addr)
     if ip is None or (address.netmask is not None and not valid_netmask(address.netmask)):
         return None
-    from safekit import net
+    from safekit.net import addresses
 
     try:
-        net.place(ip, net.links(), net.addresses(), name=interface.name, netmask=address.netmask)
-    except net.PlaceError as error:
+        addresses.place(ip, addresses.links(), addresses.addresses(), name=interface.name, netmask=address.netmask)
+    except addresses.PlaceError as error:
         return f"{address.addr}: {error}"
     return None
 

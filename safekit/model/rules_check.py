@@ -270,4 +270,3 @@ def _example(checker: _Checker) -> str:
     action = "wait" if checker.when == "pre" else "restart"
     label = checker.resource.replace(".", "_").replace(":", "_")
     return f"{label}_failure: if ({checker.resource} == down) then {action}();"
-

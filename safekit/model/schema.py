@@ -15,9 +15,9 @@ from typing import cast
 
 from lxml import etree
 
+from safekit.disk.paths import private_conf
 from safekit.model.findings import ConfigError, Finding
 from safekit.model.xmlload import Node
-from safekit.paths import private_conf
 
 _XS = "{http://www.w3.org/2001/XMLSchema}"
 _ATTRIBUTE = re.compile(r"Element '[^']*', attribute '([^']+)': ")

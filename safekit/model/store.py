@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from safekit.files import sync_directory
+from safekit.disk.files import sync_directory
 
 KEPT = 3
 ACTIVE_JSON = "active.json"

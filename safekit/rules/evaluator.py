@@ -153,9 +153,7 @@ def _compare(equal: bool, left: Expression, right: Expression, view: View) -> tu
     return False, _NOTHING
 
 
-def _quantify(
-    node: Expression, view: View, hits: list[tuple[str, str]], test: Callable[[Value], bool]
-) -> bool:
+def _quantify(node: Expression, view: View, hits: list[tuple[str, str]], test: Callable[[Value], bool]) -> bool:
     if not isinstance(node, Resource):
         return bool(test(_value(node, view)))
     members = _values(node, view)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from safekit.paths import private_conf
+from safekit.disk.paths import private_conf
 from safekit.rules.ast import Rule
 from safekit.rules.parser import parse
 
@@ -42,9 +42,7 @@ def default_text(path: Path) -> str:
     return root.text or ""
 
 
-def module_rules(
-    own: str, default: str | None, *, syncdelta: int = 0, syncat: bool = False
-) -> tuple[Rule, ...]:
+def module_rules(own: str, default: str | None, *, syncdelta: int = 0, syncat: bool = False) -> tuple[Rule, ...]:
     """Rules in the order of evaluation: the module's own before the default ones.
 
     `default` is None for ``extends="no"``.  A label of the module hides the

@@ -38,7 +38,7 @@ MODES: tuple[InterfaceKind, ...] = ("vmac_invisible", "vmac_directed")
 # "nfqueue", answered when it is done.
 FILTERS = r"""
 import asyncio, ipaddress, subprocess, sys
-from safekit import net
+from safekit.net import addresses as net
 from vipd.farm.buckets import FULL
 from vipd.farm.engine import NftablesEngine
 from vipd.farm.layout import Balance, Layout, Verdicts, Wire, default_vmac, gather_mac

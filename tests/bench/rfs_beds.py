@@ -1,5 +1,6 @@
 """Where the workloads run: a plain directory, the mount of a server alone, a replicated pair over veth, and
 GlusterFS replica 2 when it is installed."""
+
 from __future__ import annotations
 
 import contextlib
@@ -92,13 +93,20 @@ def alone(base: Path) -> Iterator[Bed]:
 @contextlib.contextmanager
 def replicated(base: Path, mode: AsyncMode = "second") -> Iterator[Bed]:
     """PRIM and SECOND over a veth cable."""
-    with veth() as (namespaces, addresses), Pair(
-            base / f"replicated-{mode}", Rfs((Replicated("/replicated"),), async_mode=mode), addresses, 5600,
-            namespaces) as pair:
+    with (
+        veth() as (namespaces, addresses),
+        Pair(
+            base / f"replicated-{mode}", Rfs((Replicated("/replicated"),), async_mode=mode), addresses, 5600, namespaces
+        ) as pair,
+    ):
         pair.start_primary(pair.n1)
         pair.start_secondary(pair.n2)
-        yield Bed(f"replicated, async={mode}", pair.n1.dir,
-                  (_pid(pair.n1.processes["nfsbox"]), _pid(pair.n2.processes["nfsbox"])), backing=pair.n1.backing)
+        yield Bed(
+            f"replicated, async={mode}",
+            pair.n1.dir,
+            (_pid(pair.n1.processes["nfsbox"]), _pid(pair.n2.processes["nfsbox"])),
+            backing=pair.n1.backing,
+        )
 
 
 def _pid(process: subprocess.Popen[bytes]) -> int:
@@ -122,9 +130,20 @@ def gluster(base: Path) -> Iterator[Bed]:
                 home = top / name
                 for sub in ("lib", "log", "brick"):
                     (home / sub).mkdir(parents=True)
-                keepers.append(subprocess.Popen(
-                    ["nsenter", f"--net={namespaces[name]}", "unshare", "-m", "--propagation", "private", "sleep",
-                     "100000"]))
+                keepers.append(
+                    subprocess.Popen(
+                        [
+                            "nsenter",
+                            f"--net={namespaces[name]}",
+                            "unshare",
+                            "-m",
+                            "--propagation",
+                            "private",
+                            "sleep",
+                            "100000",
+                        ]
+                    )
+                )
             time.sleep(0.3)
             for keeper, name in zip(keepers, ("n1", "n2"), strict=True):
                 home = top / name
@@ -134,18 +153,36 @@ def gluster(base: Path) -> Iterator[Bed]:
                 for source, target in (("lib", "/var/lib/glusterd"), ("log", "/var/log/glusterfs")):
                     Path(target).mkdir(parents=True, exist_ok=True)
                     run(*_in(keeper), "mount", "--bind", str(home / source), target)
-                daemons.append(subprocess.Popen([*_in(keeper), "glusterd", "--no-daemon", "--pid-file",
-                                                 "/run/glusterd.pid"], stderr=subprocess.DEVNULL))
+                daemons.append(
+                    subprocess.Popen(
+                        [*_in(keeper), "glusterd", "--no-daemon", "--pid-file", "/run/glusterd.pid"],
+                        stderr=subprocess.DEVNULL,
+                    )
+                )
             _eventually(lambda: run(*_in(keepers[0]), "gluster", "--mode=script", "peer", "probe", addresses[1]))
-            bricks = [f"{address}:{top / name / 'brick'}" for address, name in
-                      zip(addresses, ("n1", "n2"), strict=True)]
-            _eventually(lambda: run(*_in(keepers[0]), "gluster", "--mode=script", "volume", "create", "gv", "replica",
-                                    "2", *bricks, "force"))
+            bricks = [
+                f"{address}:{top / name / 'brick'}" for address, name in zip(addresses, ("n1", "n2"), strict=True)
+            ]
+            _eventually(
+                lambda: run(
+                    *_in(keepers[0]),
+                    "gluster",
+                    "--mode=script",
+                    "volume",
+                    "create",
+                    "gv",
+                    "replica",
+                    "2",
+                    *bricks,
+                    "force",
+                )
+            )
             run(*_in(keepers[0]), "gluster", "--mode=script", "volume", "start", "gv")
             directory = top / "mounted"
             directory.mkdir()
-            _eventually(lambda: run(*_in(keepers[0]), "mount", "-t", "glusterfs", f"{addresses[0]}:/gv",
-                                    str(directory)))
+            _eventually(
+                lambda: run(*_in(keepers[0]), "mount", "-t", "glusterfs", f"{addresses[0]}:/gv", str(directory))
+            )
             pids = tuple(pid for namespace in namespaces.values() for pid in _all_in(namespace))
             yield Bed("GlusterFS replica 2", directory, pids, tuple(_in(keepers[0])), top / "n1" / "brick")
         finally:

@@ -1,4 +1,5 @@
 """Large trees: how long an unchanged one takes to reintegrate, and whether a very large one can be mounted."""
+
 from __future__ import annotations
 
 import os
@@ -27,8 +28,10 @@ def grow(base: Path, files: int, content: bytes = b"") -> None:
 
 def unchanged(base: Path, files: int) -> None:
     """The secondary is stopped in order and started again; nothing changed. Both have the tree beforehand."""
-    with veth() as (namespaces, addresses), Pair(base, Rfs((Replicated("/replicated"),)), addresses, 5600,
-                                                 namespaces) as pair:
+    with (
+        veth() as (namespaces, addresses),
+        Pair(base, Rfs((Replicated("/replicated"),)), addresses, 5600, namespaces) as pair,
+    ):
         grow(pair.n1.backing, files)
         subprocess.run(["cp", "-a", f"{pair.n1.backing}/.", str(pair.n2.backing)], check=True)
         pair.start_primary(pair.n1)
@@ -46,20 +49,26 @@ def unchanged(base: Path, files: int) -> None:
         started = time.monotonic() - begin
         begin = time.monotonic()
         pair.reintegrate(pair.n2, 600)
-        print(f"reintegration of {files} unchanged files: {time.monotonic() - begin:.1f} s "
-              f"(processes and mount before it: {started:.1f} s)")
+        print(
+            f"reintegration of {files} unchanged files: {time.monotonic() - begin:.1f} s "
+            f"(processes and mount before it: {started:.1f} s)"
+        )
 
 
 def first(base: Path, files: int) -> None:
     """The secondary has nothing: every file is made there and filled."""
-    with veth() as (namespaces, addresses), Pair(base, Rfs((Replicated("/replicated"),)), addresses, 5600,
-                                                 namespaces) as pair:
+    with (
+        veth() as (namespaces, addresses),
+        Pair(base, Rfs((Replicated("/replicated"),)), addresses, 5600, namespaces) as pair,
+    ):
         grow(pair.n1.backing, files, b"x" * 1024)
         pair.start_primary(pair.n1)
         begin = time.monotonic()
         pair.start_secondary(pair.n2, 600)
-        print(f"first synchronisation of {files} files of 1 KiB to an empty secondary: "
-              f"{time.monotonic() - begin:.1f} s", flush=True)
+        print(
+            f"first synchronisation of {files} files of 1 KiB to an empty secondary: {time.monotonic() - begin:.1f} s",
+            flush=True,
+        )
 
 
 def mountable(base: Path, files: int) -> None:
@@ -72,6 +81,7 @@ def mountable(base: Path, files: int) -> None:
         pair.start_primary(pair.n1)
         print(f"mounted in {time.monotonic() - begin:.1f} s")
         begin = time.monotonic()
-        found = subprocess.run(["find", str(pair.n1.dir) + "/", "-type", "f", "-size", "-1"], check=True,
-                               capture_output=True).stdout.count(b"\n")
+        found = subprocess.run(
+            ["find", str(pair.n1.dir) + "/", "-type", "f", "-size", "-1"], check=True, capture_output=True
+        ).stdout.count(b"\n")
         print(f"{found} of {files} files looked at in {time.monotonic() - begin:.0f} s")

@@ -1,4 +1,5 @@
 """Workloads of the replication benchmark: each takes a directory and returns a rate, more is better."""
+
 from __future__ import annotations
 
 import os
@@ -121,8 +122,17 @@ def pgbench(base: Path) -> float:
     data, run = base / "pg", base / "pg" / "run"
 
     def call(*words: str, check: bool = True) -> str:
-        done = subprocess.run(words, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", check=False,
-                              capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            words,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         if check and done.returncode:
             raise RuntimeError(f"{words[0]}: {done.stderr[-500:]}")
         return done.stdout
@@ -136,8 +146,17 @@ def pgbench(base: Path) -> float:
     socket_directory = Path("/tmp") / f"sk-pg-{os.getpid()}"
     socket_directory.mkdir(exist_ok=True)
     os.chown(socket_directory, user.pw_uid, user.pw_gid)
-    call(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(data / "log"), "-o",
-         f"-c listen_addresses= -c unix_socket_directories={socket_directory} -p 5499", "start")
+    call(
+        str(programs / "pg_ctl"),
+        "-D",
+        str(data),
+        "-w",
+        "-l",
+        str(data / "log"),
+        "-o",
+        f"-c listen_addresses= -c unix_socket_directories={socket_directory} -p 5499",
+        "start",
+    )
     try:
         common = ("-h", str(socket_directory), "-p", "5499", "postgres")
         call("pgbench", "-i", "-q", "-s", "1", *common)

@@ -1,4 +1,5 @@
 """Contents: writing, appending, truncating, holes, mapping, locks, synchronising."""
+
 from __future__ import annotations
 
 import ctypes

@@ -1,4 +1,5 @@
 """Names: creating, linking, renaming, removing, reading directories."""
+
 from __future__ import annotations
 
 import ctypes
@@ -85,8 +86,21 @@ def long_names(r: Recorder) -> None:
 @case
 def odd_names(r: Recorder) -> None:
     base = os.fsencode(r.base)
-    for name in (b"space here", b"tab\there", b"new\nline", b"\xff\xfe not text", b"\xc3\xa9t\xc3\xa9", b"-rf", b"...",
-                 b"\\back", b'"quote"', b"*?[x]", b"\x01control", b"%41", b"|pipe"):
+    for name in (
+        b"space here",
+        b"tab\there",
+        b"new\nline",
+        b"\xff\xfe not text",
+        b"\xc3\xa9t\xc3\xa9",
+        b"-rf",
+        b"...",
+        b"\\back",
+        b'"quote"',
+        b"*?[x]",
+        b"\x01control",
+        b"%41",
+        b"|pipe",
+    ):
         os.close(os.open(base + b"/" + name, os.O_CREAT | os.O_WRONLY))
     r.note("all there", sorted(name.decode("latin-1") for name in os.listdir(base)))
     os.rename(base + b"/\xff\xfe not text", base + b"/\xfd moved")
@@ -252,8 +266,9 @@ def reading_directories(r: Recorder) -> None:
     os.symlink("x", r.path("s"))
     os.mkfifo(r.path("p"))
     with os.scandir(r.base) as entries:
-        kinds = sorted((e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False), e.is_symlink())
-                       for e in entries)
+        kinds = sorted(
+            (e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False), e.is_symlink()) for e in entries
+        )
     r.note("kinds", [list(kind) for kind in kinds])
     fd = os.open(r.base, os.O_RDONLY | os.O_DIRECTORY)
     before = sorted(os.listdir(fd))

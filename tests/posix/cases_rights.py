@@ -1,4 +1,5 @@
 """Owners, modes, times, extended attributes, and what other users may do."""
+
 from __future__ import annotations
 
 import os
@@ -201,8 +202,13 @@ def extended_attributes(r: Recorder) -> None:
 def access_control_lists(r: Recorder) -> None:
     path = r.create("f", b"x", 0o640)
     # version 2; user::rw- user:NOBODY:rw- group::r-- mask::rw- other::---
-    acl = bytes.fromhex("02000000" "01000600ffffffff" "02000600" + NOBODY.to_bytes(4, "little").hex()
-                        + "04000400ffffffff" "10000600ffffffff" "20000000ffffffff")
+    acl = bytes.fromhex(
+        "02000000"
+        "01000600ffffffff"
+        "02000600" + NOBODY.to_bytes(4, "little").hex() + "04000400ffffffff"
+        "10000600ffffffff"
+        "20000000ffffffff"
+    )
     r.do("set", os.setxattr, path, "system.posix_acl_access", acl)
     r.do("get", lambda: os.getxattr(path, "system.posix_acl_access") == acl)
     r.stat("mode shows the mask", "f")

@@ -5,6 +5,7 @@ the differences that are listed, with their reasons, in tests/t3_cluster/test_fi
 
 Usage: exerciser.py DIRECTORY [CASE...]    prints the record as JSON
 """
+
 from __future__ import annotations
 
 import errno
@@ -41,9 +42,17 @@ class Recorder:
         except OSError as error:
             self.note(label, errno.errorcode.get(error.errno or 0, str(error.errno)))
             return None
-        shown = result if isinstance(result, str | bool | list | type(None)) else \
-            result.decode("latin-1") if isinstance(result, bytes) else \
-            "fd" if call is os.open else result if isinstance(result, int) else "ok"
+        shown = (
+            result
+            if isinstance(result, str | bool | list | type(None))
+            else result.decode("latin-1")
+            if isinstance(result, bytes)
+            else "fd"
+            if call is os.open
+            else result
+            if isinstance(result, int)
+            else "ok"
+        )
         self.note(label, shown)
         return result
 
@@ -55,8 +64,13 @@ class Recorder:
             self.note(label, errno.errorcode.get(error.errno or 0, "?"))
             return
         directory = stat.S_ISDIR(s.st_mode)
-        value: list[Any] = [oct(s.st_mode), s.st_uid, s.st_gid, 0 if directory else s.st_nlink,
-                            0 if directory else s.st_size]
+        value: list[Any] = [
+            oct(s.st_mode),
+            s.st_uid,
+            s.st_gid,
+            0 if directory else s.st_nlink,
+            0 if directory else s.st_size,
+        ]
         if stat.S_ISCHR(s.st_mode) or stat.S_ISBLK(s.st_mode):
             value.append(s.st_rdev)
         if times:
@@ -74,16 +88,18 @@ class Recorder:
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(fd, view):]
+                view = view[os.write(fd, view) :]
         finally:
             os.close(fd)
         return path
 
     def read(self, label: str, name: str) -> None:
         """Whole content."""
+
         def content() -> bytes:
             with open(self.path(name), "rb") as handle:
                 return handle.read()
+
         self.do(label, content)
 
     def as_user(self, label: str, uid: int, body: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit.archive import MAX_FILES, ArchiveError, pack, unpack
+from safekit.disk.archive import MAX_FILES, ArchiveError, pack, unpack
 
 CONFIG = ("conf/userconfig.xml", b"<safe/>")
 

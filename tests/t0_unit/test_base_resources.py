@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit import resources as res
-from safekit.files import reserve, write_atomic
+from safekit.disk import resources as res
+from safekit.disk.files import reserve, write_atomic
 from vipd import ledger
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_put_by(tmp_path: Path, monkeypatch: pytest.
     def full(path: Path, data: bytes, mode: int, durable: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safekit.files._write_new", full)
+    monkeypatch.setattr("safekit.disk.files._write_new", full)
     with pytest.raises(OSError, match="No space"):
         write_atomic(tmp_path / "nothing was put by", b"x")
     for number in range(5):

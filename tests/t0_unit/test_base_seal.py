@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safekit import protocol, seal
+from safekit.wire import protocol, seal
 
 KEY = bytes(range(32))
 

@@ -26,7 +26,7 @@ from safekit.model.types import (
     Vip,
     VirtualAddr,
 )
-from safekit.packets import checksum
+from safekit.net.packets import checksum
 
 COOKIE = bytes(range(16))
 

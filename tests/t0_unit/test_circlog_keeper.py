@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from circlog.keeper import DiskReport, Keeper, State, check_space, event_lines
-from safekit.files import write_atomic
-from safekit.log import Line, ModuleLog, format_line, parse_line
+from safekit.disk.files import write_atomic
+from safekit.log.module import Line, ModuleLog, format_line, parse_line
 
 
 @pytest.fixture(autouse=True)

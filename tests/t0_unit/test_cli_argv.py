@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safekit.cli.argv import plain_dashes, split, two_dashes
+from cli.argv import plain_dashes, split, two_dashes
 
 
 @pytest.mark.parametrize(

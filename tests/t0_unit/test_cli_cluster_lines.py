@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safekit.cli.cluster import confinfo_lines, state_lines
+from cli.cluster import confinfo_lines, state_lines
 
 FACTS = {
     "signature": "6f10",

@@ -15,13 +15,13 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
-from safekit.cli import argv
-from safekit.cli.base import Failure, SafekitCommand, Session
-from safekit.cli.distributed import parse_order
-from safekit.cli.main import COMMANDS, SECTIONS, cli, run
+from cli import argv
+from cli.base import Failure, SafekitCommand, Session
+from cli.distributed import parse_order
+from cli.main import COMMANDS, SECTIONS, cli, run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((CHECKOUT / "safekit" / "cli").glob("*.py"))
+SOURCES = sorted((CHECKOUT / "cli").glob("*.py"))
 
 
 def walk(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -10,11 +10,11 @@ import threading
 
 import pytest
 
-from safekit import webclient
-from safekit.cli.distributed import as_data
-from safekit.cli.progress import Live, Meter
-from safekit.cli.targets import Target
-from safekit.webclient import Ask, CallError, call
+from cli import webclient
+from cli.distributed import as_data
+from cli.progress import Live, Meter
+from cli.targets import Target
+from cli.webclient import Ask, CallError, call
 
 
 def test_a_meter_tells_rate_and_time_left() -> None:

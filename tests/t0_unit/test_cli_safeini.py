@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit import paths
+from safekit.disk import paths
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from safekit.cli.ids import free_id
-from safekit.cli.level import licence, os_name
-from safekit.cli.module import port_lines
-from safekit.cli.state import as_data, progress_of, table, verdict_line
-from safekit.cli.view import Progress, duration, moment, progress_line, size, view_of
-from safekit.cli.why import explain, history, parse
-from safekit.resources import Resource
+from cli.ids import free_id
+from cli.level import licence, os_name
+from cli.module import port_lines
+from cli.state import as_data, progress_of, table, verdict_line
+from cli.view import Progress, duration, moment, progress_line, size, view_of
+from cli.why import explain, history, parse
+from safekit.disk.resources import Resource
 
 NOW = time.mktime((2026, 1, 15, 12, 0, 0, 0, 0, -1))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safekit.jhash import BUCKETS
+from safekit.net.jhash import BUCKETS
 from vipd.farm.buckets import FULL, NOBODY, Shares, apportion, bitmap_of, bitmap_text, percentages
 
 powers = st.dictionaries(st.integers(0, 15), st.integers(0, 9), min_size=1, max_size=16)

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit.cli.farm import bitmaps
-from safekit.jhash import BUCKETS, client_bucket, jhash
-from safekit.membership import Pulse, Row
+from cli.farm import bitmaps
 from safekit.model.module import load_module
 from safekit.model.types import (
     ClusterConfig,
@@ -28,8 +26,10 @@ from safekit.model.types import (
     VirtualAddr,
 )
 from safekit.model.types import Rule as ConfiguredRule
-from safekit.net import Address, Link
-from safekit.packets import checksum
+from safekit.net.addresses import Address, Link
+from safekit.net.jhash import BUCKETS, client_bucket, jhash
+from safekit.net.packets import checksum
+from safekit.wire.membership import Pulse, Row
 from vipd.farm import memory, place, queuerules, ruleset
 from vipd.farm.buckets import FULL, Shares, bitmap_of
 from vipd.farm.fragment import fragments

@@ -1,4 +1,5 @@
 """Which rule decides, for every shape of two states that the life of a cluster makes."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfsbox.generations import (
+from safekit.rfs.generations import (
     GRACE_S,
     HISTORY,
     Copying,
@@ -263,11 +264,24 @@ def test_synchronisation_point_moves_only_in_a_pair() -> None:
 
 numbers = st.integers(0, 2**64 - 1)
 states = st.builds(
-    DataState, server=numbers, peer=numbers, current=numbers, base=numbers,
-    history=st.lists(numbers, max_size=HISTORY).map(tuple), consistent=st.booleans(), open=st.booleans(),
-    clean=st.booleans(), tracked=st.booleans(), full_serial=numbers,
+    DataState,
+    server=numbers,
+    peer=numbers,
+    current=numbers,
+    base=numbers,
+    history=st.lists(numbers, max_size=HISTORY).map(tuple),
+    consistent=st.booleans(),
+    open=st.booleans(),
+    clean=st.booleans(),
+    tracked=st.booleans(),
+    full_serial=numbers,
     copying=st.none() | st.builds(Copying, numbers, numbers),
-    sync_point=st.floats(0, 1e11), closed_ns=numbers, idle_ns=numbers, boot=numbers, receiving_ns=numbers)
+    sync_point=st.floats(0, 1e11),
+    closed_ns=numbers,
+    idle_ns=numbers,
+    boot=numbers,
+    receiving_ns=numbers,
+)
 
 
 @given(states, states, st.sampled_from([0, 1, 3, 4]))
@@ -296,11 +310,21 @@ def test_a_damaged_record_is_refused(state: DataState, position: int, flip: int)
         return
 
 
-@pytest.mark.parametrize("fields", [
-    None, [], {}, {"server": 1}, {**to_fields(DataState(1)), "server": -1}, {**to_fields(DataState(1)), "clean": 1},
-    {**to_fields(DataState(1)), "history": list(range(HISTORY + 1))}, {**to_fields(DataState(1)), "copying": {"a": 1}},
-    {**to_fields(DataState(1)), "sync_point": "now"}, {**to_fields(DataState(1)), "current": 1 << 64},
-])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        [],
+        {},
+        {"server": 1},
+        {**to_fields(DataState(1)), "server": -1},
+        {**to_fields(DataState(1)), "clean": 1},
+        {**to_fields(DataState(1)), "history": list(range(HISTORY + 1))},
+        {**to_fields(DataState(1)), "copying": {"a": 1}},
+        {**to_fields(DataState(1)), "sync_point": "now"},
+        {**to_fields(DataState(1)), "current": 1 << 64},
+    ],
+)
 def test_a_peer_state_is_not_taken_on_trust(fields: object) -> None:
     with pytest.raises(StateError):
         from_fields(fields)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from heart.core.values import Role, Setup
 from heart.scenario import Scenario
-from heart.values import Role, Setup
 from safekit.rules.ast import And, Assign, Compare, Expression, Not, Or, Resource, Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
 from safekit.rules.source import default_rules, default_text, module_rules
@@ -188,9 +188,7 @@ def setups(block: Block, nodes: list[str]) -> list[Setup]:
             base = replace(base, failover=value == "on")
         else:
             assert words == "the fault stays", words
-    return [
-        replace(base, node=node, hostname=node, peer=next((n for n in nodes if n != node), "")) for node in nodes
-    ]
+    return [replace(base, node=node, hostname=node, peer=next((n for n in nodes if n != node), "")) for node in nodes]
 
 
 def play(block: Block) -> Scenario:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heart.publish import History
-from heart.telling import AT_ONCE, PEER_FILE, Telling
-from heart.values import Beat, Decided, Reason
-from heart.wire import pack, unpack
+from heart.core.values import Beat, Decided, Reason
+from heart.shell.publish import History
+from heart.shell.telling import AT_ONCE, PEER_FILE, Telling
+from heart.shell.wire import pack, unpack
 
 
 def detail(name: str) -> tuple[str, float]:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heart.shell import beat_after
-from heart.values import Beat, Color, Role, SwapNotice
-from heart.wire import MAX_PAYLOAD, BadBeat, pack, unpack
+from heart.core.values import Beat, Color, Role, SwapNotice
+from heart.shell.shell import beat_after
+from heart.shell.wire import MAX_PAYLOAD, BadBeat, pack, unpack
 
 BEAT = Beat(
     node="node1", incarnation=1 << 60, sequence=7, echo=(1 << 60, 3), role=Role.PRIM, color=Color.GREEN,

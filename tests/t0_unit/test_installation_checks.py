@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safekit.installation import main as installer
-from safekit.installation.target import InstallError, Target
+from installation import main as installer
+from installation.target import InstallError, Target
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from installation.requirements import missing
 from lab.errors import LabError
 from lab.faults import Faults, rules
 from lab.plan import Plan
 from lab.units import Unit, parse, restarts, seconds
-from safekit.installation.requirements import missing
 
 PLAN = Plan("lab1", 3, ("default", "repli"))
 
@@ -87,7 +87,7 @@ def test_bad_time_spans(text: str) -> None:
 
 
 def test_the_products_unit_is_understood() -> None:
-    from safekit.installation.source import this_checkout
+    from installation.source import this_checkout
 
     unit = parse("safeadmin", (this_checkout().path / "private/conf/systemd/safeadmin.service").read_text())
     assert unit.command == ("/opt/safekit/private/env/bin/safeadmin",)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from safekit.installation.source import this_checkout
-from safekit.messages import MESSAGES, render
+from installation.source import this_checkout
+from safekit.log.messages import MESSAGES, render
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CATALOGUE = "safekit/messages.py"
+CATALOGUE = "safekit/log/messages.py"
 WRITERS = ("event", "log")
 """What writes a message into the log; other calls with a code hand it on."""
 

@@ -153,9 +153,7 @@ def test_this_server_is_found_by_its_addresses(tmp_path: Path, monkeypatch: pyte
         local_node(config, ["192.168.1.67"])
 
 
-def test_names_are_looked_up_only_when_no_address_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_are_looked_up_only_when_no_address_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAFENODE", raising=False)
     monkeypatch.setenv("SAFEVAR", str(tmp_path))
     asked: list[str] = []

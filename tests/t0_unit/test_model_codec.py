@@ -61,8 +61,10 @@ def test_cluster_round_trip(config: ClusterConfig) -> None:
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT,
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["name", "id", "service", "rfs", "heart", "x"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["name", "id", "service", "rfs", "heart", "x"]), inner, max_size=4)
+        ),
         max_leaves=12,
     )
 )
@@ -109,7 +111,7 @@ def test_values_cannot_be_changed() -> None:
 def test_reading_a_configuration_needs_no_third_party_import() -> None:
     code = (
         "import sys; from safekit.model.codec import from_json; from safekit.model.types import ModuleConfig; "
-        "from_json(ModuleConfig, '{\"name\": \"a\", \"id\": 1}'); "
+        'from_json(ModuleConfig, \'{"name": "a", "id": 1}\'); '
         "print([m for m in ('lxml', 'asyncio', 'msgpack', 'click', 'cryptography') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from safekit.cli.clusterimpact import lost_servers, on_module
+from cli.clusterimpact import lost_servers, on_module
 from safekit.model.fit import lost_lans, misfit
 from safekit.model.types import (
     ClusterConfig,

@@ -296,6 +296,7 @@ def test_sections_may_come_in_any_order_and_encodings(loader: Loader) -> None:
 
 # ------------------------------------------------------------------------------ refused
 
+
 def golden() -> list[tuple[str, str, list[str]]]:
     """The cases of the golden file: title, file, findings."""
     found = []
@@ -322,7 +323,7 @@ MALFORMED = [
     ("", 1, "empty"),
     ('<!DOCTYPE safe [<!ENTITY a "x">]>\n<safe/>', 1, "entities are not allowed"),
     ('<!DOCTYPE safe [\n<!ENTITY % a SYSTEM "file:///etc/passwd">]>\n<safe/>', 2, "entities are not allowed"),
-    ('<!DOCTYPE safe [<!ELEMENT safe ANY>]>\n<safe/>', 1, "declarations"),
+    ("<!DOCTYPE safe [<!ELEMENT safe ANY>]>\n<safe/>", 1, "declarations"),
     ('<!DOCTYPE safe SYSTEM "http://example.invalid/x.dtd">\n<safe/>', 1, "external file"),
     ("<a>" * 100, 1, "nested deeper"),
     ("<safe>\n&undefined;</safe>", 2, "undefined"),

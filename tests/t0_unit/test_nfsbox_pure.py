@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfsbox import kernel
-from nfsbox.changes import Changes, Kind, Mode, Record, unpack
-from nfsbox.exclusions import Exclusions, is_hidden, parent
-from nfsbox.wire import valid_path
+from nfsbox.fs import kernel
+from safekit.rfs.changes import Changes, Kind, Mode, Record, unpack
+from safekit.rfs.exclusions import Exclusions, is_hidden, parent
+from safekit.rfs.wire import valid_path
 
 
 def test_expressions_match_whole_relative_paths() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nfsbox import wire
-from safekit import protocol
+from safekit.rfs import wire
+from safekit.wire import protocol
 
 KEY = b"k" * 32
 

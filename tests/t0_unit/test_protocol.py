@@ -1,4 +1,4 @@
-"""Two releases on one wire: each speaks the newest version that both know (safekit.protocol)."""
+"""Two releases on one wire: each speaks the newest version that both know (safekit.wire.protocol)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfsbox import wire
-from safekit import paths, protocol, seal
+from safekit.disk import paths
+from safekit.rfs import wire
+from safekit.wire import protocol, seal
 
 KEY = bytes(range(32))
 VERSIONS = (1, 2)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from safekit.rotation import SWITCH_SECONDS, Rotation
-from safekit.seal import Opener, Sealer, SealError
+from safekit.wire.rotation import SWITCH_SECONDS, Rotation
+from safekit.wire.seal import Opener, Sealer, SealError
 
 OLD, NEW, NEWER = bytes(32), bytes([1] * 32), bytes([2] * 32)
 GRACE = 300.0

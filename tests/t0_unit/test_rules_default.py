@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from safekit.paths import private_conf
+from safekit.disk.paths import private_conf
 from safekit.rules.ast import Act
 from safekit.rules.evaluator import View, evaluate
 from safekit.rules.source import RulesFileError, default_text, module_rules
@@ -69,9 +69,7 @@ def test_notuptodate_server(own: str, remote: str, swapping: str) -> None:
     assert fires("notuptodate_server", local, peer) is expected
 
 
-@pytest.mark.parametrize(
-    ("own", "remote", "last", "remote_last"), list(itertools.product(*[STATES[:2]] * 4))
-)
+@pytest.mark.parametrize(("own", "remote", "last", "remote_last"), list(itertools.product(*[STATES[:2]] * 4)))
 def test_lastprim_server(own: str, remote: str, last: str, remote_last: str) -> None:
     expected = (own, remote, last, remote_last) == ("down", "down", "up", "down")
     local = {"rfs.uptodate": own, "rfs.lastprimstate": last}

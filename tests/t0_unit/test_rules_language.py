@@ -190,7 +190,7 @@ def test_the_parser_over_a_hundred_thousand_damaged_texts() -> None:
     """The same by a generator that is fast, over the default rules and the firewall example."""
     source = random.Random(20240607)
     seeds = [FIREWALL, default_text(default_rules())]
-    alphabet = [*"().;:=!&|\"?*/<->\n \t", "/*", "*/", "<!--", "-->", "if", "then", "down", "\x00", "é", "((((", "&&"]
+    alphabet = [*'().;:=!&|"?*/<->\n \t', "/*", "*/", "<!--", "-->", "if", "then", "down", "\x00", "é", "((((", "&&"]
     for _ in range(100_000):
         text = source.choice(seeds)
         begin = source.randrange(len(text))

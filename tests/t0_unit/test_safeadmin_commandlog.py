@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit import commandlog
+from safekit.log import commands as commandlog
 
 
 @pytest.fixture(autouse=True)

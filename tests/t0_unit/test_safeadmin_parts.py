@@ -17,8 +17,8 @@ from safeadmin.boot import BootRecord
 from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, ModuleFacts, NodeFacts, pack, version
 from safeadmin.mapper import Mapper
-from safekit.membership import Membership, Pulse, Row, Rules
 from safekit.model.codec import from_json
+from safekit.wire.membership import Membership, Pulse, Row, Rules
 
 UP, DOWN, UNKNOWN = ClusterStatus.UP, ClusterStatus.DOWN, ClusterStatus.UNKNOWN
 

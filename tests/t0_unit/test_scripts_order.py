@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from heart import plans
-from heart.actions import Scripts, Step
-from heart.values import Role
+from heart.core import plans
+from heart.core.actions import Scripts, Step
+from heart.core.values import Role
 
 
 def calls(steps: tuple[Step, ...]) -> list[str]:
     """Every script call with its arguments, in order."""
-    return [
-        " ".join((call.name, *call.args)) for step in steps if isinstance(step, Scripts) for call in step.calls
-    ]
+    return [" ".join((call.name, *call.args)) for step in steps if isinstance(step, Scripts) for call in step.calls]
 
 
 def names(steps: tuple[Step, ...]) -> list[str]:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safekit.model import ports
-from safekit.proctable import Process, chosen, tree_lines
-from safekit.special import firewallcfg, gencron
-from safekit.special.flatlogdump import flatten
+from safekit.process.table import Process, chosen, tree_lines
+from special import firewallcfg, gencron
+from special.flatlogdump import flatten
 
 CRONTAB = """SHELL=/bin/sh
 # m h dom

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit import commandlog
-from safekit.timeline import (
+from safekit.log import commands as commandlog
+from safekit.log.timeline import (
     BadTimeline,
     Clock,
     Entry,
@@ -101,8 +101,10 @@ def test_what_a_server_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["at", "source", "subject", "who", "text", "x"]), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["at", "source", "subject", "who", "text", "x"]), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit import ordinary
+from safekit.process import ordinary
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = sorted((CHECKOUT / "private/conf/systemd").glob("*.service"))
@@ -58,7 +58,7 @@ def test_both_units_are_started_again_however_often_they_fail() -> None:
 IN_A_PROCESS_OF_ITS_OWN = """
 import asyncio, sys
 from pathlib import Path
-from safekit import ordinary
+from safekit.process import ordinary
 
 score = Path("/proc/self/oom_score_adj")
 

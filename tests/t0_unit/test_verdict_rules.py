@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from safekit.verdict import Kind, Situation, judge
+from cli.verdict import Kind, Situation, judge
 
 RFS = {"rfs.uptodate": "up"}
 STATES = ("STOP", "WAIT", "ALONE", "PRIM", "SECOND", "UP", "UNKNOWN")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safekit.model.types import ClusterConfig, Interface, Lan, LanNode, Vip, VirtualAddr
-from safekit.net import Address, Link, PlaceError, netmask_prefix, place
-from safekit.netlink import attribute, attributes, messages
-from safekit.packets import Heard, Sort, parse
+from safekit.net.addresses import Address, Link, PlaceError, netmask_prefix, place
+from safekit.net.netlink import attribute, attributes, messages
+from safekit.net.packets import Heard, Sort, parse
 from vipd import ledger
 from vipd.announce import Announcement, moments, next_moment, take_over_frames
 from vipd.plan import Verdict, judge, peer_addresses, requests

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit.frames import Instruction, listening_filter
-from safekit.packets import (
+from safekit.net.frames import Instruction, listening_filter
+from safekit.net.packets import (
     ETH_P_ARP,
     ETH_P_IPV6,
     IP,

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from safekit import net
-from safekit.log import ModuleLog
-from safekit.net import Address, Link
-from safekit.packets import Heard, Sort
+from safekit.log.module import ModuleLog
+from safekit.net import addresses as net
+from safekit.net.addresses import Address, Link
+from safekit.net.packets import Heard, Sort
 from vipd.holder import Held, Holder
 from vipd.plan import Request, Wanted
 from vipd.watcher import Watcher

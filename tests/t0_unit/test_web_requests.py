@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safekit import remote
-from safekit.cli.targets import Credentials, TargetError, default_list, parse_targets
+from cli.targets import Credentials, TargetError, default_list, parse_targets
 from safekit.model.types import ClusterConfig, Lan, LanNode
+from safekit.wire import remote
 from safewebserver.permissions import Refusal, judge
 from safewebserver.settings import Role, SettingsError, parse_groups, parse_settings, parse_users
 

@@ -19,14 +19,15 @@ from pathlib import Path
 import msgpack
 import pytest
 
-import heart.wire
-import nfsbox.wire
+import heart.shell.wire
 import safeadmin.wire
+import safekit.rfs.wire
 import vipd.farm.wire
-from heart.values import Beat, Color, Role, SwapNotice
+from heart.core.values import Beat, Color, Role, SwapNotice
 from safeadmin.adminlog import AdminLog, Complaints
-from safekit import buswire, protocol, seal
-from safekit.membership import Pulse, Row
+from safekit.bus import message as buswire
+from safekit.wire import protocol, seal
+from safekit.wire.membership import Pulse, Row
 
 COUNT, CAMPAIGN = 20_000, 1_000_000
 KEY = bytes(range(32))
@@ -76,14 +77,14 @@ def sealed(
 def heartbeat() -> Wire:
     """The real receiver, which must not be made to fill the log either."""
     taken, complaints = list[object](), set[str]()
-    sealer = seal.Sealer(KEY, heart.wire.CONTEXT, "peer", protocol.mark_epoch(5, protocol.NEWEST))
-    opener = seal.Opener(KEY, heart.wire.CONTEXT, ["peer"])
-    link = heart.wire.LinkSocket(
-        heart.wire.Route("default", "127.0.0.1", "127.0.0.1", 1, 1.0), "AM", sealer, opener,
+    sealer = seal.Sealer(KEY, heart.shell.wire.CONTEXT, "peer", protocol.mark_epoch(5, protocol.NEWEST))
+    opener = seal.Opener(KEY, heart.shell.wire.CONTEXT, ["peer"])
+    link = heart.shell.wire.LinkSocket(
+        heart.shell.wire.Route("default", "127.0.0.1", "127.0.0.1", 1, 1.0), "AM", sealer, opener,
         lambda ident, beat: taken.__setitem__(slice(None), [beat]),
         lambda peer, ident, reason: complaints.add(reason) if len(complaints) < 5000 else None,
     )  # fmt: skip
-    messages = (heart.wire.pack(BEAT, "AM", protocol.NEWEST), heart.wire.pack(Beat("peer", 1), "AM"))
+    messages = (heart.shell.wire.pack(BEAT, "AM", protocol.NEWEST), heart.shell.wire.pack(Beat("peer", 1), "AM"))
     return Wire(
         messages, lambda payload: sealer.seal(payload, protocol.NEWEST),
         lambda data: link.datagram_received(data, ("10.0.0.2", 1)), taken,
@@ -197,11 +198,11 @@ def frames(count: int, seed: int) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.settimeout(10)
-            channel = nfsbox.wire.Channel(ours, back, away)
-            channel.limit = nfsbox.wire.MAX_FRAME
+            channel = safekit.rfs.wire.Channel(ours, back, away)
+            channel.limit = safekit.rfs.wire.MAX_FRAME
             sent = []
             for _ in range(draw.randint(1, 12)):
-                header = nfsbox.wire.HEADER.pack(draw.randrange(40), 0, 0, 0, 1, 2, 3)
+                header = safekit.rfs.wire.HEADER.pack(draw.randrange(40), 0, 0, 0, 1, 2, 3)
                 frame = header + draw.randbytes(draw.randrange(90))
                 length = struct.pack("<I", len(frame) + 16)
                 sent.append(length + up.seal(frame, length))
@@ -211,16 +212,17 @@ def frames(count: int, seed: int) -> None:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
             before = len(channel._buffer)
-            with pytest.raises(nfsbox.wire.WireError) as caught:
+            with pytest.raises(safekit.rfs.wire.WireError) as caught:
                 while True:
                     frame_received = channel.receive()
-                    assert frame_received is None or len(frame_received) >= nfsbox.wire.HEADER_SIZE
+                    assert frame_received is None or len(frame_received) >= safekit.rfs.wire.HEADER_SIZE
                     try:
-                        nfsbox.wire.decode_map((frame_received or b"")[nfsbox.wire.HEADER_SIZE :])
-                    except nfsbox.wire.WireError as error:
+                        safekit.rfs.wire.decode_map((frame_received or b"")[safekit.rfs.wire.HEADER_SIZE :])
+                    except safekit.rfs.wire.WireError as error:
                         assert error.strerror
             assert caught.value.strerror
-            assert len(channel._buffer) <= max(before, nfsbox.wire.MAX_FRAME + 4), "a length is no promise of memory"
+            most = max(before, safekit.rfs.wire.MAX_FRAME + 4)
+            assert len(channel._buffer) <= most, "a length is no promise of memory"
             done += len(sent)
     gc.collect()
     assert sys.getallocatedblocks() - blocks < 2000, "memory grows with what comes in"

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heart import core, machine
-from heart.actions import (
+from heart.core import machine
+from heart.core.actions import (
     Abort,
     Effect,
     Exit,
@@ -32,9 +32,10 @@ from heart.actions import (
     Send,
     Vip,
 )
-from heart.events import Born, Done, Heard, Ordered, PairAsked, Replication, Tick
-from heart.state import State
-from heart.values import Beat, Color, Command, Link, Role, Setup
+from heart.core.decide import Decision, beat, decide, new_state
+from heart.core.events import Born, Done, Heard, Ordered, PairAsked, Replication, Tick
+from heart.core.state import State
+from heart.core.values import Beat, Color, Command, Link, Role, Setup
 from safekit.rules.ast import Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
 from safekit.rules.source import default_text, module_rules
@@ -236,7 +237,7 @@ class World:
         self.incarnations += 1
         server.life += 1
         server.sequence = 0
-        server.heart = core.new_state(self.setup(name), self.incarnations)
+        server.heart = new_state(self.setup(name), self.incarnations)
         self.say(name, f"== heart {self.incarnations} starts, adopt={adopt}")
         known = server.shown if adopt else {**server.shown, **server.disk}
         gap = self.now - server.awake
@@ -314,7 +315,7 @@ class World:
         if server.heart is None:
             return
         server.sequence += 1
-        said = core.beat(server.heart, server.sequence)
+        said = beat(server.heart, server.sequence)
         for index in range(self.options.links):
             wire = self.wires[name, index]
             if wire.cut or self.random.random() < wire.loss:
@@ -346,7 +347,7 @@ class World:
             server.backlog.append((name, event))
             return
         before = server.heart
-        decision = core.decide(before, event, self.now)
+        decision = decide(before, event, self.now)
         server.heart = decision.state
         if self.trace is not None:
             for reason in decision.reasons:
@@ -529,9 +530,9 @@ class World:
         server = self.servers[name]
 
         def tell(tries: int) -> None:
-            wanted = (kind == "replication_lost" and server.rfs == "primary" and not server.alone
-                      and server.stream is None) or (
-                kind in ("secondary_lost", "rfs_failed") and server.rfs == "secondary" and server.stream is None)
+            wanted = (
+                kind == "replication_lost" and server.rfs == "primary" and not server.alone and server.stream is None
+            ) or (kind in ("secondary_lost", "rfs_failed") and server.rfs == "secondary" and server.stream is None)
             if server.powered and wanted and tries:
                 self.feed(name, Replication(kind, kind))
                 self.at(1.0, lambda: tell(tries - 1))
@@ -699,7 +700,7 @@ class World:
                 raise Violation(f"{server.name} gives up acknowledged writes {sorted(lost)[:5]}")
             self.acked -= lost
 
-    def _check_told(self, name: str, before: State, decision: core.Decision) -> None:
+    def _check_told(self, name: str, before: State, decision: Decision) -> None:
         """Every change of a state is in the log, the last one as it is now."""
         after, told = decision.state, [a for a in decision.actions if isinstance(a, Log)]
         for code, was, now in (
@@ -729,10 +730,13 @@ class World:
 
     def _hear_each_other(self, a: State, b: State) -> bool:
         recent = self.now - 2.5 * PULSE
-        return all(
-            s.peer is not None and any(v == "up" and s.heard_at[i] > recent for i, v in s.links.items())
-            for s in (a, b)
-        ) and self.now > self.impaired_until
+        return (
+            all(
+                s.peer is not None and any(v == "up" and s.heard_at[i] > recent for i, v in s.links.items())
+                for s in (a, b)
+            )
+            and self.now > self.impaired_until
+        )
 
     def check_settled(self) -> None:
         """After the faults: one primary, one secondary, every acknowledged write on both."""

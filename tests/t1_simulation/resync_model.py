@@ -1,15 +1,17 @@
 """Two simulated servers with disks that lose what was not flushed, the records that nfsbox keeps, and a
 reintegration that runs between the writes of an application, one ordered stream of operations behind.
 
-The decisions are the product's own: `nfsbox.generations` and `reintegre.plan`.
+The decisions are the product's own: `safekit.rfs.generations` and `reintegre.plan`.
 """
+
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nfsbox.generations import (
+from reintegre.plan import Content, Entry, Trust, content
+from safekit.rfs.generations import (
     DataState,
     Kind,
     Verdict,
@@ -23,7 +25,6 @@ from nfsbox.generations import (
     receiving,
     verdict,
 )
-from reintegre.plan import Content, Entry, Trust, content
 
 NAMES = ("a", "b", "c", "d", "e")
 ZONES = 3
@@ -46,8 +47,9 @@ class Disk:
 
     def copy(self) -> Disk:
         kept = self.names.values()
-        return Disk(dict(self.names), {n: Inode(list(i.zones), i.mtime, i.ctime)
-                                       for n, i in self.inodes.items() if n in kept})
+        return Disk(
+            dict(self.names), {n: Inode(list(i.zones), i.mtime, i.ctime) for n, i in self.inodes.items() if n in kept}
+        )
 
     def tree(self) -> dict[str, tuple[tuple[int, ...], int]]:
         return {name: (tuple(self.inodes[i].zones), self.inodes[i].mtime) for name, i in self.names.items()}
@@ -148,8 +150,10 @@ class Server:
             if latest is None:
                 continue
             old = durable or Inode([0] * ZONES, inode.mtime, inode.ctime)
-            zones = [latest.zones[z] if (number, z) not in self.volatile or self.rng.random() < 0.5 else old.zones[z]
-                     for z in range(ZONES)]
+            zones = [
+                latest.zones[z] if (number, z) not in self.volatile or self.rng.random() < 0.5 else old.zones[z]
+                for z in range(ZONES)
+            ]
             times = latest if zones != old.zones or self.rng.random() < 0.5 else old
             kept.inodes[number] = Inode(zones, times.mtime, times.ctime)
         self.mem = kept
@@ -369,8 +373,13 @@ class World:
         if here is None:
             session.stream.append(Operation("create", path, mtime=there.mtime))
             decision = Content.COPY
-        zones = sorted(session.recorded[path]) if decision is Content.ZONES else \
-            [] if decision is Content.SKIP else list(range(ZONES))
+        zones = (
+            sorted(session.recorded[path])
+            if decision is Content.ZONES
+            else []
+            if decision is Content.SKIP
+            else list(range(ZONES))
+        )
         if decision is Content.COPY:
             for zone in zones:
                 session.stream.append(Operation("zone", path, zone, there.zones[zone], there.mtime))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from safekit.membership import Pulse, Rules
+from safekit.wire.membership import Pulse, Rules
 from vipd.farm.buckets import FULL, NOBODY, Shares, bitmap_of
 from vipd.farm.core import Event, FarmCore, News, Plan, repeat_seconds
 

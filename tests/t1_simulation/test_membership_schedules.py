@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from safekit.membership import Cause, Membership, Pulse, Rules, bits, component
+from safekit.wire.membership import Cause, Membership, Pulse, Rules, bits, component
 
 PULSE = 1.0
 SEEDS = int(os.environ.get("SAFEKIT_MEMBERSHIP_SEEDS", "2500"))

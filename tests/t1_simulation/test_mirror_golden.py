@@ -25,11 +25,11 @@ from typing import Any
 
 import pytest
 
-from heart import core
-from heart.actions import Log, Reply, Rfs, Run, Scripts, Vip
-from heart.events import Born, Ordered, PairAsked, Replication, ResourceSet
-from heart.values import Command
-from safekit.messages import MESSAGES, render
+from heart.core.actions import Log, Reply, Rfs, Run, Scripts, Vip
+from heart.core.decide import decide, new_state
+from heart.core.events import Born, Ordered, PairAsked, Replication, ResourceSet
+from heart.core.values import Command
+from safekit.log.messages import MESSAGES, render
 from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
 
 FILES = sorted((Path(__file__).parents[1] / "golden" / "mirror").glob("*.txt"))
@@ -173,7 +173,7 @@ def test_no_pair_is_completed_while_the_primary_is_about_to_part() -> None:
     for busy, plan, ok in ((None, (), True), (Rfs("primary"), (), False), (None, (Rfs("alone"),), False)):
         state = primary.copy()
         state.busy, state.busy_step, state.plan = (99, busy, plan) if busy or plan else (0, None, ())
-        answers = [a for a in core.decide(state, PairAsked(7), stage.now).actions if isinstance(a, Reply)]
+        answers = [a for a in decide(state, PairAsked(7), stage.now).actions if isinstance(a, Reply)]
         assert [answer.ok for answer in answers] == [ok]
 
 
@@ -192,7 +192,7 @@ def test_only_news_of_this_synchronisation_make_a_server_up_to_date(news: str) -
     assert state.peer is not None and state.syncing and not state.uptodate
     state.peer = replace(state.peer, paired=True)
     attempt = state.attempt if news == "of this one" else "0.1"
-    after = core.decide(state, Replication("rfs_synced", attempt=attempt), stage.now).state
+    after = decide(state, Replication("rfs_synced", attempt=attempt), stage.now).state
     assert (after.uptodate, after.syncing) == ((True, False) if news == "of this one" else (False, True))
 
 
@@ -202,7 +202,7 @@ def test_an_adopted_primary_stays_in_its_pair(paired: str) -> None:
     stage = Stage(Options())
     resources = {"state.local": "ALONE", "state.color": "magenta", "rfs.uptodate": "up", "rfs.paired": paired}
     born = Born(tuple(resources.items()), halted=True, adopt=True)
-    decision = core.decide(core.new_state(stage.setup("A"), 7), born, 1.0)
+    decision = decide(new_state(stage.setup("A"), 7), born, 1.0)
     (effect,) = (action.effect for action in decision.actions if isinstance(action, Run))
     assert effect == Rfs("primary", (("swap", True),) if paired == "up" else (), on_failure="primary_failed")
 

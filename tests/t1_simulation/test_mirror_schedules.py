@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from heart import core, doubt, hearing, news, pairing, running, waiting
-from heart.events import Born
-from heart.turn import CONDITIONS, Turn
+from heart.core import doubt, hearing, news, pairing, running, waiting
+from heart.core.decide import _HANDLERS
+from heart.core.events import Born
+from heart.core.turn import CONDITIONS, Turn
 from tests.t1_simulation.mirror_schedules import Kind, crash, crash_both, cut_both_ways, freeze, run
 from tests.t1_simulation.mirror_world import Violation
 
@@ -91,7 +92,7 @@ def test_finds_an_unexpected_halt_that_is_forgotten(monkeypatch: pytest.MonkeyPa
     def forgetful(t: Turn, event: Born) -> None:
         real(t, Born(event.resources, halted=False, adopt=event.adopt))
 
-    monkeypatch.setitem(core._HANDLERS, Born, forgetful)
+    monkeypatch.setitem(_HANDLERS, Born, forgetful)
     assert "acknowledged writes" in found()
 
 

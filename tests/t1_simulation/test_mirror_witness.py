@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from heart.actions import Effect, Witness
-from heart.turn import Turn
-from heart.values import Role, Setup
+from heart.core.actions import Effect, Witness
+from heart.core.turn import Turn
+from heart.core.values import Role, Setup
 from tests.t1_simulation import mirror_schedules as kinds
 from tests.t1_simulation.mirror_world import Options, Violation, World
 

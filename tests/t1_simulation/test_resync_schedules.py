@@ -1,5 +1,6 @@
 """Thousands of random lives of a pair: after every reintegration by the verdict's plan the trees are equal, and
 whoever may become primary holds everything that was promised."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from nfsbox.generations import DataState, Verdict, acknowledging, applied, forced, full_demanded, verdict
+from safekit.rfs.generations import DataState, Verdict, acknowledging, applied, forced, full_demanded, verdict
 from tests.t1_simulation.resync_model import (
     VALUES,
     ZONES,
@@ -204,9 +205,25 @@ def live(seed: int, rule: Rule = verdict, broken: str = "") -> World:
     return world
 
 
-WEIGHTED = {"operate": 36, "work": 20, "deliver": 4, "fsync": 4, "checkpoint": 4, "start": 9, "meet": 8, "crash": 3,
-            "crash_both": 1, "kill_box": 1, "apply": 8, "stop": 3, "swap": 2, "split_brain": 2, "force": 2,
-            "demand": 0.5, "offline": 1.5}
+WEIGHTED = {
+    "operate": 36,
+    "work": 20,
+    "deliver": 4,
+    "fsync": 4,
+    "checkpoint": 4,
+    "start": 9,
+    "meet": 8,
+    "crash": 3,
+    "crash_both": 1,
+    "kill_box": 1,
+    "apply": 8,
+    "stop": 3,
+    "swap": 2,
+    "split_brain": 2,
+    "force": 2,
+    "demand": 0.5,
+    "offline": 1.5,
+}
 EVENTS, WEIGHTS = list(WEIGHTED), list(WEIGHTED.values())
 
 
@@ -252,8 +269,11 @@ def finish(world: World) -> None:
             world.work()
         else:
             if world.primary() is None:
-                best = max((s for s in world.servers if s.state.current), default=world.servers[0],
-                           key=lambda s: (s.state.consistent, s.uptodate))
+                best = max(
+                    (s for s in world.servers if s.state.current),
+                    default=world.servers[0],
+                    key=lambda s: (s.state.consistent, s.uptodate),
+                )
                 if not best.state.consistent:
                     best.state = forced(best.state, world.new())
                 world.settle(best)
@@ -273,9 +293,19 @@ def test_trees_are_equal_and_no_promise_is_broken() -> None:
     rules: Counter[str] = Counter()
     for seed in range(SCHEDULES):
         rules.update(replay(seed).verdicts)
-    missing = {"first_synchronisation", "full_resumed", "interrupted_zones", "interrupted_checksums",
-               "changed_zones", "changed_zones_and_in_flight", "source_tracking_lost", "target_tracking_lost",
-               "split_brain", "full_demanded", "diverged"} - set(rules)
+    missing = {
+        "first_synchronisation",
+        "full_resumed",
+        "interrupted_zones",
+        "interrupted_checksums",
+        "changed_zones",
+        "changed_zones_and_in_flight",
+        "source_tracking_lost",
+        "target_tracking_lost",
+        "split_brain",
+        "full_demanded",
+        "diverged",
+    } - set(rules)
     assert not missing, f"the schedules never reach {missing}: {rules}"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safekit.log import parse_line
+from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
     ClusterConfig,
@@ -45,7 +45,7 @@ _counter = itertools.count()
 
 AGENT = r"""
 import asyncio, json, sys
-from safekit.bus import BusError, Endpoint
+from safekit.bus.endpoint import BusError, Endpoint
 ports, resources = {}, {}
 async def admin(request):
     if request.op == "map_register":

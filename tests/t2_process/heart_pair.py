@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safekit import resources, seal
-from safekit.bus import BusError, Endpoint, Request
-from safekit.log import Line, parse_line
+from safekit.bus.endpoint import BusError, Endpoint, Request
+from safekit.disk import resources
+from safekit.disk.paths import ModulePaths
+from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
     ClusterConfig,
@@ -32,7 +33,7 @@ from safekit.model.types import (
     User,
     Vip,
 )
-from safekit.paths import ModulePaths
+from safekit.wire import seal
 from tests.fakes import free_udp_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,8 +78,12 @@ class Node:
             what: self.inside(lambda what=what: getattr(self.paths, what))  # type: ignore[misc]
             for what in ("resources", "log", "supervisor_sock", "userbin", "active_json", "var", "marker", "why")
         }
-        for directory in (self.root / "var/cluster", self.file["userbin"], self.file["active_json"].parent,
-                          self.file["var"]):
+        for directory in (
+            self.root / "var/cluster",
+            self.file["userbin"],
+            self.file["active_json"].parent,
+            self.file["var"],
+        ):
             directory.mkdir(parents=True, exist_ok=True)
         conf = self.root / "safe/private/conf/include"
         conf.mkdir(parents=True)

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nfsbox import generations
 from nfsbox.box import Box, BoxError, Place
 from safekit.model.types import Replicated, Rfs
+from safekit.rfs import generations
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 
-from nfsbox import wire
+from safekit.rfs import wire
 
 DRIVER = Path(__file__).with_name("nfsbox_driver.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -275,8 +275,12 @@ def tree(directory: Path) -> dict[bytes, tuple[Any, ...]]:
                 0 if directory_entry else status.st_nlink,
                 status.st_rdev,
                 content,
-                tuple(sorted((n, os.getxattr(full, n, follow_symlinks=False))
-                             for n in os.listxattr(full, follow_symlinks=False))),
+                tuple(
+                    sorted(
+                        (n, os.getxattr(full, n, follow_symlinks=False))
+                        for n in os.listxattr(full, follow_symlinks=False)
+                    )
+                ),
             )
     return found
 

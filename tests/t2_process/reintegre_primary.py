@@ -1,5 +1,6 @@
 """A primary in one process: answers what the service of nfsbox answers, and applies what it is asked to send at
 once to the directories of the secondary. For tests of reintegre alone."""
+
 from __future__ import annotations
 
 import errno
@@ -16,8 +17,11 @@ Hook = Callable[[str, dict[str, Any]], None]
 
 
 def xattrs(path: bytes) -> dict[bytes, bytes]:
-    return {os.fsencode(n): os.getxattr(path, n, follow_symlinks=False)
-            for n in os.listxattr(path, follow_symlinks=False) if n.startswith("user.")}
+    return {
+        os.fsencode(n): os.getxattr(path, n, follow_symlinks=False)
+        for n in os.listxattr(path, follow_symlinks=False)
+        if n.startswith("user.")
+    }
 
 
 class FakePrimary:
@@ -52,8 +56,21 @@ class FakePrimary:
             extra["t"] = os.readlink(path)
         if values := xattrs(path):
             extra["x"] = values
-        return [name, s.st_mode, s.st_uid, s.st_gid, s.st_size, s.st_atime_ns, s.st_mtime_ns, s.st_ino, s.st_nlink,
-                s.st_rdev, s.st_blocks, extra or None, s.st_ctime_ns]
+        return [
+            name,
+            s.st_mode,
+            s.st_uid,
+            s.st_gid,
+            s.st_size,
+            s.st_atime_ns,
+            s.st_mtime_ns,
+            s.st_ino,
+            s.st_nlink,
+            s.st_rdev,
+            s.st_blocks,
+            extra or None,
+            s.st_ctime_ns,
+        ]
 
     def op_dirty(self) -> dict[str, Any]:
         return {"reliable": self.reliable, "cursor": 0}
@@ -67,11 +84,13 @@ class FakePrimary:
             names = sorted(os.listdir(here))
         except (FileNotFoundError, NotADirectoryError):
             return {"self": None, "entries": [], "cursor": None}
-        page = names[cursor:cursor + self.page]
+        page = names[cursor : cursor + self.page]
         more = cursor + self.page < len(names)
-        return {"self": self.fields(b"", here) if not cursor else None,
-                "entries": [self.fields(n, here + b"/" + n) for n in page],
-                "cursor": cursor + self.page if more else None}
+        return {
+            "self": self.fields(b"", here) if not cursor else None,
+            "entries": [self.fields(n, here + b"/" + n) for n in page],
+            "cursor": cursor + self.page if more else None,
+        }
 
     def op_stat(self, root: int, path: bytes) -> dict[str, Any]:
         try:
@@ -85,9 +104,12 @@ class FakePrimary:
             ino = os.lstat(self.path(self.sources, root, path)).st_ino
         except FileNotFoundError:
             return {"ino": 0, "size": 0, "digests": [b""] * len(zones)}
-        pieces = [data[o:o + n] for o, n in zones]
-        return {"ino": ino, "size": len(data),
-                "digests": [hashlib.blake2b(p, digest_size=16).digest() if p else b"" for p in pieces]}
+        pieces = [data[o : o + n] for o, n in zones]
+        return {
+            "ino": ino,
+            "size": len(data),
+            "digests": [hashlib.blake2b(p, digest_size=16).digest() if p else b"" for p in pieces],
+        }
 
     def op_push_entry(self, root: int, path: bytes, fresh: bool = False) -> dict[str, Any]:
         there, here = self.path(self.sources, root, path), self.path(self.targets, root, path)
@@ -245,7 +267,16 @@ def tree(base: Path) -> dict[str, tuple[Any, ...]]:
             elif stat.S_ISREG(s.st_mode):
                 value = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
             is_directory = stat.S_ISDIR(s.st_mode)
-            found[relative] = (s.st_mode, s.st_uid, s.st_gid, 0 if is_directory else s.st_size, s.st_mtime_ns,
-                               s.st_rdev, 0 if is_directory else s.st_nlink, value,
-                               xattrs(os.fsencode(path)), names.setdefault(s.st_ino, relative))
+            found[relative] = (
+                s.st_mode,
+                s.st_uid,
+                s.st_gid,
+                0 if is_directory else s.st_size,
+                s.st_mtime_ns,
+                s.st_rdev,
+                0 if is_directory else s.st_nlink,
+                value,
+                xattrs(os.fsencode(path)),
+                names.setdefault(s.st_ino, relative),
+            )
     return found

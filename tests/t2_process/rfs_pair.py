@@ -1,5 +1,6 @@
 """Two servers' replication processes on the loopback: real nfsbox, nfsadmin and reintegre, and a heart that does as
 the test says. For tests and benchmarks."""
+
 from __future__ import annotations
 
 import asyncio
@@ -18,15 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safekit import seal
-from safekit.bus import BusError, Endpoint, Request
-from safekit.log import parse_line
+from safekit.bus.endpoint import BusError, Endpoint, Request
+from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
+from safekit.wire import seal
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-MODULES = {"nfsbox": "nfsbox.main", "nfsadmin": "nfsbox.admin.main", "reintegre": "reintegre.main",
-           "nfscheck": "nfsbox.check.main"}
+MODULES = {
+    "nfsbox": "nfsbox.main",
+    "nfsadmin": "nfsbox.admin.main",
+    "reintegre": "reintegre.main",
+    "nfscheck": "nfsbox.check.main",
+}
 Fields = dict[str, Any]
 _CLONE_NEWNET = 0x40000000
 
@@ -51,8 +56,13 @@ class Node:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", 0))
             self.mapper = sock.getsockname()[1]
-        for path in (self.var / "cluster", self.var / "modules/AM/rfs", self.var / "modules/AM/log",
-                     self.safe / "private/modules/AM/conf", self.backing):
+        for path in (
+            self.var / "cluster",
+            self.var / "modules/AM/rfs",
+            self.var / "modules/AM/log",
+            self.safe / "private/modules/AM/conf",
+            self.backing,
+        ):
             path.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(self.dir):
             self.dir.symlink_to(self.backing.name)
@@ -62,16 +72,27 @@ class Node:
 
     def configure(self, rfs: Rfs) -> None:
         """Write the active configuration."""
-        mine = replace(rfs, replicated=tuple(replace(r, dir=str(self.dir)) for r in rfs.replicated), flow="default",
-                       port=self.pair.port)
+        mine = replace(
+            rfs,
+            replicated=tuple(replace(r, dir=str(self.dir)) for r in rfs.replicated),
+            flow="default",
+            port=self.pair.port,
+        )
         config = ModuleConfig("AM", 1, rfs=mine)
         (self.safe / "private/modules/AM/conf/active.json").write_bytes(_bytes(to_json(config)))
         (self.var / "cluster/cluster.json").write_bytes(_bytes(to_json(self.pair.cluster())))
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SAFE": str(self.safe), "SAFEVAR": str(self.var), "SAFEMAPPER": str(self.mapper),
-                "SAFENODE": self.name, "SAFEMODULE": "AM", "PYTHONPATH": str(CHECKOUT)}
+        return {
+            **os.environ,
+            "SAFE": str(self.safe),
+            "SAFEVAR": str(self.var),
+            "SAFEMAPPER": str(self.mapper),
+            "SAFENODE": self.name,
+            "SAFEMODULE": "AM",
+            "PYTHONPATH": str(CHECKOUT),
+        }
 
     # -- processes
     def launch(self, name: str) -> subprocess.Popen[bytes]:
@@ -82,8 +103,13 @@ class Node:
         log = open(self.var / f"modules/AM/log/{name}.out", "ab")  # noqa: SIM115  (the child's)
         with log:
             self.processes[name] = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", MODULES[name], "-m", "AM"], env=self.environment, cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                [*self.prefix, sys.executable, "-m", MODULES[name], "-m", "AM"],
+                env=self.environment,
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         return self.processes[name]
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -199,8 +225,14 @@ def _bytes(text: str | bytes) -> bytes:
 class Pair:
     """n1 and n2. Use as a context manager."""
 
-    def __init__(self, base: Path, rfs: Rfs | None = None, addresses: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
-                 port: int = 0, netns: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        rfs: Rfs | None = None,
+        addresses: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
+        port: int = 0,
+        netns: dict[str, str] | None = None,
+    ) -> None:
         self.rfs = rfs or Rfs((Replicated("/replicated"),))
         self.bus_key, self.key = seal.new_key().hex(), seal.new_key().hex()
         self.addresses = addresses
@@ -209,8 +241,9 @@ class Pair:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.n1, self.n2 = (Node(self, name, base / name, address)
-                            for name, address in zip(("n1", "n2"), addresses, strict=True))
+        self.n1, self.n2 = (
+            Node(self, name, base / name, address) for name, address in zip(("n1", "n2"), addresses, strict=True)
+        )
         self.configure(self.rfs)
         for node in self.nodes:
             self.run(node.open())
@@ -225,8 +258,9 @@ class Pair:
             node.configure(rfs)
 
     def cluster(self) -> ClusterConfig:
-        return ClusterConfig((Lan("default", nodes=(LanNode("n1", self.addresses[0]),
-                                                    LanNode("n2", self.addresses[1]))),))
+        return ClusterConfig(
+            (Lan("default", nodes=(LanNode("n1", self.addresses[0]), LanNode("n2", self.addresses[1]))),)
+        )
 
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(300)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safeadmin.processes import Process, find
-from safekit.log import Line, parse_line
+from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
     ClusterConfig,
@@ -28,17 +28,17 @@ from safekit.model.types import (
     Service,
     User,
 )
-from safekit.seal import new_key
+from safekit.wire.seal import new_key
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SIGNATURE = "ab" * 32
 
 FAKE_HEART = """
 import asyncio, os, sys, time
-from safekit.process import run
-from safekit.bus import BusError
-from safekit.files import boot_identity
-from safekit.resources import ResourceWriter
+from safekit.process.frame import run
+from safekit.bus.endpoint import BusError
+from safekit.disk.files import boot_identity
+from safekit.disk.resources import ResourceWriter
 
 async def main(context):
     writer = ResourceWriter(context.paths.resources)
@@ -137,7 +137,7 @@ class Node:
         (self.safevar / "bus.key").write_text(self.key.hex())
         for program, module in (
             ("safeadmin", "safeadmin.main"),
-            ("safesupervisord", "safekit.supervisord"),
+            ("safesupervisord", "safekit.process.supervisord"),
             ("circlog", "circlog.main"),
         ):
             self.program(program, ENTRY.format(module=module))
@@ -218,12 +218,12 @@ class Node:
     def request(self, target: str, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
         """A request on this server's bus. Raises what request_sync raises, BusError as RuntimeError(code)."""
         if not self.wrap:
-            from safekit.buswire import request_sync
+            from safekit.bus.message import request_sync
 
             with self.here():
                 return request_sync(target, op, timeout, "test", **fields)
         code = (
-            "import json,sys;from safekit.buswire import request_sync;a=json.load(sys.stdin);"
+            "import json,sys;from safekit.bus.message import request_sync;a=json.load(sys.stdin);"
             "print(json.dumps(request_sync(a[0],a[1],a[2],'test',**a[3])))"
         )
         done = subprocess.run(
@@ -239,7 +239,7 @@ class Node:
 
     def call(self, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any] | None:
         """A request to safeadmin; None when there is no answer."""
-        from safekit.buswire import BusTimeout
+        from safekit.bus.message import BusTimeout
 
         try:
             return self.request("safeadmin", op, timeout, **fields)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from safekit import bus, seal
-from safekit.buswire import encode
+from safekit.bus import endpoint
+from safekit.bus.message import encode
+from safekit.wire import seal
 
 
 @pytest.fixture(autouse=True)
@@ -25,21 +26,21 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bus.key").write_text(seal.new_key().hex())
 
 
-async def mapper() -> bus.Endpoint:
+async def mapper() -> endpoint.Endpoint:
     ports: dict[str, int] = {}
 
-    async def handle(request: bus.Request) -> dict[str, object] | None:
+    async def handle(request: endpoint.Request) -> dict[str, object] | None:
         if request.op == "map_register":
             ports[request.text("name")] = request.fields["_port"]
             return None
         return {"port": ports.get(request.text("name"), 0)}
 
-    return await bus.Endpoint.open("safeadmin", handle, port=int(os.environ["SAFEMAPPER"]))
+    return await endpoint.Endpoint.open("safeadmin", handle, port=int(os.environ["SAFEMAPPER"]))
 
 
-async def echo(request: bus.Request) -> dict[str, object] | None:
+async def echo(request: endpoint.Request) -> dict[str, object] | None:
     if request.op == "refuse":
-        raise bus.BusError("no", "not today")
+        raise endpoint.BusError("no", "not today")
     if request.op == "broken":
         raise RuntimeError("defect")
     if request.op == "big":
@@ -47,10 +48,10 @@ async def echo(request: bus.Request) -> dict[str, object] | None:
     return {"op": request.op, "from": request.sender, "value": request.fields.get("value")}
 
 
-def run(scenario: Callable[[bus.Endpoint], Awaitable[None]]) -> None:
+def run(scenario: Callable[[endpoint.Endpoint], Awaitable[None]]) -> None:
     async def everything() -> None:
         admin = await mapper()
-        client = await bus.Endpoint.open("AM/heart", echo)
+        client = await endpoint.Endpoint.open("AM/heart", echo)
         try:
             await scenario(client)
         finally:
@@ -61,8 +62,8 @@ def run(scenario: Callable[[bus.Endpoint], Awaitable[None]]) -> None:
 
 
 def test_request_and_reply() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
-        server = await bus.Endpoint.open("AM/vipd", echo)
+    async def scenario(client: endpoint.Endpoint) -> None:
+        server = await endpoint.Endpoint.open("AM/vipd", echo)
         await asyncio.sleep(0.05)
         reply = await client.request("AM/vipd", "hello", value=[1, "é", None])
         assert reply["value"] == [1, "é", None] and reply["from"] == "AM/heart"
@@ -72,10 +73,10 @@ def test_request_and_reply() -> None:
 
 
 def test_refusals_and_defects_reach_the_asker() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
+    async def scenario(client: endpoint.Endpoint) -> None:
         for op, code in (("refuse", "no"), ("broken", "internal"), ("big", "too_long")):
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-            with pytest.raises(bus.BusError) as caught:
+            with pytest.raises(endpoint.BusError) as caught:
                 await client.request("AM/heart", op)
             assert caught.value.code == code
 
@@ -83,29 +84,29 @@ def test_refusals_and_defects_reach_the_asker() -> None:
 
 
 def test_unknown_and_dead_targets() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
-        with pytest.raises(bus.UnknownTarget):
+    async def scenario(client: endpoint.Endpoint) -> None:
+        with pytest.raises(endpoint.UnknownTarget):
             await client.request("AM/nobody", "hello", timeout=0.3)
-        server = await bus.Endpoint.open("AM/vipd", echo)
+        server = await endpoint.Endpoint.open("AM/vipd", echo)
         await client.request("AM/vipd", "hello")
         await server.close()
-        with pytest.raises(bus.BusTimeout):
+        with pytest.raises(endpoint.BusTimeout):
             await client.request("AM/vipd", "hello", timeout=0.3)
 
     run(scenario)
 
 
 def test_a_restarted_target_is_found_again() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
-        first = await bus.Endpoint.open("AM/vipd", echo)
+    async def scenario(client: endpoint.Endpoint) -> None:
+        first = await endpoint.Endpoint.open("AM/vipd", echo)
         await client.request("AM/vipd", "hello")
         await first.close()
-        second = await bus.Endpoint.open("AM/vipd", echo)
+        second = await endpoint.Endpoint.open("AM/vipd", echo)
         for _ in range(5):
             try:
                 await client.request("AM/vipd", "hello", timeout=0.5)
                 break
-            except bus.BusTimeout:
+            except endpoint.BusTimeout:
                 continue
         else:
             pytest.fail("the new port was never used")
@@ -115,15 +116,15 @@ def test_a_restarted_target_is_found_again() -> None:
 
 
 def test_a_repeated_request_is_executed_once() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
+    async def scenario(client: endpoint.Endpoint) -> None:
         calls: list[int] = []
 
-        async def count(request: bus.Request) -> dict[str, object] | None:
+        async def count(request: endpoint.Request) -> dict[str, object] | None:
             calls.append(1)
             await asyncio.sleep(0.6)
             return {"calls": len(calls)}
 
-        server = await bus.Endpoint.open("AM/slow", count)
+        server = await endpoint.Endpoint.open("AM/slow", count)
         await asyncio.sleep(0.05)
         assert (await client.request("AM/slow", "hello", timeout=5))["calls"] == 1
         await server.close()
@@ -132,12 +133,12 @@ def test_a_repeated_request_is_executed_once() -> None:
 
 
 def test_strangers_are_ignored() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
+    async def scenario(client: endpoint.Endpoint) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for data in (b"", b"x" * 16, os.urandom(500), b"x" * 60_000):
                 sock.sendto(data, ("127.0.0.1", client.port))
             sock.sendto(encode({"id": 1, "op": "set", "from": "me"}, bytes(32)), ("127.0.0.1", client.port))
-            key = bus.bus_key()
+            key = endpoint.bus_key()
             for message in ({}, {"id": "x", "op": 1}, {"re": [], "ok": True}, {"id": 1, "op": "hello"}):
                 sock.sendto(encode(message, key), ("127.0.0.1", client.port))
         await asyncio.sleep(0.1)
@@ -148,17 +149,17 @@ def test_strangers_are_ignored() -> None:
 
 
 def test_commands_without_an_event_loop() -> None:
-    async def scenario(client: bus.Endpoint) -> None:
+    async def scenario(client: endpoint.Endpoint) -> None:
         await client.request("AM/heart", "hello")  # waits until it is registered, which a command does not
-        reply = await asyncio.to_thread(bus.request_sync, "AM/heart", "hello", value=3)
+        reply = await asyncio.to_thread(endpoint.request_sync, "AM/heart", "hello", value=3)
         assert reply["value"] == 3
-        with pytest.raises(bus.BusError, match="not today"):
-            await asyncio.to_thread(bus.request_sync, "AM/heart", "refuse")
+        with pytest.raises(endpoint.BusError, match="not today"):
+            await asyncio.to_thread(endpoint.request_sync, "AM/heart", "refuse")
 
     run(scenario)
 
 
 def test_a_missing_key_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "bus.key").unlink()
-    with pytest.raises(bus.BusError, match="safekitinstall"):
-        bus.request_sync("safeadmin", "state")
+    with pytest.raises(endpoint.BusError, match="safekitinstall"):
+        endpoint.request_sync("safeadmin", "state")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from checkers.tcpcheck import accepts
+from safekit.disk.resources import ResourceWriter
 from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, Replicated, Rfs, TcpCheck
-from safekit.resources import ResourceWriter
 from tests.fakes import FakeServer
 
 
@@ -88,7 +88,7 @@ def test_a_value_is_delivered_to_a_heart_that_comes_later(tmp_path: Path) -> Non
             await heart.close()
             server.spawn("checkers.ipcheck", "--ident", "lo")
             await server.until(lambda: "AM/ipcheck.lo" in server.ports, "the checker runs")
-            from safekit.bus import Endpoint
+            from safekit.bus.endpoint import Endpoint
 
             server.endpoints.append(await Endpoint.open("AM/heart", server._heart))
             await server.until(lambda: server.values("ip.lo") == ["up"], "the value arrives")

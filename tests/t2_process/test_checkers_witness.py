@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from safekit.disk.modulestate import BadDocument, ModuleState, decode, encode, state_of
+from safekit.disk.resources import Resource, ResourceWriter
 from safekit.model.types import Check, ModuleCheck, ModuleConfig, SplitbrainCheck
-from safekit.modulestate import BadDocument, ModuleState, decode, encode, state_of
-from safekit.resources import Resource, ResourceWriter
 from tests.fakes import FakeServer
 
 

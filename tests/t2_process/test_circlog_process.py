@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safeadmin_node import Node, cluster, until
 
-from safekit.log import ModuleLog, parse_line
-from safekit.seal import new_key
+from safekit.log.module import ModuleLog, parse_line
+from safekit.wire.seal import new_key
 
 
 class Circlog:

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from safekit import bus, seal
-from safekit.log import ModuleLog
-from safekit.paths import ModulePaths
-from safekit.resources import ResourceWriter
+from safekit.bus import endpoint as bus
+from safekit.disk.paths import ModulePaths
+from safekit.disk.resources import ResourceWriter
+from safekit.log.module import ModuleLog
+from safekit.wire import seal
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +80,7 @@ class Server:
     extra: dict[str, str] = field(default_factory=dict)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self._start("-m", "safekit.cli.main", *words)
+        return self._start("-m", "cli.main", *words)
 
     def python(self, script: str) -> subprocess.CompletedProcess[str]:
         return self._start("-c", script)
@@ -207,7 +208,7 @@ def test_other_users_are_refused(server: Server, admin: NotedAdmin) -> None:
     """The interpreter of a checkout may be unreadable to others: it becomes the other user once it runs."""
     nobody = pwd.getpwnam("nobody")
     script = (
-        "import grp, os, pwd, sys\nfrom safekit.cli.main import run\n"
+        "import grp, os, pwd, sys\nfrom cli.main import run\n"
         f"os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
         "sys.exit(run(['stop', '-m', 'mirror']))\n"
     )
@@ -320,7 +321,7 @@ def test_errors_have_code_1_and_say_why(
 def test_every_command_has_help_with_an_example(server: Server) -> None:
     script = (
         "import click\n"
-        "from safekit.cli.main import COMMANDS, cli\n"
+        "from cli.main import COMMANDS, cli\n"
         "def walk(name, command):\n"
         "    text = command.get_help(click.Context(command, info_name=name))\n"
         "    if isinstance(command, click.Group):\n"
@@ -399,7 +400,7 @@ def test_state_starts_without_heavy_imports(server: Server, admin: NotedAdmin) -
     put_state(make_module(), **PRIM)
     admin.modules = {"mirror": RUNNING}
     script = (
-        "import sys\nfrom safekit.cli.main import run\nassert run(['state']) == 0\n"
+        "import sys\nfrom cli.main import run\nassert run(['state']) == 0\n"
         "heavy = {'asyncio', 'lxml', 'cryptography', 'supervisor', 'xml', 'ssl', 'json'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -531,7 +532,7 @@ def test_logview_follows_across_a_rotation(server: Server, admin: NotedAdmin) ->
     paths = filled_log()
     log = ModuleLog("mirror", "heart", "n1")
     viewer = subprocess.Popen(
-        [sys.executable, "-m", "safekit.cli.main", "logview", "-m", "mirror", "-s", "1"],
+        [sys.executable, "-m", "cli.main", "logview", "-m", "mirror", "-s", "1"],
         env={**os.environ, **server.env},
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,

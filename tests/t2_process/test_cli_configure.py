@@ -88,8 +88,8 @@ def test_confcheck_runs_the_script_of_the_module(server: Server, data: Path) -> 
 
 
 def test_config_is_refused_while_the_module_runs_in_prim(server: Server, data: Path, admin: NotedAdmin) -> None:
-    from safekit.paths import ModulePaths
-    from safekit.resources import ResourceWriter
+    from safekit.disk.paths import ModulePaths
+    from safekit.disk.resources import ResourceWriter
 
     assert server.run("config", "-m", "mirror").returncode == 0
     writer = ResourceWriter(ModulePaths("mirror").resources)

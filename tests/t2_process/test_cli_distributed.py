@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from web_server import KEY, WebServer
 
-from safekit import remote, webclient
-from safekit.cli import distributed
-from safekit.cli.base import Failure
+from cli import distributed, webclient
+from cli.base import Failure
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
+from safekit.wire import remote
 
 ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}
 CLUSTER = ClusterConfig((Lan("default", nodes=tuple(LanNode(n, a) for n, a in ADDRESSES.items())),))
@@ -264,9 +264,7 @@ def test_another_key_and_a_password_in_its_place(
         key.write_text(KEY.hex())
 
 
-def test_the_worst_status_is_the_status(
-    services: dict[str, WebServer], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_worst_status_is_the_status(services: dict[str, WebServer], capsys: pytest.CaptureFixture[str]) -> None:
     both = f"{url(services, 'n1')},{url(services, 'n3')}"
     assert distributed.run_distributed(["-H", both, "nonsense"]) == 1
     assert capsys.readouterr().out.count("exit status 1") == 2

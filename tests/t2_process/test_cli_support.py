@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from test_cli_commands import Server, make_module, server
 
-from safekit.archive import pack
-from safekit.log import ModuleLog
-from safekit.paths import ModulePaths
+from safekit.disk.archive import pack
+from safekit.disk.paths import ModulePaths
+from safekit.log.module import ModuleLog
 
 __all__ = ["server"]
 SECRET = "5ec" * 21 + "f"

@@ -26,7 +26,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", **server.env, **env}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "safekit.cli.main", *words],
+            [sys.executable, "-m", "cli.main", *words],
             env=environment, cwd=CHECKOUT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=_take_terminal,
         )  # fmt: skip

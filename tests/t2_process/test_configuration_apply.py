@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from safekit import configuration, resources
+from safekit import configuration
 from safekit.configuration import ConfigureError
-from safekit.keys import cluster_key, give_module_key, module_key, take_module_key, valid_until, wire_keys
+from safekit.disk import resources
+from safekit.disk.paths import ModulePaths
 from safekit.model import store
 from safekit.model.cluster import load_cluster_xml, new_key, write_key
 from safekit.model.codec import from_json, to_json
 from safekit.model.findings import ConfigError
 from safekit.model.types import ModuleConfig
-from safekit.paths import ModulePaths
+from safekit.wire.keys import cluster_key, give_module_key, module_key, take_module_key, valid_until, wire_keys
 
 CLUSTER = """<cluster><lans>
   <lan name="default">

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import pytest
 
-from safekit.cli.farm import bitmaps, client, status, table, who
-from safekit.jhash import client_bucket
+from cli.farm import bitmaps, client, status, table, who
+from safekit.disk.paths import ModulePaths
 from safekit.model.types import Group, Host, Rule
-from safekit.paths import ModulePaths
+from safekit.net.jhash import client_bucket
 from tests.t2_process.farm_network import VIP4, VIP6, VMAC4, FarmNetwork, farm_network, farm_vip, figures
 from tests.t2_process.vip_network import wait_until
 from vipd.farm.buckets import FULL

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from safekit.cli.farm import who
+from cli.farm import who
 from tests.t2_process.farm_network import VIP4, VIP6, FarmHost, FarmNetwork, farm_network, figures
 from tests.t2_process.vip_network import wait_until
 from vipd.farm import ruleset

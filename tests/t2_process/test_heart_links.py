@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from heart_pair import ADDRESSES, Two, until
 
-from heart.links import Links
-from heart.values import Beat, Role
-from heart.wire import CONTEXT, LinkSocket, Route
+from heart.core.values import Beat, Role
+from heart.shell.links import Links
+from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.model.codec import from_json, to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
-from safekit.seal import Opener, Sealer, new_key
+from safekit.wire.seal import Opener, Sealer, new_key
 from tests.fakes import free_udp_port
 
 KEY = new_key()

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from heart.publish import LifeSign
-from heart.shell import DIFFERENT_SECONDS
-from safekit import seal
-from safekit.bus import BusError
+from heart.shell.publish import LifeSign
+from heart.shell.shell import DIFFERENT_SECONDS
+from safekit.bus.endpoint import BusError
+from safekit.wire import seal
 from tests.t2_process.heart_pair import Two, until
 
 
@@ -38,10 +38,20 @@ def in_order(lines: list[str], wanted: list[str]) -> None:
 def test_a_pair_forms_stops_and_the_other_takes_over(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         await two.form()
-        in_order(two.n1.events(), ["Action prim called by root", "Local state WAIT magenta", "Script start_prim",
-                                   "Local state ALONE green", "Remote state SECOND green", "Local state PRIM green"])
-        in_order(two.n2.events(), ["Action second called by root", "Local state SECOND green",
-                                   "Remote state PRIM green"])
+        in_order(
+            two.n1.events(),
+            [
+                "Action prim called by root",
+                "Local state WAIT magenta",
+                "Script start_prim",
+                "Local state ALONE green",
+                "Remote state SECOND green",
+                "Local state PRIM green",
+            ],
+        )
+        in_order(
+            two.n2.events(), ["Action second called by root", "Local state SECOND green", "Remote state PRIM green"]
+        )
         assert two.n2.resources()["remote.rfs.uptodate"] == "up"
         assert two.n1.resources()["state.remote"] == "SECOND"
         assert two.n1.resources()["heartbeat.flow"] == "up"
@@ -49,8 +59,9 @@ def test_a_pair_forms_stops_and_the_other_takes_over(tmp_path: Path) -> None:
         assert two.n1.file["marker"].exists()
         await two.n1.control("stop")
         await two.reach("STOP red", "ALONE green")
-        in_order(two.n1.events(), ["Action stop called by root", "Script stop_prim", "End of stop",
-                                   "Local state STOP red"])
+        in_order(
+            two.n1.events(), ["Action stop called by root", "Script stop_prim", "End of stop", "Local state STOP red"]
+        )
         in_order(two.n2.events(), ["Reason of failover: remote stop", "Script start_prim"])
         assert not two.n1.file["marker"].exists()
         assert two.n1.resources()["rfs.uptodate"] == "down" and two.n2.resources()["rfs.uptodate"] == "up"
@@ -179,8 +190,15 @@ def test_a_power_failure_is_not_an_adoption(tmp_path: Path) -> None:
         two.n1.kill_heart()
         two.n1.file["marker"].write_text("another boot")
         await until(lambda: two.n2.state() == "ALONE green", two.show)
-        in_order(two.n2.events(), ["Resource heartbeat.flow set to down by heart", "Remote state UNKNOWN grey",
-                                   "Reason of failover: no heartbeat", "Script start_prim"])
+        in_order(
+            two.n2.events(),
+            [
+                "Resource heartbeat.flow set to down by heart",
+                "Remote state UNKNOWN grey",
+                "Reason of failover: no heartbeat",
+                "Script start_prim",
+            ],
+        )
         two.n1.start_heart()
         await two.n1.control("start", who="boot")
         in_order(two.n1.events(), ["Previous halt unexpected", "Action start called at boot time"])
@@ -231,8 +249,13 @@ def test_a_server_that_may_lack_what_it_acknowledged_waits_and_says_why(tmp_path
         await two.n2.control("start")
         await two.reach("STOP red", "WAIT red")
         assert two.n2.resources()["rfs.uptodate"] == "down"
-        in_order(two.n2.events(), ["Data may lack changes that were acknowledged before nfsbox was killed "
-                                   "(start the other server)", "Local state WAIT red"])
+        in_order(
+            two.n2.events(),
+            [
+                "Data may lack changes that were acknowledged before nfsbox was killed (start the other server)",
+                "Local state WAIT red",
+            ],
+        )
 
     play(tmp_path, scene)
 
@@ -289,8 +312,12 @@ def test_commands_are_refused_with_a_sentence_and_the_loop_is_counted(tmp_path: 
             await n1.control("restart")
         await n1.control("prim")
         await until(lambda: n1.state() == "ALONE green", two.show)
-        for action, word in (("prim", "already ALONE"), ("start", "already started"), ("swap", "needs PRIM green"),
-                             ("dance", "unknown action")):
+        for action, word in (
+            ("prim", "already ALONE"),
+            ("start", "already started"),
+            ("swap", "needs PRIM green"),
+            ("dance", "unknown action"),
+        ):
             with pytest.raises(BusError, match=word):
                 await n1.control(action)
         assert (await n1.tell("set", resource="custom.x", value="down", who="customscript"))["changed"]
@@ -347,7 +374,7 @@ def test_an_idle_heart_costs_next_to_nothing(tmp_path: Path) -> None:
         used = (_cpu(two.n1.heart.pid) - before) / 3.0
         print(f"idle heart with pulse 100 ms: {used * 100:.2f}% of a core")
         assert used < 0.2
-        # its successor would know that nobody was asleep (heart.doubt)
+        # its successor would know that nobody was asleep (heart.core.doubt)
         sign = LifeSign(two.n1.file["var"] / "heart.alive")
         assert sign.gap() < 2.0
         sign.close()
@@ -377,8 +404,10 @@ def test_a_full_disk_below_safevar_ends_no_heart(tmp_path: Path) -> None:
             for number in range(3):
                 value = ("up", "down")[number % 2]
                 await two.n1.tell("set", resource="custom.test", value=value, who="custom")
-                await until(lambda value=value: two.n1.resources().get("custom.test") == value,  # type: ignore[misc]
-                            two.show)
+                await until(
+                    lambda value=value: two.n1.resources().get("custom.test") == value,  # type: ignore[misc]
+                    two.show,
+                )
             two.n2.kill_heart()
             await until(lambda: two.n1.state() == "ALONE green", two.show)
             assert two.n1.resources()["rfs.paired"] == "down"

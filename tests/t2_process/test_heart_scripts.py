@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from safekit.log import ModuleLog, parse_line
+from safekit.disk.paths import ModulePaths
+from safekit.log.module import ModuleLog, parse_line
 from safekit.model.types import User
-from safekit.paths import ModulePaths
-from safekit.scripts import ScriptRunner
+from safekit.process.scripts import ScriptRunner
 
 
 class Place:
@@ -71,10 +71,10 @@ def alive(pid: int) -> bool:
 
 PREDECESSOR = """
 import asyncio
-from safekit.log import ModuleLog
+from safekit.log.module import ModuleLog
 from safekit.model.types import User
-from safekit.paths import ModulePaths
-from safekit.scripts import ScriptRunner
+from safekit.disk.paths import ModulePaths
+from safekit.process.scripts import ScriptRunner
 asyncio.run(ScriptRunner(ModulePaths("AM"), User(), ModuleLog("AM", "heart", "n1")).run("stop_prim", ()))
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit.installation.source import this_checkout
+from installation.source import this_checkout
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SITE = f"opt/safekit/private/env/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
@@ -38,7 +38,7 @@ def watch(event, arguments):
 
 import safekit.installation.main as installer
 installer.MINIMUM_FREE = int(os.environ.get("MINIMUM_FREE", installer.MINIMUM_FREE))
-from safekit.installation import target
+from installation import target
 exchange = target._exchange
 
 def watched_exchange(one, other):
@@ -68,7 +68,7 @@ def version_of(root: Path) -> str:
     assert len(marks) == 1, "half of each"
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import lxml.etree, msgpack, supervisor; "
-        "import safekit.cli.main, heart.main, safeadmin.main, nfsbox.main, safewebserver.main"
+        "import cli.main, heart.main, safeadmin.main, nfsbox.main, safewebserver.main"
     )
     python = root / "opt/safekit/private/env/bin/python"
     done = subprocess.run([python, "-B", "-I", "-c", code], capture_output=True, text=True, check=False)

@@ -10,15 +10,15 @@ import pytest
 from heart_pair import Node as HeartNode
 from heart_pair import Two, until
 
-from safekit import keys
 from safekit.model.cluster import write_key
-from safekit.seal import new_key
+from safekit.wire import keys
+from safekit.wire.seal import new_key
 from tests.t2_process.farm_network import FarmServer, farm_network, farm_vip
 from tests.t2_process.vip_network import wait_until
 
 SWITCH = 3.0
 """Seconds for which a process goes on with the former key, here."""
-PROGRAM = "import safekit.rotation as r; r.SWITCH_SECONDS = %g; from %s import main; main()"
+PROGRAM = "import safekit.wire.rotation as r; r.SWITCH_SECONDS = %g; from %s import main; main()"
 Counts = dict[str, int]
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from installation.product import pack_module
+from installation.source import Source, this_checkout
 from lab.cluster import Lab, wait_until
-from safekit.installation.product import pack_module
-from safekit.installation.source import Source, this_checkout
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def install(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "safekit.installation.main", "--root", str(root), *options]
+    command = [sys.executable, "-m", "installation.main", "--root", str(root), *options]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 

@@ -1,4 +1,5 @@
 """nfscheck: a mount that answers, one that is frozen, one that is gone."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,9 +15,9 @@ from typing import cast
 import pytest
 
 from nfsbox.check.main import MOST_STUCK, Checker, is_mounted
-from safekit.bus import BusError
-from safekit.messages import MESSAGES, render
-from safekit.process import Context
+from safekit.bus.endpoint import BusError
+from safekit.log.messages import MESSAGES, render
+from safekit.process.frame import Context
 
 FILE_SYSTEM = """
 import sys, fuse

@@ -1,4 +1,5 @@
 """The durable record as nfsadmin reads it."""
+
 from __future__ import annotations
 
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nfsbox.admin.record import boot_identity, boot_time_ns, read, unwatched_since_boot
-from nfsbox.generations import DataState, to_fields
+from safekit.rfs.generations import DataState, to_fields
 
 
 def test_boot_time_is_in_the_past() -> None:
@@ -37,8 +38,10 @@ def test_a_power_failure_is_known_by_another_boot(tmp_path: Path) -> None:
     assert 0 < other.idle_ns < 2**62 and other.boot == boot_identity()
 
 
-@pytest.mark.parametrize(("journal", "base", "tracked"), [
-    ("clean", 7, True), ("crash", 7, True), ("none", 0, True), ("none", 7, False), ("bad", 0, False)])
+@pytest.mark.parametrize(
+    ("journal", "base", "tracked"),
+    [("clean", 7, True), ("crash", 7, True), ("none", 0, True), ("none", 7, False), ("bad", 0, False)],
+)
 def test_which_journals_are_trusted(journal: str, base: int, tracked: bool) -> None:
     state = DataState(2, peer=1, current=100, base=base, open=True)
     found = read(to_fields(state), journal)

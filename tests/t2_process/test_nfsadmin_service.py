@@ -1,4 +1,5 @@
 """nfsadmin between a heart and an nfsbox that write down what they are asked: orders, records, deaths."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from nfsbox.admin.service import Admin
-from nfsbox.generations import DataState, from_fields, to_fields
-from safekit import bus, seal
-from safekit.log import ModuleLog
+from safekit.bus import endpoint as bus
+from safekit.disk.paths import ModulePaths
+from safekit.log.module import ModuleLog
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
-from safekit.paths import ModulePaths
-from safekit.process import Context, Lateness
+from safekit.process.frame import Context, Lateness
+from safekit.rfs.generations import DataState, from_fields, to_fields
+from safekit.wire import seal
 
 Fields = dict[str, Any]
 
@@ -63,9 +65,17 @@ class World:
         self.endpoints.append(self.client)
         lan = Lan("default", nodes=(LanNode("n1", "10.0.0.1"), LanNode("n2", "10.0.0.2")))
         config = ModuleConfig("AM", 1, rfs=Rfs((Replicated("/replicated"),), flow="default", port=5600))
-        self.context = Context("nfsadmin", "AM", "n1", ModulePaths("AM"), config, ClusterConfig((lan,)),
-                               ModuleLog("AM", "nfsadmin", "n1"), await bus.Endpoint.open("AM/nfsadmin", self.serve),
-                               Lateness(1.0, lambda late: None))
+        self.context = Context(
+            "nfsadmin",
+            "AM",
+            "n1",
+            ModulePaths("AM"),
+            config,
+            ClusterConfig((lan,)),
+            ModuleLog("AM", "nfsadmin", "n1"),
+            await bus.Endpoint.open("AM/nfsadmin", self.serve),
+            Lateness(1.0, lambda late: None),
+        )
         self.endpoints.append(self.context.bus)
         self.admin = Admin(self.context)
 
@@ -395,6 +405,7 @@ def test_fullsync_is_asked_once_and_then_resumed() -> None:
 @pytest.mark.parametrize("dies", ["after the connection", "before the connection", "after a power failure"])
 def test_fullsync_is_remembered_by_whoever_comes_after(dies: str) -> None:
     """The wish is on disk before anything else, and is fulfilled when the copy has begun."""
+
     async def scenario(world: World) -> None:
         world.stored = to_fields(DataState(5, peer=77, current=400))
         source = DataState(77, peer=5, current=500, base=400)
@@ -495,8 +506,12 @@ def test_nfsbox_dies_on_a_prim_and_comes_back_without_replication() -> None:
         world.stored = (await world.ask("pair", peer="n2", server=77))["state"]  # nfsbox records it
         world.box.clear()
         world.process.kill()
-        await world.until(lambda: ("set", "rfs.degraded", "up", "nfsadmin") in
-                          [(o, f.get("resource"), f.get("value"), f.get("who")) for o, f in world.heart])
+        await world.until(
+            lambda: (
+                ("set", "rfs.degraded", "up", "nfsadmin")
+                in [(o, f.get("resource"), f.get("value"), f.get("who")) for o, f in world.heart]
+            )
+        )
         await world.ask("alone")
         assert [op for op, _ in world.box] == ["prepare", "primary"]
         assert world.box[0][1]["degraded"] is True
@@ -616,8 +631,16 @@ def test_reintegre_that_dies_is_started_again_a_few_times() -> None:
         await world.ask("prepare")
         await world.ask("secondary", peer="n2")
         for number in range(4):
-            await world.until(lambda n=number: [f.get("on") for o, f in world.heart  # type: ignore[misc]
-                                                if f.get("name") == "reintegre"].count(True) == n + 1)
+            await world.until(
+                lambda n=number: (
+                    [
+                        f.get("on")
+                        for o, f in world.heart  # type: ignore[misc]
+                        if f.get("name") == "reintegre"
+                    ].count(True)
+                    == n + 1
+                )
+            )
             child = world.new_process()
             await world.ask("rei_begin", source=to_fields(PEER), pid=child.pid)
             child.kill()
@@ -644,8 +667,11 @@ def test_bandwidth_is_told_on_change_only() -> None:
         await world.ask("primary")
         for value in (10, 10, 20):
             await world.ask("rfs_bandwidth", replication=value, reintegration=0)
-        await world.until(lambda: [f["value"] for o, f in world.heart
-                                   if f.get("resource") == "rfs_bandwidth.replication"] == ["10", "20"])
+        await world.until(
+            lambda: (
+                [f["value"] for o, f in world.heart if f.get("resource") == "rfs_bandwidth.replication"] == ["10", "20"]
+            )
+        )
 
     run(scenario)
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from nfsbox_pair import Pair, assert_equal_soon
 
-from nfsbox import commit, secondary
-from nfsbox.commit import Disks, Due
-from nfsbox.engine import Root
-from nfsbox.exclusions import Exclusions
-from nfsbox.secondary import Applier
-from nfsbox.wire import HEADER, Flag, Op, Set, WireClosed, pack_attr
+from nfsbox.pair import commit, secondary
+from nfsbox.pair.commit import Disks, Due
+from nfsbox.pair.engine import Root
+from nfsbox.pair.secondary import Applier
+from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.wire import HEADER, Flag, Op, Set, WireClosed, pack_attr
 
 Event = tuple[str, Any]
 
@@ -254,8 +254,6 @@ def test_two_servers_with_async_none(tmp_path: Path) -> None:
         pair.close()
 
 
-
-
 def test_an_error_of_writing_back_is_told_to_what_was_open_when_it_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +267,7 @@ def test_an_error_of_writing_back_is_told_to_what_was_open_when_it_happened(
             failed.discard(descriptor)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("nfsbox.commit.sync_filesystem", system)
+    monkeypatch.setattr("nfsbox.pair.commit.sync_filesystem", system)
     disks = Disks((os.fsencode(tmp_path),))
     disks.open()
     disks.sync()

@@ -132,9 +132,10 @@ def test_extended_attributes_and_acl(m: Path) -> None:
     subprocess.run(["setfacl", "-d", "-m", "u:1234:rwx", str(d)], check=True)
     (d / "inherits").write_text("x")
     (d / "sub").mkdir()
-    assert "user:1234:rwx" in subprocess.run(
-        ["getfacl", "-n", str(d / "sub")], check=True, capture_output=True, text=True
-    ).stdout
+    assert (
+        "user:1234:rwx"
+        in subprocess.run(["getfacl", "-n", str(d / "sub")], check=True, capture_output=True, text=True).stdout
+    )
 
 
 def test_content(m: Path) -> None:
@@ -171,8 +172,13 @@ def test_append_by_two(m: Path) -> None:
 def test_names_that_would_never_be_replicated_are_refused(m: Path) -> None:
     name = m / ".fuse_hidden0000000100000001"
     (m / "visible").touch()
-    for make in (name.touch, name.mkdir, lambda: name.symlink_to("x"), lambda: os.link(m / "visible", name),
-                 lambda: os.mkfifo(name)):
+    for make in (
+        name.touch,
+        name.mkdir,
+        lambda: name.symlink_to("x"),
+        lambda: os.link(m / "visible", name),
+        lambda: os.mkfifo(name),
+    ):
         with pytest.raises(PermissionError):
             make()
 
@@ -211,18 +217,25 @@ def test_large_reads(m: Path) -> None:
         sparse.write(b"end")
     descriptor = os.open(path, os.O_RDWR)
     try:
-        for offset, size in ((0, 4 << 20), (1, 2 << 20), (4097, 1 << 20), (65535, 65537), ((3 << 20) - 5, 4096),
-                             (4 << 20, 1 << 20), (12345, 100_000)):
+        for offset, size in (
+            (0, 4 << 20),
+            (1, 2 << 20),
+            (4097, 1 << 20),
+            (65535, 65537),
+            ((3 << 20) - 5, 4096),
+            (4 << 20, 1 << 20),
+            (12345, 100_000),
+        ):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            assert os.pread(descriptor, size, offset) == content[offset:offset + size], (offset, size)
+            assert os.pread(descriptor, size, offset) == content[offset : offset + size], (offset, size)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.pwrite(descriptor, b"changed", 1 << 20)
-        changed = content[:1 << 20] + b"changed" + content[(1 << 20) + 7:]
+        changed = content[: 1 << 20] + b"changed" + content[(1 << 20) + 7 :]
         assert path.read_bytes() == changed
         os.ftruncate(descriptor, (1 << 20) + 3)
-        assert path.read_bytes() == changed[:(1 << 20) + 3]
+        assert path.read_bytes() == changed[: (1 << 20) + 3]
         os.ftruncate(descriptor, 2 << 20)
-        assert path.read_bytes() == changed[:(1 << 20) + 3] + bytes((1 << 20) - 3)
+        assert path.read_bytes() == changed[: (1 << 20) + 3] + bytes((1 << 20) - 3)
     finally:
         os.close(descriptor)
     sparse_descriptor = os.open(m / "sparse", os.O_RDONLY)
@@ -237,8 +250,10 @@ def test_reads_while_a_file_changes_its_size(m: Path) -> None:
     """An answer whose end goes away while it is made is a shorter one, never an error or old data of another file."""
     path = m / "shrinking"
     path.write_bytes(b"x" * (2 << 20))
-    program = ("import os, sys\nd = os.open(sys.argv[1], os.O_RDWR)\n"
-               "for n in range(150):\n os.ftruncate(d, 300000 + n)\n os.pwrite(d, b'x' * (1 << 20), 0)\n")
+    program = (
+        "import os, sys\nd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "for n in range(150):\n os.ftruncate(d, 300000 + n)\n os.pwrite(d, b'x' * (1 << 20), 0)\n"
+    )
     writer = subprocess.Popen([sys.executable, "-c", program, str(path)])
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -346,8 +361,11 @@ def test_exchange(m: Path, pair: Pair) -> None:
     (m / "x/f").write_text("f of x")
     (m / "y/g").write_text("g of y")
     (m / "x/sub/deep").write_text("deep")
-    with open(m / "x/f", "r+b", buffering=0) as f, open(m / "y/g", "r+b", buffering=0) as g, \
-            open(m / "x/sub/deep", "ab", buffering=0) as deep:
+    with (
+        open(m / "x/f", "r+b", buffering=0) as f,
+        open(m / "y/g", "r+b", buffering=0) as g,
+        open(m / "x/sub/deep", "ab", buffering=0) as deep,
+    ):
         exchange(os.fsencode(m / "x/f"), os.fsencode(m / "y/g"))
         f.write(b"F")
         g.write(b"G")
@@ -490,8 +508,15 @@ def test_owner_is_the_caller(m: Path) -> None:
     os.chmod(d, 0o777)
     os.chmod(m, 0o755)
     subprocess.run(
-        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c",
-         "umask 027; echo x > own; mkdir dir; ln -s a link; mkfifo fifo"],
+        [
+            "setpriv",
+            "--reuid=1000",
+            "--regid=1000",
+            "--clear-groups",
+            "sh",
+            "-c",
+            "umask 027; echo x > own; mkdir dir; ln -s a link; mkfifo fifo",
+        ],
         check=True,
         cwd=d,
     )

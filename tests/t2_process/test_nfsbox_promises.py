@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from nfsbox_pair import DriverError, Pair, finish, wait_for
 
-from nfsbox import kernel
-from nfsbox.changes import Mode
-from nfsbox.engine import Engine, Refused, Role, Root, Settings
-from nfsbox.exclusions import Exclusions
-from nfsbox.operations import Operations
-from nfsbox.stream import State
-from nfsbox.tracking import Tracker, expand
-from nfsbox.wire import Op
+from nfsbox.fs import kernel
+from nfsbox.fs.operations import Operations
+from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.pair.stream import State
+from nfsbox.pair.tracking import Tracker
+from safekit.rfs.changes import Mode
+from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.journal import expand
+from safekit.rfs.wire import Op
 
 MakePair = Callable[..., Pair]
 
@@ -198,9 +199,7 @@ def request(data: bytes) -> memoryview:
 
 
 @pytest.mark.parametrize("change", ["truncate", "fallocate", "write"])
-def test_what_fails_at_the_peer_is_noted_before_the_end(
-    alone: tuple[Engine, Operations, Path], change: str
-) -> None:
+def test_what_fails_at_the_peer_is_noted_before_the_end(alone: tuple[Engine, Operations, Path], change: str) -> None:
     """The end of the resynchronisation may come between the answer of the peer and the note of it: it waits."""
     engine, operations, backing = alone
     (backing / "f").write_bytes(b"x" * 5000)

@@ -25,8 +25,8 @@ from nfsbox_pair import (
     wait_for,
 )
 
-from nfsbox import generations, tracking, wire
-from nfsbox.changes import Mode
+from safekit.rfs import generations, journal, wire
+from safekit.rfs.changes import Mode
 
 MakePair = Callable[..., Pair]
 
@@ -201,7 +201,10 @@ def test_handover_token_is_needed(make: MakePair) -> None:
     pair.b("primary", peer="A", paired=True)
     with pytest.raises(wire.WireRefused):
         wire.connect(
-            ("127.0.0.1", pair.b.port), "test", wire.Kind.STREAM, [b"k" * 32],
+            ("127.0.0.1", pair.b.port),
+            "test",
+            wire.Kind.STREAM,
+            [b"k" * 32],
             {"node": "X", "paired": True, "token": b"0" * 16},
         )
     with pytest.raises(wire.WireError):
@@ -354,9 +357,9 @@ def test_changes_of_one_who_is_alone_are_recorded(make: MakePair) -> None:
         os.pwrite(handle.fileno(), b"z", 2 * 65536 + 5)
     (pair.a.mount / "created").write_text("new")
     pair.a.kill()  # not closed in order
-    loaded = tracking.load(pair.a.rfs_dir)
+    loaded = journal.load(pair.a.rfs_dir)
     assert loaded.present and loaded.reliable and not loaded.closed
-    found = {path: zones for _, path, _, zones in tracking.expand(loaded.changes, [os.fsencode(pair.a.backing)])}
+    found = {path: zones for _, path, _, zones in journal.expand(loaded.changes, [os.fsencode(pair.a.backing)])}
     assert found[b"created"] is None
     assert found[b"renamed/inside"] is None or 2 in found[b"renamed/inside"]
     zones = found[b"big"]
@@ -410,7 +413,7 @@ def test_release_restores_the_link(make: MakePair) -> None:
     (pair.a.mount / "f").write_text("x")
     pair.a("release")
     assert pair.a.mount.is_symlink() and (pair.a.mount / "f").read_text() == "x"
-    assert tracking.load(pair.a.rfs_dir).closed
+    assert journal.load(pair.a.rfs_dir).closed
     pair.b("release")
     assert pair.b.mount.is_symlink() and (pair.b.mount / "f").read_text() == "x"
     assert pair.a("prepare")["journal"] == "clean"
@@ -525,7 +528,7 @@ def test_a_full_disk_of_the_records_holds_nobody(make: MakePair) -> None:
         pair.a("alone")
         (pair.a.mount / "g").write_bytes(b"alone")
         assert generations.decode((pair.a.rfs_dir / "state").read_bytes()).server == 1
-        assert tracking.load(pair.a.rfs_dir).changes.mode is Mode.ALONE
+        assert journal.load(pair.a.rfs_dir).changes.mode is Mode.ALONE
         # there is an end to what was put by: then it is told to the application and to the log, and nothing is made
         with pytest.raises(OSError, match="No space"):
             for number in range(20000):

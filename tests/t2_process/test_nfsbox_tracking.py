@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nfsbox.changes import Mode
-from nfsbox.engine import Engine, Settings
-from nfsbox.tracking import PREFIX, Loaded, Tracker, expand, load, moved_directories
+from nfsbox.pair.engine import Engine, Settings
+from nfsbox.pair.tracking import Tracker
+from safekit.rfs.changes import Mode
+from safekit.rfs.journal import PREFIX, Loaded, expand, load, moved_directories
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_a_journal_damaged_in_the_middle_is_not_trusted(tracker: Tracker) -> Non
 
 
 def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfsbox.engine.MAX_NOTES", 1000)
+    monkeypatch.setattr("nfsbox.pair.engine.MAX_NOTES", 1000)
     engine = Engine((), tracker, Settings(), lambda what, fields: None)
     engine.note_hidden(0, b".fuse_hidden_kept")
     for number in range(500):
@@ -211,11 +212,9 @@ def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, mon
     assert b"0 .fuse_hidden_kept\0" in notes and len(notes) < 2500
 
 
-def test_new_files_without_end_need_no_records_of_their_own(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_files_without_end_need_no_records_of_their_own(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is alone for weeks makes millions of them: a record of each would fill its memory."""
-    monkeypatch.setattr("nfsbox.tracking.MAX_FRESH", 10)
+    monkeypatch.setattr("nfsbox.pair.tracking.MAX_FRESH", 10)
     now = time.time_ns()
     tracker.touch_directory(0, b"", now_ns=now)
     for inode in range(100):

@@ -1,4 +1,5 @@
 """Names that came to stand for other content while the secondary was away, and then were written to in one place."""
+
 from __future__ import annotations
 
 import ctypes

@@ -1,4 +1,5 @@
 """The real processes of two servers: first synchronisation, zones, crashes, interruptions, role changes."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from safekit.bus import BusError
+from safekit.bus.endpoint import BusError
 from safekit.model.types import Replicated, Rfs
 from tests.t2_process.reintegre_primary import tree
 from tests.t2_process.rfs_pair import Node, Pair

@@ -1,5 +1,6 @@
 """reintegre makes one tree equal to another: every kind of entry, only what differs, interrupted, renamed under
 its hands, the primary dying."""
+
 from __future__ import annotations
 
 import os
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nfsbox.generations import Kind, Verdict
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
+from safekit.rfs.generations import Kind, Verdict
 from tests.t2_process.reintegre_primary import FakePrimary, tree, xattrs
 
 ZONE = 4096
@@ -48,8 +49,14 @@ class Bed:
         recorded = Records()
         for item in Primary(self.primary.connect()).dirty().files:
             recorded.add(item, ours=False)
-        return Session(self.primary.connect, [self.local], trust(kind, **options), recorded,  # type: ignore[arg-type]
-                       limits or Limits(zone=ZONE, packet=ZONE), hooks)
+        return Session(
+            self.primary.connect,
+            [self.local],
+            trust(kind, **options),
+            recorded,  # type: ignore[arg-type]
+            limits or Limits(zone=ZONE, packet=ZONE),
+            hooks,
+        )
 
     def run(self, kind: Kind = Kind.BITMAP, limits: Limits | None = None, **options: float) -> None:
         assert self.session(kind, limits, **options).run() == {"server": 1}
@@ -302,8 +309,9 @@ def test_the_primary_dies_in_the_middle(bed: Bed) -> None:
     sent = bed.primary.sent
     bed.run(Kind.RESUME)
     bed.same()
-    assert sent and bed.primary.sent < sum(f.stat().st_size for f in bed.source.rglob("*") if f.is_file()), \
+    assert sent and bed.primary.sent < sum(f.stat().st_size for f in bed.source.rglob("*") if f.is_file()), (
         "what had arrived is not sent again"
+    )
 
 
 def test_it_can_be_stopped_while_the_primary_hangs(bed: Bed) -> None:

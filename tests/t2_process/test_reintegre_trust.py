@@ -3,6 +3,7 @@
 Files from an archive, or of a build that sets times, have equal times; what a server that lost its power keeps of a
 file may be its size and time without its content.
 """
+
 from __future__ import annotations
 
 import os

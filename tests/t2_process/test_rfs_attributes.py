@@ -1,4 +1,5 @@
 """Attributes of <rfs> between two servers: what travels with acl on and off, and how fast a reintegration may be."""
+
 from __future__ import annotations
 
 import os

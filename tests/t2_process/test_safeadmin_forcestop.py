@@ -13,11 +13,11 @@ import pytest
 from safeadmin_node import CHECKOUT, Node, cluster, until
 
 from safeadmin import forcestop
-from safekit.log import ModuleLog
+from safekit.log.module import ModuleLog
 from safekit.model import directories
 from safekit.model.codec import to_json
 from safekit.model.types import Interface, ModuleConfig, Replicated, Rfs, Vip, VirtualAddr
-from safekit.seal import new_key
+from safekit.wire.seal import new_key
 
 FUSE = "import fuse,sys; fuse.FUSE(fuse.Operations(), sys.argv[1], foreground=True, nothreads=True)"
 
@@ -73,7 +73,7 @@ def test_the_addresses_of_a_dead_vipd_are_removed_and_no_others(node: Node, tmp_
     )
     (tmp_path / "config.json").write_text(to_json(config))
     code = (
-        "import sys; from safeadmin import forcestop; from safekit.log import ModuleLog;"
+        "import sys; from safeadmin import forcestop; from safekit.log.module import ModuleLog;"
         "from safekit.model.codec import from_json; from safekit.model.types import ModuleConfig;"
         "config = from_json(ModuleConfig, open(sys.argv[1]).read());"
         "forcestop._remove_addresses(config, ModuleLog('am', 'safeadmin', 'n1'))"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safeadmin_node import ENTRY, Node, cluster, free_port, until
 
+from safekit.disk.resources import load
 from safekit.model.types import Heart, Heartbeat
-from safekit.resources import load
-from safekit.seal import new_key
+from safekit.wire.seal import new_key
 
 
 @pytest.fixture

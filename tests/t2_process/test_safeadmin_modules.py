@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safeadmin_node import Node, cluster, free_port, until
 
-from safekit.buswire import BusError
-from safekit.resources import load
-from safekit.seal import new_key
+from safekit.bus.message import BusError
+from safekit.disk.resources import load
+from safekit.wire.seal import new_key
 
 
 @pytest.fixture

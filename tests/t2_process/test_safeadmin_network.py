@@ -15,11 +15,11 @@ from safeadmin_node import SIGNATURE, Node, cluster, free_port, until
 
 from safeadmin.cluster import CONTEXT
 from safeadmin.wire import configuration_id, encode
-from safekit.buswire import BusError
-from safekit.buswire import encode as bus_encode
-from safekit.membership import Pulse, Row
+from safekit.bus.message import BusError
+from safekit.bus.message import encode as bus_encode
 from safekit.model.types import ClusterConfig, Lan, LanNode
-from safekit.seal import Sealer, new_key
+from safekit.wire.membership import Pulse, Row
+from safekit.wire.seal import Sealer, new_key
 
 PORT = 4800
 

@@ -9,9 +9,9 @@ import pytest
 from safeadmin_node import Node, cluster, free_port, until
 
 from safeadmin.obstacles import obstacle
-from safekit.buswire import BusError
+from safekit.bus.message import BusError
 from safekit.model.types import Heart, Heartbeat, ModuleConfig, Replicated, Rfs
-from safekit.seal import new_key
+from safekit.wire.seal import new_key
 
 HEART = Heart((Heartbeat("default", "flow", 8888),))
 CLUSTER = cluster({"n1": "127.0.0.1", "n2": "127.0.0.2"}, 4800)

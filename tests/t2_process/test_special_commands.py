@@ -19,7 +19,7 @@ def special(
     name: str, *arguments: str, prefix: tuple[str, ...] = (), text: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*prefix, sys.executable, "-m", f"safekit.special.{name}", *arguments],
+        [*prefix, sys.executable, "-m", f"special.{name}", *arguments],
         cwd=CHECKOUT, env={**os.environ, **env}, input=text, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_processtree_kills_what_is_meant_only(tmp_path: Path) -> None:
     try:
         assert str(mine.pid) in special("processtree", "list", "sk-sleeper").stdout
         listed = special("processtree", "list", "all", r"sk-sleeper 71\.25").stdout.splitlines()
-        assert [line.split()[0] for line in listed if "safekit.special" not in line] == [str(mine.pid)]
+        assert [line.split()[0] for line in listed if "special" not in line] == [str(mine.pid)]
         assert special("processtree", "kill", "sk-sleeper", r" 71\.25").returncode == 0
         assert mine.wait(5) != 0 and other.poll() is None
         assert special("processtree", "kill", "all").returncode == 2

@@ -14,8 +14,8 @@ import pytest
 from safeadmin_node import Node, until
 
 from safeadmin.processes import Watch, describe_status, lives
-from safekit.files import process_start_time
-from safekit.supervision import Program, Supervisor, spawn, write_configuration
+from safekit.disk.files import process_start_time
+from safekit.process.supervision import Program, Supervisor, spawn, write_configuration
 
 SLEEPER = "import signal\nwhile True: signal.pause()\n"
 

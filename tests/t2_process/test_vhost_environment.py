@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from safekit import vhost
-from safekit.installation.native import build_libraries
-from safekit.installation.source import this_checkout
-from safekit.installation.target import Target
+from installation.native import build_libraries
+from installation.source import this_checkout
+from installation.target import Target
+from safekit.disk.paths import ModulePaths
+from safekit.disk.resources import ResourceWriter
 from safekit.model.types import ModuleConfig, VirtualHostname
-from safekit.paths import ModulePaths
-from safekit.resources import ResourceWriter
+from safekit.process import vhost
 
 SHOW = """#!/bin/sh
 . "{file}"

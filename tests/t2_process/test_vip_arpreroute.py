@@ -16,7 +16,7 @@ from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, wait_u
 LISTENER = r"""
 import json, select, socket, sys, time
 sys.path.insert(0, sys.argv[1])
-from safekit.packets import Sort, mac_text, parse
+from safekit.net.packets import Sort, mac_text, parse
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); s.bind(("eth0", 3))
 print("ready", flush=True)
 start, heard = time.monotonic(), []

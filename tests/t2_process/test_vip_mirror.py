@@ -337,8 +337,8 @@ def test_a_conflict_while_holding_is_logged_once(net: Network, tmp_path: Path) -
 
 CLAIM = r"""
 import ipaddress, socket, sys
-from safekit.frames import FrameSocket
-from safekit.packets import gratuitous_arp, mac_bytes
+from safekit.net.frames import FrameSocket
+from safekit.net.packets import gratuitous_arp, mac_bytes
 wire = FrameSocket("eth0", socket.if_nametoindex("eth0"))
 wire.send(*gratuitous_arp(mac_bytes(sys.argv[1]), ipaddress.ip_address(sys.argv[2])))
 """

@@ -7,15 +7,15 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from safekit.net import local_addresses
+from safekit.net.addresses import local_addresses
 from tests.t2_process.vip_network import ROOT, Host, Network
 
 PROGRAM = """
 import asyncio, dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
-from safekit import net
-from safekit.neighbours import PermanentNeighbours
-from safekit.packets import mac_text
+from safekit.net import addresses as net
+from safekit.net.neighbours import PermanentNeighbours
+from safekit.net.packets import mac_text
 """
 
 

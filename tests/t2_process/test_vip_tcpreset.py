@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from safekit import net
-from safekit.net import Address
-from safekit.netlink import NETLINK_SOCK_DIAG, Netlink
+from safekit.net import addresses
+from safekit.net.addresses import Address
+from safekit.net.netlink import NETLINK_SOCK_DIAG, Netlink
 from vipd import tcpreset
 
 ADDRESS = Address(7, ip_address("10.77.0.50"), 24, 0x81)
@@ -47,8 +47,8 @@ def released(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, where: Path, tcp: 
     monkeypatch.setenv("SAFEVAR", str(where))
     monkeypatch.setattr(tcpreset, "connections", kernel.connections)
     monkeypatch.setattr(Netlink, "request", kernel.request)
-    monkeypatch.setattr(net, "delete_address", kernel.delete)
-    monkeypatch.setattr(net, "add_address", kernel.add)
+    monkeypatch.setattr(addresses, "delete_address", kernel.delete)
+    monkeypatch.setattr(addresses, "add_address", kernel.add)
     with Netlink() as route:
         return asyncio.run(tcpreset.release(route, ADDRESS, tcp))
 

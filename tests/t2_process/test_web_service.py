@@ -20,10 +20,10 @@ import psutil
 import pytest
 from web_server import KEY, PASSWORDS, WebServer, command, free_ports
 
-from safekit import remote
-from safekit.cli.targets import Credentials, Target
-from safekit.paths import ModulePaths
-from safekit.webclient import Ask, CallError, call
+from cli.targets import Credentials, Target
+from cli.webclient import Ask, CallError, call
+from safekit.disk.paths import ModulePaths
+from safekit.wire import remote
 from safewebserver.api import openapi
 from safewebserver.forks import reads
 from safewebserver.settings import Role
@@ -230,7 +230,7 @@ def test_pages(web: WebServer) -> None:
 
 
 def test_the_log_is_followed(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safekit.log import ModuleLog
+    from safekit.log.module import ModuleLog
 
     for name, value in web.env.items():
         monkeypatch.setenv(name, value)
@@ -352,6 +352,7 @@ def test_reading_commands_run_in_forks_and_survive_the_death_of_their_process(tm
     server = WebServer(tmp_path).start()
     assert server.process is not None
     try:
+
         def said(*words: str) -> tuple[int, str]:
             answer = server.ask("POST", "/api/v1/command", command(*words), user="admin")
             assert answer.status == 200, answer.data

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from safekit.log import parse_line
+from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Vip
 
@@ -29,7 +29,7 @@ _counter = itertools.count()
 # The port mapper of a server, and a way to send orders from inside its namespace.
 AGENT = r"""
 import asyncio, json, sys
-from safekit.bus import BusError, Endpoint
+from safekit.bus.endpoint import BusError, Endpoint
 ports = {}
 async def admin(request):
     if request.op == "map_register":

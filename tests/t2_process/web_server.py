@@ -14,10 +14,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from safekit import remote, seal
-from safekit.files import boot_identity
+from safekit.disk.files import boot_identity
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
+from safekit.wire import remote, seal
 from safewebserver.htpasswd import hashed
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -160,9 +160,7 @@ class Checked(Pair):
         if len(nodes) == 2:
             self.wait(nodes[0], "PRIM green")
 
-    def repeat(
-        self, node: Node, fault: Fault, state: str, *, times: int = 3, timeout: float = 30.0
-    ) -> None:
+    def repeat(self, node: Node, fault: Fault, state: str, *, times: int = 3, timeout: float = 30.0) -> None:
         """The common tail of guide 4.4: the fault `times` times, with its messages each time, then once more, which
         stops the module."""
         for _ in range(times):

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from safekit.installation.source import Source
+from installation.source import Source
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _KEPT = 2

@@ -20,11 +20,11 @@ from typing import TypeVar
 
 import writer as writer_program
 
+from cli import why
 from lab.cluster import Lab, Node
-from safekit.cli import why
-from safekit.log import Line, parse_line
-from safekit.messages import MESSAGES
-from safekit.resources import Resource, parse
+from safekit.disk.resources import Resource, parse
+from safekit.log.messages import MESSAGES
+from safekit.log.module import Line, parse_line
 
 T = TypeVar("T")
 MODULE = "mirror"

@@ -70,9 +70,7 @@ def test_t4_4_2a_a_port_that_is_closed_restarts_until_the_loop_is_stopped(module
 
 def test_t4_4_2b_a_rule_of_the_module_comes_first(module: Checked) -> None:
     one, two = module.nodes
-    module.reconfigure(
-        config(TCP.format(when="prim"), rules="tcpid_failure: if (tcp.id == down) then stopstart();")
-    )
+    module.reconfigure(config(TCP.format(when="prim"), rules="tcpid_failure: if (tcp.id == down) then stopstart();"))
     module.start(one, two)
     wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     mark = module.mark()

@@ -77,7 +77,15 @@ def test_t4_1_3a_without_safeadmin(node: Node) -> None:
 def test_t4_1_3bc_services_at_boot(node: Node) -> None:
     assert out(node, "boot", "webstatus") == "on\n"
     assert out(node, "boot", "snmpstatus") == "off\n"
-    request = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{node.address()}:9010/api/v1/openapi.json"]
+    request = [
+        "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        f"http://{node.address()}:9010/api/v1/openapi.json",
+    ]
     assert node.pids("safewebserver") and node.run(request).stdout != "000"
     out(node, "webserver", "stop")
     assert not node.pids("safewebserver") and node.run(request, check=False).returncode != 0

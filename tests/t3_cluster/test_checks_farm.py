@@ -293,7 +293,7 @@ def test_t4_4_8_2_a_custom_checker_that_acts_itself(module: Checked, verb: str) 
 def test_t4_4_8_2c_without_identity_it_is_an_administrator(module: Checked) -> None:
     one, _ = module.nodes
     inside = CUSTOM.format(when="both", program="acting", arg="restart")
-    acting = ACTING.replace(' -i customscript; fi', "; fi")
+    acting = ACTING.replace(" -i customscript; fi", "; fi")
     module.reconfigure(config(check(inside), mode="farm"), nodes=[one], acting=acting, **BOTH)
     module.start_up(one)
     begin = module.mark()

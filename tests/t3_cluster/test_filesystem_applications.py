@@ -56,6 +56,7 @@ def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(pair.n1.dir / "data.sqlite"), journal, str(log)], stderr=subprocess.PIPE
     )
+
     def enough() -> bool:
         assert writer.poll() is None and writer.stderr is not None, writer.stderr and writer.stderr.read().decode()
         return log.exists() and log.read_bytes().count(b"\n") > 40

@@ -54,12 +54,27 @@ class Database:
 
     def popen(self, *words: str) -> subprocess.Popen[bytes]:
         with (self.sockets / "log").open("ab") as log:
-            return subprocess.Popen(words, user=self.user.pw_uid, group=self.user.pw_gid, extra_groups=[], stdout=log,
-                                    stderr=log, cwd=self.sockets)
+            return subprocess.Popen(
+                words,
+                user=self.user.pw_uid,
+                group=self.user.pw_gid,
+                extra_groups=[],
+                stdout=log,
+                stderr=log,
+                cwd=self.sockets,
+            )
 
     def call(self, program: str, *words: str) -> str:
-        done = subprocess.run([f"{PROGRAMS}/{program}", *words], user=self.user.pw_uid, group=self.user.pw_gid,
-                              extra_groups=[], capture_output=True, text=True, timeout=60, cwd=self.sockets)
+        done = subprocess.run(
+            [f"{PROGRAMS}/{program}", *words],
+            user=self.user.pw_uid,
+            group=self.user.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=self.sockets,
+        )
         assert done.returncode == 0, f"{program}: {done.stderr}\n{self.log()}"
         return done.stdout
 
@@ -76,8 +91,12 @@ class Database:
 
     def start(self) -> None:
         """Recovery included."""
-        settings = (f"unix_socket_directories={self.sockets}", "listen_addresses=", f"port={PORT}",
-                    "restart_after_crash=off")
+        settings = (
+            f"unix_socket_directories={self.sockets}",
+            "listen_addresses=",
+            f"port={PORT}",
+            "restart_after_crash=off",
+        )
         options = [word for setting in settings for word in ("-c", setting)]
         self.server = self.popen(f"{PROGRAMS}/postgres", "-D", str(self.data), *options)
         deadline = time.monotonic() + 20
@@ -138,8 +157,22 @@ def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path)
         one.start()
         one.call("pgbench", *one.client, "-i", "-q", "-s", "1", "postgres")
         one.sql("CREATE TABLE done (client int, n int)")
-        load = one.popen(f"{PROGRAMS}/pgbench", *one.client, "-n", "-f", str(script), "-D", "n=0", "-c", str(CLIENTS),
-                         "-T", "60", "-l", f"--log-prefix={sockets}/told", "postgres")
+        load = one.popen(
+            f"{PROGRAMS}/pgbench",
+            *one.client,
+            "-n",
+            "-f",
+            str(script),
+            "-D",
+            "n=0",
+            "-c",
+            str(CLIENTS),
+            "-T",
+            "60",
+            "-l",
+            f"--log-prefix={sockets}/told",
+            "postgres",
+        )
         try:
             pair.until(lambda: int(one.sql("SELECT count(*) FROM done")[0][0]) > 500)
             assert load.poll() is None, one.log()
@@ -153,12 +186,15 @@ def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path)
         pair.n2.ask("primary")
         (two.data / "postmaster.pid").unlink()
         two.start()
-        told, found = acknowledged(sockets), {client: int(n) for client, n in
-                                              two.sql("SELECT client, max(n) FROM done GROUP BY client")}
+        told, found = (
+            acknowledged(sockets),
+            {client: int(n) for client, n in two.sql("SELECT client, max(n) FROM done GROUP BY client")},
+        )
         assert len(told) == CLIENTS and sum(told.values()) > 300, told
         assert all(found.get(client, 0) >= number for client, number in told.items()), (told, found)
-        (counts,) = two.sql("SELECT count(*), count(DISTINCT (client, n)), (SELECT count(*) FROM pgbench_history) "
-                            "FROM done")
+        (counts,) = two.sql(
+            "SELECT count(*), count(DISTINCT (client, n)), (SELECT count(*) FROM pgbench_history) FROM done"
+        )
         assert {int(count) for count in counts} == {sum(found.values())}, (counts, found)
         (balances,) = two.sql(BALANCES)
         assert len(set(balances)) == 1, balances

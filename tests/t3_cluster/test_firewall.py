@@ -14,11 +14,11 @@ import pytest
 from pair import Pair, userconfig, wait_for
 
 from lab.cluster import Lab, Node
-from safekit import protocol
+from safekit.wire import protocol
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-INSTALLER = f"{CHECKOUT}/.venv/bin/python -m safekit.installation.main"
+INSTALLER = f"{CHECKOUT}/.venv/bin/python -m installation.main"
 CFG = "/opt/safekit/private/bin/firewallcfg"
 RULES = """
 table inet own {

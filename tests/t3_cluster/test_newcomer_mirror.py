@@ -209,7 +209,7 @@ def test_starts_that_cannot_work(user: Node) -> None:
             f"UDP port 8896 of {user.address()} (heartbeat flow) is used by another program",
         ),
         (
-            "exec python3 -c 'import socket, time; s = socket.create_server((\"\", 5632)); "
+            'exec python3 -c \'import socket, time; s = socket.create_server(("", 5632)); '
             'open("/run/taken", "w"); time.sleep(100)\'',
             f"TCP port 5632 of {user.address()} (file replication) is used by another program",
         ),

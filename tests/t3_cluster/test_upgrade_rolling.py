@@ -11,11 +11,13 @@ from farm import farm_config
 from pair import Pair, archive, userconfig, wait_for
 
 from lab.cluster import Lab, Node
-from safekit import protocol
+from safekit.wire import protocol
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PYTHON = CHECKOUT / ".venv/bin/python"
 FORMER = "739bcd2"
+#: The shell's $0 is the Python; releases before the folder `installation` had the installer elsewhere.
+INSTALL = 'test -d installation && exec "$0" -m installation.main -q; exec "$0" -m safekit.installation.main -q'
 """The last commit that speaks protocol version 1 only."""
 
 
@@ -33,13 +35,14 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = subprocess.run(["git", "archive", release], cwd=CHECKOUT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
     if release == "HEAD":
-        code = tree / "safekit/protocol.py"
+        code = tree / "safekit/wire/protocol.py"
         code.write_text(code.read_text().replace(f"NEWEST = {protocol.NEWEST}", "NEWEST = 1"))
     (tree / ".cache").mkdir()
     subprocess.run(["cp", "-a", CHECKOUT / ".cache/wheels", tree / ".cache/wheels"], check=True)
+    package = installer_of(tree)
     code = (
-        "from pathlib import Path; from safekit.installation.source import Source; "
-        "from safekit.installation.environment import cached_packages; cached_packages(Source(Path('.')))"
+        f"from pathlib import Path; from {package}.source import Source; "
+        f"from {package}.environment import cached_packages; cached_packages(Source(Path('.')))"
     )
     subprocess.run([PYTHON, "-c", code], cwd=tree, check=True, timeout=300)
     packed = tree.with_suffix(".tar")
@@ -47,11 +50,16 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed
 
 
+def installer_of(tree: Path) -> str:
+    """The package that installs the product of a checkout; former releases had it below `safekit`."""
+    return "installation" if (tree / "installation").is_dir() else "safekit.installation"
+
+
 def install(node: Node, tree: str) -> None:
-    """Stop the services, install the product of `tree`, start them."""
+    """Stop the services, install the product of `tree` (a path of the node), start them."""
     for name in ("safewebserver", "safeadmin"):
         node.run(["systemctl", "stop", name])
-    node.run([str(PYTHON), "-m", "safekit.installation.main", "-q"], cwd=tree, timeout=180)
+    node.run(["sh", "-c", INSTALL, str(PYTHON)], cwd=tree, timeout=180)
     for name in ("safeadmin", "safewebserver"):
         node.run(["systemctl", "start", name])
     wait_for(lambda: node.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")

@@ -151,8 +151,11 @@ def test_a_module_for_all_of_whom_one_in_the_middle_cannot_take_it(lab: Lab) -> 
     one, two, three = lab
     path = "/opt/safekit/modules/many"
     one.safekit("module", "install", "-m", "many", "farm.safe")
-    one.write(f"{path}/conf/userconfig.xml", """<!DOCTYPE safe><safe><service mode="farm">
-      <farm><lan name="default"/></farm><user/></service></safe>""")
+    one.write(
+        f"{path}/conf/userconfig.xml",
+        """<!DOCTYPE safe><safe><service mode="farm">
+      <farm><lan name="default"/></farm><user/></service></safe>""",
+    )
     one.safekit("config", "-m", "many")
     one.safekit("-H", "*", "-E", "many")
     two.safekit("start", "-m", "many")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from safekit.jhash import BUCKETS
+from safekit.net.jhash import BUCKETS
 
 NOBODY = -1
 """Owner of the buckets of a group when no member may have traffic of it."""

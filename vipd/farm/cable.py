@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from safekit import net
-from safekit.net import Link
+from safekit.net import addresses
+from safekit.net.addresses import Link
 from vipd.farm.layout import Layout
 
 
@@ -31,7 +31,7 @@ class Cable:
             self._changed()
 
     def _open_again(self) -> None:
-        links = {link.index: link.carrier for link in net.links()}
+        links = {link.index: link.carrier for link in addresses.links()}
         if self._layout is not None and any(links.get(wire.index, False) for wire in self._layout.wires):
             self.unplugged = False
             self._changed()

@@ -1,6 +1,6 @@
 """Who takes part in the load balancing of a farm, and what this server accepts now. Pure.
 
-On top of the membership (safekit.membership), whose facts carry two things: whether a server takes part, and
+On top of the membership (safekit.wire.membership), whose facts carry two things: whether a server takes part, and
 the assignment that it has put into its packet filters. The rules:
 
 - Owners are a function of those who take part and hear each other (buckets.py).
@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import blake2b
 
-from safekit.jhash import BUCKETS
-from safekit.membership import Membership, Pulse, Row, Rules, bits
+from safekit.net.jhash import BUCKETS
+from safekit.wire.membership import Membership, Pulse, Row, Rules, bits
 from vipd.farm.buckets import NOBODY, Shares, bitmap_of
 
 _TAKES_PART = 1

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from safekit.log import ModuleLog
-from safekit.packets import BROADCAST, mac_text
+from safekit.log.module import ModuleLog
+from safekit.net.packets import BROADCAST, mac_text
 from vipd.farm.layout import Layout, Wire
 
 ETHERTYPE = 0x88B5  # IEEE 802: local experiments

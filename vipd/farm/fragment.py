@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from safekit.packets import checksum
+from safekit.net.packets import checksum
 
 _MORE = 0x2000
 _FRAGMENT = 44

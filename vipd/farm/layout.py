@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from safekit.jhash import client_bucket
 from safekit.model.types import Vip
-from safekit.net import IP
-from safekit.packets import mac_bytes
+from safekit.net.addresses import IP
+from safekit.net.jhash import client_bucket
+from safekit.net.packets import mac_bytes
 
 Mode = Literal["invisible", "directed"]
 Proto = Literal["tcp", "udp", "arp"]

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from safekit.log import ModuleLog
+from safekit.log.module import ModuleLog
 from safekit.model.types import Lan
-from safekit.seal import Opener, Sealer, SealError
+from safekit.wire.seal import Opener, Sealer, SealError
 
 RETRY_SECONDS = 5.0
 DRAIN = 512

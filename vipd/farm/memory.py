@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safekit.files import boot_identity, write_atomic
-from safekit.membership import Row, bits
+from safekit.disk.files import boot_identity, write_atomic
+from safekit.wire.membership import Row, bits
 
 FILE = "farm.json"
 

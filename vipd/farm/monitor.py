@@ -7,7 +7,7 @@ import errno
 import struct
 from collections.abc import Callable
 
-from safekit.netlink import attributes, messages, monitor
+from safekit.net.netlink import attributes, messages, monitor
 from vipd.farm.nft import NETLINK_NETFILTER
 
 _GROUP_NFTABLES = 7

@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any
 
-from safekit.netlink import attribute, messages
+from safekit.net.netlink import attribute, messages
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12

@@ -11,8 +11,8 @@ import fcntl
 import socket
 import struct
 
-from safekit.net import RTM_DELNEIGH, RTM_NEWNEIGH
-from safekit.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, attribute
+from safekit.net.addresses import RTM_DELNEIGH, RTM_NEWNEIGH
+from safekit.net.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, attribute
 
 _AF_BRIDGE, _NTF_SELF, _NUD_PERMANENT, _NDA_LLADDR = 7, 0x02, 0x80, 2
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")

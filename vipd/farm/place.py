@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from safekit import net
 from safekit.model.types import ModuleConfig, Vip
-from safekit.net import IP, Address, Link
+from safekit.net import addresses as net
+from safekit.net.addresses import IP, Address, Link
 from vipd.farm.layout import Layout, Wire, balances, gather_mac, virtual_mac
 
 

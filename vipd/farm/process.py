@@ -24,12 +24,12 @@ import asyncio
 import contextlib
 from typing import Any
 
-from safekit import net
-from safekit.bus import BusError, Request
+from safekit.bus.endpoint import BusError, Request
 from safekit.model.types import Vip
-from safekit.net import Address, Link
-from safekit.packets import mac_text
-from safekit.process import Context
+from safekit.net import addresses as net
+from safekit.net.addresses import Address, Link
+from safekit.net.packets import mac_text
+from safekit.process.frame import Context
 from vipd.announce import Announcement
 from vipd.farm import memory, place
 from vipd.farm.engine import NftablesEngine

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from safekit.bus import BusError
-from safekit.process import Context
+from safekit.bus.endpoint import BusError
+from safekit.process.frame import Context
 
 HEART_SECONDS = 1.0
 

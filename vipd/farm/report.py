@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from safekit.log import ModuleLog
-from safekit.membership import Cause, Change
+from safekit.log.module import ModuleLog
 from safekit.model.types import Group
+from safekit.wire.membership import Cause, Change
 from vipd.farm.buckets import bitmap_text, percentages
 from vipd.farm.core import Event, FarmCore, News, Plan
 from vipd.farm.layout import Balance, Layout

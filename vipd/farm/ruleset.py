@@ -26,9 +26,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from safekit.jhash import SEED
-from safekit.net import IP
-from safekit.packets import mac_text
+from safekit.net.addresses import IP
+from safekit.net.jhash import SEED
+from safekit.net.packets import mac_text
 from vipd.farm.layout import Balance, Connection, Layout, Proto, Verdicts, Wire
 
 _SYN = "tcp flags & (fin|syn|rst|ack) == syn"

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from safekit import net
-from safekit.bus import BusError
-from safekit.membership import Pulse, Rules
+from safekit.bus.endpoint import BusError
 from safekit.model.types import Farm as FarmConfig
 from safekit.model.types import Vip
-from safekit.net import IP, Link
-from safekit.process import Context
+from safekit.net import addresses as net
+from safekit.net.addresses import IP, Link
+from safekit.process.frame import Context
+from safekit.wire.membership import Pulse, Rules
 from vipd.farm import memory, place, report
 from vipd.farm.buckets import Shares
 from vipd.farm.cable import Cable

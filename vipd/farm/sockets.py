@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from safekit.net import IP
-from safekit.netlink import NETLINK_SOCK_DIAG, Netlink
+from safekit.net.addresses import IP
+from safekit.net.netlink import NETLINK_SOCK_DIAG, Netlink
 from vipd.farm.layout import Connection, Layout
 from vipd.tcpreset import connections
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safekit import protocol
-from safekit.bus import BusError
-from safekit.keys import wire_keys
+from safekit.bus.endpoint import BusError
 from safekit.model.types import Lan
-from safekit.process import Context
-from safekit.rotation import Rotation, follow_keys
-from safekit.seal import Opener, Sealer, next_epoch
+from safekit.process.frame import Context
+from safekit.wire import protocol
+from safekit.wire.keys import wire_keys
+from safekit.wire.rotation import Rotation, follow_keys
+from safekit.wire.seal import Opener, Sealer, next_epoch
 from vipd.farm.links import Links
 from vipd.farm.wire import (
     Bye,

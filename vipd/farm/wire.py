@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from safekit import pulsewire
-from safekit.membership import Pulse
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, ModuleConfig
+from safekit.wire import pulse as pulsewire
+from safekit.wire.membership import Pulse
 
 CONFIGURATION_SIZE = 8
 _PULSE, _BYE = 1, 2

@@ -1,0 +1,141 @@
+"""Commands that change the state of a module (guide 9.4, stopwait: 13.18.4).
+
+The command is handed to safeadmin, which passes it to heart, or starts the module's processes first. It
+returns when the command is accepted; waitstart, waitstop and waitstate wait for its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.base import (
+    Failure,
+    bus,
+    command,
+    identity_options,
+    module_option,
+    module_paths,
+    on_terminal,
+    require_admin,
+    session,
+    who,
+)
+
+CONTROL_TIMEOUT = 20.0
+_MIRROR_ONLY = "is for mirror modules only"
+
+
+def control(module: str | None, action: str, *, mirror: bool = False, **fields: Any) -> int:
+    """Send one control command. Raises Failure when the module cannot take it."""
+    paths = module_paths(module, configured=True)
+    known = require_admin().get("modules", {}).get(paths.module, {})
+    mode = known.get("mode")
+    if mirror and mode not in (None, "", "mirror"):
+        raise Failure(f"safekit {action} {_MIRROR_ONLY}; {paths.module} is a {mode} module", "safekit module listid")
+    identity = session().identity
+    automatic = {"identity": identity} if identity else {}
+    bus(
+        "safeadmin",
+        "control",
+        CONTROL_TIMEOUT,
+        f"safekit state -m {paths.module}",
+        module=paths.module,
+        action=action,
+        who=identity or who(),
+        **automatic,
+        **fields,
+    )
+    return 0
+
+
+def _simple(name: str, help_text: str, example: str, *, mirror: bool = False, action: str | None = None) -> Any:
+    @command(name, example=example, modifies=True, help=help_text)
+    @module_option
+    @identity_options
+    def run(module: str | None, **_: object) -> int:
+        return control(module, action or name, mirror=mirror)
+
+    return run
+
+
+start_command = _simple(
+    "start",
+    "Start the module. In a mirror, the server with the up-to-date data becomes primary; a server whose data are "
+    "not up to date waits for the other one.",
+    "safekit start -m mirror",
+)
+stop_command = _simple(
+    "stop", "Stop the module. If it was primary, the secondary takes over.", "safekit stop -m mirror"
+)
+restart_command = _simple(
+    "restart",
+    "Run the stop and start scripts of the application; the state of the servers does not change.",
+    "safekit restart -m mirror",
+)
+stopstart_command = _simple(
+    "stopstart",
+    "Stop the module completely, then start it. If it was primary, the secondary takes over.",
+    "safekit stopstart -m mirror",
+)
+update_command = _simple(
+    "update",
+    "Have the failover rules evaluated again now. checker and failover do it by themselves.",
+    "safekit update -m mirror",
+)
+stopwait_command = _simple(
+    "stopwait",
+    "Leave the running state for WAIT, as the rule action wait() does: prestart and poststop are not run, checkers "
+    'with when="pre" go on.',
+    "safekit stopwait -m mirror -i customscript",
+)
+forcestop_command = _simple(
+    "forcestop", "Stop the module even if a script or a process hangs.", "safekit forcestop -m mirror"
+)
+prim_command = _simple(
+    "prim",
+    "Start as primary. Fails when the other server is primary, or when the data of this server may be inconsistent. "
+    "Needed once, for the first start.",
+    "safekit prim -m mirror",
+    mirror=True,
+)
+primforce_command = _simple(
+    "primforce",
+    "Start as primary even if a reintegration of the data of this server was interrupted: files may be damaged. The "
+    "secondary is then reintegrated completely.",
+    "safekit primforce -m mirror",
+    mirror=True,
+)
+
+
+@command("swap", example="safekit swap -m mirror\nsafekit swap nosync -m mirror", modifies=True)
+@click.argument("nosync", required=False, type=click.Choice(["nosync"]))
+@module_option
+@identity_options
+def swap_command(module: str | None, nosync: str | None, **_: object) -> int:
+    """Exchange the roles of primary and secondary. With nosync the replicated directories are not synchronised
+    afterwards."""
+    return control(module, "swap", mirror=True, nosync=nosync is not None)
+
+
+@command("second", example="safekit second -m mirror\nsafekit second fullsync -m mirror", modifies=True)
+@click.argument("fullsync", required=False, type=click.Choice(["fullsync"]))
+@module_option
+@identity_options
+def second_command(module: str | None, fullsync: str | None, **_: object) -> int:
+    """Start as secondary. Fails when the other server is not primary. With fullsync all files are copied.
+
+    On a terminal the progress of the reintegration is shown until it has ended, and how long it will take; Ctrl-C ends
+    the showing only. Elsewhere the command returns at once: safekit waitstart waits for the end.
+    """
+    control(module, "second", mirror=True, fullsync=fullsync is not None)
+    if on_terminal():
+        from cli.wait import started, wait_until
+
+        name = module_paths(module).module
+        try:
+            wait_until(name, started, 0, "start", f"module {name} is stopped: it could not become secondary")
+        except KeyboardInterrupt:
+            click.echo(f"It goes on: safekit waitstart -m {name} shows it again.")
+    return 0

@@ -1,0 +1,101 @@
+"""safekit errd and safekit kill: the process death detection of a running module (guide 13.9.4)."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from cli.base import Failure, bus, command, identity_options, module_option, module_paths, session, who
+from cli.settings import change_setting
+
+_SETTINGS = {"suspend": "off", "resume": "on"}
+_LEVELS = ("test", "terminate", "9", "15")
+KILL_TIMEOUT = 10.0
+
+
+def _errd(module: str | None) -> str:
+    """Name of the module on the bus. Raises Failure when it has no <errd>."""
+    paths = module_paths(module, configured=True)
+    from safekit.configuration import active
+
+    if active(paths.module).errd is None:
+        raise Failure(
+            f"module {paths.module} has no <errd> section: errd does not run",
+            f"add <errd> to {paths.userconfig}, then safekit config -m {paths.module}",
+        )
+    return paths.module
+
+
+@command(
+    "errd",
+    example="safekit errd disable myclass -m AM\nsafekit errd suspend -m AM\nsafekit errd list -m AM",
+    modifies="by hand",
+    reads=lambda parameters: parameters["verb"] == "list",
+)
+@click.argument("verb", type=click.Choice(["enable", "disable", "suspend", "resume", "list"]))
+@click.argument("proc_class", metavar="[CLASS]", required=False)
+@module_option
+@identity_options
+def errd_command(verb: str, proc_class: str | None, module: str | None, **_: object) -> int:
+    """Control the detection of dead processes (<errd>).
+
+    enable and disable: the processes of one class, around the start and stop of what is not started by
+    start_prim, start_both, start_second or start_sec. suspend and resume: all processes of the module, to stop the
+    application by hand; usersetting.errd shows it, and the next start of the module sets it back. list: what is
+    watched, also in SAFEVAR/modules/AM/errdlist.
+    """
+    if (verb in ("enable", "disable")) != (proc_class is not None):
+        expected = f"safekit errd {verb} CLASS" if proc_class is None else f"safekit errd {verb}"
+        raise Failure(f"errd {verb}: {'a class is missing' if proc_class is None else 'it takes no class'}", expected)
+    if verb in _SETTINGS:
+        return change_setting(module, "errd", _SETTINGS[verb])
+    name = _errd(module)
+    if verb == "list":
+        for line in bus(f"{name}/errd", "list").get("lines", ()):
+            click.echo(line)
+        return 0
+    answer = bus(f"{name}/errd", verb, proc_class=proc_class)
+    if not answer.get("procs"):
+        raise Failure(
+            f"no <proc> of module {name} has class={proc_class!r}", f"safekit errd list -m {name} shows the classes"
+        )
+    return 0
+
+
+@command(
+    "kill",
+    example='safekit kill -name=vi -argregex=".*myfile.*" -level=test\nsafekit kill -name=mybin -level=terminate',
+    modifies="by hand",
+    reads=lambda parameters: parameters["level"] == "test",
+)
+@click.option("--name", required=True, metavar="NAME", help="Command name of the processes.")
+@click.option("--argregex", metavar="REGEX", help="What their arguments match, the command included.")
+@click.option(
+    "--level",
+    required=True,
+    type=click.Choice(_LEVELS),
+    help="test: only list them; terminate: end them; 9, 15: send that signal.",
+)
+@module_option
+@identity_options
+def kill_command(name: str, argregex: str | None, level: str, module: str | None, **_: object) -> int:
+    """End processes by name. errd of the module must run.
+
+    With terminate a process that SIGTERM does not end is killed after two seconds.
+    """
+    target = _errd(module)
+    answer = bus(
+        f"{target}/errd",
+        "kill",
+        KILL_TIMEOUT,
+        name=name,
+        argregex=argregex or "",
+        level=level,
+        caller=os.getpid(),
+        who=session().identity or who(),
+    )
+    for line in answer.get("lines", ()):
+        click.echo(line)
+    click.echo(f"{answer.get('count', 0)} processes" + ("" if level == "test" else f", level {level}"))
+    return 0

@@ -1,0 +1,146 @@
+"""log, logview, logsave, printi, printe (guide 9.5): the module log in either language."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cli.base import FILE, Failure, colored, command, json_option, module_option, module_paths
+from safekit.disk.paths import node_name
+from safekit.log.messages import Language
+from safekit.log.module import Line
+from safekit.log.select import DEFAULT_COUNT, LEVELS, levels_of, select
+from safekit.log.tail import Tail
+
+FOLLOW_INTERVAL = 0.1
+
+
+def show(line: Line, language: Language) -> str:
+    """A line for people: date | node | level | process | text (B6)."""
+    return f"{line.date} | {line.node} | {line.level} | {line.process:<9} | {line.text(language)}"
+
+
+def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options -I, -A, -l."""
+    function = click.option(
+        "-l", "language", type=click.Choice(["en", "fr"]), default="en", help="Language (default en)."
+    )(function)
+    function = click.option("-A", "everything", is_flag=True, help="All messages, debug ones too.")(function)
+    return click.option("-I", "information", is_flag=True, help="E(vent) and I(nformation) messages.")(function)
+
+
+_count: Callable[..., Any] = click.option(
+    "-s", "count", type=click.IntRange(min=1), metavar="NB", help="Number of messages."
+)
+
+
+@command("log", example="safekit log -m mirror -s 20\nsafekit log -m mirror -A -l fr")
+@module_option
+@_count
+@log_options
+@json_option
+def log_command(
+    module: str | None, count: int | None, information: bool, everything: bool, language: Language, as_json: bool
+) -> int:
+    """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked.
+
+    The JSON is one message a line, with its code and fields, which do not depend on the language.
+    """
+    paths = module_paths(module)
+    for line in select(paths, levels_of(information, everything), count or DEFAULT_COUNT):
+        if as_json:
+            import json
+
+            click.echo(json.dumps(_data(line, language)))
+        else:
+            _print(line, language)
+    return 0
+
+
+def _data(line: Line, language: Language) -> dict[str, Any]:
+    return {
+        "date": line.date,
+        "node": line.node,
+        "level": line.level,
+        "process": line.process,
+        "code": line.code,
+        "fields": dict(line.fields),
+        "text": line.text(language),
+    }
+
+
+def _print(line: Line, language: Language) -> None:
+    text = show(line, language)
+    if colored() and line.level != "E":
+        text = click.style(text, dim=True)
+    click.echo(text)
+
+
+@command("logview", example="safekit logview -m mirror -s 300")
+@module_option
+@_count
+@log_options
+def logview_command(
+    module: str | None, count: int | None, information: bool, everything: bool, language: Language
+) -> int:
+    """Follow the module log: the last NB messages (10 by default), then new ones until Ctrl-C."""
+    paths = module_paths(module)
+    levels = levels_of(information, everything)
+    tail = Tail(paths.log)
+    tail.skip()
+    for line in select(paths, levels, count or 10):
+        _print(line, language)
+    while True:
+        for line in tail.poll():
+            if line.level in LEVELS[levels]:
+                _print(line, language)
+        sys.stdout.flush()
+        time.sleep(FOLLOW_INTERVAL)
+
+
+@command("logsave", example="safekit logsave -m mirror -A /tmp/mirror.txt", modifies=False)
+@module_option
+@log_options
+@click.argument("file", type=FILE)
+def logsave_command(module: str | None, information: bool, everything: bool, language: Language, file: str) -> int:
+    """Save the messages of the module log in FILE (absolute path)."""
+    if not os.path.isabs(file):
+        raise Failure(f"{file} is not an absolute path", f"safekit logsave -m AM {os.path.abspath(file)}")
+    paths = module_paths(module)
+    lines = [show(line, language) + "\n" for line in select(paths, levels_of(information, everything), None)]
+    with open(file, "w", encoding="utf-8") as handle:
+        handle.writelines(lines)
+    click.echo(f"{len(lines)} messages saved in {file}")
+    return 0
+
+
+def _write(module: str | None, level: str, message: tuple[str, ...]) -> int:
+    from safekit.log.module import ModuleLog
+
+    paths = module_paths(module)
+    ModuleLog(paths.module, "user", node_name()).event(f"print{level}", text=" ".join(message))
+    return 0
+
+
+_message: Callable[..., Any] = click.argument("message", nargs=-1, required=True)
+
+
+@command("printi", example='safekit printi -m mirror "the application is started"', admin=False)
+@module_option
+@_message
+def printi_command(module: str | None, message: tuple[str, ...]) -> int:
+    """Write an I(nformation) message in the module log. Needs no running module and no safeadmin."""
+    return _write(module, "i", message)
+
+
+@command("printe", example='safekit printe -m mirror "the application cannot start"', admin=False)
+@module_option
+@_message
+def printe_command(module: str | None, message: tuple[str, ...]) -> int:
+    """Write an E(vent) message in the module log. Needs no running module and no safeadmin."""
+    return _write(module, "e", message)

@@ -1,0 +1,266 @@
+"""The command `safekit` (guide chapter 9): finds the command that is meant and imports only that one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from cli.argv import Line, split
+from cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# word -> (section of the guide, module that has it, one line of help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "webserver": ("9.2", "boot", "Start or stop the web service."),
+    "safeagent": ("9.2", "boot", "Start or stop the SNMP agent."),
+    "boot": ("9.2", "boot", "Choose what starts when the server boots."),
+    "shutdown": ("9.2", "boot", "Stop all running modules."),
+    "cluster": ("9.3", "cluster", "Configure the cluster: servers, networks, key."),
+    "start": ("9.4", "control", "Start a module."),
+    "waitstart": ("9.4", "wait", "Wait for the end of a start."),
+    "stop": ("9.4", "control", "Stop a module."),
+    "waitstop": ("9.4", "wait", "Wait for the end of a stop."),
+    "waitstate": ("9.4", "wait", "Wait for a stable state."),
+    "restart": ("9.4", "control", "Stop and start the application only."),
+    "swap": ("9.4", "control", "Exchange primary and secondary."),
+    "stopstart": ("9.4", "control", "Stop, then start a module."),
+    "stopwait": ("9.4", "control", "Go to WAIT, as the rule action wait()."),
+    "prim": ("9.4", "control", "Start as primary."),
+    "primforce": ("9.4", "control", "Start as primary on data that may be inconsistent."),
+    "second": ("9.4", "control", "Start as secondary."),
+    "forcestop": ("9.4", "control", "Stop a module even if something hangs."),
+    "errd": ("9.4", "errd", "Control the detection of dead processes."),
+    "kill": ("13.9", "errd", "End processes by name."),
+    "checker": ("9.4", "settings", "Switch all checkers of a module on or off."),
+    "failover": ("9.4", "settings", "Switch the automatic failover on or off."),
+    "set": ("13.18", "settings", "Set the state of a resource."),
+    "level": ("9.5", "level", "Show host, OS, version and licence."),
+    "state": ("9.5", "state", "Show the state of the modules, and a verdict."),
+    "why": ("9.5", "why", "Explain the last decisions of a module."),
+    "farm": ("9.5", "farm", "Show how a farm module shares its load; who takes a client."),
+    "simulate": ("9.5", "simulate", "Tell what a module would do if something failed."),
+    "log": ("9.5", "logs", "Show the last messages of a module."),
+    "logview": ("9.5", "logs", "Follow the messages of a module."),
+    "logsave": ("9.5", "logs", "Save the messages of a module in a file."),
+    "timeline": ("9.5", "timeline", "Show what happened on all servers, in one order."),
+    "printi": ("9.5", "logs", "Write an I(nformation) message in the log."),
+    "printe": ("9.5", "logs", "Write an E(vent) message in the log."),
+    "config": ("9.6", "configure", "Apply the configuration of a module."),
+    "deconfig": ("9.6", "configure", "Undo the configuration of a module."),
+    "confcheck": ("9.6", "configure", "Check a configuration without applying it."),
+    "confinfo": ("9.6", "configure", "Compare active and current configuration."),
+    "module": ("9.6", "module", "Install, list, pack and remove modules."),
+    "dump": ("9.7", "support", "Keep logs, processes and network as they are now."),
+    "snapshot": ("9.7", "support", "Pack dumps and configurations in a zip."),
+    "clean": ("9.7", "support", "Delete damaged logs or resources, kill processes."),
+    "incloop": ("14.5", "loops", "Count one automatic action."),
+    "checkloop": ("14.5", "loops", "Tell whether maxloop is reached."),
+    "resetloop": ("14.5", "loops", "Set the maxloop counter to 0."),
+    "uninstall": ("2.5", "uninstall", "Take the product away from this server."),
+    "update": ("internal", "control", "Evaluate the failover rules again."),
+    "completion": ("", "completion", "Print the completion script of a shell."),
+}
+SECTIONS = (
+    ("9.2", "Boot and shutdown"),
+    ("9.3", "Cluster"),
+    ("9.4", "Control of modules"),
+    ("9.5", "Monitoring of modules"),
+    ("9.6", "Configuration of modules"),
+    ("13.9", "Processes of applications"),
+    ("9.7", "Support"),
+    ("13.18", "Resources"),
+    ("14.5", "For user scripts (also: safekit -r COMMAND)"),
+    ("2.5", "Installation"),
+    ("", "Other"),
+)
+SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states (F4)
+
+
+class LazyGroup(SafekitGroup):
+    """A group whose commands are imported when they are used, listed by section of the guide."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cli.{COMMANDS[cmd_name][1]}")
+        found = getattr(module, f"{cmd_name}_command")
+        assert isinstance(found, click.Command)
+        return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        shown = {place for place, _ in SECTIONS}
+        return [
+            CompletionItem(word, help=text)
+            for word, (place, _, text) in COMMANDS.items()
+            if place in shown and word.startswith(incomplete)
+        ]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, title in SECTIONS:
+            rows = [(word, text) for word, (place, _, text) in COMMANDS.items() if place == section]
+            if rows:
+                with formatter.section(f"{title} (guide {section})" if section else title):
+                    formatter.write_dl(rows)
+
+
+def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a list of servers: the names of the cluster, and all of them."""
+    import json
+
+    from safekit.disk.paths import cluster_dir
+
+    try:
+        lans = json.loads((cluster_dir() / "cluster.json").read_bytes())["lans"]
+        names = sorted({str(node["name"]) for lan in lans for node in lan["nodes"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # no cluster yet: there is nothing to propose
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in ("*", *names) if name.startswith(last)]
+
+
+def complete_special(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a special command."""
+    from cli.special import known
+
+    return [name for name in known() if name.startswith(incomplete)]
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "-H",
+    "_servers",
+    metavar="LIST",
+    expose_value=False,
+    shell_complete=complete_servers,
+    help='Run the command on these servers: names, URLs, or "*" for all. Before everything else.',
+)
+@click.option(
+    "-E",
+    "_deploy",
+    metavar="AM",
+    expose_value=False,
+    shell_complete=complete_modules,
+    help="Give module AM of this server to the servers of -H.",
+)
+@click.option(
+    "-G",
+    "_global",
+    is_flag=True,
+    expose_value=False,
+    help="Give the cluster configuration of this server to the servers of -H.",
+)
+@click.option(
+    "-r",
+    "_special",
+    metavar="COMMAND",
+    expose_value=False,
+    shell_complete=complete_special,
+    help="Run a special command of SAFEBIN, with its arguments, in the SafeKit environment.",
+)
+@module_option
+@click.option("-u", "user", metavar="WHO", help="Identity to write in the logs.")
+@click.option("-i", "identity", metavar="ID", help="Name of the handler that asks.")
+@click.option("-p", "show_paths", is_flag=True, help="Show SAFE, SAFEVAR and SAFEBIN, then exit.")
+@click.pass_context
+def cli(ctx: click.Context, module: str | None, user: str | None, identity: str | None, show_paths: bool) -> int:
+    """Control and monitor the SafeKit modules of this server.
+
+    -m, -u and -i stand before or after the word: `safekit -m mirror state` is `safekit state -m mirror`. Exit code:
+    0 done, 1 an error; other codes are told by the help of the command.
+    """
+    current = ctx.find_object(Session)
+    assert current is not None
+    current.module, current.user, current.identity = module, user, identity
+    if show_paths:
+        from safekit.disk import paths
+
+        for name, value in (("SAFE", paths.safe()), ("SAFEVAR", paths.safevar()), ("SAFEBIN", paths.safebin())):
+            click.echo(f"{name}={value}")
+        ctx.exit(0)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+    return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Errors are printed, with the next step."""
+    line = split(argv)
+    try:
+        if line.distributed is not None:
+            from cli.distributed import run_distributed
+
+            return run_distributed(line.words)
+        if line.special is not None:
+            check_access()
+            from cli.special import run_special
+
+            return run_special(line.special, line.module)
+        if not {"-h", "--help", "completion"} & set(line.words) and "_SAFEKIT_COMPLETE" not in os.environ:
+            check_access()
+        session = Session(argv=line.words)
+        return int(
+            cli.main(list(line.words), prog_name="safekit", standalone_mode=False, obj=session) or 0  # click returns
+        )  # what the command returned, or the code given to exit()
+    except Failure as failure:
+        failure.show()
+        return _code(line, failure.code)
+    except click.UsageError as error:
+        error.show()
+        if isinstance(error, click.NoSuchOption) and error.option_name in ("-H", "-E", "-G"):
+            click.echo('Next step: these options stand first: safekit -H "*" state', err=True)
+        return _code(line, 1)
+    except click.ClickException as error:
+        error.show()
+        return _code(line, 1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("", err=True)
+        return 130
+    except BrokenPipeError:
+        # `safekit log | head`: nobody reads any more, which is not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except PermissionError as error:
+        Failure(f"{error.filename}: permission denied", "run it as root or as a member of group safekit").show()
+        return _code(line, 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        Failure(f"{where}{error.strerror or error}", "correct the cause, then run the command again").show()
+        return _code(line, 1)
+
+
+def _code(line: Line, code: int) -> int:
+    return SEVERAL_ERRORS if "-lq" in line.words or "--lq" in line.words else code
+
+
+def main() -> NoReturn:
+    """Entry point of the script `safekit`."""
+    # What root and the members of group safekit make belongs to both of them, and to nobody else.
+    os.umask(0o007)
+    code: Any = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Asking the web service of another server, within a bounded time. Standard library only."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import http.client
+import json
+import select
+import socket
+import ssl
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cli.targets import Credentials, Target
+from safekit.disk.paths import node_name, safe
+from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
+
+CONNECT_SECONDS = 3.0
+IDLE_SECONDS = 10.0
+"""A service that runs a command sends something every second."""
+MAX_ANSWER = 16 << 20
+BLOCK = 64 << 10
+
+
+class Upload:
+    """A body that is sent in blocks: each has IDLE_SECONDS, however long the whole takes. `sent` is told the bytes."""
+
+    def __init__(self, data: bytes, sent: Callable[[int], None] | None) -> None:
+        self._data = data
+        self._at = 0
+        self._sent = sent
+
+    def read(self, count: int = BLOCK) -> bytes:
+        """The next block; empty at the end."""
+        block = self._data[self._at : self._at + max(count, BLOCK)]
+        if self._sent is not None:
+            self._sent(self._at)
+        self._at += len(block)
+        return block
+
+
+class CallError(Exception):
+    """A server that did not do what it was asked: `kind` is connect, silent, slow, credentials, the code of a
+    refusal, or a kind of SignatureError. The text does not repeat the server's name."""
+
+    def __init__(self, kind: str, text: str, next_step: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.next_step = next_step
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request. `secret`: its body is sealed with the cluster key where the server has it. `only_sealed`: never in
+    clear, because that server is known to have the key. `sent` is told, by the thread that asks, how many bytes of the
+    body are under way."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+    secret: bool = False
+    only_sealed: bool = False
+    seconds: float = 120.0
+    sent: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    key: bytes | None = None
+    credentials: Credentials | None = None
+
+
+def call(
+    target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None = None
+) -> tuple[dict[str, Any], bool]:
+    """The answer, and whether secrets went in clear. Tries the keys, then the credentials, then nothing at all
+    (a service may be open). Raises CallError."""
+    refusal: CallError | None = None
+    other_key = ""
+    for attempt in _attempts(target, keys, target.credentials or credentials):
+        in_clear = ask.secret and attempt.key is None and target.protocol == "http"
+        if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
+            raise CallError(
+                "downgrade",
+                f"safeadmin there has the key of the cluster, but {target.url} says {refusal.text!r}: another machine"
+                " may stand in between; no key was sent",
+                "if its cluster configuration or key was changed there just now, try again in a minute; otherwise see"
+                " who has this address (ip neighbour), or carry it by hand: safekit cluster export",
+            )
+        try:
+            return _once(target, ask, attempt), in_clear
+        except CallError as error:
+            # `altered` from a server that has just changed its key is worth another key too.
+            if error.kind not in ("key", "credentials"):
+                raise
+            if error.kind == "key":
+                other_key = other_key or error.text
+            if refusal is None or error.kind == "credentials":
+                refusal = error
+    assert refusal is not None
+    if other_key and refusal.kind == "credentials":
+        # Why a server of the cluster asks for a password at all is what has to be known first.
+        raise CallError("credentials", f"{other_key}; {refusal.text}", refusal.next_step)
+    raise refusal
+
+
+def _attempts(target: Target, keys: Sequence[bytes], credentials: Credentials | None) -> Iterator[_Attempt]:
+    if target.credentials is not None:
+        yield _Attempt(credentials=target.credentials)
+        return
+    if target.node:
+        for key in keys:
+            yield _Attempt(key=key)
+    yield _Attempt(credentials=credentials)
+
+
+def _connection(target: Target) -> http.client.HTTPConnection:
+    if target.protocol == "https":
+        authority = safe() / "web" / "conf" / "cacert.crt"
+        context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
+        return http.client.HTTPSConnection(target.host, target.port, timeout=CONNECT_SECONDS, context=context)
+    return http.client.HTTPConnection(target.host, target.port, timeout=CONNECT_SECONDS)
+
+
+def _once(target: Target, ask: Ask, attempt: _Attempt) -> dict[str, Any]:
+    headers, body, nonce = {"Content-Type": ask.content_type, "Connection": "close"}, ask.body, ""
+    if attempt.key is not None:
+        if ask.secret:
+            body = seal_body(attempt.key, body)
+        headers["Authorization"], nonce = sign(
+            attempt.key, node_name(), target.node, ask.method, ask.path, body, sealed=ask.secret
+        )
+    elif attempt.credentials is not None:
+        pair = f"{attempt.credentials.user}:{attempt.credentials.password}".encode()
+        headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+    connection = _connection(target)
+    try:
+        status, signed, data = _exchange(connection, ask, body, headers)
+    except (TimeoutError, socket.gaierror, ConnectionError, ssl.SSLError, OSError, http.client.HTTPException) as error:
+        raise _failed(target, error) from None
+    finally:
+        connection.close()
+    if attempt.key is not None and (signed or status != 401):
+        try:
+            data = check_answer(attempt.key, nonce, status, data)
+        except SignatureError as error:
+            raise CallError("altered", error.text, "see who answers at this address; use HTTPS") from None
+    return _judge(status, data)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str]
+) -> tuple[int, bool, bytes]:
+    connection.connect()
+    try:
+        return _talk(connection, ask, body, headers)
+    except TimeoutError:
+        raise _Silent from None
+
+
+def _talk(
+    connection: http.client.HTTPConnection, ask: Ask, body: bytes, headers: dict[str, str]
+) -> tuple[int, bool, bytes]:
+    assert connection.sock is not None
+    connection.sock.settimeout(IDLE_SECONDS)
+    if body:
+        headers = {**headers, "Content-Length": str(len(body))}
+        connection.request(ask.method, ask.path, body=Upload(body, ask.sent), headers=headers)
+        if len(body) > BLOCK:
+            _until_arrived(connection.sock, len(body), ask.sent)
+    else:
+        connection.request(ask.method, ask.path, headers=headers)
+    deadline = time.monotonic() + ask.seconds + IDLE_SECONDS
+    response = connection.getresponse()
+    kept = bytearray()
+    while data := response.read1(65536):
+        kept += data
+        if len(kept) > MAX_ANSWER:
+            raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER >> 20} MB")
+        if time.monotonic() > deadline:
+            raise _Slow(f"no end after {ask.seconds:.0f} s")
+    return response.status, response.getheader(SIGNED_ANSWER) == "1", bytes(kept)
+
+
+def _until_arrived(connection: socket.socket, total: int, sent: Callable[[int], None] | None) -> None:
+    """Until the other side has what the kernel still holds, megabytes on a slow line: only then is it silent when it
+    says nothing. Raises TimeoutError when nothing moves for IDLE_SECONDS."""
+    last, since = -1, time.monotonic()
+    while left := int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
+        if left != last:
+            last, since = left, time.monotonic()
+            if sent is not None:
+                sent(max(total - left, 0))
+        elif time.monotonic() - since > IDLE_SECONDS:
+            raise TimeoutError
+        if select.select([connection], [], [], 0.05)[0]:
+            return  # it answers already
+    if sent is not None:
+        sent(total)
+
+
+class _Silent(OSError):
+    """A server that took the connection and then said nothing more."""
+
+
+class _Slow(OSError):
+    """The answer goes on and on."""
+
+
+def _failed(target: Target, error: Exception) -> CallError:
+    web = "is its web service running? there: safekit webserver start"
+    if isinstance(error, _Slow):
+        return CallError("slow", str(error), "it may still end: safekit log there shows it")
+    if isinstance(error, socket.gaierror):
+        return CallError(
+            "connect", f"{target.host} has no address: {error.strerror}", "correct the name, or use the IP"
+        )
+    if isinstance(error, _Silent):
+        return CallError("silent", f"{target.url} said nothing for {IDLE_SECONDS:.0f} s", web)
+    if isinstance(error, TimeoutError):
+        return CallError(
+            "connect",
+            f"no connection to {target.url} within {CONNECT_SECONDS:.0f} s",
+            "is the server up, and the port open in its firewall?",
+        )
+    if isinstance(error, ssl.SSLError):
+        return CallError("connect", f"{target.url}: {error.reason or error}", "see guide 11.3: certificates")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return CallError("connect", f"{target.url}: {reason}", web)
+
+
+def _judge(status: int, data: bytes) -> dict[str, Any]:
+    """The JSON object of an answer. Raises CallError for a refusal."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise CallError(
+            "http", f"an answer that is not of SafeKit (HTTP status {status})", "what listens on this port?"
+        )
+    if status >= 400:
+        raise CallError(
+            str(answer.get("error", "http")),
+            str(answer.get("text", f"HTTP status {status}")),
+            str(answer.get("next_step", "")),
+        )
+    return answer

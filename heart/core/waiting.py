@@ -1,0 +1,325 @@
+"""WAIT: which server becomes what.
+
+A server that hears its peer becomes primary only with the peer's grant (M1):
+it publishes a claim, the other answers with a grant of that claim and keeps
+its promise for as long as it hears the claim or a primary.  A server that
+hears nothing decides alone after it has listened.
+
+How long it listens: with <rfs>, five pulses (never more than the time-out),
+because its own memory already tells whether it may be primary; without <rfs>
+nothing but the heartbeats protects against two primaries, so the whole
+time-out.
+"""
+
+from __future__ import annotations
+
+from heart.core import hearing, machine, pairing, plans
+from heart.core.actions import Do, Rfs
+from heart.core.turn import Turn, step
+from heart.core.values import Color, Role
+
+LISTEN_PULSES = 5
+
+
+@step
+def listen(t: Turn, _: str) -> None:
+    """Ready to decide: from now on the peer is listened to."""
+    s = t.s
+    s.listening = True
+    if not s.consistent:
+        t.memory(uptodate=False)
+    quick = s.setup.rfs or s.intent in ("prim", "primforce")
+    window = min(LISTEN_PULSES * s.setup.pulse, s.setup.timeout) if quick else s.setup.timeout
+    s.listen_until = t.now + window
+
+
+@step
+def arrive_in_wait(t: Turn, _: str) -> None:
+    """The role was left: WAIT, then go on stopping, or decide again."""
+    s = t.s
+    t.become(Role.WAIT, Color.RED if s.blocked and not s.stopping else Color.MAGENTA)
+    s.leaving = False
+    s.swap = None
+    t.memory(swapping=False)
+    s.serving = s.syncing = False
+    s.stream_lost_at = 0.0
+    s.split = s.sacrificed = s.swap_back = False
+    if s.stopping:
+        t.follow(*plans.stop_from_wait(s.action))
+        return
+    s.action = "start"
+    s.intent = "start"
+    listen(t, "")
+
+
+@step
+def leave_now(t: Turn, _: str) -> None:
+    """Forced stop: same memory as an orderly one, without its waits."""
+    s = t.s
+    if s.role.primary:
+        pairing.leave_memory(t, "")
+        if s.paired:
+            # nobody waited until the secondary knew that it is out of date: as after a power failure, it may go on
+            t.memory(uptodate=False)
+    elif s.role is Role.SECOND:
+        t.memory(uptodate=False, swapping=False)
+    if s.role.running:
+        arrive_in_wait_forced(t)
+
+
+def arrive_in_wait_forced(t: Turn) -> None:
+    """WAIT in passing, without a new plan."""
+    s = t.s
+    s.leaving, s.swap, s.serving, s.syncing, s.stream_lost_at = False, None, False, False, 0.0
+    s.breaking, s.split, s.sacrificed, s.swap_back = "", False, False, False
+    t.memory(swapping=False)
+    t.become(Role.WAIT, Color.MAGENTA)
+
+
+def react_to_claim(t: Turn) -> None:
+    """Answer the peer's claim.  Only a server that waits or is stopped can promise not to be primary."""
+    s, peer = t.s, t.peer
+    if s.grant != (0, 0):
+        kept = peer is not None and s.grant[0] == peer.incarnation
+        if not kept or peer is None or not (peer.claim == s.grant[1] or peer.role.primary):
+            s.grant = (0, 0)
+    if peer is None or not peer.claim or peer.role is not Role.WAIT or s.role not in (Role.WAIT, Role.STOP):
+        return
+    if s.grant == (peer.incarnation, peer.claim):
+        return
+    if s.eligible and pairing.takes_first(s, peer):
+        return
+    s.grant = (peer.incarnation, peer.claim)
+    s.claim = 0
+    t.because("grant", "the peer may become primary", claim=peer.claim, eligible=s.eligible)
+
+
+def settle(t: Turn) -> bool:
+    """Decide in WAIT; True when a plan or a new state came out of it."""
+    s = t.s
+    s.eligible = False
+    if not s.listening or not s.intent or t.now < s.retry_at:
+        return False
+    if not t.heard() and not t.lost():
+        if t.now < s.listen_until:
+            return False
+        hearing.give_up_waiting(t)
+        if not t.lost():
+            return False
+    if _refused(t):
+        return True
+    if unchecked(t):
+        s.claim = 0
+        return unblocked_color(t)
+    return _decide(t)
+
+
+def unchecked(t: Turn) -> bool:
+    """A checker of phase pre has not spoken yet.  While they are switched off nobody waits for them."""
+    resources = t.s.resources
+    return t.checkers_on() and any(resources.get(name) == "init" for name in t.s.setup.checks_of("pre"))
+
+
+def _refused(t: Turn) -> bool:
+    """prim and second that cannot be: the module goes back to STOP."""
+    s = t.s
+    primary = t.peer_role.primary
+    if s.intent in ("prim", "primforce"):
+        if primary:
+            t.log("prim_aborted")
+            return _abort(t, "prim_refused", "the other server is primary")
+        if s.intent == "prim" and not (s.consistent and s.resource("rfs.inconsistent") != "up"):
+            t.log("inconsistent")
+            t.log("advice_primforce")
+            t.log("prim_aborted")
+            return _abort(t, "prim_refused", "the data is inconsistent")
+    elif s.intent in ("second", "fullsync") and not primary:
+        t.log("second_aborted")
+        return _abort(t, "second_refused", "the other server is not primary")
+    return False
+
+
+def _abort(t: Turn, rule: str, why: str) -> bool:
+    t.because(rule, "WAIT -> STOP", why=why, peer=t.peer_role.value)
+    stop(t, "stop", "stop")
+    return True
+
+
+def stop(t: Turn, kind: str, word: str) -> None:
+    """Begin the stop from WAIT."""
+    s = t.s
+    s.stopping, s.action, s.claim, s.eligible, s.blocked = kind, word, 0, False, ""
+    s.listening, s.intent = False, ""
+    if s.color is not Color.MAGENTA:
+        t.become(Role.WAIT, Color.MAGENTA)
+    t.follow(*plans.stop_from_wait(word))
+
+
+def _decide(t: Turn) -> bool:
+    s, peer = t.s, t.peer
+    forced = s.intent in ("prim", "primforce")
+    verdict = machine.verdict(t, uptodate=forced)
+    if verdict.verb is not None and verdict.verb.value == "wait" and verdict.winner is not None:
+        s.claim = 0
+        return block(t, verdict.winner.label, verdict.winner.inputs)
+    if peer is not None and peer.role.primary:
+        s.claim = 0
+        wake(t)
+        if s.setup.rfs and s.uptodate and not s.paired and (peer.paired or peer.sees is not Role.WAIT):
+            # This server has gone on alone: the peer is about to learn that, and may leave for it (see
+            # running._split_brain); both must not give up their data.
+            return False
+        # a primary that leaves, or that was sacrificed after a split brain, has nothing to give
+        if peer.serving and (not s.setup.rfs or peer.uptodate == "up"):
+            return become_second(t)
+        return unblocked_color(t)
+    if s.held and not forced:
+        return block_silently(t, "failover-off")
+    if not (s.uptodate or forced):
+        s.claim = 0
+        return block_silently(t, "waiting for the other server") if peer is not None else False
+    wake(t)
+    s.eligible = s.grant == (0, 0)
+    if not s.eligible:
+        return unblocked_color(t)
+    if peer is None or peer.role is Role.STOP:
+        return become_alone(t, "nobody else is heard" if peer is None else "the other server is stopped")
+    if peer.role is not Role.WAIT:
+        s.claim = 0
+        return unblocked_color(t)
+    if peer.eligible and not pairing.takes_first(s, peer):
+        s.claim = 0
+        return unblocked_color(t)
+    if not s.claim:
+        s.claims += 1
+        s.claim = s.claims
+        t.because("claim", "asks the peer for its grant", claim=s.claim, uptodate=s.uptodate)
+    if peer.grant == (s.incarnation, s.claim):
+        return become_alone(t, "granted by the other server")
+    return unblocked_color(t)
+
+
+def block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
+    s = t.s
+    if s.blocked != label:
+        if label == "notuptodate_server":
+            t.log("not_uptodate")
+        t.log("action_rule", action="wait", rule=label)
+        if label == "notuptodate_server":
+            t.log("advice_prim")
+        t.log("transition_rule", name="WAIT_TR", rule=label)
+        t.because(label, "blocked in WAIT", **dict(inputs))
+        s.blocked = label
+    if s.color is not Color.RED:
+        t.become(Role.WAIT, Color.RED)
+        return True
+    return False
+
+
+def block_silently(t: Turn, why: str) -> bool:
+    """Red without a rule: after the grace of a period, so that a normal start stays magenta."""
+    s = t.s
+    if s.color is Color.RED:
+        if s.blocked not in ("", why):
+            wake(t)
+        return False
+    if why == "failover-off" or t.now >= s.listen_until + s.setup.period:
+        s.blocked = why
+        t.because("blocked", "blocked in WAIT", why=why, peer=t.peer_role.value)
+        t.become(Role.WAIT, Color.RED)
+        return True
+    return False
+
+
+def wake(t: Turn) -> None:
+    s = t.s
+    if not s.blocked:
+        return
+    rule = s.blocked
+    s.blocked = ""
+    # the grace before WAIT turns red without a rule begins again
+    s.listen_until = t.now
+    if rule not in ("failover-off", "waiting for the other server"):
+        t.log("transition_rule", name="WAKEUP", rule="Implicit_WAKEUP")
+    t.because("Implicit_WAKEUP", "no wait applies any more", was=rule)
+    t.become(Role.WAIT, Color.MAGENTA)
+
+
+def unblocked_color(t: Turn) -> bool:
+    """Not blocked by a rule: magenta while the start goes on."""
+    if t.s.color is Color.RED and not t.s.blocked:
+        t.become(Role.WAIT, Color.MAGENTA)
+        return True
+    return False
+
+
+def become_alone(t: Turn, why: str) -> bool:
+    """WAIT -> ALONE.  The memory is on disk before anything starts."""
+    s = t.s
+    forced = s.intent == "primforce"
+    peer_term = t.peer.term if t.peer is not None else 0
+    t.because("become_alone", "WAIT -> ALONE", why=why, uptodate=s.uptodate, intent=s.intent)
+    steps = plans.to_alone(Role.WAIT, plans.action_word(s.action), stops=(), starts=("start_both", "start_prim"))
+    if forced:
+        steps = tuple(
+            Rfs("primary", (("force", True),), "primary_failed")
+            if isinstance(step, Rfs) and step.operation == "primary"
+            else step
+            for step in steps
+        )
+        s.consistent = True
+    enter(t)
+    t.become(
+        Role.ALONE,
+        Color.MAGENTA,
+        uptodate=True,
+        paired=False,
+        lastprim=True,
+        held=False,
+        former="PRIM",
+        term=max(s.term, peer_term) + 1,
+    )
+    t.follow(*steps)
+    return True
+
+
+def become_second(t: Turn) -> bool:
+    """WAIT -> SECOND: the primary's data replaces this server's, which is out of date from now on."""
+    s = t.s
+    full = s.intent == "fullsync"
+    t.because("become_second", "WAIT -> SECOND", peer=t.peer_role.value, uptodate=s.uptodate, fullsync=full)
+    enter(t)
+    s.syncing = s.setup.rfs
+    t.become(Role.SECOND, Color.MAGENTA, uptodate=False, swapping=False, held=False, former="PRIM")
+    if s.setup.rfs:
+        s.attempts, s.synced_in_doubt = s.attempts + 1, ""
+        s.attempt = f"{s.incarnation}.{s.attempts}"
+        options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
+        t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))
+    else:
+        follow_primary(t)
+        s.swap_back = wants_primary_back(t)
+        t.follow(*plans.second_scripts(plans.action_word(s.action)))
+    return True
+
+
+def follow_primary(t: Turn) -> None:
+    """The peer is the last primary.  With <rfs> only when replication has reached it: it may have been heard for the
+    last time while it was leaving after a split brain, and then this server knows more."""
+    t.memory(lastprim=False, term=max(t.s.term, t.peer.term if t.peer is not None else 0))
+
+
+def wants_primary_back(t: Turn) -> bool:
+    """Whether defaultprim gives the application to this server after its reintegration (guide 13.2.3)."""
+    s = t.s
+    if s.setup.defaultprim == "lastprim":
+        return s.resource("state.wasprim") == "up"
+    return s.setup.is_default_prim
+
+
+def enter(t: Turn) -> None:
+    s = t.s
+    s.listening, s.intent, s.blocked = False, "", ""
+    s.claim, s.eligible, s.retry_at = 0, False, 0.0
+    s.serving = s.syncing = False
+    s.fence = 0

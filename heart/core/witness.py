@@ -1,0 +1,90 @@
+"""A split brain with a witness: upon the loss of all heartbeats only one server goes on (guide 13.17).
+
+While the verdict is not there, the loss has not happened: `Turn.lost` says no, the primary releases no write
+that its secondary may lack, and the secondary does not take over.  The verdict is asked for then, not before:
+what the witness answered a moment ago says nothing of the network of now.
+
+Up: go on as without a witness.  Down: splitbrain.uptodate goes down, the data of this server counts for nothing
+any more, and the rule that looks at it (splitbrain_failure) acts at once; handle_time would be time with two
+primaries.  The server waits until a heartbeat is back, or until it is stopped and started with prim.
+"""
+
+from __future__ import annotations
+
+from heart.core import commands, machine
+from heart.core.actions import Abort, Run, Witness
+from heart.core.turn import Turn
+from heart.core.values import Command, Role
+
+NAME = "splitbrain.uptodate"
+WHO = "splitbraincheck"
+HEARD_PULSES = 1.25
+"""A verdict counts after so many pulses of silence: the witness may have answered because the networks were
+repaired that very moment, and then the peer is heard first."""
+RETRY = 10.0
+"""Seconds in WAIT between two questions to a witness that did not answer."""
+
+
+def check(t: Turn) -> None:
+    """Ask when the peer falls silent; forget the answer when it is heard again."""
+    s = t.s
+    if not s.setup.witness or s.role is Role.STOP:
+        return
+    if not t.silent():
+        _forget(t)
+        if s.resources.get(NAME) == "down":
+            set_uptodate(t, True)
+        return
+    if s.role is Role.WAIT and s.verdict == "down" and t.now >= s.verdict_retry:
+        s.verdict = ""
+    busy = s.leaving or s.stopping or (s.role is Role.WAIT and not s.listening)
+    if t.contested() and not s.verdict and not s.verdict_token and not busy:
+        s.verdict_token = t.new_token()
+        t.actions.append(Run(s.verdict_token, Witness(s.setup.witness)))
+        t.because("witness", "asked for its verdict", role=s.role.value, peer=s.remote[0].value)
+
+
+def _forget(t: Turn) -> None:
+    s = t.s
+    if s.verdict_token:
+        t.actions.append(Abort(s.verdict_token))
+    s.verdict, s.verdict_token = "", 0
+
+
+def answered(t: Turn, up: bool, text: str) -> None:
+    """The verdict.  No answer counts as down: this server may be the one that is cut off."""
+    s = t.s
+    s.verdict_token = 0
+    if not t.silent():
+        return
+    s.verdict = "up" if up else "down"
+    s.verdict_from = t.now + HEARD_PULSES * s.setup.pulse
+    s.verdict_retry = t.now + RETRY
+    t.because("witness", "goes on" if up else "is cut off", witness=s.verdict, role=s.role.value, text=text)
+    if not up and s.role.running and not s.leaving and not s.stopping:
+        _isolated(t)
+
+
+def _isolated(t: Turn) -> None:
+    s = t.s
+    set_uptodate(t, False)
+    found = machine.verdict(t)
+    if found.verb is None or found.winner is None:
+        # the module's own rules leave the witness without a consequence (extends="no")
+        t.because("witness", "no rule acts on its loss", role=s.role.value)
+        s.verdict = "up"
+        return
+    # it stays the last primary that it knows of: should the other one fail before it takes over, rule
+    # lastprim_server gives the data back to this server
+    t.memory(uptodate=False)
+    label = found.winner.label
+    t.because(label, f"{found.verb.value}() at once", **dict(found.winner.inputs))
+    action = {"wait": "stopwait"}.get(found.verb.value, found.verb.value)
+    commands.order(t, Command(action, who=label, automatic=True, rule=label))
+
+
+def set_uptodate(t: Turn, up: bool) -> None:
+    """splitbrain.uptodate, in the name of the checker that it belongs to."""
+    value = "up" if up else "down"
+    if t.remember({NAME: value}):
+        t.log("resource_set", name=NAME, value=value, who=WHO)

@@ -1,0 +1,144 @@
+"""Carrying out the effects of the automaton: scripts, nfsadmin, vipd, processes of a phase.
+
+Each effect runs as a task of its own and ends as a `Done` event.  None of them
+is on the path of the heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from heart.core.actions import Effect, Processes, Rfs, Scripts, Vip, Witness
+from heart.core.events import Done
+from heart.shell.processes import ModuleProcesses
+from safekit.bus.endpoint import BusError
+from safekit.process.frame import Context
+from safekit.process.scripts import ScriptRunner
+from safekit.process.supervision import SupervisorError
+
+RFS_SECONDS = {"prepare": 600.0, "demote": 150.0, "release": 120.0, "standby": 60.0}
+"""Bounds of nfsadmin's operations; the others have RFS_DEFAULT."""
+RFS_DEFAULT = 60.0
+FORCED_SECONDS = 10.0
+VIP_SECONDS = 20.0
+TOLD_BY_VIPD = frozenset({"vip_duplicate", "vip_place", "vip_name", "vip_kernel", "vip_filter"})
+"""Why an address cannot be set: vipd has said it in the log already."""
+WITNESS_ANSWER = 4.0
+"""More than a verdict takes (checkers.splitbraincheck.VERDICT_SECONDS)."""
+WITNESS_SECONDS = 3.0
+"""Until a witness that is not there counts as one that does not answer."""
+
+
+class Effects:
+    """Runs effects; `done` gets the event that ends each of them."""
+
+    def __init__(self, context: Context, scripts: ScriptRunner, done: Callable[[Done], None]) -> None:
+        self._context = context
+        self._done = done
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.scripts = scripts
+        self.processes = ModuleProcesses(context)
+        self.supervisor = self.processes.supervisor
+
+    def start(self, token: int, effect: Effect) -> None:
+        """Begin an effect; its Done carries `token`."""
+        task = asyncio.get_running_loop().create_task(self._run(token, effect))
+        self._tasks[token] = task
+        task.add_done_callback(lambda _: self._tasks.pop(token, None))
+
+    def abort(self, token: int) -> None:
+        """Kill an effect: the script with all that it started; an operation is no longer waited for."""
+        task = self._tasks.pop(token, None)
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        """End everything that still runs."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, token: int, effect: Effect) -> None:
+        try:
+            done = await self._carry_out(token, effect)
+        except (BusError, SupervisorError, OSError) as error:
+            code = error.code if isinstance(error, BusError) else type(error).__name__
+            done = Done(token, False, code, str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # a defect must not leave the automaton waiting for ever
+            self._context.log.event("internal", text=f"{type(effect).__name__}: {type(error).__name__}: {error}")
+            done = Done(token, False, "internal", str(error))
+        self._done(done)
+
+    async def _carry_out(self, token: int, effect: Effect) -> Done:
+        match effect:
+            case Scripts(calls):
+                for call in calls:
+                    await self.scripts.run(call.name, call.args)
+                return Done(token)
+            case Rfs():
+                return await self._rfs(token, effect)
+            case Vip(operation):
+                await self._vip(operation)
+                return Done(token)
+            case Processes():
+                await self.processes.carry_out(effect)
+                return Done(token)
+            case Witness(ident):
+                return await self._witness(token, ident)
+        raise AssertionError(f"unknown effect {effect!r}")
+
+    # -- replication and addresses
+
+    async def _rfs(self, token: int, effect: Rfs) -> Done:
+        options: dict[str, Any] = dict(effect.options)
+        limit = RFS_SECONDS.get(effect.operation, RFS_DEFAULT)
+        if options.get("force"):
+            limit = min(limit, FORCED_SECONDS) if effect.operation == "release" else limit
+        if effect.operation in ("secondary", "primary"):
+            options |= self._peer_fields()
+        if effect.operation == "primary" and self._context.config.vip is not None:
+            # it asks the network about the addresses meanwhile
+            self._context.bus.notify(f"{self._context.module}/vipd", "vip_expect")
+        reply = await self._context.bus.request(f"{self._context.module}/nfsadmin", effect.operation, limit, **options)
+        return Done(token, consistent=bool(reply.get("consistent", True)), unapplied=bool(reply.get("unapplied")))
+
+    def _peer_fields(self) -> dict[str, Any]:
+        config, cluster, node = self._context.config, self._context.cluster, self._context.node
+        peer = config.peer(cluster, node)
+        if config.rfs is None or peer is None:
+            return {}
+        return {"peer": peer, "address": cluster.address(config.rfs.flow, peer), "port": config.rfs.port}
+
+    async def _vip(self, operation: str) -> None:
+        if self._context.config.vip is None:
+            return
+        try:
+            name = f"farm_{operation}" if operation in ("join", "leave") else f"vip_{operation}"
+            await self._context.bus.request(f"{self._context.module}/vipd", name, VIP_SECONDS)
+        except BusError as error:
+            # the application goes on: an address that cannot be set is told, and vipd tries again
+            if not (operation == "set" and error.code in TOLD_BY_VIPD):
+                self._context.log.event("vip_failed", operation=operation, reason=error.text)
+
+    # -- the witness
+
+    async def _witness(self, token: int, ident: str) -> Done:
+        """A verdict that was taken after this call.  A checker that was killed is back within a second."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WITNESS_SECONDS
+        while True:
+            try:
+                reply = await self._context.bus.request(
+                    f"{self._context.module}/splitbraincheck.{ident}", "isolated", WITNESS_ANSWER
+                )
+                return Done(token, reply.get("witness") == "up")
+            except BusError as error:
+                if loop.time() >= deadline:
+                    return Done(token, False, error.code, f"splitbraincheck does not answer: {error.text}")
+                await asyncio.sleep(0.1)

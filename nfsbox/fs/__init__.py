@@ -1,0 +1,1 @@
+"""A replicated directory as its applications see it: the FUSE mount and what each of its operations means."""

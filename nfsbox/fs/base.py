@@ -1,0 +1,130 @@
+"""What every operation of the replicated file system needs: paths, recording, sending, waiting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, Final
+
+import fuse
+
+from nfsbox.pair.engine import Engine, Root
+from nfsbox.pair.files import File
+from nfsbox.pair.stream import Stream
+from safekit.rfs.exclusions import is_hidden, parent
+from safekit.rfs.system import ENCODING
+from safekit.rfs.wire import Op
+
+SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
+
+
+class Base(fuse.Operations):  # type: ignore[misc]
+    """One replicated directory."""
+
+    def __init__(self, engine: Engine, root: Root) -> None:
+        self.engine = engine
+        self.root = root
+        self.index = root.index
+        self.request = (0, 0)  # opcode and node of the request that a callback belongs to
+        self.kill_privileges = False
+        self.handles: dict[int, File] = {}
+        self.hidden: set[int] = set()  # inodes of files that were unlinked while open
+        self._excluded = root.exclusions.match
+        self._acl = engine.settings.acl
+
+    def __call__(self, op: str, *args: Any) -> Any:
+        return getattr(self, op)(*args)
+
+    def _split(self, path: str) -> tuple[bytes, bytes]:
+        """Relative and real path of a path of fusepy."""
+        relative = path.encode(ENCODING)[1:]
+        return relative, self.root.real(relative)
+
+    def _named(self, path: str) -> tuple[bytes, bytes]:
+        """As `_split`, for a change of attributes: a file that was made without a name is changed through the name that
+        it was given since, if it still has that one."""
+        relative, real = self._split(path)
+        if not is_hidden(relative):
+            return relative, real
+        file = self.engine.files.get(self.index, os.lstat(real).st_ino)
+        if file is None:
+            return relative, real
+        visible = self.engine.visible(file)
+        return visible, self.root.real(visible)
+
+    def _change(
+        self,
+        paths: tuple[bytes, ...],
+        local: Callable[[], Any],
+        send: Callable[[Stream], int],
+        *,
+        record: Callable[[], None] | None = None,
+        recursive: bool = False,
+        always_revisit: bool = False,
+    ) -> None:
+        """Apply a change of names or attributes here and at the peer, then wait for it. `record` notes it durably
+        first. While the peer is being resynchronised, `paths` are compared again when it fails there, or in any case
+        with `always_revisit`."""
+        engine = self.engine
+        engine.check_writable()
+        era = engine.tracker.era
+        if record is not None:
+            record()
+        with engine.order:
+            if not engine.writable:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if record is not None and era != engine.tracker.era:
+                record()  # a checkpoint came in between, and forgets what was recorded
+            local()
+            stream = engine.stream
+            if stream is None:
+                return
+            number = send(stream)
+            lenient = engine.lenient(stream)
+            if lenient and always_revisit:
+                for path in paths:
+                    engine.revisit.add(self.index, path, recursive=recursive)
+        try:
+            code = engine.settle(stream, number)
+            if lenient and code:
+                for path in paths:
+                    engine.revisit.add(self.index, path, recursive=recursive)
+        finally:
+            engine.settled()
+
+    def _revisit_file(self, file: File) -> None:
+        if is_hidden(file.path):
+            # It has another name, which nobody knows here: everything is compared again.
+            self.engine.revisit.add(self.index, b"", recursive=True)
+        else:
+            self.engine.revisit.add(self.index, file.path)
+
+    def _directory_mtime(self, path: bytes) -> int:
+        return os.lstat(self.root.real(parent(path))).st_mtime_ns
+
+    def _send_name(self, stream: Stream, op: Op, path: bytes, body: bytes, **fields: int) -> int:
+        """Send an operation on a name; the time of its directory follows within a second."""
+        self.engine.due_directories.add((self.index, parent(path)))
+        return stream.send(op, self.index, body=body, **fields)
+
+    def _record_names(self, *paths: bytes) -> None:
+        for path in paths:
+            self.engine.tracker.touch_directory(self.index, parent(path))
+
+    def _refuse_hidden(self, path: bytes) -> None:
+        """A name of the form that libfuse gives to what is unlinked while open would never reach the peer, and be
+        removed at the next start. Raises EPERM."""
+        if is_hidden(path):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def _give(self, real: bytes, mode: int) -> None:
+        """Give a new entry to the caller, with the group of a set-group-id directory, as a local file system does."""
+        uid, gid, _ = fuse.fuse_get_context()
+        above = os.lstat(os.path.dirname(real))
+        if above.st_mode & stat.S_ISGID:
+            gid = -1
+        os.chown(real, uid, gid, follow_symlinks=False)
+        if mode & SPECIAL_BITS and not stat.S_ISLNK(mode):
+            os.chmod(real, stat.S_IMODE(mode))

@@ -1,0 +1,536 @@
+"""The replicated file system: what an operation means, what is recorded of it and what is sent (DESIGN 5).
+
+A fusepy `Operations` object over one replicated directory. Paths arrive as latin-1 text, which keeps every byte;
+handles are descriptors of the data. Reads never wait for the peer. Operations on open files use the handle and
+stand here, those on names go by path and stand in names.py; both are sent in the order in which they are applied
+(engine.py).
+
+On a secondary everything that is replicated is read-only, also without mode="read_only": a local change would make
+the two servers differ without anybody noticing. What is not replicated may be changed on both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import fuse
+
+from nfsbox.fs import kernel
+from nfsbox.fs.base import SPECIAL_BITS
+from nfsbox.fs.names import Names
+from nfsbox.pair.engine import Engine, Role, Root
+from nfsbox.pair.files import File
+from nfsbox.pair.stream import Stream
+from safekit.rfs.exclusions import is_hidden, parent
+from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocate, set_mtime, write_pieces
+from safekit.rfs.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
+
+_ACCESS: Final = os.O_ACCMODE
+#: A link that took the place of a file since the kernel looked it up is not followed: it may lead anywhere.
+_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY
+_DATA: Final = kernel.WRITE_DATA
+#: The byte of a WRITE with O_APPEND (1024) of the flags with which its file was opened.
+_APPENDS: Final = 73
+_FRAME: Final = kernel.WRITE_DATA - HEADER_SIZE
+_CAPABILITY: Final = "security.capability"
+#: Descriptors that are none of the users'.
+RESERVED: Final = 2048
+#: Inodes whose pages the kernel may keep across opens; more are simply read again.
+_MAX_KEPT: Final = 65536
+#: A change of more zones than this has the file compared whole.
+_MOST_ZONES: Final = 65536
+
+
+class Operations(Names):
+    """One replicated directory."""
+
+    use_ns = True
+    flag_nullpath_ok = 1
+    flag_nopath = 1
+    flag_utime_omit_ok = 1
+    # Not ours: the kernel does locks, permissions and polling itself.
+    access = bmap = lock = ioctl = poll = flush = None
+
+    def __init__(self, engine: Engine, root: Root) -> None:
+        super().__init__(engine, root)
+        self._kept: set[int] = set()
+        self._kept_generation = -1
+        self._zone = engine.settings.zone_size
+        self._writeback = engine.settings.writeback
+        # What users open must leave descriptors for the record of changes, for the state and for the peer.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_open = max(limit // 2, limit - RESERVED) // len(engine.roots)
+
+    @property
+    def caching(self) -> bool:
+        """Whether the kernel may keep names and attributes."""
+        return self.engine.writable
+
+    def ended(self) -> None:
+        """The mount is gone: free every handle."""
+        for descriptor, file in list(self.handles.items()):
+            self._forget(descriptor, file)
+
+    # --- directories ----------------------------------------------------------------------------------------
+
+    def opendir(self, path: str) -> int:
+        """A descriptor of the directory."""
+        return os.open(self._split(path)[1], os.O_RDONLY | os.O_DIRECTORY | _OPEN)
+
+    def entries(self, fh: int) -> Iterator[tuple[bytes, int, int]]:
+        """Name, inode and type of each entry. libfuse takes the whole listing at once, so that entries removed while
+        it is read change nothing."""
+        own = os.fstat(fh)
+        yield b".", own.st_ino, stat.S_IFDIR
+        yield b"..", own.st_ino, stat.S_IFDIR
+        with os.scandir(b"/proc/self/fd/%d" % fh) as listing:
+            for entry in listing:
+                if not is_hidden(entry.name):
+                    yield entry.name, entry.inode(), entry_mode(entry)
+
+    def readdir(self, path: str, fh: int) -> Iterator[str]:
+        """Names as fusepy wants them; the mount asks `entries`."""
+        return (name.decode(ENCODING) for name, _, _ in self.entries(fh))
+
+    def releasedir(self, path: str, fh: int) -> None:
+        os.close(fh)
+
+    def fsyncdir(self, path: str, datasync: int, fh: int) -> None:
+        """Entries on disk. At the peer they are already where async puts them."""
+        os.fsync(fh)
+
+    def _check_open(self) -> None:
+        if len(self.handles) >= self._most_open:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    # --- open files -----------------------------------------------------------------------------------------
+
+    def _keep_pages(self, status: os.stat_result) -> bool:
+        """Whether pages that the kernel has of this file are good: it was opened before in this role."""
+        if self._kept_generation != self.engine.generation or len(self._kept) > _MAX_KEPT:
+            self._kept = set()
+            self._kept_generation = self.engine.generation
+        known = status.st_ino in self._kept
+        self._kept.add(status.st_ino)
+        return known
+
+    def _opened(self, descriptor: int, relative: bytes, fi: Any) -> File:
+        status = os.fstat(descriptor)
+        engine = self.engine
+        local = self._excluded(relative)
+        file = engine.files.opened(self.index, status.st_ino, relative, local=local)
+        self.handles[descriptor] = file
+        fi.fh = descriptor
+        if status.st_nlink > 1:
+            self._kept.discard(status.st_ino)  # what is written now, pages of another name do not show
+        if status.st_nlink > 1 or (engine.role is not Role.PRIMARY and not local):
+            # Changed through another name, or by replication, the data changes underneath: no page may be kept.
+            fi.direct_io = 1
+        else:
+            fi.keep_cache = 1 if self._keep_pages(status) else 0
+        return file
+
+    def open(self, path: str, fi: Any) -> int:
+        """Open; O_TRUNC truncates here."""
+        self._check_open()
+        relative, real = self._split(path)
+        flags = fi.flags
+        writer = bool(flags & _ACCESS)
+        local = self._excluded(relative)
+        if writer and not local:
+            self.engine.check_writable()
+        plain = flags & ~_STRIP
+        if self._writeback and writer:
+            plain = plain & ~_ACCESS | os.O_RDWR
+        descriptor = os.open(real, plain | _OPEN)
+        try:
+            self._opened(descriptor, relative, fi)
+            if flags & os.O_TRUNC and writer:
+                self._truncate_handle(descriptor, 0)
+        except BaseException:
+            file = self.handles.get(descriptor)
+            if file is not None:
+                self._forget(descriptor, file)
+            else:
+                os.close(descriptor)
+            raise
+        return 0
+
+    def create(self, path: str, mode: int, fi: Any = None) -> int:
+        """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
+        self._check_open()
+        relative, real = self._split(path)
+        if self.request[0] == kernel.TMPFILE:
+            return self._create_temporary(relative, real, mode, fi)
+        self._refuse_hidden(relative)
+        flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)
+        if self._excluded(relative):
+            new = not os.path.lexists(real)
+            descriptor = os.open(real, flags | (fi.flags & os.O_TRUNC), mode)
+            if new:
+                self._give(real, mode)
+            self._opened(descriptor, relative, fi)
+            return 0
+        engine = self.engine
+        engine.check_writable()
+        era = engine.tracker.era
+        self._record_names(relative)
+        descriptor = -1
+        number = 0
+        with engine.order:
+            if not engine.writable:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if era != engine.tracker.era:
+                self._record_names(relative)  # a checkpoint came in between, and forgets what was recorded
+            descriptor = os.open(real, flags | os.O_EXCL, mode)
+            uid, gid, _ = fuse.fuse_get_context()
+            if uid or gid:
+                above = os.lstat(os.path.dirname(real))
+                os.fchown(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
+                if mode & SPECIAL_BITS:
+                    os.fchmod(descriptor, stat.S_IMODE(mode))
+            status = os.fstat(descriptor)
+            file = engine.files.opened(self.index, status.st_ino, relative, local=False)
+            stream = engine.stream
+            lenient = False
+            if stream is not None:
+                number = self._send_create(stream, file, status, mode)
+                lenient = engine.lenient(stream)
+        self.handles[descriptor] = file
+        try:
+            if engine.tracker.created(self.index, status.st_ino, relative, status.st_ctime_ns):
+                file.zones, file.era = None, engine.tracker.era
+            fi.fh = descriptor
+            fi.keep_cache = 1 if self._keep_pages(status) else 0
+            code = engine.settle(stream, number)
+            if lenient and code:
+                engine.revisit.add(self.index, relative)
+        except BaseException:
+            self._forget(descriptor, file)  # the kernel will not know this handle
+            raise
+        finally:
+            engine.settled()
+        return 0
+
+    def _create_temporary(self, relative: bytes, real: bytes, mode: int, fi: Any) -> int:
+        """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
+        if not self._excluded(parent(relative)):
+            self.engine.check_writable()
+        mtime = self._directory_mtime(relative)
+        self.engine.note_hidden(self.index, relative)
+        descriptor = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, mode)
+        self._give(real, mode)
+        set_mtime(os.path.dirname(real), mtime)
+        self.hidden.add(os.fstat(descriptor).st_ino)
+        self._opened(descriptor, relative, fi).temporary = True
+        return 0
+
+    def _remove_temporary(self, file: File) -> None:
+        """The place holder goes with the last handle; another name that it was given stays."""
+        real = self.root.real(file.path)
+        self.hidden.discard(file.inode)
+        self.engine.forget_hidden(self.index, file.path)
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it behind the mount
+            mtime = self._directory_mtime(file.path)
+            os.unlink(real)
+            set_mtime(os.path.dirname(real), mtime)
+
+    def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
+        file.fid, file.session = stream.new_fid(), stream.identity
+        file.times_due = True
+        attr = pack_attr(Set.MODE | Set.UID | Set.GID, status.st_mode, status.st_uid, status.st_gid)
+        return self._send_name(stream, Op.CREATE, file.path, attr + file.path, fid=file.fid, b=mode)
+
+    def read(self, path: Any, size: int, offset: int, fh: int) -> bytes:
+        """Data of a handle; the mount reads by itself."""
+        return os.pread(fh, size, offset)
+
+    def write(self, path: Any, data: bytes, offset: int, fh: int) -> int:
+        """As fusepy calls it; the mount calls `write_request` with the kernel's buffer."""
+        request = bytearray(_DATA + len(data))
+        request[_DATA:] = data
+        return self.write_request(fh, offset, memoryview(request), 0)
+
+    def write_request(self, fh: int, offset: int, request: memoryview, flags: int) -> int:
+        """Write what stands in a kernel request behind its headers; their place is used for the header of the wire."""
+        file = self.handles[fh]
+        data = request[_DATA:]
+        if file.local:
+            return os.pwrite(fh, data, offset)
+        engine = self.engine
+        if engine.awaiting:
+            engine.check_writable()
+        if request[_APPENDS] & 4:
+            offset = self._end(fh, offset)
+        size = len(data)
+        zone = offset // self._zone
+        last = (offset + size - 1) // self._zone
+        zones = file.zones
+        if file.era != engine.tracker.era or (
+            zones is not None and (zone not in zones or (last != zone and (last not in zones or last - zone > 1)))
+        ):
+            self._record(file, zone, last)
+        if flags & kernel.WRITE_KILL_SUIDGID:
+            self._clear_privileges(fh, file)
+        number = 0
+        lenient = False
+        stream: Stream | None
+        with engine.order:
+            if not engine.writable:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if file.era != engine.tracker.era:
+                self._record(file, zone, last)  # a checkpoint came in between, and forgets what was recorded
+            file.version += 1
+            stream = engine.stream
+            if stream is None or file.orphan:
+                stream = None
+                done = os.pwrite(fh, data, offset) if size <= PIECE else write_pieces(fh, data, offset)
+            else:
+                if file.session != stream.identity:
+                    stream.bind(file)
+                stream.replicated += size
+                try:
+                    number, done = self._send_and_write(stream, file, fh, offset, request)
+                except OSError:
+                    self._heal(stream, fh, file, offset, size)
+                    file.version += 1
+                    if not stream.strict:
+                        self._revisit_file(file)
+                    raise
+                if done != size:
+                    self._heal(stream, fh, file, offset, size)
+                if not stream.strict:
+                    lenient = engine.lenient(stream)
+            file.version += 1
+            file.times_due = True
+        if stream is not None:
+            try:
+                code = engine.settle(stream, number)
+                if lenient and code:
+                    self._revisit_file(file)
+            finally:
+                if lenient:
+                    engine.settled()
+        return done
+
+    @staticmethod
+    def _end(fh: int, offset: int) -> int:
+        """Where an append goes. The kernel takes the names of a file for different files, and does not see what was
+        appended through another one."""
+        status = os.fstat(fh)
+        return status.st_size if status.st_nlink > 1 else offset
+
+    def _send_and_write(self, stream: Stream, file: File, fh: int, offset: int, request: memoryview) -> tuple[int, int]:
+        """Send, then write here while the peer works. The header of a piece stands where the data before it was,
+        which has been sent and written by then. The number to wait for, and the bytes written here."""
+        size = len(request) - _DATA
+        at = 0
+        while size - at > PIECE:
+            frame = request[_FRAME + at : _DATA + at + PIECE]
+            stream.send_write(self.index, file.fid, offset + at, frame, 0)
+            wrote = os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
+            if wrote != PIECE:
+                return stream.send(Op.PING, 0), at + wrote
+            at += PIECE
+        frame = request[_FRAME + at :]
+        number = stream.send_write(self.index, file.fid, offset + at, frame)
+        return number, at + os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
+
+    def _record(self, file: File, first: int, last: int) -> None:
+        tracker = self.engine.tracker
+        era = tracker.era
+        if not file.orphan:
+            if last - first > _MOST_ZONES:
+                tracker.whole(self.index, file.path)
+                last = first
+            file.zones = tracker.touch(self.index, file.inode, file.path, first, last)
+        else:
+            file.zones = None
+        file.era = era
+
+    def _heal(self, stream: Stream, fh: int, file: File, offset: int, size: int) -> None:
+        """The peer has a write that failed here (the disk is full): send it what is here instead. When that cannot be
+        read either, the two differ from now on."""
+        try:
+            status = os.fstat(fh)
+            data = os.pread(fh, size, offset)
+        except OSError as error:
+            stream.fail(f"the disk of the primary failed ({error.strerror}) after the secondary had the change")
+            return
+        stream.send(Op.WRITE, self.index, file.fid, offset, body=data, flags=0)
+        stream.send(Op.TRUNCATE, self.index, file.fid, status.st_size, flags=0)
+
+    def _clear_privileges(self, fh: int, file: File) -> None:
+        """Writing takes set-id bits and capabilities away; the kernel leaves that to us."""
+        mode = os.fstat(fh).st_mode
+        bits = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        path = b"/proc/self/fd/%d" % fh
+        try:
+            os.removexattr(path, _CAPABILITY)
+            capability = True
+        except OSError:
+            capability = False  # there is none
+        if not mode & bits and not capability:
+            return
+
+        def local() -> None:
+            if mode & bits:
+                os.fchmod(fh, stat.S_IMODE(mode) & ~bits)
+
+        def send(stream: Stream) -> int:
+            stream.bind(file)
+            if capability:
+                stream.send(Op.REMOVEXATTR, self.index, file.fid, body=_CAPABILITY.encode(), flags=0)
+            return stream.send(Op.SETATTR, self.index, file.fid, body=pack_attr(Set.MODE, stat.S_IMODE(mode) & ~bits))
+
+        self._change((file.path,), local, send)
+
+    def truncate(self, path: str, length: int, fh: Any = None) -> None:
+        """Set the size, by handle or by path."""
+        if fh is not None:
+            self._truncate_handle(fh if isinstance(fh, int) else fh.fh, length)
+            return
+        relative, real = self._named(path)
+        if self._excluded(relative):
+            os.truncate(real, length)
+            return
+        descriptor = os.open(real, os.O_RDWR | _OPEN)
+        try:
+            self.engine.check_writable()
+            with self.engine.order:
+                file = self.engine.files.opened(self.index, os.fstat(descriptor).st_ino, relative, local=False)
+            self.handles[descriptor] = file
+            self._truncate_handle(descriptor, length)
+        finally:
+            opened = self.handles.get(descriptor)
+            if opened is not None:
+                self._forget(descriptor, opened)
+            else:
+                os.close(descriptor)
+
+    def _truncate_handle(self, fh: int, length: int) -> None:
+        file = self.handles[fh]
+        if file.local:
+            os.ftruncate(fh, length)
+            return
+        self.engine.check_writable()
+        size = os.fstat(fh).st_size
+        low, high = min(size, length), max(size, length)
+        if low != high:
+            # What is cut off may come back as a hole: all of it. What is added was nowhere before.
+            zones = (low // self._zone, low // self._zone if length > size else (high - 1) // self._zone)
+            self._record(file, *zones)
+        else:
+            zones = (0, 0)
+        if self.kill_privileges:
+            self._clear_privileges(fh, file)
+        self._on_handle(file, zones, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """Allocate, or punch a hole: modes that move data are left to the application."""
+        file = self.handles[fh]
+        if file.local:
+            fallocate(fh, mode, offset, length)
+            return
+        if mode not in FALLOCATE_MODES:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        self.engine.check_writable()
+        # Behind the end there was nothing before, and the size is compared anyway.
+        end = max(min(offset + length, os.fstat(fh).st_size), offset + 1)
+        zones = (offset // self._zone, (end - 1) // self._zone)
+        self._record(file, *zones)
+        self._on_handle(
+            file, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
+        )
+
+    def _on_handle(
+        self, file: File, zones: tuple[int, int], local: Callable[[], Any], op: Op, a: int, b: int = 0, extra: int = 0
+    ) -> None:
+        """A change of content other than a write, in zones that were recorded."""
+        engine = self.engine
+        number = 0
+        lenient = False
+        with engine.order:
+            if not engine.writable:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if file.era != engine.tracker.era:
+                self._record(file, *zones)  # a checkpoint came in between
+            file.version += 1
+            try:
+                local()
+            finally:
+                file.version += 1
+            file.times_due = True
+            stream = None if file.orphan else engine.stream
+            if stream is not None:
+                stream.bind(file)
+                number = stream.send(op, self.index, file.fid, a, b, extra=extra)
+                lenient = engine.lenient(stream)
+        try:
+            code = engine.settle(stream, number)
+            if lenient and code:
+                self._revisit_file(file)
+        finally:
+            engine.settled()
+
+    def fsync(self, path: Any, datasync: int, fh: int) -> None:
+        """Data on the local disk. The peer has acknowledged every write already, where async puts it: in its memory
+        ("second") or on its disk ("none"); only the times remain to be sent, within a second."""
+        file = self.handles[fh]
+        if file.times_due:
+            self.engine.due_files.add(file)
+        if datasync:
+            os.fdatasync(fh)
+        else:
+            os.fsync(fh)
+
+    def release(self, path: Any, fi: Any) -> None:
+        """The last close of a handle."""
+        fh = fi if isinstance(fi, int) else fi.fh
+        self._forget(fh, self.handles[fh])
+
+    def _forget(self, fh: int, file: File) -> None:
+        """Close a handle; the last one of a file tells the peer, with the time of the last change."""
+        del self.handles[fh]
+        engine = self.engine
+        last = engine.files.closed(file)
+        if last:
+            engine.due_files.discard(file)
+        if self._known_to_peer(file):  # else there is nothing to say, and nothing to wait for
+            with engine.order:
+                stream = engine.stream
+                if stream is not None and file.session == stream.identity:
+                    if last:
+                        mtime = os.fstat(fh).st_mtime_ns if file.times_due and not file.orphan else 0
+                        stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
+                    elif file.times_due:
+                        engine.due_files.add(file)
+        os.close(fh)
+        if last and file.temporary:
+            self._remove_temporary(file)
+
+    def _known_to_peer(self, file: File) -> bool:
+        stream = self.engine.stream
+        return stream is not None and file.session == stream.identity
+
+    def waits(self, opcode: int, request: memoryview) -> bool:
+        """Whether a request may have to wait for the peer, or for another one that does."""
+        if opcode in kernel.QUIET:
+            return False
+        if opcode == kernel.OPEN:
+            (flags,) = kernel.OPEN_IN.unpack_from(request, kernel.HEADER)
+            return bool(flags & os.O_TRUNC or (flags & _ACCESS and self.engine.awaiting))
+        if opcode in kernel.BY_HANDLE:
+            (handle,) = kernel.HANDLE_IN.unpack_from(request, kernel.HEADER)
+            file = self.handles.get(handle)
+            if file is None or (file.local and not file.temporary):
+                return False
+            return opcode != kernel.RELEASE or self._known_to_peer(file) or is_hidden(file.path)
+        return True

@@ -1,0 +1,140 @@
+"""Symbolic link while stopped, mount while running (guide 13.6.3), and what a crash leaves in between.
+
+stopped   /dir -> /dir_For_SafeKit_Replication
+running   /dir is a mount over an empty directory
+crashed   /dir is a directory, with or without a dead mount on it
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from nfsbox.fs.mount import detach, unmount
+from nfsbox.pair.engine import Root
+
+
+class SwitchFailure(OSError):
+    """A replicated directory cannot be prepared; the text names the cause and the next step."""
+
+
+def is_mounted(path: bytes) -> bool:
+    """Whether something is mounted on `path`, dead or alive. Asks the kernel's table: a dead mount cannot be
+    asked itself."""
+    wanted = os.path.normpath(path)
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = line.split(b" ")[4]
+            if b"\\" in point:
+                point = point.decode("unicode_escape").encode("latin-1")
+            if point == wanted:
+                return True
+    return False
+
+
+def mount_point(path: bytes) -> bytes:
+    """Where the file system of an existing path is mounted. Raises OSError."""
+    device = os.stat(path).st_dev
+    while path != b"/" and os.stat(os.path.dirname(path)).st_dev == device:
+        path = os.path.dirname(path)
+    return path
+
+
+def _empty(path: bytes) -> bool:
+    with os.scandir(path) as entries:
+        return all(entry.name == b"lost+found" for entry in entries)
+
+
+def check(root: Root, mounted_on: bytes | None = None) -> None:
+    """The data is where it must be, and what <tocheck> names is there. `mounted_on`: where its file system was mounted
+    when it was here last; the empty directory below a missing one would become the data of both servers. Raises
+    SwitchFailure."""
+    backing = os.fsdecode(root.backing)
+    try:
+        status = os.lstat(root.backing)
+    except FileNotFoundError:
+        raise SwitchFailure(
+            errno.ENOENT,
+            f"{backing} does not exist: mount its file system; if it never held data, run safekit config again",
+        ) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise SwitchFailure(errno.ENOTDIR, f"{backing} is not a directory")
+    if mounted_on is not None and _empty(root.backing) and mount_point(root.backing) != mounted_on:
+        raise SwitchFailure(
+            errno.ENOENT,
+            f"{backing} is empty, and its file system, which was mounted on {os.fsdecode(mounted_on)}, is not: mount "
+            "it; if it is gone for good, put any file into the directory and start this server as the secondary",
+        )
+    for path in root.tocheck:
+        if not os.path.lexists(root.real(path)):
+            raise SwitchFailure(
+                errno.ENOENT,
+                f"{os.fsdecode(root.real(path))} (tocheck) does not exist: check that the file system of "
+                f"{os.fsdecode(root.mount)} is mounted",
+            )
+
+
+def to_mount_point(root: Root) -> None:
+    """Make /dir an empty directory to mount on, whatever a crash left. Raises SwitchFailure."""
+    path = root.mount
+    while is_mounted(path):
+        if unmount(path) and not detach(path):
+            raise SwitchFailure(errno.EBUSY, f"cannot unmount what was left on {os.fsdecode(path)}")
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        os.mkdir(path, 0o755)
+        return
+    if stat.S_ISLNK(status.st_mode):
+        os.unlink(path)
+        os.mkdir(path, 0o755)
+    elif not stat.S_ISDIR(status.st_mode):
+        raise SwitchFailure(errno.ENOTDIR, f"{os.fsdecode(path)} is neither a link nor a directory")
+    elif os.listdir(path):
+        raise SwitchFailure(
+            errno.ENOTEMPTY,
+            f"{os.fsdecode(path)} holds files beside the replicated data: move them away "
+            f"(the data is in {os.fsdecode(root.backing)})",
+        )
+
+
+def to_link(root: Root) -> None:
+    """Make /dir a link to the data again; nothing may be mounted there. Raises OSError."""
+    target = os.path.basename(root.backing)
+    if os.path.dirname(root.backing) != os.path.dirname(root.mount):
+        target = root.backing
+    temporary = root.mount + b".safekit-link"
+    try:
+        if stat.S_ISDIR(os.lstat(root.mount).st_mode):
+            os.rmdir(root.mount)
+    except FileNotFoundError:
+        pass  # the link is made below
+    try:
+        os.symlink(target, temporary)
+    except FileExistsError:
+        os.unlink(temporary)
+        os.symlink(target, temporary)
+    os.rename(temporary, root.mount)
+
+
+def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:
+    """Remove the place holders of unlinked files that a crash left; how many. Raises OSError."""
+    notes = directory / "hidden"
+    try:
+        data = notes.read_bytes()
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    for entry in data.split(b"\0"):
+        number, _, path = entry.partition(b" ")
+        if number.isdigit() and int(number) < len(roots):
+            try:
+                os.unlink(roots[int(number)].real(path))
+                removed += 1
+            except FileNotFoundError:
+                continue  # it went away in order
+    notes.unlink()
+    return removed

@@ -1,0 +1,464 @@
+"""What the mounts of a module share: the role, the order of changes, the stream to the peer, the record of changes.
+
+Order of a change (each step is needed by the next):
+1. what it may change is recorded durably (tracker), unless it already is;
+2. under the order lock: the role allows it, it is applied here and sent, in one order for both servers;
+3. its thread waits for the acknowledgement; when the stream of a paired peer is lost, until `alone`, by which it
+   stands, or until this server leaves its role, by which it fails: the peer may have gone on without it.
+
+The order lock is held for a local system call and a send, never while an acknowledgement is awaited.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from nfsbox.pair.commit import Disks, sync_filesystem
+from nfsbox.pair.files import File, Files
+from nfsbox.pair.stream import State, Stream
+from nfsbox.pair.tracking import Tracker
+from safekit.disk.files import write_atomic
+from safekit.rfs.changes import Mode
+from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.wire import Channel, Op, Set, pack_attr
+
+
+class Role(Enum):
+    """Of this server, for its replicated directories."""
+
+    STANDBY = "standby"
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+
+
+@dataclass(frozen=True)
+class Root:
+    """A replicated directory: where users see it, where its data is, what of it stays local."""
+
+    index: int
+    mount: bytes
+    backing: bytes
+    exclusions: Exclusions
+    tocheck: tuple[bytes, ...] = ()
+
+    def real(self, path: bytes) -> bytes:
+        """Absolute path of the data of a relative path."""
+        return self.backing + b"/" + path if path else self.backing
+
+
+@dataclass
+class Settings:
+    """Attributes of <rfs> that matter here; seconds and bytes."""
+
+    sendtimeout: float = 30.0
+    locktimeout: float = 100.0
+    durable: bool = False  # async="none": the secondary acknowledges what is on its disk
+    acl: bool = False
+    zone_size: int = 8 << 20
+    packet: int = 8 << 20
+    bandwidth: float | None = None  # bytes per second of a resynchronisation
+    writeback: bool = False
+    checkpoint: float = 120.0
+
+
+@dataclass
+class Revisit:
+    """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it."""
+
+    entries: dict[tuple[int, bytes], bool] = field(default_factory=dict)
+
+    def add(self, root: int, path: bytes, *, recursive: bool = False) -> None:
+        self.entries[root, path] = recursive or self.entries.get((root, path), False)
+
+
+#: Seconds within which a paired peer acknowledges what is under way when this server leaves its role.
+DRAIN: Final = 10.0
+
+#: (what, fields) told to the control thread: replication_lost, session_lost
+Notify = Callable[[str, dict[str, Any]], None]
+
+
+#: Bytes of notes of hidden files after which those of removed ones are left out.
+MAX_NOTES: Final = 1 << 20
+
+
+def _note(root: int, path: bytes) -> bytes:
+    return b"%d %s\0" % (root, path)
+
+
+class Refused(Exception):
+    """A role change that cannot be made now; the text says why."""
+
+
+class Engine:
+    """See above. Public methods are safe from any thread."""
+
+    def __init__(self, roots: Sequence[Root], tracker: Tracker, settings: Settings, notify: Notify) -> None:
+        self.roots = tuple(roots)
+        self.tracker = tracker
+        self.settings = settings
+        self.notify = notify
+        self.order = threading.Lock()
+        self.files = Files()
+        self.disks = Disks([root.backing for root in self.roots])
+        self.role = Role.STANDBY
+        self.writable = False
+        self.stream: Stream | None = None
+        self.awaiting = False  # paired, but the peer has not connected yet: changes wait
+        self.revisit = Revisit()
+        self.due_files: set[File] = set()  # open files and directories whose times the peer lacks
+        self.due_directories: set[tuple[int, bytes]] = set()
+        self.held = 0
+        self.generation = 0  # rises with every role change: what caches hold is void
+        self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
+        self._leaving = False
+        self._hidden: set[tuple[int, bytes]] = set()  # names of files that are gone but open
+        self._noting = threading.Lock()
+        self.peer_has_all = True
+        """All that was changed up to the last change of role is on the disk of the peer that was in the pair."""
+        self._attached = threading.Event()
+        self._attached.set()
+        self._identity = 0
+        self._unsettled: set[int] = set()  # threads with an operation whose fate at the peer is not noted yet
+
+    # --- used by every change -------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raises EROFS when this server is not primary; waits for a peer that is about to come back."""
+        if self.awaiting:
+            self.slow()
+            self._attached.wait()
+        if not self.writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def slow(self) -> None:
+        """A change waits for the peer, for long: reads of all mounts go on in other threads (R3, R8)."""
+        for relieve in tuple(self.relief):
+            relieve()
+
+    def settle(self, stream: Stream | None, number: int) -> int:
+        """Wait until a change is acknowledged or the peer's loss is decided; the errno of a secondary that is being
+        resynchronised, else 0. Raises EIO when this server left its role without that acknowledgement."""
+        if stream is None:
+            return 0
+        code = stream.wait(number)
+        if code == errno.ENOTCONN:
+            if stream.was is State.PAIRED:
+                self.held += 1
+                self.slow()
+                try:
+                    if not stream.fate():
+                        raise OSError(errno.EIO, "the secondary did not acknowledge this change")
+                finally:
+                    self.held -= 1
+            return 0
+        return code
+
+    def lenient(self, stream: Stream) -> bool:
+        """Under the order lock, after a send: True while the peer is being resynchronised. The caller then says
+        `settled` once it has noted what failed there; the end of the resynchronisation waits for that."""
+        if stream.strict:
+            return False
+        self._unsettled.add(threading.get_ident())
+        return True
+
+    def settled(self) -> None:
+        """See `lenient`."""
+        self._unsettled.discard(threading.get_ident())
+
+    def visible(self, file: File) -> bytes:
+        """The path by which the peer knows a file, if it has one there. Under the order lock it stays true."""
+        if file.named is not None:
+            try:
+                if os.lstat(self.roots[file.root].real(file.named)).st_ino == file.inode:
+                    return file.named
+            except OSError:
+                pass  # it has lost that name
+        return file.path
+
+    def flush_times(self) -> None:
+        """Send the times that have changed since the last call. They are no part of what is acknowledged: a peer
+        that takes over has its own times of the last second's changes."""
+        while self.due_files or self.due_directories:
+            with self.order:
+                self._flush_some(self.stream, 200)
+
+    def _flush_some(self, stream: Stream | None, most: int) -> None:
+        for _ in range(most):
+            if self.due_directories:
+                root, path = self.due_directories.pop()
+                file = None
+            elif self.due_files:
+                file = self.due_files.pop()
+                root, path = file.root, file.path
+            else:
+                return
+            if stream is None or not self.writable:
+                continue
+            try:
+                attr = pack_attr(Set.MTIME, mtime=os.lstat(self.roots[root].real(path)).st_mtime_ns)
+            except OSError:
+                continue  # it is gone: nobody asks for its time
+            if file is None:
+                stream.send(Op.PSETATTR, root, body=attr + path, flags=0)
+            elif file.session == stream.identity and not file.orphan:
+                file.times_due = False
+                stream.send(Op.SETATTR, root, file.fid, body=attr, flags=0)
+
+    def note_hidden(self, root: int, path: bytes) -> None:
+        """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
+        notes = self.tracker.directory / "hidden"
+        with self._noting:
+            self._hidden.add((root, path))
+            with open(notes, "ab") as handle:
+                handle.write(_note(root, path))
+                size = handle.tell()
+            if size > MAX_NOTES + 512 * len(self._hidden):
+                write_atomic(notes, b"".join(_note(*found) for found in self._hidden), durable=False)
+
+    def forget_hidden(self, root: int, path: bytes) -> None:
+        """That name is gone."""
+        with self._noting:
+            self._hidden.discard((root, path))
+
+    # --- streams --------------------------------------------------------------------------------------------
+
+    def new_identity(self) -> int:
+        """Number of the next session."""
+        self._identity += 1
+        return self._identity
+
+    def expected_identity(self) -> int:
+        """The number that the next session will have."""
+        return self._identity + 1
+
+    def attach(self, channel: Channel, peer: str, *, paired: bool, exchanges: bool = False) -> Stream:
+        """A secondary has connected. Raises Refused."""
+        with self.order:
+            if self.role is not Role.PRIMARY:
+                raise Refused("this server is not primary")
+            if self.stream is not None:
+                raise Refused(f"this server has a secondary already ({self.stream.peer})")
+            if paired and not self.awaiting:
+                raise Refused("the pair was dissolved: a resynchronisation is needed")
+            if not paired and self.awaiting:
+                raise Refused("the hand-over is not finished")
+            stream = Stream(
+                channel,
+                self.new_identity(),
+                peer,
+                paired=paired,
+                exchanges=exchanges,
+                sendtimeout=self.settings.sendtimeout,
+                locktimeout=self.settings.locktimeout,
+                on_lost=self._stream_lost,
+                on_slow=self.slow,
+                visible=self.visible,
+            )
+            self.revisit = Revisit()
+            self.stream = stream
+            self.awaiting = False
+            self.writable = True
+        self._attached.set()
+        return stream
+
+    def _stream_lost(self, stream: Stream, was: State, reason: str) -> None:
+        # May be called under the order lock (a send failed) or not: only plain assignments here.
+        if was is State.PAIRED:
+            if self._leaving:
+                stream.decide(kept=False)  # nobody else will: what leaves the role waits for the held ones
+            self.notify("replication_lost", {"reason": reason, "peer": stream.peer})
+        else:
+            if self.stream is stream:
+                self.stream = None
+            self.notify("session_lost", {"reason": reason, "peer": stream.peer, "role": "primary"})
+
+    # --- roles ----------------------------------------------------------------------------------------------
+
+    def become_primary(self, *, paired: bool, tracking: Callable[[Mode], None] | None = None) -> None:
+        """Writable. `paired`: changes wait until the peer, which is up to date, connects."""
+        if self.role is not Role.PRIMARY and tracking is not None:
+            tracking(Mode.PAIRED if paired else Mode.ALONE)
+        with self.order:
+            self.awaiting = paired
+            if paired:
+                self._attached.clear()
+            else:
+                self._attached.set()
+            self.generation += 1
+            self.role = Role.PRIMARY
+            # Only with a stream: a change that began in the role before must not pass by the awaited peer.
+            self.writable = not paired
+
+    def await_failed(self, reason: str) -> bool:
+        """The peer did not come back after a hand-over; True when it was awaited."""
+        if not self.awaiting:
+            return False
+        self.notify("replication_lost", {"reason": reason, "peer": ""})
+        return True
+
+    def alone(self) -> int:
+        """The peer is gone: what it lacks is recorded for good, then what was held goes on. Returns how many changes
+        were held. Raises OSError when the record cannot be written (they stay held)."""
+        self.tracker.alone()
+        with self.order:
+            stream, self.stream = self.stream, None
+            if self.awaiting:
+                self.awaiting, self.writable = False, True
+        held = self.held
+        if stream is not None:
+            stream.close()
+            stream.decide(kept=True)
+        self._attached.set()
+        return held
+
+    def cut(self, reason: str) -> None:
+        """The peer is given up while this server hands over, or leaves: what waits for it ends now. Changes under way
+        fail; they stay recorded as in flight."""
+        stream = self.stream
+        if stream is not None:
+            stream.fail(reason)
+            stream.decide(kept=False)
+
+    def demote(self, timeout: float, token: bytes) -> bool:
+        """Read-only, with everything acknowledged by the peer and on its disk. False when there is no paired peer.
+        Raises Refused when the peer did not follow in time; this server is then primary still."""
+        self.sync_mounts()
+        with self.order:
+            stream = self.stream
+            if stream is None or stream.state is not State.PAIRED:
+                return False
+            while self.due_files or self.due_directories:
+                self._flush_some(stream, 1000)
+            self.writable = False
+            number = stream.send(Op.HANDOVER, 0, body=token)
+        code = stream.wait(number, timeout)
+        if code:
+            with self.order:
+                self.writable = True
+            raise Refused(stream.reason or os.strerror(code))
+        with self.order:
+            self.stream = None
+            self.role = Role.STANDBY
+            self.generation += 1
+        stream.close()
+        return True
+
+    def become_readonly(self, role: Role) -> None:
+        """Standby or secondary. Changes under way are acknowledged by a paired peer first; those that it does not
+        acknowledge fail, because it may become primary without them."""
+        self._leaving = True
+        try:
+            self._leave(role)
+        finally:
+            self._leaving = False
+
+    def _leave(self, role: Role) -> None:
+        self.peer_has_all = True
+        self._drain(last=False)  # what is under way keeps the mounts from answering
+        if self.writable:
+            self.sync_mounts()
+        self._drain(last=True)
+        with self.order:
+            self.role = role
+            self.generation += 1
+            stream, self.stream = self.stream, None
+            self.awaiting = False
+        if stream is not None:
+            stream.close()
+            stream.decide(kept=False)
+        self._attached.set()
+
+    def _drain(self, *, last: bool) -> None:
+        """Have a paired peer acknowledge everything sent so far. `last`: nothing is sent afterwards, and the peer,
+        which is about to take over, has it on its disk."""
+        number = 0
+        with self.order:
+            stream = self.stream
+            if stream is not None and stream.state is State.PAIRED:
+                while self.due_files or self.due_directories:
+                    self._flush_some(stream, 1000)
+                number = stream.send(Op.PING, 0)
+            if last:
+                self.writable = False
+        if stream is not None and number:
+            stream.wait(number, DRAIN)
+            if last and not stream.lost:
+                with self.order:
+                    number = stream.send(Op.CHECKPOINT, 0, flags=0)
+                self.peer_has_all = stream.wait_late(number, DRAIN) == 0
+        if stream is not None and stream.was is State.PAIRED and stream.lost:
+            self.peer_has_all = False
+            stream.decide(kept=False)
+
+    def sync_mounts(self) -> None:
+        """Bring what the kernel holds back (mapped files, write-back) to us."""
+        for root in self.roots:
+            try:
+                descriptor = os.open(root.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue  # not mounted: nothing is held back
+            try:
+                sync_filesystem(descriptor)
+            finally:
+                os.close(descriptor)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def checkpoint(self, timeout: float = 600.0) -> bool:
+        """Put everything of the older epochs on both disks and forget them. False when the pair broke."""
+        count = self.tracker.epoch()
+        if not count:
+            return True
+        with self.order:
+            stream = self.stream
+            if stream is None or stream.state is not State.PAIRED:
+                return False
+            number = stream.send(Op.CHECKPOINT, 0, flags=0)
+        self.sync_backing()
+        if stream.wait_late(number, timeout):
+            return False
+        self.tracker.checkpointed(count)
+        return True
+
+    def sync_backing(self) -> None:
+        """Put the data of all replicated directories on disk. Raises OSError."""
+        self.disks.sync()
+
+    # --- the end of a resynchronisation ---------------------------------------------------------------------
+
+    def make_strict(self, body: bytes, of: Stream | None) -> Stream | None:
+        """First phase of END of the session `of`: None when there are entries to revisit; else the stream, strict from
+        this point of the order on, with everything before on the secondary's disk. Raises Refused when it broke."""
+        self.tracker.epoch()
+        with self.order:
+            stream = self.stream
+            if stream is None or stream is not of or stream.state is State.LOST:
+                raise Refused("the stream to the secondary broke")
+            # What is on its way may fail there, and must be noted before the list of revisits is found empty.
+            # The threads concerned need no order lock for that; new operations wait for one round trip.
+            while self._unsettled and not stream.lost:
+                time.sleep(0.0005)
+            if self.revisit.entries:
+                return None
+            number = stream.send(Op.STRICT, 0, body=body)
+            stream.strict = True
+        code = stream.wait(number, 600.0)
+        if code:
+            raise Refused(stream.reason or os.strerror(code))
+        return stream
+
+    def make_paired(self, stream: Stream) -> None:
+        """Second phase, once the peer's being up to date is recorded durably. Raises Refused."""
+        with self.order:
+            if self.stream is not stream or stream.state is State.LOST:
+                raise Refused("the stream to the secondary broke")
+            stream.state = stream.was = State.PAIRED
+        self.tracker.paired()

@@ -1,0 +1,291 @@
+"""The local bus: sealed UDP datagrams on the loopback between the processes of one server (DESIGN 3).
+
+Every process has an endpoint with a name ("safeadmin", "AM/heart"). safeadmin's mapper, on a fixed port,
+knows the port of each name. A restarted safeadmin asks the ports that it knew before to register again;
+besides, endpoints do so by themselves from time to time. Requests have ids and time-outs; a request that is
+repeated because its reply was lost is answered again from memory, not executed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from safekit.bus.message import (
+    ADMIN,
+    LOOPBACK,
+    MAX_MESSAGE,
+    RESEND_INTERVAL,
+    BusError,
+    BusTimeout,
+    Fields,
+    UnknownTarget,
+    bus_key,
+    decode,
+    encode,
+    request_sync,
+)
+from safekit.disk.paths import mapper_port
+from safekit.wire.seal import SealError
+
+__all__ = [
+    "ADMIN",
+    "LOOPBACK",
+    "MAX_MESSAGE",
+    "BusError",
+    "BusTimeout",
+    "Endpoint",
+    "Fields",
+    "Handler",
+    "Request",
+    "UnknownTarget",
+    "bus_key",
+    "decode",
+    "encode",
+    "request_sync",
+]
+
+FIRST_REGISTRATIONS = 3
+"""One a second: the mapper may be starting too."""
+REGISTER_INTERVAL = 5.0
+"""The later ones."""
+REGISTER_AGAIN = "register_again"
+LOOKUP_INTERVAL = 0.02
+_REMEMBERED_REPLIES = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler gets: the operation, the name of the sender, the fields."""
+
+    op: str
+    sender: str
+    fields: Fields = field(default_factory=dict)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string field. Raises BusError('bad_request') when it is missing or not a string."""
+        value = self.fields.get(name, default)
+        if not isinstance(value, str):
+            raise BusError("bad_request", f"{self.op}: field {name!r} must be a string")
+        return value
+
+
+Handler = Callable[[Request], Awaitable[Fields | None]]
+
+
+class Endpoint(asyncio.DatagramProtocol):
+    """One process on the bus."""
+
+    def __init__(self, name: str, handler: Handler, key: bytes, admin_port: int) -> None:
+        self.name = name
+        self._handler = handler
+        self._key = key
+        self._admin_port = admin_port
+        self._transport: asyncio.DatagramTransport | None = None
+        self._waiting: dict[int, asyncio.Future[Fields]] = {}
+        self._ids = itertools.count(int.from_bytes(os.urandom(5), "big") << 20)
+        self._ports: dict[str, int] = {}
+        self._replies: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._registration: asyncio.Task[None] | None = None
+        self.rejected = 0
+
+    @classmethod
+    async def open(cls, name: str, handler: Handler, *, admin_port: int | None = None, port: int = 0) -> Endpoint:
+        """Bind to the loopback (a free port unless given) and register with the mapper.
+
+        Raises BusError when the key cannot be read, OSError when the port is taken.
+        """
+        endpoint = cls(name, handler, bus_key(), admin_port or mapper_port())
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.bind((LOOPBACK, port))
+        await loop.create_datagram_endpoint(lambda: endpoint, sock=sock)
+        if name != ADMIN:
+            endpoint._registration = loop.create_task(endpoint._keep_registered())
+        return endpoint
+
+    @property
+    def port(self) -> int:
+        """Our UDP port."""
+        assert self._transport is not None
+        return int(self._transport.get_extra_info("sockname")[1])
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def error_received(self, exc: Exception) -> None:
+        # ICMP port unreachable: the target's process is gone; the request's own time-out tells its caller.
+        pass
+
+    async def close(self) -> None:
+        """Leave the bus."""
+        if self._registration is not None:
+            self._registration.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _send(self, message: Fields, port: int) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(encode(message, self._key), (LOOPBACK, port))
+
+    async def _keep_registered(self) -> None:
+        for _ in range(FIRST_REGISTRATIONS):
+            self._register()
+            await asyncio.sleep(1.0)
+        while True:
+            self._register()
+            await asyncio.sleep(REGISTER_INTERVAL)
+
+    def _register(self) -> None:
+        message = {"id": 0, "op": "map_register", "from": self.name, "name": self.name, "pid": os.getpid()}
+        self._send(message, self._admin_port)
+
+    def ask_to_register(self, port: int) -> None:
+        """Have the endpoint of that port, if there is one, register with the mapper now."""
+        self._send({"id": 0, "op": REGISTER_AGAIN, "from": self.name}, port)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        try:
+            message = decode(data, self._key)
+        except SealError:
+            self.rejected += 1
+            return
+        identity = message.get("id")
+        if "re" in message:
+            future = self._waiting.get(message["re"]) if isinstance(message["re"], int) else None
+            if future is not None and not future.done():
+                future.set_result(message)
+            return
+        op, sender = message.get("op"), message.get("from")
+        if not isinstance(op, str) or not isinstance(sender, str) or not isinstance(identity, int):
+            self.rejected += 1
+            return
+        port = int(addr[1])
+        if op == REGISTER_AGAIN:
+            if self.name != ADMIN:
+                self._register()
+            return
+        if identity:
+            known = (port, identity)
+            if known in self._replies:
+                reply = self._replies[known]
+                if reply is not None and self._transport is not None:
+                    self._transport.sendto(reply, (LOOPBACK, port))
+                return
+            self._replies[known] = None
+            while len(self._replies) > _REMEMBERED_REPLIES:
+                self._replies.popitem(last=False)
+        fields = {k: v for k, v in message.items() if k not in ("id", "op", "from")}
+        fields["_port"] = port
+        self._spawn(self._serve(Request(op, sender, fields), identity, port))
+
+    async def _serve(self, request: Request, identity: int, port: int) -> None:
+        try:
+            answer: Fields = {"re": identity, "ok": True, **(await self._handler(request) or {})}
+        except BusError as error:
+            answer = {"re": identity, "ok": False, "code": error.code, "text": error.text}
+        except Exception as error:
+            # The asker must not wait for its time-out; the defect itself goes to this process's error log.
+            answer = {"re": identity, "ok": False, "code": "internal", "text": f"{type(error).__name__}: {error}"}
+            if identity:
+                self._reply(answer, identity, port)
+            raise
+        if identity:
+            self._reply(answer, identity, port)
+
+    def _reply(self, answer: Fields, identity: int, port: int) -> None:
+        try:
+            data = encode(answer, self._key)
+        except BusError as error:
+            data = encode({"re": identity, "ok": False, "code": error.code, "text": error.text}, self._key)
+        if (port, identity) in self._replies:
+            self._replies[port, identity] = data
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(data, (LOOPBACK, port))
+
+    async def lookup(self, target: str, timeout: float = 2.0) -> int:
+        """Port of a process. Raises UnknownTarget, BusTimeout when safeadmin is down."""
+        if target == ADMIN:
+            return self._admin_port
+        reply = await self._exchange(ADMIN, self._admin_port, "map_lookup", {"name": target}, timeout)
+        port = int(reply.get("port", 0))
+        if not port:
+            raise UnknownTarget(target)
+        self._ports[target] = port
+        return port
+
+    async def _exchange(self, target: str, port: int, op: str, fields: Fields, timeout: float) -> Fields:
+        identity = next(self._ids)
+        future: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
+        self._waiting[identity] = future
+        message = {**fields, "id": identity, "op": op, "from": self.name}
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                self._send(message, self._ports.get(target, port))
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise BusTimeout(target, op, timeout)
+                with contextlib.suppress(TimeoutError):
+                    reply = await asyncio.wait_for(asyncio.shield(future), min(RESEND_INTERVAL, remaining))
+                    break
+                if target != ADMIN:
+                    # It may have been restarted on another port: the next attempt goes there.
+                    self._spawn(self._refresh(target))
+        finally:
+            self._waiting.pop(identity, None)
+            future.cancel()
+        if not reply.get("ok"):
+            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
+        return reply
+
+    async def request(self, target: str, op: str, timeout: float = 2.0, **fields: Any) -> Fields:
+        """Ask and wait for the answer.
+
+        A target that has just been started is waited for, one that was restarted on another port is found
+        again, within `timeout` seconds. Raises BusError (a refusal), BusTimeout, UnknownTarget.
+        """
+        deadline = time.monotonic() + timeout
+        while target not in self._ports and target != ADMIN:
+            try:
+                await self.lookup(target, max(deadline - time.monotonic(), 0.05))
+            except UnknownTarget:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(LOOKUP_INTERVAL)
+        port = self._ports.get(target, self._admin_port)
+        try:
+            return await self._exchange(target, port, op, fields, max(deadline - time.monotonic(), 0.05))
+        except BusTimeout:
+            self._ports.pop(target, None)
+            raise
+
+    async def _refresh(self, target: str) -> None:
+        with contextlib.suppress(BusError):
+            await self.lookup(target, 1.0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def notify(self, target: str, op: str, **fields: Any) -> None:
+        """Tell without waiting; a message to a process that is not there is lost."""
+        self._spawn(self._notify(target, op, fields))
+
+    async def _notify(self, target: str, op: str, fields: Fields) -> None:
+        with contextlib.suppress(BusError):
+            port = self._ports.get(target) or await self.lookup(target)
+            self._send({**fields, "id": 0, "op": op, "from": self.name}, port)

@@ -1,0 +1,178 @@
+"""The journal of changes on disk, as it is read: what a server recorded, and which files of a tree that means (R4).
+
+`nfsbox.pair.tracking` writes it. A file `changes.<n>` is one epoch; one whose beginning cannot be read makes the whole
+record unreliable: then zones cannot be told, and the resynchronisation falls back as the guide says (5.4).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from safekit.rfs.changes import Changes, Kind, moved, torn, unpack
+from safekit.rfs.exclusions import is_hidden
+from safekit.rfs.system import birth_ns
+
+MAGIC: Final = b"SafeKit changes 1\n"
+PREFIX: Final = "changes."
+
+
+@dataclass
+class Loaded:
+    """What a journal says at start. `reliable` False: zones cannot be told. `closed`: the product stopped in order.
+    `present` False: there is no journal."""
+
+    changes: Changes = field(default_factory=Changes)
+    reliable: bool = True
+    closed: bool = False
+    present: bool = False
+    why: str = ""
+    zone_size: int = 0
+
+
+def epoch_number(path: Path) -> int:
+    """The number of an epoch's file, -1 for one that is none."""
+    text = path.name[len(PREFIX) :]
+    return int(text) if text.isdigit() else -1
+
+
+def epoch_files(directory: Path) -> list[Path]:
+    """The files of a journal, oldest epoch first."""
+    found = [path for path in directory.glob(PREFIX + "*") if epoch_number(path) >= 0]
+    return sorted(found, key=epoch_number)
+
+
+def load(directory: Path) -> Loaded:
+    """Read the journal of a server. Never raises for its content; OSError when it cannot be read."""
+    loaded = Loaded()
+    for path in epoch_files(directory):
+        loaded.present = True
+        data = path.read_bytes()
+        begin = data.find(b"\n", len(MAGIC)) + 1
+        head = data[len(MAGIC) : begin].split()
+        if not data.startswith(MAGIC) or len(head) != 1 or not head[0].isdigit():
+            # Made by an epoch whose first record never was durable, or damaged: nobody can tell which.
+            loaded.reliable = False
+            loaded.why = f"{path} is damaged"
+            continue
+        if loaded.zone_size not in (0, int(head[0])):
+            loaded.reliable = False
+            loaded.why = "the zone size was changed"
+        loaded.zone_size = int(head[0])
+        epoch = Changes()
+        end = begin
+        for record, behind in unpack(data, begin):
+            end = behind
+            # A rename concerns what older epochs know as well.
+            if record.kind is Kind.RENAME:
+                loaded.changes.apply(record)
+            epoch.apply(record)
+        if data.count(0, torn(data, end)) != len(data) - torn(data, end):
+            loaded.reliable = False
+            loaded.why = f"{path} is damaged in the middle"
+        loaded.changes.merge(epoch)
+        loaded.changes.mode = epoch.mode
+        loaded.closed = epoch.closed
+    return loaded
+
+
+# --- what a set means on a tree --------------------------------------------------------------------------------
+
+
+def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
+    """(root, path, inode, zones; None means all) of the regular files to compare, as the trees are now.
+
+    A file that is not found under its recorded path, or only under one of this server's own, is searched by its inode
+    in its whole tree. Files that do not exist any more are left out: the comparison of names deals with them.
+    """
+    lost: dict[int, dict[int, list[int] | None]] = {}
+    for (root, inode), change in changes.files.items():
+        if root >= len(backing):
+            continue
+        try:
+            status = os.lstat(backing[root] + b"/" + change.path)
+        except OSError:
+            status = None
+        zones = None if moved(changes.moved, root, change.path) else sorted(change.zones)
+        if (
+            status is not None
+            and status.st_ino == inode
+            and stat.S_ISREG(status.st_mode)
+            and not is_hidden(change.path)
+        ):
+            yield root, change.path, inode, zones
+        else:
+            lost.setdefault(root, {})[inode] = zones
+    for root, wanted in lost.items():
+        yield from _search(root, backing[root], wanted)
+    for root, path in changes.moved:
+        if root >= len(backing):
+            continue
+        try:
+            status = os.lstat(backing[root] + b"/" + path)
+        except OSError:
+            continue  # that name is gone as well: the comparison of names deals with it
+        if stat.S_ISREG(status.st_mode):
+            yield root, path, status.st_ino, None
+    seen: set[tuple[int, bytes]] = set()
+    # The oldest mark first: what it has visited needs no visit for a younger one.
+    for (root, path), since in sorted(changes.directories.items(), key=lambda item: item[1]):
+        if root < len(backing):
+            yield from _new_below(root, backing[root], path, since, seen)
+
+
+def moved_directories(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Directories that stand for something else at the peer: what either server recorded below is compared whole."""
+    for root, path in changes.moved:
+        if root < len(backing) and os.path.isdir(backing[root] + b"/" + path):
+            yield root, path
+
+
+def _search(
+    root: int, base: bytes, wanted: dict[int, list[int] | None]
+) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
+    pending = [b""]
+    while pending and wanted:
+        directory = pending.pop()
+        try:
+            entries = list(os.scandir(base + b"/" + directory if directory else base))
+        except OSError:
+            continue
+        for entry in entries:
+            path = directory + b"/" + entry.name if directory else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif entry.inode() in wanted and not is_hidden(path) and entry.is_file(follow_symlinks=False):
+                yield root, path, entry.inode(), wanted.pop(entry.inode())
+
+
+def _new_below(
+    root: int, base: bytes, directory: bytes, since: int, seen: set[tuple[int, bytes]]
+) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
+    pending = [directory]
+    while pending:
+        here = pending.pop()
+        if (root, here) in seen:
+            continue
+        seen.add((root, here))
+        try:
+            entries = list(os.scandir(base + b"/" + here if here else base))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+                # A new entry has a new ctime too, which costs nothing to ask; not every new ctime is of a new entry.
+                if status.st_ctime_ns < since or (birth_ns(entry.path) or status.st_ctime_ns) < since:
+                    continue
+            except OSError:
+                continue
+            path = here + b"/" + entry.name if here else entry.name
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                yield root, path, status.st_ino, None

@@ -1,0 +1,1 @@
+"""What crosses a network: keys and their rotation, sealing, protocol versions, heartbeats, membership, web requests."""
