@@ -17,6 +17,7 @@ from pathlib import Path
 from checkers.frame import configured
 from safekit.process import offspring, ordinary
 from safekit.process.frame import Context, run
+from safekit.process.table import descendants
 
 OUTPUT_LIMIT = 1 << 20
 GRACE = 3.0
@@ -30,25 +31,9 @@ def command(userbin: Path, program: str, module: str, resource: str, arguments: 
     return [str(userbin / program), module, resource, *shlex.split(arguments)]
 
 
-def descendants(root: int) -> set[int]:
-    """Processes below `root`. Orphans are ours as well: we are their reaper."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                stat = Path(f"/proc/{entry}/stat").read_bytes()
-                parents[int(entry)] = int(stat.rpartition(b")")[2].split()[1])
-    found: set[int] = set()
-    level = {root}
-    while level:
-        level = {pid for pid, parent in parents.items() if parent in level} - found
-        found |= level
-    return found
-
-
 def left(run: tuple[str, str]) -> set[int]:
     """What still runs of the program: below this process, or with its mark."""
-    return descendants(os.getpid()) | offspring.carriers(*run)
+    return set(descendants([os.getpid()])) | offspring.carriers(*run)
 
 
 def _signal_all(pids: set[int], number: signal.Signals) -> None:
@@ -59,7 +44,7 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
 
 def _reap(except_pid: int) -> None:
     """Bury orphans; the program itself is waited for by the event loop."""
-    for pid in descendants(os.getpid()) - {except_pid}:
+    for pid in set(descendants([os.getpid()])) - {except_pid}:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 

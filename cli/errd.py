@@ -80,9 +80,11 @@ def errd_command(verb: str, proc_class: str | None, module: str | None, **_: obj
 @module_option
 @identity_options
 def kill_command(name: str, argregex: str | None, level: str, module: str | None, **_: object) -> int:
-    """End processes by name. errd of the module must run.
+    """End processes of the module by name. errd of the module must run.
 
-    With terminate a process that SIGTERM does not end is killed after two seconds.
+    The module's processes are those that it started, those that one of its <proc> names, and what descends from them;
+    others of that name are left alone, SafeKit's own always. With terminate a process that SIGTERM does not end is
+    killed after two seconds.
     """
     target = _errd(module)
     answer = bus(
@@ -97,5 +99,12 @@ def kill_command(name: str, argregex: str | None, level: str, module: str | None
     )
     for line in answer.get("lines", ()):
         click.echo(line)
-    click.echo(f"{answer.get('count', 0)} processes" + ("" if level == "test" else f", level {level}"))
+    count, foreign = int(answer.get("count", 0)), int(answer.get("foreign", 0))
+    click.echo(f"{count} processes" + ("" if level == "test" else f", level {level}"))
+    if not foreign:
+        return 0
+    left = f"{foreign} other processes of that name do not belong to module {target}: they are left alone"
+    if not count:
+        raise Failure(left, f"name them in a <proc> of the module's <errd> if they do; safekit errd list -m {target}")
+    click.echo(left, err=True)
     return 0

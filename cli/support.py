@@ -12,7 +12,7 @@ import click
 
 from cli.base import FILE, Failure, command, module_option, module_paths
 from cli.progress import Live, Meter
-from safekit.disk.paths import ModulePaths, safevar
+from safekit.disk.paths import ModulePaths
 
 if TYPE_CHECKING:
     from safekit.process.table import Process
@@ -98,9 +98,9 @@ def _clean_processes(paths: ModulePaths) -> None:
 
 
 def _main_processes(paths: ModulePaths, *names: str) -> list[Process]:
-    from safekit.process.table import of_module
+    from safekit.process.ownership import of_module
 
-    return of_module(paths.module, str(safevar()), [name[:15] for name in names], str(paths.supervisor_conf))
+    return of_module(paths.module, [name[:15] for name in names], str(paths.supervisor_conf))
 
 
 def _clean_resources(paths: ModulePaths) -> None:

@@ -11,12 +11,12 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from errd.core import Criterion, Watch, disable, enable, judge, resource_value, resume
 from errd.memory import MemoryFile
-from errd.processes import Matcher, Running, scan, send
+from errd.processes import Matcher, own
 from errd.services import State, service_state
 from safekit.bus.endpoint import BusError, Handler, Request
 from safekit.disk import resources
@@ -27,6 +27,7 @@ from safekit.process import offspring, ordinary
 from safekit.process.frame import Context, run
 from safekit.process.scripts import environment as script_environment
 from safekit.process.scripts import open_output
+from safekit.process.table import Process, programs
 
 SETTLE = 1.0
 AUTOMATIC_ACTIONS = ("restart", "stopstart", "stop")
@@ -124,7 +125,10 @@ class Watcher:
         raise BusError("unknown_op", f"errd does not serve {request.op!r}")
 
     async def _kill(self, request: Request) -> dict[str, object]:
-        """Send a signal to the processes of a name; the lines of the processes. The caller and errd are spared."""
+        """Send a signal to the module's processes of a name; their lines, and how many others have that name.
+
+        The caller and errd are spared.
+        """
         name, level = request.text("name"), request.text("level")
         expression = str(request.fields.get("argregex") or "") or None
         try:
@@ -132,27 +136,37 @@ class Watcher:
         except re.error as error:
             raise BusError("bad_request", f"argregex is not a regular expression: {error}") from None
         spared = {os.getpid(), int(request.fields.get("caller") or 0)}
-        found = [process for process in matcher.select(scan()) if process.pid not in spared]
+        everything = programs()
+        named = [process for process in matcher.select(everything) if process.pid not in spared]
+        found = own(self.context.module, named, self._watched(everything))
         if level != "test":
             number = signal.SIGKILL if level == "9" else signal.SIGTERM
-            send(found, number)
+            for process in found:
+                process.send(number)
             self.context.log.event(
                 "killed", signal=number.name, count=len(found), name=name, who=request.text("who", request.sender)
             )
             if level == "terminate":
                 await self._survivors(found)
-        lines = [f"{p.pid} {p.command} {p.command_line} (parent={p.parent})" for p in found]
-        return {"lines": bounded(lines), "count": len(found)}
+        lines = [f"{p.pid} {p.name} {p.line} (parent={p.parent})" for p in found]
+        return {"lines": bounded(lines), "count": len(found), "foreign": len(named) - len(found)}
 
-    async def _survivors(self, found: list[Running]) -> None:
+    def _watched(self, everything: Sequence[Process]) -> Iterator[Process]:
+        """All that the <proc> of the module count, enabled or not."""
+        for watch, matcher in zip(self.watches, self.matchers, strict=True):
+            counted = self._counted(watch.proc, matcher, everything)
+            yield from counted[1] if counted is not None else ()
+
+    async def _survivors(self, found: Iterable[Process]) -> None:
         """terminate: what a SIGTERM does not end in a while is killed."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TERMINATE_GRACE
-        while found and loop.time() < deadline:
+        left = [process for process in found if process.alive]
+        while left and loop.time() < deadline:
             await asyncio.sleep(0.05)
-            alive = {(process.pid, process.arguments) for process in scan()}
-            found = [process for process in found if (process.pid, process.arguments) in alive]
-        send(found, signal.SIGKILL)
+            left = [process for process in left if process.alive]
+        for process in left:
+            process.send(signal.SIGKILL)
 
     def reload(self) -> None:
         """Take a new configuration over: a <proc> that did not change keeps what was seen of it."""
@@ -172,7 +186,7 @@ class Watcher:
 
     def listing(self) -> list[str]:
         """What is watched, and the processes that count, one a line; also written to SAFEVAR/modules/AM/errdlist."""
-        everything = scan()
+        everything = programs()
         lines = []
         for watch, matcher in zip(self.watches, self.matchers, strict=True):
             proc = watch.proc
@@ -182,19 +196,19 @@ class Watcher:
                 f" action={proc.action} {'enabled' if watch.enabled else 'disabled'} {state}"
             )
             counted = self._counted(proc, matcher, everything)
-            lines += [f"  {p.pid} {p.command_line}" for p in (counted[1] if counted else ())]
+            lines += [f"  {p.pid} {p.line}" for p in (counted[1] if counted else ())]
         supervisor = os.getppid()
         # SafeKit's own processes of this module are its supervisor and our brothers below it.
         ours = (p for p in everything if supervisor in (p.parent, p.pid) and supervisor > 1)
-        lines += [f"{process.command} class=safekit pid={process.pid}" for process in ours]
+        lines += [f"{process.name} class=safekit pid={process.pid}" for process in ours]
         write_atomic(self.context.paths.var / "errdlist", ("\n".join(lines) + "\n").encode(), durable=False)
         return lines
 
     # ------------------------------------------------------------------ watching
 
     def _counted(
-        self, proc: Proc, matcher: Matcher, everything: Sequence[Running]
-    ) -> tuple[int, tuple[Running, ...]] | None:
+        self, proc: Proc, matcher: Matcher, everything: Sequence[Process]
+    ) -> tuple[int, tuple[Process, ...]] | None:
         """How many count, and the processes to follow; an active service counts once, whatever its processes are.
         None when nobody knows."""
         if proc.service:
@@ -221,7 +235,7 @@ class Watcher:
     def look(self) -> None:
         """Count, judge and act. One pass without a pause, so that a command never meets half of it."""
         self._follow_setting()
-        everything = scan()
+        everything = programs()
         now = asyncio.get_running_loop().time()
         following: set[int] = set()
         for index, (watch, matcher) in enumerate(zip(self.watches, self.matchers, strict=True)):

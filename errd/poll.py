@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from errd.processes import scan
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import safevar
+from safekit.process.table import programs
 
 FILE = "errdpoll_reserrd"
 
@@ -14,7 +14,7 @@ FILE = "errdpoll_reserrd"
 def main() -> int:
     """One line per process: `<pid> <command name> <full name and arguments> (parent=<pid>)`."""
     path = safevar() / FILE
-    lines = [f"{p.pid} {p.command} {p.command_line} (parent={p.parent})\n" for p in scan()]
+    lines = [f"{p.pid} {p.name} {p.line} (parent={p.parent})\n" for p in programs()]
     try:
         write_atomic(path, "".join(lines).encode("utf-8", "surrogateescape"), durable=False)
     except OSError as error:

@@ -1,71 +1,13 @@
-"""What runs on this server, and which of it a <proc> means."""
+"""Which of the processes of this server a <proc> means, and which of them are the module's own."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from safekit.model.types import Proc
-
-_COMM_LIMIT = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A process: the kernel's command name, the argument list, the parent."""
-
-    pid: int
-    command: str
-    arguments: tuple[str, ...]
-    parent: int
-
-    @property
-    def command_line(self) -> str:
-        """Arguments with the executable's name, as `argregex` sees them."""
-        return " ".join(self.arguments)
-
-
-def scan() -> tuple[Running, ...]:
-    """Every process that is alive; kernel threads and zombies are not programs and are left out."""
-    found: list[Running] = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as handle:
-                stat = handle.read()
-            with open(f"/proc/{entry}/cmdline", "rb") as handle:
-                raw = handle.read(65536)
-        except OSError:
-            continue
-        head, _, tail = stat.rpartition(b")")
-        fields = tail.split()
-        if len(fields) < 2 or fields[0] in (b"Z", b"X") or not raw:
-            continue
-        arguments = tuple(part.decode("utf-8", "replace") for part in raw.rstrip(b"\0").split(b"\0"))
-        command = head.partition(b"(")[2].decode("utf-8", "replace")
-        found.append(Running(int(entry), command, arguments, int(fields[1])))
-    return tuple(found)
-
-
-def named(process: Running, name: str) -> bool:
-    """True when `name` is its command name. The kernel keeps 15 characters; the rest is compared with the
-    executable's own name."""
-    if process.command == name:
-        return True
-    own = os.path.basename(process.arguments[0]) if process.arguments else ""
-    return len(name) > _COMM_LIMIT and process.command == name[:_COMM_LIMIT] and own == name
-
-
-def send(processes: Iterable[Running], number: signal.Signals) -> None:
-    """Send a signal to processes; those that have ended meanwhile are passed over."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+from safekit.process.ownership import module_of, product_program
+from safekit.process.table import Process, descendants, named
 
 
 class Matcher:
@@ -81,14 +23,33 @@ class Matcher:
         """The matcher of a configured <proc>. Raises re.error, which the configuration check excludes."""
         return cls(proc.name, proc.nameregex, proc.argregex)
 
-    def __call__(self, process: Running) -> bool:
+    def __call__(self, process: Process) -> bool:
         if self._nameregex is not None:
-            if not self._nameregex.search(process.command):
+            if not self._nameregex.search(process.name):
                 return False
         elif not named(process, self._name):
             return False
-        return self._argregex is None or bool(self._argregex.search(process.command_line))
+        return self._argregex is None or bool(self._argregex.search(process.command))
 
-    def select(self, processes: Iterable[Running]) -> tuple[Running, ...]:
+    def select(self, processes: Iterable[Process]) -> tuple[Process, ...]:
         """Those that match."""
         return tuple(process for process in processes if self(process))
+
+
+def own(module: str, found: Sequence[Process], watched: Iterable[Process]) -> tuple[Process, ...]:
+    """Those of `found` that a command for the module may end.
+
+    A process is the module's own when the module started it, or one of its <proc> counts it (`watched`), or when it
+    descends from such a one. The programs of the product never are, nor what another module started: whoever may
+    command one module has no right to those.
+    """
+    modules = {process.pid: module_of(process.pid) for process in found}
+    roots = {pid for pid, owner in modules.items() if owner == module} | {process.pid for process in watched}
+    below = roots | set(descendants(roots))
+    return tuple(
+        process
+        for process in found
+        if process.pid in below
+        and modules[process.pid] in (module, None)
+        and product_program(process.arguments) is None
+    )

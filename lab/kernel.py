@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.errors import LabError
+from safekit.process import table
+from safekit.process.table import lives
 
 CLONE_NEWNET = 0x40000000
 MS_RDONLY = 1
@@ -75,32 +77,18 @@ def on_overlay(path: Path) -> bool:
 def start_time(pid: int) -> int | None:
     """Start of a process in ticks since boot: with the pid it names one process for ever. None when it is gone or
     a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def same_process(pid: int, start: int) -> bool:
-    return start_time(pid) == start
+    found = table.process(pid)
+    return None if found is None or found.ended else found.born
 
 
 def processes_of(init: int) -> Iterator[tuple[int, str]]:
     """(pid, name) of every process in the PID namespace of the process `init`."""
-    try:
-        wanted = os.readlink(f"/proc/{init}/ns/pid")
-    except OSError:
+    space = table.namespace(init)
+    if not space:
         return
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            if os.readlink(f"/proc/{entry}/ns/pid") == wanted:
-                yield int(entry), Path(f"/proc/{entry}/comm").read_text().rstrip("\n")
-        except OSError:  # it ended while we looked
-            continue
+    for pid in table.numbers():
+        if table.namespace(pid) == space and (found := table.process(pid)) is not None:
+            yield pid, found.name
 
 
 def send_signal(pid: int, number: int) -> None:
@@ -113,7 +101,7 @@ def send_signal(pid: int, number: int) -> None:
 def wait_gone(pid: int, start: int, timeout: float) -> None:
     """Raises LabError when the process is still there after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while same_process(pid, start):
+    while lives(pid, start):
         if time.monotonic() > deadline:
             raise LabError(f"process {pid} did not end within {timeout:g} s", f"see: ps -o pid,stat,wchan,cmd {pid}")
         time.sleep(0.005)

@@ -15,6 +15,7 @@ from typing import Any
 from lab import kernel
 from lab.errors import LabError
 from lab.plan import Plan
+from safekit.process.table import lives
 
 SOCKET = "keeper.sock"
 NAME_VARIABLE = "SAFELAB_NAME"
@@ -46,7 +47,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        return kernel.same_process(self.pid, self.start)
+        return lives(self.pid, self.start)
 
 
 @dataclass(frozen=True)

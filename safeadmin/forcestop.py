@@ -14,7 +14,7 @@ import ctypes
 import ipaddress
 import os
 
-from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, with_descendants
+from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, product, with_descendants
 from safekit.bus.endpoint import Endpoint
 from safekit.bus.message import BusError
 from safekit.disk.files import locked
@@ -49,7 +49,7 @@ async def run(
     if announce:
         log.event("action_called", action="forcestop", who=who)
     before = find(module)
-    deciders = [p for p in before if p.kind is Kind.PRODUCT and p.name in (SUPERVISORD, "heart")]
+    deciders = [p.process for p in before if p.kind is Kind.PRODUCT and p.name in (SUPERVISORD, "heart")]
     # SIGKILL at once: asked nicely, supervisord would first stop what the application still needs.
     await end_processes(deciders, patience=0)
     await end_processes(with_descendants(p for p in before if p.kind is Kind.SCRIPT), patience=0)
@@ -62,7 +62,7 @@ async def run(
         with contextlib.suppress(BusError):
             if any(p.name == target for p in before):
                 await bus.request(f"{module}/{target}", op, patience, **fields)
-    left = [p for p in find(module) if p.kind is Kind.PRODUCT and p.name not in _LAST]
+    left = product(module, lambda name: name not in _LAST)
     stuck = await end_processes(left, patience=2.0)
     _end_detached(module, (*STOPS, *OTHERS))
     for process in stuck:
@@ -72,7 +72,7 @@ async def run(
     _remove_addresses(config, log)
     _unmount(config, log)
     await _run_scripts(("poststop", "transition"), ["WAIT", "STOP", "stop"], runner)
-    await end_processes([p for p in find(module) if p.kind is Kind.PRODUCT])
+    await end_processes(product(module))
     _write_stop(paths, who, log)
     log.event("local_state", state="STOP", color="red")
     log.event("end_of_stop")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from safeadmin.processes import lives
-from safekit.disk.files import process_start_time
+from safekit.process.table import lives, start_time
 
 MAX_ENTRIES = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9_.:-]{1,64}")
@@ -44,7 +43,7 @@ class Mapper:
             raise ValueError(f"{name!r} is not the name of a process (module/process)")
         if not 1 <= port <= 65535 or pid <= 0:
             raise ValueError(f"{name}: port {port} or pid {pid} is out of range")
-        born = process_start_time(pid)
+        born = start_time(pid)
         if born is None:
             return None
         entry = Entry(name, port, pid, born)

@@ -13,13 +13,14 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
-from safekit.disk.files import process_start_time
-from safekit.disk.paths import ModulePaths, process_program, safevar, valid_module_name
+from safekit.disk.paths import ModulePaths
+from safekit.process import table
+from safekit.process.ownership import modules, product_program
+from safekit.process.table import Process, descendants, lives, start_time
 
 SUPERVISORD = "safesupervisord"
 _COMMAND = "safekit"
@@ -30,15 +31,6 @@ _EXIT_CODE_OFFSET = 60
 STATUS_TRIES, STATUS_INTERVAL = 10, 0.01
 
 
-def lives(pid: int, born: int) -> bool:
-    """Whether that process runs; one that has ended and waits for its parent does not."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return fields[0] not in (b"Z", b"X") and int(fields[19]) == born
-    except (OSError, IndexError, ValueError):
-        return False
-
-
 class Kind(Enum):
     """What a process is to its module."""
 
@@ -47,119 +39,61 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A process of a module. pid and born (start time) together name it for ever."""
+class Member:
+    """A process of a module. `name` is that of the program or script, which the kernel's name of it need not be."""
 
-    pid: int
-    born: int
-    parent: int
+    process: Process
     name: str
     kind: Kind
 
-    def signal(self, number: int) -> bool:
-        """Send a signal to exactly this process; False when it is gone."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if process_start_time(self.pid) != self.born:
-                return False
-            signal.pidfd_send_signal(descriptor, number)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def born(self) -> int:
+        return self.process.born
 
 
-def _read(pid: int, name: str) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0")
-    except OSError:
-        # Ended meanwhile, or of another user: not one of ours.
-        return []
-
-
-def _pid_namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _kind(arguments: list[bytes], paths: ModulePaths) -> tuple[str, Kind] | None:
+def _kind(arguments: Sequence[str], paths: ModulePaths) -> tuple[str, Kind] | None:
     """What a command line is to the module: a program of the product, a user script, or neither."""
-    programs = os.path.dirname(process_program("x"))
-    scripts = (str(paths.userbin), str(paths.active_store))
-    # A script is started as `interpreter path`, so the path is the first or the second word.
-    for word in (os.fsdecode(argument) for argument in arguments[:3]):
-        directory, name = os.path.split(word)
-        if directory == programs and not name.startswith("python"):
-            return (name, Kind.PRODUCT) if name != _COMMAND else None
-        if word.startswith(tuple(base + "/" for base in scripts)):
-            return name, Kind.SCRIPT
+    program = product_program(arguments)
+    if program is not None:
+        return (program, Kind.PRODUCT) if program != _COMMAND else None
+    scripts = (f"{paths.userbin}/", f"{paths.active_store}/")
+    # A script is started as `interpreter path`, so the path is one of the first words.
+    for word in arguments[:3]:
+        if word.startswith(scripts):
+            return os.path.basename(word), Kind.SCRIPT
     return None
 
 
-def find_all() -> dict[str, list[Process]]:
-    """The living processes of the modules of this SAFEVAR, by module, in one pass over /proc.
-
-    A lab node on this machine has the same paths: its processes, in a PID namespace of their own, are not ours.
-    """
-    space = _pid_namespace(os.getpid())
-    prefix, ours = b"SAFEMODULE=", f"SAFEVAR={safevar()}".encode()
-    found: dict[str, list[Process]] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        variables = _read(int(entry), "environ")
-        names = [os.fsdecode(v[len(prefix) :]) for v in variables if v.startswith(prefix)]
-        if len(names) != 1 or ours not in variables or not valid_module_name(names[0]):
-            continue
-        if _pid_namespace(int(entry)) != space:
-            continue
-        process = _process(int(entry), ModulePaths(names[0]))
-        if process is not None:
-            found.setdefault(names[0], []).append(process)
+def find_all() -> dict[str, list[Member]]:
+    """The living processes of the modules of this SAFEVAR, by module, in one pass over all."""
+    found: dict[str, list[Member]] = {}
+    for pid, module in modules():
+        known = table.process(pid)
+        what = None if known is None or known.ended else _kind(known.arguments, ModulePaths(module))
+        if known is not None and what is not None:
+            found.setdefault(module, []).append(Member(known, *what))
     return found
 
 
-def find(module: str) -> list[Process]:
+def find(module: str) -> list[Member]:
     """The living processes of a module on this server, whoever started them."""
     return find_all().get(module, [])
 
 
-def _process(pid: int, paths: ModulePaths) -> Process | None:
-    what, born = _kind(_read(pid, "cmdline"), paths), process_start_time(pid)
-    return None if what is None or born is None else Process(pid, born, _parent(pid), *what)
+def product(module: str, keep: Callable[[str], bool] = lambda name: True) -> list[Process]:
+    """The living programs of the product that belong to a module, those whose names `keep` takes."""
+    return [member.process for member in find(module) if member.kind is Kind.PRODUCT and keep(member.name)]
 
 
-def with_descendants(scripts: Iterable[Process]) -> list[Process]:
+def with_descendants(scripts: Iterable[Member]) -> list[Process]:
     """Scripts and all that they started and still wait for, children first."""
-    parents = {int(entry): _parent(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()}
-    children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
-    ordered: dict[int, Process] = {}
-    waiting = list(scripts)
-    while waiting:
-        process = waiting.pop()
-        if process.pid in ordered:
-            continue
-        ordered[process.pid] = process
-        for pid in children.get(process.pid, []):
-            born = process_start_time(pid)
-            if born is not None:
-                waiting.append(Process(pid, born, process.pid, f"child of {process.name}", Kind.SCRIPT))
-    return list(reversed(ordered.values()))
+    tops = {member.pid: member.process for member in scripts}
+    below = (table.process(pid) for pid in descendants(tops) if pid not in tops)
+    return [*reversed([child for child in below if child is not None]), *tops.values()]
 
 
 async def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:
@@ -173,7 +107,7 @@ async def wait_ended(processes: Iterable[Process], timeout: float) -> list[Proce
         except ProcessLookupError:
             continue
         try:
-            if process_start_time(process.pid) != process.born:
+            if start_time(process.pid) != process.born:
                 continue
             ended = asyncio.Event()
             loop.add_reader(descriptor, ended.set)
@@ -192,10 +126,10 @@ async def end_processes(processes: list[Process], patience: float = 5.0) -> list
     """SIGTERM, then SIGKILL after `patience` seconds; those that even this did not end (waiting in the
     kernel for a device) are returned."""
     for process in processes:
-        process.signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
     stubborn = await wait_ended(processes, patience) if patience > 0 else processes
     for process in stubborn:
-        process.signal(signal.SIGKILL)
+        process.send(signal.SIGKILL)
     return await wait_ended(stubborn, 5.0)
 
 
@@ -233,7 +167,7 @@ class Watch:
         self.pid, self.born = pid, born
         self._ended = ended
         self._descriptor = os.pidfd_open(pid)
-        if process_start_time(pid) != born:
+        if start_time(pid) != born:
             os.close(self._descriptor)
             raise ProcessLookupError(pid)
         asyncio.get_running_loop().add_reader(self._descriptor, self._fire)

@@ -17,10 +17,10 @@ from safeadmin import forcestop
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Registry
 from safeadmin.obstacles import obstacle
-from safeadmin.processes import SUPERVISORD, Kind, Process, Watch, describe_status, end_processes, find
+from safeadmin.processes import SUPERVISORD, Kind, Member, Watch, describe_status, end_processes, find, product
 from safekit.bus.endpoint import Endpoint, Fields
 from safekit.bus.message import BusError, BusTimeout, UnknownTarget
-from safekit.disk.files import boot_identity, process_start_time
+from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import load
 from safekit.log.module import ModuleLog
@@ -29,6 +29,7 @@ from safekit.model.types import User
 from safekit.net import addresses
 from safekit.process.frame import Unconfigured, load_cluster
 from safekit.process.supervision import Supervisor, SupervisorError, module_programs, spawn, write_configuration
+from safekit.process.table import start_time
 
 HEART_SECONDS = 15.0
 """Until a heart that was just started must be on the bus."""
@@ -119,13 +120,13 @@ class ModuleRuntime:
 
     # Watching
 
-    def adopt(self, processes: list[Process] | None = None) -> None:
+    def adopt(self, members: list[Member] | None = None) -> None:
         """Watch the supervisord and the heart that run already, at the start of safeadmin or before a spawn."""
-        for process in find(self.name) if processes is None else processes:
-            if process.kind is Kind.PRODUCT and process.name == SUPERVISORD and not self.supervised:
-                self._watch_supervisord(process.pid, process.born)
-            elif process.kind is Kind.PRODUCT and process.name == "heart" and not self.heart:
-                self._watch_heart(process.pid, process.born)
+        for member in find(self.name) if members is None else members:
+            if member.kind is Kind.PRODUCT and member.name == SUPERVISORD and not self.supervised:
+                self._watch_supervisord(member.pid, member.born)
+            elif member.kind is Kind.PRODUCT and member.name == "heart" and not self.heart:
+                self._watch_heart(member.pid, member.born)
 
     def heart_registered(self, pid: int, born: int) -> None:
         """heart told the mapper where it is."""
@@ -209,7 +210,7 @@ class ModuleRuntime:
                 return
             self._respawns.append(now)
             # nfsbox and vipd serve the application: what becomes of them is heart's decision, not ours.
-            await end_processes([p for p in find(self.name) if p.name == "circlog"])
+            await end_processes(product(self.name, lambda name: name == "circlog"))
             try:
                 await self._spawn()
             except BusError as error:
@@ -288,7 +289,7 @@ class ModuleRuntime:
             raise BusError(
                 "cannot_start", f"supervisord cannot be started: {error}; free space, or run safekitinstall again"
             ) from None
-        born = process_start_time(child.pid)
+        born = start_time(child.pid)
         # The watch reaps it; the object must not complain about a child that it did not wait for.
         child.returncode = 0
         if born is not None:
@@ -319,7 +320,7 @@ class ModuleRuntime:
 
     async def _clear_leftovers(self) -> None:
         """Processes of an earlier life of a stopped module would be in the way: they hold its ports."""
-        await end_processes([p for p in find(self.name) if p.kind is Kind.PRODUCT and p.name != SUPERVISORD])
+        await end_processes(product(self.name, lambda name: name != SUPERVISORD))
 
     def _registered(self) -> bool:
         entry = self._mapper.lookup(f"{self.name}/heart")
@@ -333,7 +334,7 @@ class ModuleRuntime:
     async def _end_supervisord(self) -> None:
         await self._dismiss()
         if not await self.until(lambda: not self.supervised and not self.heart, LAST_WORK_SECONDS):
-            await end_processes([p for p in find(self.name) if p.kind is Kind.PRODUCT])
+            await end_processes(product(self.name))
 
     async def _dismiss(self) -> None:
         """From here on supervisord starts nothing any more; it ends when its processes have ended."""
@@ -351,7 +352,7 @@ class ModuleRuntime:
     async def respawn(self, fields: Fields) -> None:
         """heart has stopped the module because its supervisord died: when it is gone, start again."""
         if not await self.until(lambda: not self.heart, LAST_WORK_SECONDS):
-            await end_processes([p for p in find(self.name) if p.kind is Kind.PRODUCT and p.name == "heart"])
+            await end_processes(product(self.name, lambda name: name == "heart"))
         async with self._lock:
             try:
                 if not self.supervised:

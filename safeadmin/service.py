@@ -96,8 +96,8 @@ class Service:
         BusError when the bus key cannot be read."""
         self.bus = await Endpoint.open(ADMIN, self._serve, port=mapper_port())
         self._ask_to_register()
-        for name, processes in find_all().items():
-            self._runtime(name).adopt(processes)
+        for name, members in find_all().items():
+            self._runtime(name).adopt(members)
         await self.reload()
         self._keep(self._follow_facts())
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from safekit.disk.files import process_start_time
 from safekit.process.table import Process, chosen, processes, tree_lines
 
 USAGE = 'usage: processtree list [all|NAME ["REGEX"]]\n       processtree kill NAME|all ["REGEX"]   (all needs a REGEX)'
@@ -38,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     own = _ancestors(table)
     if verb == "kill" or name != "all":
         found = [process for process in found if process.pid not in own]
-    lines = [f"{p.pid} {p.name} {p.command}" for p in found] if name == "all" else tree_lines(found)
+    lines = [f"{p.pid} {p.name} {p.line}" for p in found] if name == "all" else tree_lines(found)
     if lines:
         print("\n".join(lines), flush=True)
     return _kill(found) if verb == "kill" else 0
@@ -56,38 +55,21 @@ def _ancestors(table: Sequence[Process]) -> set[int]:
 
 def _kill(found: Sequence[Process]) -> int:
     """SIGTERM, and SIGKILL to those that are still there two seconds later."""
-    alive = {process.pid: process_start_time(process.pid) for process in found}
+    left = list(found)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid, started in list(alive.items()):
-            # The number may belong to another process by now.
-            if started is None or process_start_time(pid) != started:
-                del alive[pid]
-                continue
+        for process in left:
             try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                del alive[pid]
+                process.send(number)
             except PermissionError:
-                print(f"processtree: process {pid} may not be killed by this user", file=sys.stderr)
+                print(f"processtree: process {process.pid} may not be killed by this user", file=sys.stderr)
                 return 1
         deadline = time.monotonic() + GRACE_SECONDS
-        while alive and time.monotonic() < deadline:
-            alive = {pid: at for pid, at in alive.items() if _lives(pid, at)}
+        while (left := [process for process in left if process.alive]) and time.monotonic() < deadline:
             time.sleep(0.02)
-    if alive:
-        print(f"processtree: still there after SIGKILL: {', '.join(map(str, alive))}", file=sys.stderr)
-    return 1 if alive else 0
-
-
-def _lives(pid: int, started: int | None) -> bool:
-    """Whether the process runs: one that only waits to be collected does not."""
-    if process_start_time(pid) != started:
-        return False
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as handle:
-            return handle.read().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
+    if left:
+        numbers = ", ".join(str(process.pid) for process in left)
+        print(f"processtree: still there after SIGKILL: {numbers}", file=sys.stderr)
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from safekit.bus.endpoint import BusError
 from safekit.model.checkers import Checker
 from safekit.process.frame import Context
 from safekit.process.supervision import Supervisor, SupervisorError
+from safekit.process.table import runs
 
 BASE = "base"
 ERRD_SECONDS = 3.0
@@ -168,11 +169,7 @@ class ModuleProcesses:
         """True when the process is gone within `patience` seconds."""
         deadline = asyncio.get_running_loop().time() + patience
         while True:
-            try:
-                with open(f"/proc/{pid}/stat", "rb") as handle:
-                    if handle.read().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
-                        return True
-            except OSError:
+            if not runs(pid):
                 return True
             if asyncio.get_running_loop().time() >= deadline:
                 return False

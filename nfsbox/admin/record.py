@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit.disk.files import process_start_time
+from safekit.process.table import start_time
 from safekit.rfs.generations import DataState, StateError, from_fields, opened
 
 
@@ -21,7 +21,7 @@ def new_number() -> int:
 
 def boot_time_ns() -> int:
     """When this system (or the container, or lab node) was started, ns since 1970."""
-    ticks = process_start_time(1) or 0
+    ticks = start_time(1) or 0
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time_ns() - int(since_boot * 1e9)
 
@@ -29,7 +29,7 @@ def boot_time_ns() -> int:
 def boot_identity() -> int:
     """Names this start of the system (or of the container, or lab node), whatever its clock says."""
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    digest = hashlib.blake2b(f"{kernel} {process_start_time(1)}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{kernel} {start_time(1)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") or 1
 
 

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from safekit.process.table import start_time
+
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o660, durable: bool = True) -> None:
     """Replace `path` whole or not at all.
@@ -108,25 +110,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def process_start_time(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None when it does not exist.
-
-    A pid together with its start time names a process for ever; a pid alone may be reused.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as handle:
-            return int(handle.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 def boot_identity() -> str:
     """Changes at every boot of the machine, or of the container or lab node that we run in."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot_id = "unknown"
-    return f"{boot_id}/{process_start_time(1)}"
+    return f"{boot_id}/{start_time(1)}"
 
 
 def of_another_boot(marker: Path) -> bool:

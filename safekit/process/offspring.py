@@ -11,7 +11,7 @@ import os
 import signal
 
 from safekit.disk.paths import safevar
-from safekit.process.table import environment
+from safekit.process.table import environment, namespace, numbers
 
 VARIABLE = "SAFERUN"
 ROUNDS = 20
@@ -25,16 +25,16 @@ def mark(module: str, run: str) -> dict[str, str]:
 
 def carriers(module: str, run: str) -> set[int]:
     """Processes of a run, or of all runs whose name begins with `run`, in this PID namespace and of this SAFEVAR."""
-    wanted, space = f"{module}/{run}", _namespace(os.getpid())
+    wanted, space = f"{module}/{run}", namespace(os.getpid())
     found = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
+    for pid in numbers():
+        if pid == os.getpid():
             continue
-        variables = environment(int(entry))
+        variables = environment(pid)
         if not variables.get(VARIABLE, "").startswith(wanted) or variables.get("SAFEVAR") != str(safevar()):
             continue
-        if _namespace(int(entry)) == space:
-            found.add(int(entry))
+        if namespace(pid) == space:
+            found.add(pid)
     return found
 
 
@@ -48,10 +48,3 @@ def kill(module: str, run: str) -> bool:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     return False
-
-
-def _namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""

@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safekit.disk.files import process_start_time, write_atomic
+from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths
 from safekit.log.module import ModuleLog
 from safekit.model.types import User
 from safekit.process import offspring, ordinary
+from safekit.process.table import start_time
 
 FORCE = "force"
 START_PREFIX, STOP_PREFIX = "start_", "stop_"
@@ -92,7 +93,7 @@ class ScriptRunner:
         except (OSError, ValueError, IndexError):
             return ""
         self._left.unlink(missing_ok=True)
-        if process_start_time(pid) != born:
+        if start_time(pid) != born:
             return ""
         _kill(pid)
         self._end_detached()
@@ -158,7 +159,7 @@ class ScriptRunner:
         try:
             self._paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
             # whole or not at all: a heart that is killed here leaves no name that cannot be read
-            write_atomic(self._left, f"{pid} {process_start_time(pid) or 0}".encode(), durable=False)
+            write_atomic(self._left, f"{pid} {start_time(pid) or 0}".encode(), durable=False)
         except OSError as error:
             self._log.debug(f"{self._left}: {error.strerror}")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from errd import processes
 from errd.core import Criterion, Watch, disable, enable, judge, resource_value
-from errd.processes import Matcher, Running
+from errd.processes import Matcher, own
 from errd.services import parse_show
 from safekit.model.types import Proc
+from safekit.process.table import Process
 
 POLL = 30.0
 
@@ -64,10 +66,13 @@ def test_the_resource_says_what_is_known() -> None:
 
 
 PROCESSES = (
-    Running(10, "vi", ("vi", "/myrep/myfile"), 1),
-    Running(11, "vim", ("vim", "/myrep/other"), 1),
-    Running(12, "oracle_pmon_db1", ("oracle_pmon_db1",), 1),
-    Running(13, "a-very-long-com", ("/usr/bin/a-very-long-command", "-d"), 1),
+    Process(10, 1, "vi", ("vi", "/myrep/myfile")),
+    Process(11, 1, "vim", ("vim", "/myrep/other")),
+    Process(12, 1, "oracle_pmon_db1", ("oracle_pmon_db1",)),
+    Process(13, 1, "a-very-long-com", ("/usr/bin/a-very-long-command", "-d")),
+    Process(14, 1, "a-very-long-com", ("/usr/bin/a-very-long-comparison", "-d")),
+    Process(15, 1, "a-script-of-the", ("/usr/bin/python3", "-u", "/opt/a-script-of-the-site", "a-script-of-the-town")),
+    Process(16, 1, "a-script-of-the", ("/usr/bin/python3", "/opt/a-script-of-the-town")),
 )
 
 
@@ -81,12 +86,34 @@ PROCESSES = (
         (Matcher("oracle", nameregex="oracle_.*"), [12]),
         (Matcher("editors", nameregex="^vim?$"), [10, 11]),
         (Matcher("a-very-long-command"), [13]),
-        (Matcher("a-very-long-com"), [13]),
+        (Matcher("a-very-long-comparison"), [14]),
+        (Matcher("a-very-long-com"), [13, 14]),
+        (Matcher("a-script-of-the-site"), [15]),
+        (Matcher("a-script-of-the-town"), [16]),
         (Matcher("v"), []),
     ],
 )
 def test_which_processes_are_meant(matcher: Matcher, pids: list[int]) -> None:
     assert [p.pid for p in matcher.select(PROCESSES)] == pids
+
+
+def test_what_a_command_for_a_module_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the module started, what its <proc> count, and what descends from these; neither another module's processes
+    nor those of the product."""
+    table = (
+        Process(20, 1, "app", ("/srv/app",)),
+        Process(21, 20, "app", ("/srv/app", "worker")),
+        Process(22, 1, "app", ("/srv/app", "of another module")),
+        Process(23, 1, "app", ("/srv/app", "of nobody")),
+        Process(24, 1, "app", ("/srv/app", "counted")),
+        Process(25, 20, "python3", ("/usr/bin/python3", "/opt/safekit/private/env/bin/heart", "-m", "am")),
+    )
+    owners = {20: "am", 22: "other", 25: "am"}
+    monkeypatch.setattr(processes, "module_of", owners.get)
+    monkeypatch.setattr(processes, "descendants", lambda roots: [21, 25] if 20 in roots else [])
+    monkeypatch.delenv("SAFE", raising=False)
+    assert [p.pid for p in own("am", table, [table[4]])] == [20, 21, 24]
+    assert [p.pid for p in own("third", table, [table[2]])] == [], "a <proc> does not make another module's its own"
 
 
 @pytest.mark.parametrize(

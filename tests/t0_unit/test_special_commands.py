@@ -46,11 +46,12 @@ def test_gencron_round_trip(text: str, command: str) -> None:
 
 
 TABLE = [
-    Process(1, 0, "init", "/sbin/init"),
-    Process(10, 1, "sh", "sh -c x"),
-    Process(11, 10, "vi", "/usr/bin/vi /tmp/myfile"),
-    Process(12, 1, "averylongprogra", "/opt/averylongprogram --x"),
-    Process(13, 99, "orphan", "[orphan]"),
+    Process(1, 0, "init", ("/sbin/init",)),
+    Process(10, 1, "sh", ("sh", "-c", "x")),
+    Process(11, 10, "vi", ("/usr/bin/vi", "/tmp/myfile")),
+    Process(12, 1, "averylongprogra", ("/opt/averylongprogram", "--x")),
+    Process(13, 99, "orphan"),
+    Process(14, 1, "averylongprogra", ("/opt/averylongprogress", "--x")),
 ]
 
 
@@ -58,7 +59,7 @@ def test_processes_are_chosen_by_name_and_arguments() -> None:
     assert [p.pid for p in chosen(TABLE, "vi", None)] == [11]
     assert [p.pid for p in chosen(TABLE, "vi", ".*other.*")] == []
     assert [p.pid for p in chosen(TABLE, None, ".*myfile.*")] == [11]
-    assert [p.pid for p in chosen(TABLE, "averylongprogram", None)] == [12]
+    assert [p.pid for p in chosen(TABLE, "averylongprogram", None)] == [12], "and not its neighbour"
 
 
 def test_the_tree_shows_every_process_once() -> None:

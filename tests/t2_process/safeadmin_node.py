@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safeadmin.processes import Process, find
+from safeadmin.processes import Member, find
 from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
@@ -265,7 +265,7 @@ class Node:
         assert state is not None, "safeadmin does not answer"
         return dict(state["modules"][name])
 
-    def processes(self, module: str) -> list[Process]:
+    def processes(self, module: str) -> list[Member]:
         with self.here():
             return find(module)
 
@@ -306,5 +306,5 @@ class Node:
                 if not left:
                     break
                 for process in left:
-                    process.signal(signal.SIGKILL)
+                    process.process.send(signal.SIGKILL)
                 time.sleep(0.02)

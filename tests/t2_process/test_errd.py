@@ -78,6 +78,42 @@ def test_a_death_is_an_action_within_a_moment(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_kill_ends_the_modules_own_processes_only(tmp_path: Path) -> None:
+    """Whoever may command a module has no right to other processes of the same name, nor to those of the product."""
+
+    async def scenario() -> None:
+        mine, others, watched, product = unique("k1"), unique("k1"), unique("k2"), unique("k3")
+        config = ModuleConfig("AM", 1, errd=Errd(procs=(Proc(watched, "prim"),)))
+        async with FakeServer(tmp_path, config) as server:
+            started = Application(tmp_path, mine)
+            saved = os.environ.pop("SAFEMODULE")
+            configured = Application(tmp_path, watched)
+            foreign = Application(tmp_path, others)
+            os.environ["SAFEMODULE"] = "other"
+            of_another = Application(tmp_path, others)
+            os.environ["SAFEMODULE"] = saved
+            programs = tmp_path / "safe" / "private" / "env" / "bin"
+            programs.mkdir(parents=True)
+            ours = Application(programs, product)
+            server.spawn("errd.main")
+
+            async def kill(name: str, level: str) -> tuple[int, int]:
+                fields = {"name": name, "argregex": "", "level": level, "caller": 0, "who": "web"}
+                answer = await server.endpoints[0].request("AM/errd", "kill", 10.0, **fields)
+                return answer["count"], answer["foreign"]
+
+            assert await kill(mine, "test") == (1, 2)
+            assert await kill(mine, "terminate") == (1, 2)
+            assert started.process.wait(5) != 0
+            assert await kill(mine, "9") == (0, 2)
+            assert await kill(product, "9") == (0, 1)
+            assert await kill(watched, "9") == (1, 0)
+            assert configured.process.wait(5) != 0
+            assert [p.process.poll() for p in (foreign, of_another, ours)] == [None] * 3
+
+    asyncio.run(scenario())
+
+
 def test_classes_and_suspension(tmp_path: Path) -> None:
     async def scenario() -> None:
         procs = (Proc(unique("e2"), "prim"), Proc(unique("e3"), "other"))

@@ -17,6 +17,7 @@ from lab import kernel
 from lab.cluster import CommandFailed, Lab, Node, collect_garbage, wait_until
 from lab.errors import LabError
 from lab.state import lab_directory, lab_names, load
+from safekit.process.table import lives
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -409,8 +410,8 @@ def test_run_passes_the_exit_status_on(shared: Lab) -> None:
 def test_identity_of_a_process_survives_the_reuse_of_its_pid() -> None:
     process = subprocess.Popen(["sleep", "1000"])
     start = kernel.start_time(process.pid)
-    assert start is not None and kernel.same_process(process.pid, start)
-    assert not kernel.same_process(process.pid, start + 1)
+    assert start is not None and lives(process.pid, start)
+    assert not lives(process.pid, start + 1)
     process.kill()
     process.wait()
-    assert not kernel.same_process(process.pid, start)
+    assert not lives(process.pid, start)

@@ -98,6 +98,21 @@ def test_processtree_kills_what_is_meant_only(tmp_path: Path) -> None:
             process.wait()
 
 
+def test_processtree_spares_a_neighbour_whose_name_begins_alike(tmp_path: Path) -> None:
+    """The kernel keeps 15 characters of a name."""
+    started = {}
+    for name in ("my-application-one", "my-application-two"):
+        shutil.copy("/bin/sleep", tmp_path / name)
+        started[name] = subprocess.Popen([tmp_path / name, "73.25"])
+    try:
+        assert special("processtree", "kill", "my-application-two").returncode == 0
+        assert started["my-application-two"].wait(5) != 0 and started["my-application-one"].poll() is None
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
 def test_processtree_lists_every_process() -> None:
     total = len([entry for entry in os.listdir("/proc") if entry.isdecimal()])
     for arguments in (("list",), ("list", "all")):

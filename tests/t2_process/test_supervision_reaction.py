@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safeadmin_node import Node, until
 
-from safeadmin.processes import Watch, describe_status, lives
-from safekit.disk.files import process_start_time
+from safeadmin.processes import Watch, describe_status
 from safekit.process.supervision import Program, Supervisor, spawn, write_configuration
+from safekit.process.table import lives, start_time
 
 SLEEPER = "import signal\nwhile True: signal.pause()\n"
 
@@ -112,7 +112,7 @@ def test_the_death_of_a_foreign_process_is_seen_at_once_and_named(node: Node) ->
     supervisord = start(node)
     stable(node)
     pid = node.pid("am", "heart")
-    born = process_start_time(pid)
+    born = start_time(pid)
     assert born is not None
 
     async def scenario() -> tuple[float, int | None]:
