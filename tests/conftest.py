@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -10,26 +11,46 @@ from typing import Any
 import pytest
 
 from lab.cluster import Lab
+from tests.retried import reason_to_try_again
 
 _numbers = count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="run the long campaigns too (marker: slow)")
+    parser.addoption(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="run the files, and the tests of each file, in an order made from SEED",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        # Processes and clusters share the machine with whatever else runs on it: a failure counts when it
-        # comes back. Every second attempt is shown in the summary. Pure tests and simulations get none, lost data
-        # ("... are lost") neither, and `--reruns 0` gives none to any.
-        if config.getoption("reruns") is None and ("t2_process" in item.nodeid or "t3_cluster" in item.nodeid):
+        if config.getoption("reruns") is None and reason_to_try_again(item.nodeid) is not None:
             item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=[r"^AssertionError: \d+ .* are lost"]))
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        _shuffle(items, random.Random(seed))
     if config.getoption("--campaign"):
         return
     chosen = [item for item in items if item.get_closest_marker("slow") is None]
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow") is not None])
     items[:] = chosen
+
+
+def _shuffle(items: list[pytest.Item], source: random.Random) -> None:
+    """In place. The tests of a file stay together: some share what took long to make. All workers of a run have the
+    same seed, as xdist wants the same order of all of them."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.split("::", 1)[0], []).append(item)
+    shuffled = list(files.values())
+    source.shuffle(shuffled)
+    for tests in shuffled:
+        source.shuffle(tests)
+    items[:] = [item for tests in shuffled for item in tests]
 
 
 @pytest.hookimpl(optionalhook=True)

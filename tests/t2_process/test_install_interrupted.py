@@ -36,7 +36,7 @@ def watch(event, arguments):
         os.write(2, names[-1].encode())
         os._exit(77)
 
-import safekit.installation.main as installer
+import installation.main as installer
 installer.MINIMUM_FREE = int(os.environ.get("MINIMUM_FREE", installer.MINIMUM_FREE))
 from installation import target
 exchange = target._exchange

@@ -124,7 +124,7 @@ class Checked(Pair):
     def beside(node: Node, name: str, text: str, **scripts: str) -> Checked:
         """A second module on one node."""
         made = Checked(node.lab, name)
-        if f"/{name}/" in node.run("ls -d /opt/safekit/modules/*/").stdout:  # from an attempt that failed
+        if name in node.run(["ls", "/opt/safekit/modules"]).stdout.split():  # a former test of this lab left it
             made.stop(node)
         made.outside(node, "/root/second.safe").write_bytes(archive(text, scripts))
         node.safekit("module", "install", "-r", "-m", name, "/root/second.safe")
