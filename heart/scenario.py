@@ -15,6 +15,7 @@ from heart.core import plans
 from heart.core.actions import (
     Abort,
     Action,
+    Announce,
     Effect,
     Exit,
     Forget,
@@ -294,6 +295,8 @@ class Scenario:
                 self._effect(node, server, token, effect)
             case Abort(token):
                 server.tokens.discard(token)
+            case Announce():
+                self.told.append(Told(self.now - self._offset, node, "effect", "tells the network the addresses again"))
             case Reboot():
                 self.told.append(Told(self.now - self._offset, node, "effect", "reboots"))
             case Exit():

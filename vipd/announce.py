@@ -11,6 +11,8 @@ from safekit.net.packets import IPv4, arp_request, gratuitous_arp, unsolicited_a
 
 # A Linux neighbour refuses a second change of an entry within a second, unless it is gratuitous.
 REPEAT_AFTER = 1.2
+AGAIN_AFTER = (REPEAT_AFTER, 3.0, 6.0)
+"""When the other server may just have announced too: seconds until each repetition."""
 
 
 def take_over_frames(mac: bytes, ip: IP, own: Iterable[IP], gratuitous: bool) -> tuple[bytes, ...]:

@@ -26,7 +26,7 @@ from safekit.net.neighbours import ask_mac
 from safekit.net.netlink import Netlink
 from safekit.net.packets import Heard, mac_text
 from vipd import ledger, tcpreset
-from vipd.announce import REPEAT_AFTER, Announcement
+from vipd.announce import AGAIN_AFTER, REPEAT_AFTER, Announcement
 from vipd.names import Resolver
 from vipd.plan import Finding, Request, Verdict, Wanted, judge
 from vipd.wires import Wires
@@ -253,11 +253,13 @@ class Holder:
             if held.link.index == link.index:
                 self._wires.take_over(link, held.wanted.ip, held.wanted.request.arpreroute)
 
-    def announce_all(self) -> None:
-        """Tell the network that every held address is here, with one repetition."""
+    def announce_all(self, *, contested: bool) -> None:
+        """Tell the network that every held address is here, and repeat it. `contested`: another server may have told
+        that it has them, and may do so once more; then gratuitous in any case, and for some seconds."""
         for held in self.held.values():
-            self._wires.take_over(held.link, held.wanted.ip, held.wanted.request.arpreroute)
-            asyncio.get_running_loop().call_later(REPEAT_AFTER, self._repeat, held)
+            self._tell(held, contested)
+            for seconds in AGAIN_AFTER if contested else AGAIN_AFTER[:1]:
+                asyncio.get_running_loop().call_later(seconds, self._repeat, held, contested)
 
     def interface_gone(self, index: int) -> None:
         """An interface was deleted; one made again under its name has another index."""
@@ -359,10 +361,13 @@ class Holder:
         elif where.link.resolves and self._alone:
             asyncio.get_running_loop().call_later(REPEAT_AFTER, self._repeat, held)
 
-    def _repeat(self, held: Held) -> None:
+    def _repeat(self, held: Held, contested: bool = False) -> None:
         """Once more, for neighbours that refused or lost the first announcement."""
         if self.held.get(held.wanted.ip) is held:
-            self._wires.take_over(held.link, held.wanted.ip, held.wanted.request.arpreroute)
+            self._tell(held, contested)
+
+    def _tell(self, held: Held, contested: bool) -> None:
+        self._wires.take_over(held.link, held.wanted.ip, contested or held.wanted.request.arpreroute)
 
     async def _remove(self, address: Address, text: str, interface: str, code: str) -> None:
         released = await tcpreset.release(self._kernel, address, self._reset)

@@ -2,7 +2,8 @@
 
 In a farm module see vipd.farm.process. In a mirror module it holds them while heart says so; see vipd.holder.
 Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_expect
-(vip_set is about to follow), vip_set, vip_unset, status, announcements, reload (the cluster configuration has changed).
+(vip_set is about to follow), vip_set, vip_unset, vip_announce (the other server may
+have told the network that it has them), status, announcements, reload (the cluster configuration has changed).
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class Vipd:
                 return {"unset": await self._release("vip_unset")}
             case "vip_init":
                 return {"removed": await self._release("vip_leftover")}
+            case "vip_announce":
+                self.holder.announce_all(contested=True)
+                return {}
             case "announcements":
                 return {"announcements": [a.to_fields() for a in self.holder.announcements()]}
             case "reload":

@@ -135,6 +135,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the network again that the virtual addresses are here: the other server may have said the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class Marker:
     """Set (before anything else of a start) or remove (after a stop) the mark of a running module."""
 
@@ -164,4 +169,4 @@ class Exit:
     respawn: bool = False
 
 
-Action = Log | Remember | Forget | Run | Abort | Send | Marker | Reply | Reboot | Exit
+Action = Log | Remember | Forget | Run | Abort | Send | Announce | Marker | Reply | Reboot | Exit

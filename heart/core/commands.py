@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart.core import hearing, leaving, plans, swap, waiting
+from heart.core import former, hearing, leaving, plans, swap, waiting
 from heart.core.actions import Exit, Marker, Processes, Reboot
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
@@ -150,6 +150,7 @@ def begin_start(t: Turn, intent: str, word: str = "start") -> None:
     s.consistent, s.retry_at, s.listening = True, 0.0, False
     s.failover = s.setup.failover
     t.actions.append(Marker(True))
+    former.forget_former(t)
     for phase in ("pre", "both", "prim", "second"):
         t.reset_checks(phase)
     if s.setup.witness:

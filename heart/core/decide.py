@@ -91,6 +91,7 @@ def _react(t: Turn) -> None:
     pairing.check_pair(t)
     swap.check(t)
     swap.react(t)
+    running.announce(t)
 
 
 def _pair_moved(t: Turn) -> bool:

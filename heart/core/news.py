@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart.core import commands, hearing, leaving, pairing, plans, waiting, witness
+from heart.core import commands, former, hearing, leaving, pairing, plans, waiting, witness
 from heart.core.actions import Processes
 from heart.core.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.core.turn import STEPS, Turn, step
@@ -30,6 +30,7 @@ def on_born(t: Turn, event: Born) -> None:
             ("rfs.uptodate", "rfs.paired", "rfs.swapping", "rfs.degraded", "rfs.lastprimstate"), "down"
         )
     t.remember({name: value for name, value in defaults.items() if name not in s.resources})
+    former.forget_former(t)
     hearing.start_listening(t)
     role = _role(s.resources.get("state.local", "STOP"))
     if event.adopt and role is not Role.STOP:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heart.core import commands, leaving, machine, pairing, plans, swap, waiting
-from heart.core.actions import Hold
+from heart.core.actions import Announce, Hold
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
 
@@ -148,6 +148,25 @@ def _default_primary(t: Turn) -> bool:
 
 
 # -- ALONE and PRIM
+
+
+def announce(t: Turn) -> None:
+    """Whoever was primary unheard, or beside us, has told the network that the addresses are there. The one that keeps
+    them tells that they are here when the two meet, since the other's stop scripts may take long, and when it has let
+    them go."""
+    s, peer, before = t.s, t.peer, t.s.rival
+    if not s.role.primary:
+        s.rival = ""
+        return
+    if peer is not None and peer.role.primary and s.swap is None:
+        s.rival = "beside"
+    else:
+        s.rival = "unheard" if t.lost() else "" if peer is not None else before
+    if s.rival == before or s.rival == "unheard":
+        return
+    if s.rival == "" or (peer is not None and pairing.stays(t, peer)):
+        t.actions.append(Announce())
+        t.because("announce", "the virtual addresses are told again", peer=t.peer_role.value)
 
 
 def _split_brain(t: Turn) -> bool:

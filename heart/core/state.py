@@ -99,6 +99,8 @@ class State:
     split: bool = False
     """A split brain that this server survives has been logged."""
     split_since: float = 0.0
+    rival: str = ""
+    """While this server is primary, the other one may be so too: unheard, or beside (it says so)."""
     sacrificed: bool = False
     """This server leaves after a split brain: its data is given up."""
     swap_back: bool = False

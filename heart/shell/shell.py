@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heart.core.actions import Abort, Action, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
+from heart.core.actions import Abort, Action, Announce, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core.decide import beat, deadline, decide, new_state
 from heart.core.events import Done, Event, Heard, Ordered, Overslept, ResourceSet, SupervisorDied, Tick
 from heart.core.state import State
@@ -144,6 +144,9 @@ class Shell:
                 self.effects.start(token, effect)
             case Abort(token):
                 self.effects.abort(token)
+            case Announce():
+                if self.context.config.vip is not None:
+                    self.context.bus.notify(f"{self.context.module}/vipd", "vip_announce")
             case Marker(present):
                 if present:
                     self.scripts.trim_userlog()

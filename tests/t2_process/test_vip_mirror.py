@@ -349,6 +349,27 @@ def claim(host: Host, address: str) -> None:
     host.run("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", CLAIM, host.mac, address)
 
 
+@pytest.mark.parametrize("arpreroute", [True, False])
+def test_a_contested_address_is_announced_again_until_the_neighbours_are_right(
+    net: Network, tmp_path: Path, arpreroute: bool
+) -> None:
+    """The servers did not hear each other, both had the address, and the last one that told so has let it go. The
+    client keeps what it has learnt for hours, as a router does."""
+    net.install(tmp_path, vip(VirtualAddr(VIP4), arpreroute=arpreroute), net.n1)
+    net.n1.start()
+    net.n1.order("vip_set")
+    net.client.run("sysctl", "-qw", "net.ipv4.neigh.eth0.base_reachable_time_ms=36000000")
+    assert net.client.ping(VIP4) and net.n1.ping(net.n2.ip)
+    wait_until(lambda: net.n1.order("status")["peers"] == {net.n2.mac: "n2"}, "n1 knows its peer, and does not fight")
+    time.sleep(1.2)  # a neighbour takes no second change within a second
+    claim(net.n2, VIP4)
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n2.mac, "the client has learnt the other server")
+    assert net.n1.order("vip_announce")["ok"]
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, "the client is right again", 2.0)
+    claim(net.n2, VIP4)
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, "and after a last word of the other", 7.0)
+
+
 def test_a_killed_vipd_adopts_what_is_there(net: Network, tmp_path: Path) -> None:
     net.install(tmp_path, vip(), net.n1)
     process = net.n1.start()

@@ -154,6 +154,7 @@ class FarmCore:
         self._said_goodbye: set[int] = set()
         self._members = 0
         self._met: set[int] = set()
+        self._meeting = False
         self._doubt = False
         self._news: list[News] = []
         self._issued = Plan(0, (), self._owners, self._mine, self._claims, False)
@@ -217,6 +218,11 @@ class FarmCore:
         """What happened since the last call."""
         news, self._news = self._news, []
         return news
+
+    def take_meeting(self) -> bool:
+        """Whether servers were met since the last call that had taken part without us."""
+        meeting, self._meeting = self._meeting, False
+        return meeting
 
     def next_wakeup(self) -> float:
         """When tick() wants to be called, at the latest."""
@@ -400,6 +406,7 @@ class FarmCore:
                 continue
             served = row.facts & _TAKES_PART and row.facts >> 1 not in (self._key, _NOBODYS_KEY, 0)
             if served and self._together.get(node) != row.incarnation:
+                self._meeting |= node not in self._met
                 self._met.add(node)
         for node in list(self._met):
             row = self.membership.row(node)

@@ -179,12 +179,13 @@ class FarmVipd:
         await farm.stop(remove=True)
         return removed
 
-    def _moved(self, lost: bool) -> None:
+    def _moved(self, lost: bool, met: bool) -> None:
         """The set of servers that take part has changed. One of them tells the network where the addresses
-        are: needed for the clients of a server that is gone (vmac_directed), harmless otherwise."""
+        are: needed for the clients of a server that is gone, and of two halves of a farm that have met and of which
+        each has told the network its own MAC (vmac_directed); harmless otherwise."""
         farm = self._farm
-        if lost and farm is not None and farm.announces():
-            self.holder.announce_all()
+        if (lost or met) and farm is not None and farm.announces():
+            self.holder.announce_all(contested=met)
         self._teller.changed.set()
 
     def _announcements(self) -> list[Announcement]:

@@ -41,7 +41,8 @@ RESTORE_SECONDS = 0.05
 
 
 class Farm:
-    """One module's farm on this server. `moved()` is called when who announces the addresses may have changed."""
+    """One module's farm on this server. `moved(lost, met)` is called when who announces the addresses may have
+    changed: a server is lost, or two halves of the farm have met."""
 
     def __init__(self, context: Context, engine: Engine, share: Callable[[Iterable[bytes]], None]) -> None:
         self._context, self._engine = context, engine
@@ -77,7 +78,7 @@ class Farm:
         self._lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._logged: tuple[object, ...] = ()
-        self.moved: Callable[[bool], None] = lambda lost: None
+        self.moved: Callable[[bool, bool], None] = lambda lost, met: None
 
     # -------------------------------------------------------------------------------- life
 
@@ -432,7 +433,7 @@ class Farm:
             before = set(self._logged[0]) if self._logged else set()  # type: ignore[call-overload]
             self._logged = seen
             self._publisher.changed()
-            self.moved(bool(before - set(plan.participants)))
+            self.moved(bool(before - set(plan.participants)), core.take_meeting())
         self.remember()
 
     def counters(self) -> dict[str, Any]:
