@@ -9,18 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
+from safekit.spelling import plain_dashes
+
 _DISTRIBUTED = frozenset({"-H", "-G", "-E"})
 _LEADING_WITH_VALUE = frozenset({"-m", "-u", "-i"})
-
-
-def plain_dashes(word: str) -> str:
-    """Turn the leading typographic dashes of a word into ASCII ones; other words stay as they are."""
-    stripped = word.lstrip(_DASHES + "-")
-    lead = len(word) - len(stripped)
-    if not lead or not stripped or all(c == "-" for c in word[:lead]):
-        return word
-    return "-" * min(lead, 2) + stripped
 
 
 def two_dashes(word: str, long_options: Collection[str]) -> str:

@@ -10,7 +10,6 @@ import click
 
 from cli.base import Failure, bus, command, json_option, module_option, module_paths, require_admin, show_json
 from cli.progress import Live
-from cli.view import read_module
 from safekit.configuration import (
     ConfigureError,
     active_stamp,
@@ -21,6 +20,7 @@ from safekit.configuration import (
 )
 from safekit.model.findings import ConfigError, Finding
 from safekit.net.firewall import follow
+from safekit.view.module import read_module
 from safekit.wire.keys import valid_until
 
 

@@ -21,11 +21,11 @@ import click
 from cli.base import Failure, check_access, on_terminal, paint, show_json
 from cli.progress import INTERVAL, Live, Meter
 from cli.targets import Credentials, Target, TargetError, default_list, parse_targets
-from cli.view import duration
 from cli.webclient import Ask, CallError, call
 from safekit.disk.paths import cluster_dir, node_name, safe, safevar
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
+from safekit.view.words import duration
 from safekit.wire.keys import asking_keys, cluster_key, next_key
 
 MAX_SERVERS = 64

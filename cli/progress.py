@@ -8,7 +8,7 @@ from collections.abc import Callable
 import click
 
 from cli.base import on_terminal
-from cli.view import duration, size
+from safekit.view.words import duration, size
 
 CLEAR = "\r\x1b[K"
 INTERVAL = 0.1

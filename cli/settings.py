@@ -21,7 +21,7 @@ def change_setting(module: str | None, setting: str, value: str, *, mirror: bool
             f"module {paths.module} is stopped: this setting is of a running module",
             f"safekit start -m {paths.module}",
         )
-    from cli.view import read_module
+    from safekit.view.module import read_module
 
     view = read_module(paths.module, known)
     if setting != "errd" and view.color == "magenta":

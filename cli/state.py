@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from cli.base import Failure, command, module_option, module_paths, paint, require_admin, session
-from cli.view import ModuleView, Progress, duration, moment, progress_line, read_module
+from safekit.view.module import ModuleView, Progress, as_data, read_module
+from safekit.view.words import duration, moment, progress_line
 
 # Exit codes of `state -lq` (guide 9.5).
 CODES = {"STOP": 0, "WAIT": 1, "ALONE": 2, "UP": 2, "PRIM": 3, "SECOND": 4}
@@ -90,45 +91,6 @@ def verdict_line(view: ModuleView, now: float) -> str:
     text = verdict.text(moment(verdict.since, now))
     kind = verdict.kind.value
     return f"{view.module} is {paint(kind, _VERDICT_COLOR[kind])}{text[len(kind) :]}"
-
-
-def as_data(view: ModuleView, running: Progress | None, *, resources: bool) -> dict[str, Any]:
-    """The JSON form of a view."""
-    verdict = view.verdict
-    data: dict[str, Any] = {
-        "module": view.module,
-        "id": view.id,
-        "mode": view.mode,
-        "state": view.state,
-        "color": view.color,
-        "remote_state": view.remote_state,
-        "remote_color": view.remote_color,
-        "since": view.since,
-        "running": view.running,
-        "heart": view.heart,
-        "verdict": {
-            "kind": verdict.kind.value,
-            "since": verdict.since,
-            "reason": verdict.reason,
-            "next_step": verdict.next_step,
-        },
-        "reintegration": None,
-    }
-    if running is not None:
-        data["reintegration"] = {
-            "files": running.files,
-            "files_total": running.files_total,
-            "bytes": running.done,
-            "bytes_total": running.total,
-            "bytes_per_second": running.rate,
-            "seconds_left": running.eta,
-            "kind": running.kind,
-        }
-    if resources:
-        data["resources"] = {
-            r.name: {"value": r.value, "since": r.since, "setter": r.setter} for r in view.resources.values()
-        }
-    return data
 
 
 def _views(module: str | None) -> list[ModuleView]:

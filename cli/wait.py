@@ -12,7 +12,8 @@ import click
 from cli.base import Failure, command, module_option, module_paths, on_terminal, require_admin, session
 from cli.progress import Live
 from cli.state import progress
-from cli.view import ModuleView, progress_line, read_module
+from safekit.view.module import ModuleView, read_module
+from safekit.view.words import progress_line
 
 POLL = 0.05
 ADMIN_POLL = 0.5

@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from cli.base import command, module_option, module_paths
-from cli.view import moment
 from safekit.disk.paths import node_name
 from safekit.disk.resources import Resource, load
+from safekit.view.words import moment
 
 DEFAULT_COUNT = 10
 

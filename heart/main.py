@@ -22,7 +22,7 @@ from heart.core.commands import loop_reached
 from heart.core.events import Born, Ordered, PairAsked, Replication
 from heart.core.values import Command, Role
 from heart.shell.configured import Unusable
-from heart.shell.following import CLUSTER_FILE
+from heart.shell.following import CLUSTER_FILE, Following
 from heart.shell.publish import RunningMark
 from heart.shell.shell import FIRST_COMMAND_SECONDS, Shell
 from safekit.bus.endpoint import BusError, Handler, Request
@@ -40,8 +40,9 @@ NEWS = ("replication_lost", "nfsbox_died", "secondary_lost", "rfs_synced", "rfs_
 class Service:
     """The bus side of heart."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, following: Following) -> None:
         self.shell = shell
+        self.following = following
 
     async def handle(self, request: Request) -> dict[str, Any] | None:
         """One request.  Raises BusError for a refusal."""
@@ -109,7 +110,7 @@ class Service:
 
     async def _reload(self, request: Request) -> dict[str, Any]:
         try:
-            await self.shell.following.reload()
+            await self.following.reload()
         except (Unconfigured, Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
             raise BusError("unusable", str(error)) from None
         return {}
@@ -201,7 +202,8 @@ class Heart:
         except (Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
             context.log.event("internal", text=f"heart cannot start: {error}")
             return 1
-        self.service = Service(shell)
+        following = Following(shell)
+        self.service = Service(shell, following)
         mark = shell.mark.state()
         resources = shell.published.loaded()
         shell.published.clear_remote()
@@ -216,12 +218,12 @@ class Heart:
             )
         )
         if not left:
-            shell.following.keep_cluster()
+            following.keep_cluster()
         await shell.open_links()
         shell.start_watching()
         self.ready.set()
         if left:
-            shell.following.leave_cluster(left)
+            following.leave_cluster(left)
         loop = asyncio.get_running_loop()
         loop.call_later(FIRST_COMMAND_SECONDS, self._unused, shell)
         waits = [loop.create_task(shell.ended.wait()), loop.create_task(context.stopping.wait())]

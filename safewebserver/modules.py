@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.state import as_data
-from cli.view import ModuleView, view_of
 from safekit.bus.endpoint import BusError, Endpoint
 from safekit.configuration import list_modules
 from safekit.disk.files import boot_identity, of_another_boot
 from safekit.disk.paths import ModulePaths, valid_module_name
 from safekit.disk.resources import load
+from safekit.view.module import ModuleView, as_data, view_of
 
 ADMIN_SECONDS = 1.0
 READY_STATES = frozenset({"PRIM", "ALONE", "UP"})

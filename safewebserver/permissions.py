@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.argv import plain_dashes
+from safekit.spelling import plain_dashes
 from safewebserver.settings import Role
 
 MAX_WORDS = 100

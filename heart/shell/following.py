@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from heart.core import plans
 from heart.core.events import Configured, Ordered
 from heart.core.values import Command, Role
 from heart.shell import configured
+from heart.shell.shell import Shell
 from safekit.bus.endpoint import BusError
 from safekit.disk.files import write_atomic
 from safekit.model.checkers import Checker, changed_checkers
@@ -20,16 +20,13 @@ from safekit.process.frame import load_cluster, load_module
 from safekit.process.supervision import module_programs, write_configuration
 from safekit.wire.keys import wire_keys
 
-if TYPE_CHECKING:
-    from heart.shell.shell import Shell
-
 TELL_SECONDS = 10.0
 IDLE_LOOK = 0.05
 CLUSTER_FILE = "cluster.json"
 
 
 class Following:
-    """Part of a heart's shell."""
+    """One per heart, over its shell."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell

@@ -23,7 +23,6 @@ from heart.core.state import State
 from heart.core.values import Beat, Command, Reason, Role
 from heart.shell import configured
 from heart.shell.effects import Effects
-from heart.shell.following import Following
 from heart.shell.links import Links
 from heart.shell.publish import History, LifeSign, Published, RunningMark
 from heart.shell.telling import PEER_FILE, Telling
@@ -86,7 +85,6 @@ class Shell:
         self._sealer = Sealer(self.rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
         self._links = Links(self._link, self._begin_link, self._link_moved, self._link_held)
         self.reloading = asyncio.Lock()
-        self.following = Following(self)
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._reply_token = 0
         self._setters: dict[str, str] = {"splitbrain.uptodate": "splitbraincheck"}

@@ -17,7 +17,7 @@ def main() -> None:
 
     async def serve(context: Context) -> None:
         await admins[0].adopt()
-        keeping = admins[0].spawn(admins[0].keep_in_step())
+        keeping = admins[0].asking.spawn(admins[0].keep_in_step())
         await context.stopping.wait()
         keeping.cancel()
 

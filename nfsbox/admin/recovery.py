@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from nfsbox.admin.asking import Asking
 from nfsbox.admin.record import new_number
+from nfsbox.admin.standing import TRIES, Standing, opened
 from safekit.bus.endpoint import BusError
 from safekit.rfs import generations
 
-if TYPE_CHECKING:
-    from nfsbox.admin.service import Admin
-
-#: Times that a nfsbox which dies is started again within one recovery.
-TRIES: Final = 10
 #: Seconds that the next operation waits for a recovery.
 PATIENCE_S: Final = 140.0
 
@@ -25,8 +22,8 @@ PATIENCE_S: Final = 140.0
 class Recovery:
     """One at a time. `remade`: mounted again after a death in a pair, waiting for `alone`."""
 
-    def __init__(self, admin: Admin) -> None:
-        self._admin = admin
+    def __init__(self, asking: Asking, standing: Standing) -> None:
+        self._asking, self._standing = asking, standing
         self._task: asyncio.Task[None] | None = None
         self._of: tuple[str, bool] = ("none", False)
         self.remade = False
@@ -40,7 +37,7 @@ class Recovery:
         """nfsbox died in this role."""
         paired, self.remade = paired or self.remade, False
         self._of = (role, paired)
-        self._task = self._admin.spawn(self._run(role, paired))
+        self._task = self._asking.spawn(self._run(role, paired))
 
     def cancel(self) -> None:
         """The directories are being left."""
@@ -68,12 +65,12 @@ class Recovery:
         return task.cancelled() or task.exception() is not None
 
     async def _run(self, role: str, paired: bool) -> None:
-        admin = self._admin
+        asking, standing = self._asking, self._standing
         for _ in range(TRIES):
-            await admin.process("nfsbox", True)
-            state = await admin.open(degraded=role == "primary")
+            await asking.process("nfsbox", True)
+            state = await opened(asking, standing, degraded=role == "primary")
             if role == "secondary":
-                admin.unapplied = state.unapplied
+                standing.unapplied = state.unapplied
             if role == "primary" and paired:
                 self.remade = True
                 return
@@ -81,16 +78,16 @@ class Recovery:
                 state = generations.left_peer(state, new_number(), time.time())
             fields = generations.to_fields(state)
             done = await (
-                admin.unless_it_dies("primary", paired=False, state=fields)
+                asking.unless_it_dies("primary", paired=False, state=fields)
                 if role == "primary"
-                else admin.unless_it_dies("standby", state=fields)
+                else asking.unless_it_dies("standby", state=fields)
             )
             if done is None:
                 continue
-            admin.state = state
+            standing.state = state
             if role == "primary":
-                admin.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
+                asking.tell_heart("nfsbox_died", "nfsbox ended unexpectedly; the mount is remade")
             else:
-                admin.role = "standby"
+                standing.role = "standby"
             return
         raise BusError("nfsbox", "nfsbox dies again and again: see log/nfsbox.log")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from nfsbox.admin.asking import Asking
+from nfsbox.admin.standing import Standing
 from nfsbox.admin.watch import Watch
 from safekit.bus.endpoint import BusError, Request
 from safekit.rfs import generations
 from safekit.rfs.generations import Kind, StateError, Verdict
-
-if TYPE_CHECKING:
-    from nfsbox.admin.service import Admin
 
 #: Times that a reintegre which died is started again within one reintegration.
 RESTARTS: Final = 3
@@ -25,8 +24,8 @@ RESTARTS: Final = 3
 class Reintegration:
     """State of the reintegration of this server; idle unless it is a secondary that is not equal yet."""
 
-    def __init__(self, admin: Admin) -> None:
-        self._admin = admin
+    def __init__(self, asking: Asking, standing: Standing) -> None:
+        self._asking, self._standing = asking, standing
         self.active = False
         self.verdict: Verdict | None = None
         self._watch: Watch | None = None
@@ -40,12 +39,12 @@ class Reintegration:
         self.active, self.verdict, self._restarts, self._progress = True, None, 0, {}
         with contextlib.suppress(BusError):
             # The one before may still be on its way out, and would be taken for the new one.
-            await self._admin.process("reintegre", False)
+            await self._asking.process("reintegre", False)
         await self._run()
 
     async def _run(self) -> None:
         try:
-            await self._admin.process("reintegre", True)
+            await self._asking.process("reintegre", True)
         except BusError as error:
             self.fail(f"reintegre cannot be started: {error.text}")
 
@@ -56,7 +55,7 @@ class Reintegration:
         self.active = False
         self._unwatch()
         with contextlib.suppress(BusError):
-            await self._admin.process("reintegre", False)
+            await self._asking.process("reintegre", False)
 
     def lost(self, reason: str) -> None:
         """The stream to the primary broke."""
@@ -67,9 +66,9 @@ class Reintegration:
         """It cannot be completed now."""
         if not self.active:
             return
-        self._admin.context.log.event("reintegration_failed", reason=reason)
-        self._admin.spawn(self.abandon())
-        self._admin.tell_heart("rfs_failed", reason)
+        self._asking.context.log.event("reintegration_failed", reason=reason)
+        self._asking.spawn(self.abandon())
+        self._asking.tell_heart("rfs_failed", reason)
 
     def shown(self, box: dict[str, Any]) -> dict[str, Any] | None:
         """For `status`: our own progress, on the primary what the secondary sent, None when nothing runs."""
@@ -97,24 +96,24 @@ class Reintegration:
         return None
 
     async def _begin(self, request: Request) -> dict[str, Any]:
-        admin = self._admin
+        asking, standing = self._asking, self._standing
         try:
             source = generations.from_fields(request.fields.get("source"))
         except StateError as error:
             raise BusError("source", f"the primary's state cannot be used: {error}") from None
-        state = admin.known_state()
-        rfs = admin.context.config.rfs
+        state = standing.known_state()
+        rfs = asking.context.config.rfs
         policy = rfs.namespacepolicy if rfs is not None else 4
         found = generations.verdict(source, state, namespacepolicy=policy)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
         self._watch_process(int(request.fields.get("pid") or 0))
         marked = generations.receiving(state, found, source, time.time_ns())
-        await admin.nfsbox("state_set", state=generations.to_fields(marked))
-        admin.state, self.verdict = marked, found
-        admin.set_resource("rfs.inconsistent", "up")
+        await asking.nfsbox("state_set", state=generations.to_fields(marked))
+        standing.state, self.verdict = marked, found
+        asking.set_resource("rfs.inconsistent", "up")
         code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
-        admin.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
+        asking.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
         return {
             "kind": found.kind.value,
             "rule": found.rule,
@@ -127,17 +126,17 @@ class Reintegration:
         }
 
     async def _end(self, request: Request) -> None:
-        admin = self._admin
+        asking, standing = self._asking, self._standing
         source = generations.from_fields(request.fields.get("source"))
-        state = generations.received(admin.known_state(), source, time.time(), ahead=not admin.durable)
-        await admin.nfsbox("state_set", state=generations.to_fields(state))
-        admin.state, admin.paired = state, True
-        admin.set_resource("rfs.inconsistent", "down")
+        state = generations.received(standing.known_state(), source, time.time(), ahead=not standing.durable)
+        await asking.nfsbox("state_set", state=generations.to_fields(state))
+        standing.state, standing.paired = state, True
+        asking.set_resource("rfs.inconsistent", "down")
         self.active = False
         self._unwatch()
         # before heart knows, so that it stands before the state SECOND green in the log
-        admin.context.log.event("reintegration_ended")
-        admin.tell_heart("rfs_synced")
+        asking.context.log.event("reintegration_ended")
+        asking.tell_heart("rfs_synced")
 
     # --- the process --------------------------------------------------------------------------------------
 
@@ -158,7 +157,7 @@ class Reintegration:
             return
         self._restarts += 1
         again = self._restarts <= RESTARTS
-        self._admin.context.log.event(
+        self._asking.context.log.event(
             "process_died",
             name="reintegre",
             pid=pid,
@@ -166,6 +165,6 @@ class Reintegration:
             reaction="started again" if again else "the reintegration has failed",
         )
         if again:
-            self._admin.spawn(self._run())
+            self._asking.spawn(self._run())
         else:
             self.fail("reintegre died several times: see log/reintegre.log")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cli.argv import plain_dashes, split, two_dashes
+from cli.argv import split, two_dashes
+from safekit.spelling import plain_dashes
 
 
 @pytest.mark.parametrize(

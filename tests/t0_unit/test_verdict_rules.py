@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cli.verdict import Kind, Situation, judge
+from safekit.view.verdict import Kind, Situation, judge
 
 RFS = {"rfs.uptodate": "up"}
 STATES = ("STOP", "WAIT", "ALONE", "PRIM", "SECOND", "UP", "UNKNOWN")

@@ -137,7 +137,7 @@ class World:
         """nfsadmin and nfsbox die; nfsadmin is started again."""
         self.context.paths.resources.write_text(f"state.local {state} 1.000 heart\n")
         self.context.bus._ports.clear()  # those of a new process
-        self.admin._unwatch()  # the dead one sees nothing
+        self.admin.asking.unwatch()  # the dead one sees nothing
         self.process.kill()
         self.process.wait()
         self.box.clear()
@@ -437,10 +437,10 @@ def test_a_server_that_waits_still_knows_of_the_power_failure_when_its_nfsadmin_
         world.stored = to_fields(DataState(5, peer=77, current=400, base=300, open=True, boot=3))
         world.journal = "bad"
         await world.ask("prepare")
-        before = world.admin.known_state()
+        before = world.admin.standing.known_state()
         world.role = "standby"
         await world.killed()
-        after = world.admin.known_state()
+        after = world.admin.standing.known_state()
         assert not after.tracked and before.idle_ns and abs(after.idle_ns - before.idle_ns) < 10**9
 
     run(scenario)

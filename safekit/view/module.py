@@ -1,16 +1,15 @@
-"""What one server knows about a module, put together for the commands that show it."""
+"""What one server knows about a module, put together for whoever shows it: the command and the web service."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cli.verdict import Situation, Verdict, judge
 from safekit.disk.files import of_another_boot
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import Resource, load
+from safekit.view.verdict import Situation, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -119,43 +118,40 @@ def read_module(module: str, known: Mapping[str, Any]) -> ModuleView:
     return view_of(module, {**known, "past": of_another_boot(paths.marker)}, load(paths.resources))
 
 
-def duration(seconds: float) -> str:
-    """A time span in at most two units: 42 s, 3 min 20 s, 2 h 5 min, 4 d 3 h."""
-    left = max(round(seconds), 0)
-    for size, name, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if left >= size:
-            rest = left % size // smaller
-            return f"{left // size} {name}" + (f" {rest} {small}" if rest else "")
-    return f"{left} s"
-
-
-def size(count: float) -> str:
-    """A number of bytes for people (1 KB is 1024 bytes, as everywhere in the product)."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TB"
-
-
-def moment(when: float, now: float | None = None) -> str:
-    """A local time: without the date when it is today."""
-    if when <= 0:
-        return ""
-    current = time.localtime(now)
-    then = time.localtime(when)
-    same_day = (then.tm_year, then.tm_yday) == (current.tm_year, current.tm_yday)
-    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", then)
-
-
-def progress_line(p: Progress) -> str:
-    """Progress of a reintegration in one line, which a narrow terminal may cut: the time left comes first."""
-    if not p.files_total:
-        return "reintegration: comparing the directory trees"
-    percent = f"{100 * p.done / p.total:.0f}%" if p.total else "-"
-    left = f", {duration(p.eta)} left" if p.eta is not None else ""
-    kind = f" ({p.kind})" if p.kind else ""
-    return (
-        f"reintegration{kind} {percent}{left}: {size(p.done)} of {size(p.total)}, {size(p.rate)}/s,"
-        f" {p.files}/{p.files_total} files"
-    )
+def as_data(view: ModuleView, running: Progress | None, *, resources: bool) -> dict[str, Any]:
+    """The JSON form of a view."""
+    verdict = view.verdict
+    data: dict[str, Any] = {
+        "module": view.module,
+        "id": view.id,
+        "mode": view.mode,
+        "state": view.state,
+        "color": view.color,
+        "remote_state": view.remote_state,
+        "remote_color": view.remote_color,
+        "since": view.since,
+        "running": view.running,
+        "heart": view.heart,
+        "verdict": {
+            "kind": verdict.kind.value,
+            "since": verdict.since,
+            "reason": verdict.reason,
+            "next_step": verdict.next_step,
+        },
+        "reintegration": None,
+    }
+    if running is not None:
+        data["reintegration"] = {
+            "files": running.files,
+            "files_total": running.files_total,
+            "bytes": running.done,
+            "bytes_total": running.total,
+            "bytes_per_second": running.rate,
+            "seconds_left": running.eta,
+            "kind": running.kind,
+        }
+    if resources:
+        data["resources"] = {
+            r.name: {"value": r.value, "since": r.since, "setter": r.setter} for r in view.resources.values()
+        }
+    return data

@@ -1,0 +1,149 @@
+"""What nfsadmin asks of nfsbox and heart, and how it notices at once that nfsbox has died under a question."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from nfsbox.admin.watch import Watch
+from safekit.bus.endpoint import BusError, BusTimeout, UnknownTarget
+from safekit.process.frame import Context
+
+#: Seconds within which a started nfsbox must answer.
+START_S: Final = 20.0
+#: Seconds after which a nfsbox that does not answer is asked for once more.
+AGAIN_S: Final = 2.0
+#: Seconds for operations that mount, flush disks or wait for the peer.
+LONG_S: Final = 120.0
+#: Tries to tell heart something, and seconds between two: a heart that is restarted answers well within them.
+TOLD_TRIES: Final = 30
+TOLD_S: Final = 0.5
+
+Fields = dict[str, Any]
+
+
+class Died(BusError):
+    """nfsbox died in the middle of an operation."""
+
+
+class Asking:
+    """The bus as nfsadmin uses it. `attempt` is heart's name for the synchronisation that it asked for last."""
+
+    def __init__(self, context: Context, on_death: Callable[[int | None], None]) -> None:
+        """`on_death` is called with the process number of a watched nfsbox that ended, None when it was missed."""
+        self.context = context
+        self.attempt = ""
+        self._on_death = on_death
+        self._watch: Watch | None = None
+        self._died = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- nfsbox -------------------------------------------------------------------------------------------
+
+    async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
+        """An operation of nfsbox. Raises BusError, Died when it dies before it answers."""
+        if self._watch is None:
+            return await self._request("nfsbox", op, timeout, **fields)
+        answer = await self.unless_it_dies(op, timeout, **fields)
+        if answer is None:
+            raise Died("nfsbox", f"nfsbox died before it answered {op}")
+        return answer
+
+    async def unless_it_dies(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields | None:
+        """An operation of nfsbox; None when nfsbox dies before it answers. Raises BusError."""
+        if self._watch is None:
+            return None
+        asked = asyncio.ensure_future(self._request("nfsbox", op, timeout, **fields))
+        died = asyncio.ensure_future(self._died.wait())
+        try:
+            await asyncio.wait((asked, died), return_when=asyncio.FIRST_COMPLETED)
+            return await asked if asked.done() else None
+        finally:
+            asked.cancel()
+            died.cancel()
+
+    async def find(self) -> None:
+        """Watch the running nfsbox; wait for one that is starting, and have one that died meanwhile started again.
+        Raises BusError."""
+        deadline = time.monotonic() + START_S
+        again = time.monotonic() + AGAIN_S
+        while True:
+            try:
+                pid = int((await self.nfsbox("ping", 1.0))["pid"])
+                if self._watch is None or self._watch.pid != pid:
+                    self.unwatch()
+                    self._watch = Watch(pid, self.ended)
+                    self._died.clear()
+                return
+            except (BusTimeout, UnknownTarget, Died, ProcessLookupError) as error:
+                if time.monotonic() > deadline:
+                    raise BusError("nfsbox", f"nfsbox does not answer ({error}): see log/nfsbox.log") from None
+                if time.monotonic() > again:
+                    again = time.monotonic() + AGAIN_S
+                    try:
+                        await self.process("nfsbox", True)  # one that lives is left alone
+                    except BusError as refused:
+                        self.context.log.debug(f"nfsbox was not asked for again: {refused.text}")
+                await asyncio.sleep(0.1)
+
+    def ended(self, pid: int | None) -> None:
+        """nfsbox is gone: whoever waits for an answer of it stops waiting, then its death is dealt with."""
+        self._watch = None
+        self._died.set()
+        self._on_death(pid)
+
+    def unwatch(self) -> None:
+        """The end of nfsbox is wanted from here on, or it is another one that matters."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    # --- heart --------------------------------------------------------------------------------------------
+
+    def tell_heart(self, kind: str, reason: str = "") -> None:
+        """An event for heart, repeated until heart has it: heart may be restarting."""
+        self.spawn(self._tell_heart("event", kind=kind, reason=reason, attempt=self.attempt))
+
+    def set_resource(self, name: str, value: str) -> None:
+        """A resource in heart's file."""
+        self.spawn(self._tell_heart("set", resource=name, value=value, who="nfsadmin"))
+
+    async def process(self, name: str, on: bool) -> None:
+        """Have heart's supervisor start or stop one of our processes. Raises BusError."""
+        await self._request("heart", "process", 15.0, name=name, on=on)
+
+    async def pair(self, peer: str) -> None:
+        """The end of a reintegration: heart's memory of the pair is durable when this returns. Raises BusError."""
+        await self._request("heart", "pair", 10.0, peer=peer)
+
+    async def _tell_heart(self, op: str, **fields: Any) -> None:
+        for _ in range(TOLD_TRIES):
+            try:
+                await self._request("heart", op, 2.0, **fields)
+                return
+            except (BusTimeout, UnknownTarget):
+                await asyncio.sleep(TOLD_S)
+            except BusError as error:
+                self.context.log.debug(f"heart refused {op} {fields}: {error.text}")
+                return
+        self.context.log.debug(f"heart does not answer: {op} {fields} was not told")
+
+    async def _request(self, process: str, op: str, timeout: float, **fields: Any) -> Fields:
+        return await self.context.bus.request(f"{self.context.module}/{process}", op, timeout, **fields)
+
+    # --- beside the operations ----------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run beside the operations; a defect in it is logged, not lost."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.context.log.event("internal", text=f"nfsadmin: {type(error).__name__}: {error}")
+
+        task.add_done_callback(ended)
+        return task

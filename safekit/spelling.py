@@ -1,0 +1,15 @@
+"""The dashes of a printed guide in what people type, made plain: before the command line is read, and before the web
+service judges it (what is judged there must be what is run here). Pure."""
+
+from __future__ import annotations
+
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
+
+
+def plain_dashes(word: str) -> str:
+    """Turn the leading typographic dashes of a word into ASCII ones; other words stay as they are."""
+    stripped = word.lstrip(_DASHES + "-")
+    lead = len(word) - len(stripped)
+    if not lead or not stripped or all(c == "-" for c in word[:lead]):
+        return word
+    return "-" * min(lead, 2) + stripped

@@ -1,0 +1,290 @@
+"""The laws of the house (docs/architecture.md), checked on the sources: who may import whom, and what stays pure."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from installation.source import this_checkout
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHARED = "safekit"
+FOLDERS = this_checkout().packages
+
+EXCEPTIONS = {
+    ("safewebserver.forks", "cli"): "commands that only read run in forks of a process that has imported them",
+    ("cli.uninstall", "installation"): "the command is the door to the uninstaller, which a package calls too",
+    ("lab.image", "installation"): "a node of a lab is installed as a server is",
+    ("lab.init", "installation"): "the interpreter of a node's tools is the one that the installer chooses",
+    ("lab.demo.watch", "installation"): "the demonstration's client runs with the interpreter of the product",
+}
+"""Imports of a module from a folder beside its own. docs/architecture.md names them; every other one is refused."""
+
+IMPURE = frozenset(
+    """
+    os time socket asyncio threading select selectors subprocess signal multiprocessing concurrent fcntl ctypes
+    pathlib shutil tempfile random secrets pyroute2
+    """.split()  # noqa: SIM905 - a table to read
+)
+CORES = ("heart.core", "vipd.farm.core", "safekit.wire.membership", "safekit.rfs.generations")
+"""Besides every module that says of itself, in its docstring, that it is pure."""
+
+LABEL = re.compile(r"\b[MRF]\d{1,2}\b")
+
+
+@dataclass(frozen=True)
+class Import:
+    """Module `importer` imports `imported`, a module of ours or the name of another package."""
+
+    importer: str
+    imported: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of ours."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        """What relative imports start from."""
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
+
+@cache
+def sources() -> dict[str, Source]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((CHECKOUT / folder).rglob("*.py")):
+            parts = path.relative_to(CHECKOUT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = Source(name, path, ast.parse(path.read_text(encoding="utf-8")))
+    assert len(found) > 200
+    return found
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import, wherever it stands: in a function, for type checkers only, or by a name put together at run time."""
+    return tuple(each for source in sources().values() for each in _imports_of(source))
+
+
+def _imports_of(source: Source) -> Iterator[Import]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(source.name, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = source.package.split(".")[: source.package.count(".") + 2 - node.level]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield Import(source.name, full if full in sources() else base, node.lineno)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            name = node.args[0]
+            first = name.values[0] if isinstance(name, ast.JoinedStr) else name
+            assert isinstance(first, ast.Constant), f"{source.path}:{node.lineno}: nobody can tell what this imports"
+            yield Import(source.name, str(first.value).rstrip("."), node.lineno)
+
+
+def folder_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def told(each: Import) -> str:
+    return f"{sources()[each.importer].path.relative_to(CHECKOUT)}:{each.line} imports {each.imported}"
+
+
+# Who imports whom
+
+
+def test_a_folder_imports_what_all_share_and_nothing_beside_it() -> None:
+    used, refused = set(), []
+    for each in imports():
+        here, there = folder_of(each.importer), folder_of(each.imported)
+        if here == there or there == SHARED or there not in FOLDERS:
+            continue
+        if (each.importer, there) in EXCEPTIONS:
+            used.add((each.importer, there))
+        else:
+            refused.append(told(each))
+    assert not refused, "what two processes agree on belongs in safekit/:\n" + "\n".join(refused)
+    assert used == set(EXCEPTIONS), "an exception that nobody needs any more"
+
+
+def test_what_all_share_imports_none_of_the_folders_above_it() -> None:
+    above = set(FOLDERS) - {SHARED}
+    found = [told(e) for e in imports() if folder_of(e.importer) == SHARED and folder_of(e.imported) in above]
+    assert not found, "\n".join(found)
+
+
+def test_the_exceptions_are_written_down() -> None:
+    page = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
+    for importer, folder in EXCEPTIONS:
+        path = sources()[importer].path.relative_to(CHECKOUT)
+        assert f"`{path}`" in page and f"`{folder}/`" in page, path
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Imports within functions and for type checkers count too: parts that know each other are one part."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for each in imports():
+        for name in _with_packages(each.imported):
+            if name in sources() and name != each.importer:
+                known[each.importer].add(name)
+    for circle in circles(known):
+        raise AssertionError(" -> ".join([*circle, circle[0]]))
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    """A module, and the packages whose `__init__` is run to import it (unless that is the importer's own)."""
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+
+
+def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """One path round each circle that a search in depth meets."""
+    done: set[str] = set()
+
+    def search(node: str, way: list[str]) -> Iterator[list[str]]:
+        if node in way:
+            yield way[way.index(node) :]
+        elif node not in done:
+            for following in sorted(graph.get(node, ())):
+                yield from search(following, [*way, node])
+            done.add(node)
+
+    for start in sorted(graph):
+        yield from search(start, [])
+
+
+def test_the_search_finds_a_circle() -> None:
+    assert list(circles({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()})) == [["b", "c"]]
+    assert list(circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})) == []
+
+
+# What stays pure
+
+
+def pure_modules() -> list[str]:
+    return [
+        name
+        for name, source in sources().items()
+        if any(name == core or name.startswith(f"{core}.") for core in CORES)
+        or re.search(r"\bPure[.:]", ast.get_docstring(source.tree) or "")
+    ]
+
+
+def reached(start: str) -> dict[str, str]:
+    """Every module that importing `start` loads -> who imports it; annotations alone load nothing."""
+    found = {start: ""}
+    waiting = [start]
+    while waiting:
+        importer = waiting.pop()
+        for each in _loaded_by(importer):
+            if each not in found:
+                found[each] = importer
+                if each in sources():
+                    waiting.append(each)
+    return found
+
+
+@cache
+def _loaded_by(importer: str) -> frozenset[str]:
+    lines = _lines_for_type_checkers(sources()[importer].tree)
+    return frozenset(each.imported for each in imports() if each.importer == importer and each.line not in lines)
+
+
+def _lines_for_type_checkers(tree: ast.Module) -> set[int]:
+    blocks = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    return {line for block in blocks for line in range(block.lineno, (block.end_lineno or 0) + 1)}
+
+
+@pytest.mark.parametrize("module", pure_modules())
+def test_a_pure_part_reaches_no_clock_file_socket_or_thread(module: str) -> None:
+    """Nor does anything that it imports: only so can a simulation run it, and a seed bring a failure back."""
+    found = [
+        f"{name}, imported by {importer}" for name, importer in reached(module).items() if folder_of(name) in IMPURE
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_core_is_there() -> None:
+    for core in CORES:
+        assert any(name == core or name.startswith(f"{core}.") for name in pure_modules()), core
+
+
+# What is said
+
+
+PACKAGES = sorted(name for name, source in sources().items() if source.path.name == "__init__.py")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is(package: str) -> None:
+    """Not its name: the first sentence, without the words of its path, still says something."""
+    text = (ast.get_docstring(sources()[package].tree) or "").partition("\n\n")[0]
+    own = set(package.split("."))
+    words = [word for word in re.findall(r"[\w.]+", text) if word.rstrip(".").lower() not in own]
+    assert len(words) >= 6, f"{package}: {text!r}"
+    assert not re.match(r"\W*(the\s+)?(package|module|code|files?)\b", text, re.IGNORECASE), text
+    assert text[0].isupper(), f"{package} begins with its name: {text!r}"
+
+
+def test_every_folder_has_a_place_on_the_page() -> None:
+    page = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = {name.replace(".", "/") for name in PACKAGES if folder_of(name) == SHARED}
+    for folder in (*FOLDERS, *sorted(rooms)):
+        assert f"`{folder}/`" in page, f"docs/architecture.md does not say what {folder}/ is"
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    for document in (*CHECKOUT.glob("docs/*.md"), *CHECKOUT.glob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        for named in re.findall(r"`((?:%s|tests|docs)/[\w./]*)`" % "|".join(FOLDERS), text):
+            assert (CHECKOUT / named).exists(), f"{document.name} names {named}"
+
+
+def remarks(path: Path) -> Iterator[tuple[int, str]]:
+    """Comments and docstrings, with their lines."""
+    text = path.read_text(encoding="utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def laws() -> dict[str, list[str]]:
+    """Label -> the other cells of its line in docs/invariants.md."""
+    page = (CHECKOUT / "docs/invariants.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    return {row[0]: row[1:] for row in rows if LABEL.fullmatch(row[0])}
+
+
+def test_every_law_that_the_code_names_is_written_down() -> None:
+    known = laws()
+    assert len(known) > 20
+    files: Iterable[Path] = (*(s.path for s in sources().values()), *sorted((CHECKOUT / "tests").rglob("*.py")))
+    for path in files:
+        for line, text in remarks(path):
+            for label in LABEL.findall(text):
+                assert label in known, f"{path.relative_to(CHECKOUT)}:{line} names {label}, which no document explains"
