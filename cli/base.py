@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Failure(Exception):
-    """A command that cannot do its work: the cause, the next step, the exit code (F4: 1 unless said)."""
+    """A command that cannot do its work: the cause, the next step, the exit code (1 unless said)."""
 
     def __init__(self, text: str, next_step: str = "", code: int = 1) -> None:
         super().__init__(text)

@@ -80,7 +80,7 @@ SECTIONS = (
     ("2.5", "Installation"),
     ("", "Other"),
 )
-SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states (F4)
+SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states
 
 
 class LazyGroup(SafekitGroup):

@@ -127,6 +127,6 @@ def _targets(item: str, cluster: ClusterConfig | None, me: str, protocol: str, p
 
 
 def default_list(text: str) -> str:
-    """The list in default_cluster.txt: one or more a line, `#` begins a comment (F2)."""
+    """The list in default_cluster.txt: one or more a line, `#` begins a comment."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return ",".join(line for line in lines if line)

@@ -1,1 +1,1 @@
-"""errd: process and service death detection (guide 13.9)."""
+"""Detection of dead processes and services of a module, and what is done about them (guide 13.9)."""

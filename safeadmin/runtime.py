@@ -1,4 +1,4 @@
-"""The running side of one module: its supervisord and its heart, watched, started and asked (DESIGN 2, M5).
+"""The running side of one module: its supervisord and its heart, watched, started and asked (M5).
 
 Nothing here dies with safeadmin: supervisord runs in a session of its own, and a successor of safeadmin
 finds it again by the environment of its processes.

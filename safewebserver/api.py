@@ -27,8 +27,7 @@ from safekit.wire.remote import SIGNED_ANSWER, SignatureError, answer_mac, check
 from safewebserver.child import Commands, Result
 from safewebserver.identity import Caller
 from safewebserver.modules import Modules, paths_of
-from safewebserver.permissions import Refusal, judge
-from safewebserver.settings import Role
+from safewebserver.permissions import Refusal, Role, judge
 
 PREFIX = "/api/v1"
 MAX_JSON = 1 << 20

@@ -20,7 +20,8 @@ from safekit.disk.files import write_atomic
 from safekit.disk.paths import node_name, safevar
 from safekit.wire.keys import cluster_key
 from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
-from safewebserver.settings import People, Role, Settings
+from safewebserver.permissions import Role
+from safewebserver.settings import People, Settings
 
 MEMORY_SECONDS = 300.0
 MEMORY_ENTRIES = 1000

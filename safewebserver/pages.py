@@ -12,7 +12,7 @@ from safekit.disk.paths import node_name
 from safekit.disk.resources import load
 from safewebserver.api import need
 from safewebserver.modules import NoModule, incarnation, local_state, paths_of, ready
-from safewebserver.settings import Role
+from safewebserver.permissions import Role
 
 NO_STORE = {"Cache-Control": "no-store"}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from safekit.spelling import plain_dashes
-from safewebserver.settings import Role
 
 MAX_WORDS = 100
 MAX_WORD = 4096
@@ -29,6 +29,19 @@ _MONITOR_WORDS = {
     "cluster": frozenset({"state", "confinfo"}),
     "boot": frozenset({"status", "webstatus", "snmpstatus"}),
 }
+
+
+class Role(IntEnum):
+    """What somebody may do; each role includes the lower ones."""
+
+    MONITOR = 1
+    CONTROL = 2
+    ADMIN = 3
+
+    @property
+    def label(self) -> str:
+        """As in group.conf and in the guide."""
+        return self.name.capitalize()
 
 
 @dataclass(frozen=True)

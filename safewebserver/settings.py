@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
 from safekit.disk.paths import safe
+from safewebserver.permissions import Role
 
 MAX_FILE = 1 << 20
 _DEFINE = re.compile(r"\s*Define\s+(\w+)(?:\s+(\S+))?\s*", re.ASCII)
 _PORTS = ("httpadminport", "httpcontrolport", "httpmonitorport")
-
-
-class Role(IntEnum):
-    """What somebody may do; each role includes the lower ones."""
-
-    MONITOR = 1
-    CONTROL = 2
-    ADMIN = 3
-
-    @property
-    def label(self) -> str:
-        """As in group.conf and in the guide."""
-        return self.name.capitalize()
 
 
 class SettingsError(Exception):

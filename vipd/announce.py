@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from safekit.net.addresses import IP
-from safekit.net.packets import IPv4, arp_request, gratuitous_arp, unsolicited_advertisement
+from safekit.net.packets import IP, IPv4, arp_request, gratuitous_arp, unsolicited_advertisement
 
 # A Linux neighbour refuses a second change of an entry within a second, unless it is gratuitous.
 REPEAT_AFTER = 1.2

@@ -21,10 +21,10 @@ from safekit.bus.endpoint import BusError
 from safekit.disk.files import reserve
 from safekit.log.module import ModuleLog
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Address, Link, Place
+from safekit.net.addresses import Address, Link, Place
 from safekit.net.neighbours import ask_mac
 from safekit.net.netlink import Netlink
-from safekit.net.packets import Heard, mac_text
+from safekit.net.packets import IP, Heard, mac_text
 from vipd import ledger, tcpreset
 from vipd.announce import AGAIN_AFTER, REPEAT_AFTER, Announcement
 from vipd.names import Resolver

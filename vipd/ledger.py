@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safekit.disk.files import boot_identity, write_atomic
-from safekit.net.addresses import IP
+from safekit.net.packets import IP
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
-from safekit.net.addresses import IP
+from safekit.net.packets import IP
 from vipd.plan import Request, Wanted, literal
 
 RESOLVE_SECONDS = 1.0

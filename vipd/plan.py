@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from safekit.model.types import ClusterConfig, Interface, Vip, Where
-from safekit.net.addresses import IP
-from safekit.net.packets import Heard, Sort
+from safekit.net.packets import IP, Heard, Sort
 
 
 @dataclass(frozen=True, slots=True)

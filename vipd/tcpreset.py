@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from safekit.disk.files import locked
 from safekit.disk.paths import safevar
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Address
+from safekit.net.addresses import Address
 from safekit.net.netlink import NETLINK_SOCK_DIAG, Netlink, attribute
+from safekit.net.packets import IP
 
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _REQUEST = struct.Struct("=BBBxI")

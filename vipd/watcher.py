@@ -11,8 +11,8 @@ from typing import Any
 
 from safekit.log.module import ModuleLog
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Address, Link
-from safekit.net.packets import mac_text
+from safekit.net.addresses import Address, Link
+from safekit.net.packets import IP, mac_text
 from vipd.holder import Held, Holder
 
 Notify = Callable[..., None]

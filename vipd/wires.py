@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Link
+from safekit.net.addresses import Link
 from safekit.net.frames import FrameSocket
 from safekit.net.netlink import Netlink
-from safekit.net.packets import Heard, IPv4, arp_probe, neighbour_probe
+from safekit.net.packets import IP, Heard, IPv4, arp_probe, neighbour_probe
 from vipd.announce import take_over_frames
 from vipd.plan import Verdict, judge
 

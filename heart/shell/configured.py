@@ -11,7 +11,8 @@ from safekit.model.checkers import Checker, checkers, in_phase
 from safekit.model.fit import misfit, usable_lan
 from safekit.model.types import ClusterConfig, ModuleConfig, When
 from safekit.net import addresses as net
-from safekit.rules.source import default_rules, default_text, module_rules
+from safekit.rules.order import module_rules
+from safekit.rules.source import default_rules, default_text
 
 PHASES: tuple[When, ...] = ("pre", "prim", "second", "both")
 CLASSES = (*PHASES, "sec")

@@ -2,7 +2,7 @@
 
 supervisord runs them, and starts again what dies.  This file decides when: the processes of the product first
 and the checkers after them; errd watches a class only while its phase lasts.  Each process is followed by a
-pidfd, so that a death is a line in the log at once, and so is the time until its successor runs (DESIGN 2, M5).
+pidfd, so that a death is a line in the log at once, and so is the time until its successor runs (M5).
 """
 
 from __future__ import annotations

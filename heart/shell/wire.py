@@ -1,4 +1,4 @@
-"""Heartbeats on the wire: one datagram format, one socket per link (DESIGN 3).
+"""Heartbeats on the wire: one datagram format, one socket per link.
 
 A datagram is a sealed msgpack map.  What arrives is checked field by field
 before it becomes a Beat: length, types, ranges.

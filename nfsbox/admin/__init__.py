@@ -1,1 +1,1 @@
-"""nfsadmin: decides the kind of resynchronisation, starts it, and adopts or recovers nfsbox (guide 13.6)."""
+"""Carries out what heart decides for the replicated directories: verdicts, roles, recovery of a dead nfsbox (13.6)."""

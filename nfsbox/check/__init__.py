@@ -1,1 +1,1 @@
-"""nfscheck: tells whether the replicated directories of this server answer."""
+"""Tells whether the replicated directories of this server answer, and the module when they do not (guide 13.6)."""

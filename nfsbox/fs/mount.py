@@ -17,6 +17,7 @@ import ctypes
 import errno
 import logging
 import os
+import secrets
 import threading
 import traceback
 from collections import deque
@@ -397,7 +398,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     opcode = kernel.RENAME
                 asked = opcode
                 if opcode == kernel.TMPFILE:
-                    request = kernel.create_request(buffer, place_holder())
+                    request = kernel.create_request(buffer, place_holder(secrets.token_hex(8)))
                     size, opcode = len(request), kernel.CREATE
                     buffer[:size] = request
                 self._now.opcode, self._now.shared = opcode, False

@@ -1,4 +1,4 @@
-"""The replicated file system: what an operation means, what is recorded of it and what is sent (DESIGN 5).
+"""The replicated file system: what an operation means, what is recorded of it and what is sent.
 
 A fusepy `Operations` object over one replicated directory. Paths arrive as latin-1 text, which keeps every byte;
 handles are descriptors of the data. Reads never wait for the peer. Operations on open files use the handle and

@@ -1,4 +1,4 @@
-"""The local bus: sealed UDP datagrams on the loopback between the processes of one server (DESIGN 3).
+"""The local bus: sealed UDP datagrams on the loopback between the processes of one server.
 
 Every process has an endpoint with a name ("safeadmin", "AM/heart"). safeadmin's mapper, on a fixed port,
 knows the port of each name. A restarted safeadmin asks the ports that it knew before to register again;

@@ -1,4 +1,4 @@
-"""What a message on the local bus looks like, and one request without an event loop (DESIGN 3).
+"""What a message on the local bus looks like, and one request without an event loop.
 
 Apart from the endpoints of `safekit.bus.endpoint` so that a command does not pay for importing asyncio.
 """

@@ -1,1 +1,1 @@
-"""Files that processes share: where they are, how they are written, read, watched and packed."""
+"""Where the files are that processes share, and how they are written, read, watched and packed."""

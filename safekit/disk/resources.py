@@ -1,4 +1,4 @@
-"""The shared resource file: one `class.id value since setter` a line (DESIGN 3).
+"""The shared resource file: one `class.id value since setter` a line.
 
 There is exactly one writer at a time: heart while the module lives, otherwise the command that holds
 `resources.lock`. Readers never lock: the file is replaced by a rename, so they see one version whole.

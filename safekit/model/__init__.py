@@ -1,1 +1,1 @@
-"""userconfig.xml and cluster.xml as frozen dataclasses; ports that follow from a module's id."""
+"""Both configuration files, userconfig.xml and cluster.xml, as frozen dataclasses; checks; ports of a module's id."""

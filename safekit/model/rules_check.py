@@ -16,8 +16,8 @@ from safekit.model.types import ModuleConfig
 from safekit.rules.ast import Act, And, Assign, Call, Compare, Expression, Not, Or, Resource, Rule, Text, Verb
 from safekit.rules.evaluator import View, evaluate
 from safekit.rules.lexer import RuleError
+from safekit.rules.order import module_rules
 from safekit.rules.parser import parse
-from safekit.rules.source import module_rules
 
 MAX_COMBINATIONS = 20_000
 """States of resources that are tried for one rule, at most; a rule with more is believed."""

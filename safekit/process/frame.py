@@ -1,4 +1,4 @@
-"""The frame in which every small process of a module runs (DESIGN 2).
+"""The frame in which every small process of a module runs.
 
 It gives a process its name in `ps`, its own error log, one event loop, an endpoint on the bus, the module
 log, an orderly end on SIGTERM, and a measure of how late its loop wakes up.

@@ -1,4 +1,4 @@
-"""One supervisord per running module: write its configuration, start it, ask it (DESIGN 2).
+"""One supervisord per running module: write its configuration, start it, ask it.
 
 The program is the stock supervisord, woken by signals (safekit.process.supervisord). Nothing dies with it: its
 children keep running, and heart decides what to do.

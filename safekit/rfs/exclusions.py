@@ -4,7 +4,6 @@ place holders for files that were unlinked while open. Pure."""
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Sequence
 
 #: libfuse renames a file that is unlinked while open; such a name exists on this server only.
@@ -16,9 +15,9 @@ def parent(path: bytes) -> bytes:
     return path.rpartition(b"/")[0]
 
 
-def place_holder() -> bytes:
-    """A name for a file that was made without one."""
-    return HIDDEN + b"T" + secrets.token_hex(8).encode()
+def place_holder(token: str) -> bytes:
+    """A name for a file that was made without one; `token` makes it the only one in its directory."""
+    return HIDDEN + b"T" + token.encode()
 
 
 def is_hidden(path: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Sealed datagrams and streams: what crosses a wire is authenticated and encrypted (DESIGN 3).
+"""Sealed datagrams and streams: what crosses a wire is authenticated and encrypted.
 
 Datagram on a wire (AES-256-GCM):
 

@@ -13,7 +13,8 @@ from heart.core.values import Role, Setup
 from heart.scenario import Scenario
 from safekit.rules.ast import And, Assign, Compare, Expression, Not, Or, Resource, Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
-from safekit.rules.source import default_rules, default_text, module_rules
+from safekit.rules.order import module_rules
+from safekit.rules.source import default_rules, default_text
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 DEFAULT = default_text(default_rules())

@@ -79,7 +79,7 @@ def sources() -> dict[str, Source]:
 
 @cache
 def imports() -> tuple[Import, ...]:
-    """Every import, wherever it stands: in a function, for type checkers only, or by a name put together at run time."""
+    """Every import, wherever it stands: in a function, for type checkers only, by a name put together at run time."""
     return tuple(each for source in sources().values() for each in _imports_of(source))
 
 
@@ -258,7 +258,7 @@ def test_every_folder_has_a_place_on_the_page() -> None:
 def test_every_file_that_the_documents_name_is_there() -> None:
     for document in (*CHECKOUT.glob("docs/*.md"), *CHECKOUT.glob("*.md")):
         text = document.read_text(encoding="utf-8")
-        for named in re.findall(r"`((?:%s|tests|docs)/[\w./]*)`" % "|".join(FOLDERS), text):
+        for named in re.findall(rf"`((?:{'|'.join(FOLDERS)}|tests|docs)/[\w./]*)`", text):
             assert (CHECKOUT / named).exists(), f"{document.name} names {named}"
 
 

@@ -9,7 +9,8 @@ import pytest
 from safekit.disk.paths import private_conf
 from safekit.rules.ast import Act
 from safekit.rules.evaluator import View, evaluate
-from safekit.rules.source import RulesFileError, default_text, module_rules
+from safekit.rules.order import module_rules
+from safekit.rules.source import RulesFileError, default_text
 
 DEFAULT = default_text(private_conf() / "include" / "failover.xml")
 RULES = {rule.label: rule for rule in module_rules("", DEFAULT)}

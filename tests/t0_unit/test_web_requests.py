@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from cli.targets import Credentials, TargetError, default_list, parse_targets
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire import remote
-from safewebserver.permissions import Refusal, judge
-from safewebserver.settings import Role, SettingsError, parse_groups, parse_settings, parse_users
+from safewebserver.permissions import Refusal, Role, judge
+from safewebserver.settings import SettingsError, parse_groups, parse_settings, parse_users
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 BODY = b'{"arguments":["state"]}'

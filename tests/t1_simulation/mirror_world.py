@@ -38,7 +38,8 @@ from heart.core.state import State
 from heart.core.values import Beat, Color, Command, Link, Role, Setup
 from safekit.rules.ast import Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
-from safekit.rules.source import default_text, module_rules
+from safekit.rules.order import module_rules
+from safekit.rules.source import default_text
 
 DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml")
 RULES = module_rules("", DEFAULT_RULES)

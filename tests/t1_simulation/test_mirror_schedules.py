@@ -1,4 +1,4 @@
-"""Thousands of random schedules for the mirror automaton, with the invariants of DESIGN 4 as assertions.
+"""Thousands of random schedules for the mirror automaton, with the invariants of docs/invariants.md as assertions.
 
 The number of schedules is SAFEKIT_SCHEDULES (10,000 by default), the first
 seed SAFEKIT_SEED.  A failing seed prints how to replay it:

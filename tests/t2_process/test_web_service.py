@@ -26,7 +26,7 @@ from safekit.disk.paths import ModulePaths
 from safekit.wire import remote
 from safewebserver.api import openapi
 from safewebserver.forks import reads
-from safewebserver.settings import Role
+from safewebserver.permissions import Role
 
 GREEN = {"state.local": "ALONE", "state.color": "green"}
 

@@ -88,7 +88,7 @@ def test_t4_3_2_stop_and_start_one(farm: FarmLab) -> None:
     farm.start_up(one)
     farm.wait_sharing(*farm.nodes)
     shares = [farm.value(node, "farm.FarmProto") for node in farm.nodes]
-    assert sorted(shares) == ["33%", "33%", "34%"], shares  # F6: 100% in all
+    assert sorted(shares) == ["33%", "33%", "34%"], shares  # 100% in all
 
 
 def test_the_processes_and_the_port_of_a_farm_and_watching_it(farm: FarmLab) -> None:

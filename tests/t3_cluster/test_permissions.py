@@ -1,4 +1,4 @@
-"""What another user of a server can read, change and command: nothing (guide 2.1.6, 10.4; DESIGN 3)."""
+"""What another user of a server can read, change and command: nothing (guide 2.1.6, 10.4)."""
 
 from __future__ import annotations
 

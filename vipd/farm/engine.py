@@ -1,4 +1,4 @@
-"""The packet filters of a farm behind one interface, and the engine that is nftables alone (DESIGN F4)."""
+"""The packet filters of a farm behind one interface, and the engine that is nftables alone (F4)."""
 
 from __future__ import annotations
 

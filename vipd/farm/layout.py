@@ -9,9 +9,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from safekit.model.types import Vip
-from safekit.net.addresses import IP
 from safekit.net.jhash import client_bucket
-from safekit.net.packets import mac_bytes
+from safekit.net.packets import IP, mac_bytes
 
 Mode = Literal["invisible", "directed"]
 Proto = Literal["tcp", "udp", "arp"]

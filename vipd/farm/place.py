@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from safekit.model.types import ModuleConfig, Vip
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Address, Link
+from safekit.net.addresses import Address, Link
+from safekit.net.packets import IP
 from vipd.farm.layout import Layout, Wire, balances, gather_mac, virtual_mac
 
 

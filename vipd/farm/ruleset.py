@@ -26,9 +26,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from safekit.net.addresses import IP
 from safekit.net.jhash import SEED
-from safekit.net.packets import mac_text
+from safekit.net.packets import IP, mac_text
 from vipd.farm.layout import Balance, Connection, Layout, Proto, Verdicts, Wire
 
 _SYN = "tcp flags & (fin|syn|rst|ack) == syn"

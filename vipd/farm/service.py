@@ -16,7 +16,8 @@ from safekit.bus.endpoint import BusError
 from safekit.model.types import Farm as FarmConfig
 from safekit.model.types import Vip
 from safekit.net import addresses as net
-from safekit.net.addresses import IP, Link
+from safekit.net.addresses import Link
+from safekit.net.packets import IP
 from safekit.process.frame import Context
 from safekit.wire.membership import Pulse, Rules
 from vipd.farm import memory, place, report

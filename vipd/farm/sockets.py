@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from safekit.net.addresses import IP
 from safekit.net.netlink import NETLINK_SOCK_DIAG, Netlink
+from safekit.net.packets import IP
 from vipd.farm.layout import Connection, Layout
 from vipd.tcpreset import connections
 
