@@ -8,7 +8,7 @@ import pytest
 
 from heart.core.values import Link, Role, Setup
 from heart.scenario import Scenario
-from safekit.rules.source import module_rules
+from safekit.rules.order import module_rules
 
 PAIR = Setup(node="n1", peer="n2", links=(Link("l0", 0.5, 2.0),), period=1.0, handle_time=1.0)
 
