@@ -24,7 +24,6 @@ class Found:
     owner: dict[tuple[int, int], int] = field(default_factory=dict)
     links: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     directories: list[tuple[int, bytes, int]] = field(default_factory=list)
-    entries: int = 0
 
 
 class Walker:
@@ -79,7 +78,6 @@ class Walker:
                 local = tree.names(path)
             for remote in entries:
                 self.try_entry(root, join(path, remote.name), remote, local.pop(remote.name, None), again)
-            self._found.entries += len(entries)
         for name in local or ():
             self.delete(root, join(path, name))
 

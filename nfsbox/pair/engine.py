@@ -73,9 +73,20 @@ class Revisit:
     """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it."""
 
     entries: dict[tuple[int, bytes], bool] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, root: int, path: bytes, *, recursive: bool = False) -> None:
-        self.entries[root, path] = recursive or self.entries.get((root, path), False)
+        """From any thread: one that adds the entry alone must not undo that another asked for what is below it."""
+        with self._lock:
+            self.entries[root, path] = recursive or self.entries.get((root, path), False)
+
+    def take(self, most: int) -> dict[tuple[int, bytes], bool]:
+        """Take entries off the list."""
+        with self._lock:
+            taken = dict(list(self.entries.items())[:most])
+            for key in taken:
+                del self.entries[key]
+        return taken
 
 
 #: Seconds within which a paired peer acknowledges what is under way when this server leaves its role.
@@ -115,7 +126,8 @@ class Engine:
         self.revisit = Revisit()
         self.due_files: set[File] = set()  # open files and directories whose times the peer lacks
         self.due_directories: set[tuple[int, bytes]] = set()
-        self.held = 0
+        self.held = 0  # threads whose change waits for the fate of a lost peer
+        self._holding = threading.Lock()
         self.generation = 0  # rises with every role change: what caches hold is void
         self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
@@ -151,15 +163,19 @@ class Engine:
         code = stream.wait(number)
         if code == errno.ENOTCONN:
             if stream.was is State.PAIRED:
-                self.held += 1
+                self._count_held(1)
                 self.slow()
                 try:
                     if not stream.fate():
                         raise OSError(errno.EIO, "the secondary did not acknowledge this change")
                 finally:
-                    self.held -= 1
+                    self._count_held(-1)
             return 0
         return code
+
+    def _count_held(self, more: int) -> None:
+        with self._holding:
+            self.held += more
 
     def lenient(self, stream: Stream) -> bool:
         """Under the order lock, after a send: True while the peer is being resynchronised. The caller then says
@@ -436,7 +452,8 @@ class Engine:
 
     def make_strict(self, body: bytes, of: Stream | None) -> Stream | None:
         """First phase of END of the session `of`: None when there are entries to revisit; else the stream, strict from
-        this point of the order on, with everything before on the secondary's disk. Raises Refused when it broke."""
+        this point of the order on, with everything before on both disks. Raises Refused when it broke, OSError when
+        the disk here refuses: then nothing recorded is forgotten."""
         self.tracker.epoch()
         with self.order:
             stream = self.stream
@@ -450,6 +467,9 @@ class Engine:
                 return None
             number = stream.send(Op.STRICT, 0, body=body)
             stream.strict = True
+        # What was changed before this point is recorded in older epochs only, which the pair forgets. A power failure
+        # would take it from this server's memory; the secondary, which has it, would go on alone and not send it back.
+        self.sync_backing()
         code = stream.wait(number, 600.0)
         if code:
             raise Refused(stream.reason or os.strerror(code))

@@ -305,11 +305,7 @@ class Service:
     # --- the end --------------------------------------------------------------------------------------------
 
     def _op_revisit(self, _request: Fields) -> Fields:
-        engine = self._engine
-        with engine.order:
-            taken = dict(list(engine.revisit.entries.items())[:MAX_ENTRIES])
-            for key in taken:
-                del engine.revisit.entries[key]
+        taken = self._engine.revisit.take(MAX_ENTRIES)
         return {"paths": [[root, path, recursive] for (root, path), recursive in taken.items()]}
 
     def _op_end(self, request: Fields) -> Fields:

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +72,9 @@ class Journal:
         os.close(self._fd)
 
 
+Epoch = tuple[Journal | None, Path, Changes]
+
+
 class Tracker:
     """Keeps the record of one server while it is primary. Thread-safe."""
 
@@ -82,7 +86,7 @@ class Tracker:
         self.reliable = True
         self._lock = threading.Lock()
         self._journal: Journal | None = None
-        self._epochs: list[tuple[Journal | None, Path, Changes]] = []  # oldest first, the last is current
+        self._epochs: list[Epoch] = []  # oldest first, the last is current
         self._fresh: OrderedDict[tuple[int, int], None] = OrderedDict()  # in the order in which they were made
         self._complained = False
         self._clock = time.time_ns() - time.monotonic_ns()
@@ -125,7 +129,12 @@ class Tracker:
         self.era += 1
         self._fresh = OrderedDict()
 
-    def _begin(self, kept: Changes) -> None:
+    def _begin(self, kept: Changes, earlier: Sequence[Epoch] = ()) -> None:
+        """A new epoch with what is `kept`, behind `earlier` ones: what files remember of being recorded is void."""
+        self._write(kept, earlier)
+        self._void()
+
+    def _write(self, kept: Changes, earlier: Sequence[Epoch]) -> None:
         existing = epoch_files(self.directory)
         path = self.directory / f"{PREFIX}{epoch_number(existing[-1]) + 1 if existing else 1}"
         journal = Journal(path, self.zone_size)
@@ -133,9 +142,9 @@ class Tracker:
         for record in kept.snapshot():
             journal.append(record, durable=False)
         journal.sync()
-        self._epochs.append((journal, path, kept))
+        # Replaced, never changed: `touch_directory` and `counts` read the list without the lock.
+        self._epochs = [*earlier, (journal, path, kept)]
         self._journal = journal
-        self._void()
 
     # --- records ------------------------------------------------------------------------------------------
 
@@ -166,12 +175,8 @@ class Tracker:
             self._compact()
 
     def _compact(self) -> None:
-        merged = self._merged()
         old = self._epochs
-        self._epochs = []
-        era, fresh = self.era, self._fresh
-        self._begin(merged)
-        self.era, self._fresh = era, fresh  # what was recorded still is
+        self._write(self._merged(), ())  # the era goes on: what was recorded still is
         for journal, path, _ in old:
             if journal is not None:
                 journal.close()
@@ -193,8 +198,10 @@ class Tracker:
 
     def touch_directory(self, root: int, path: bytes, now_ns: int | None = None) -> None:
         """Record that entries of a directory are about to be made or moved in. Raises OSError."""
-        key = (root, path)
-        if self._journal is None or key in self._current.directories:
+        # Without the lock, for every name that is made: an entry appears here once it is on disk, and that an epoch
+        # which begins now does not have it is found by whoever makes the change, under the order lock.
+        epochs = self._epochs
+        if not epochs or (root, path) in epochs[-1][2].directories:
             return
         with self._lock:
             since = time.time_ns() - 2_000_000_000 if now_ns is None else now_ns
@@ -269,7 +276,7 @@ class Tracker:
         """Begin a new epoch; returns how many older ones wait for a checkpoint. Raises OSError."""
         with self._lock:
             if self._journal is not None and (self._current or len(self._epochs) > 1):
-                self._begin(Changes())
+                self._begin(Changes(), self._epochs)
             return len(self._epochs) - 1
 
     def checkpointed(self, count: int) -> None:
@@ -330,9 +337,10 @@ class Tracker:
             return self._merged()
 
     def counts(self) -> tuple[int, int]:
-        """Files and directories recorded."""
-        with self._lock:
-            return (
-                sum(len(changes.files) for _, _, changes in self._epochs),
-                sum(len(changes.directories) for _, _, changes in self._epochs),
-            )
+        """Files and directories recorded. Without the lock, which is held while the disk writes a record: `status` is
+        answered by the thread of the bus, which must not wait for a disk that hangs."""
+        epochs = self._epochs
+        return (
+            sum(len(changes.files) for _, _, changes in epochs),
+            sum(len(changes.directories) for _, _, changes in epochs),
+        )

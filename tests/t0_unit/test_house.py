@@ -288,3 +288,30 @@ def test_every_law_that_the_code_names_is_written_down() -> None:
         for line, text in remarks(path):
             for label in LABEL.findall(text):
                 assert label in known, f"{path.relative_to(CHECKOUT)}:{line} names {label}, which no document explains"
+
+
+def test_every_law_names_what_enforces_it_and_a_test_that_is_there() -> None:
+    for label, (_, _, enforced, tested) in laws().items():
+        assert re.search(r"`[\w/]+\.py`", enforced), f"{label}: nothing enforces it"
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", tested)
+        assert named, f"{label}: no test"
+        for file, test in named:
+            text = (CHECKOUT / file).read_text(encoding="utf-8")
+            assert not test or f"def {test}(" in text, f"{label}: {file} {test}"
+
+
+def test_every_name_that_a_law_gives_with_its_file_is_in_that_file() -> None:
+    for label, (_, _, enforced, _) in laws().items():
+        for file, names in re.findall(r"`([\w/]+\.py)`((?:,? `\w+`)*)", enforced):
+            text = (CHECKOUT / file).read_text(encoding="utf-8")
+            for name in re.findall(r"`(\w+)`", names):
+                assert name in text, f"{label}: {file} has no {name}"
+
+
+def test_every_part_that_the_page_on_threads_names_is_there() -> None:
+    text = (CHECKOUT / "docs/threads.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z]\w+)\.(\w+)`", text))
+    assert len(named) > 20
+    code = [source.path.read_text(encoding="utf-8") for source in sources().values()]
+    for owner, name in sorted(named):
+        assert any(f"class {owner}" in t and re.search(rf"\b{name}\b", t) for t in code), f"{owner}.{name}"

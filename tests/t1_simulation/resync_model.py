@@ -400,7 +400,8 @@ class World:
     def end(self, session: Session, source: Server, target: Server) -> None:
         if source.mem.tree() != target.mem.tree():
             raise Lost(f"after {session.verdict.rule}: source {source.mem.tree()} target {target.mem.tree()}")
-        source.flush()
+        if self.broken != "unflushed":
+            source.flush()
         target.flush()
         target.state = received(target.state, source.state, self.now, ahead=True)
         target.dirty, target.activity = {}, {}

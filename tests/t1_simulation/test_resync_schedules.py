@@ -326,9 +326,10 @@ def test_a_broken_rule_is_caught() -> None:
     assert caught(trust_a_lost_record), "the simulation cannot see this mistake"
 
 
-@pytest.mark.parametrize("broken", ["activity", "renames", "watch", "unapplied"])
+@pytest.mark.parametrize("broken", ["activity", "renames", "watch", "unapplied", "unflushed"])
 def test_a_broken_reintegration_is_caught(broken: str) -> None:
     """activity: the target's own zones are forgotten; renames: nothing is compared again after a rename during
     the reintegration; watch: files changed while the product was stopped are trusted; unapplied: a secondary takes
-    over although its nfsbox was killed before it had applied what it had acknowledged."""
+    over although its nfsbox was killed before it had applied what it had acknowledged; unflushed: the primary forgets
+    what it recorded before its own disk has it."""
     assert caught(broken=broken), "the simulation cannot see this mistake"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -242,7 +243,8 @@ def finish(service: Resync, target: Node, rounds: int = 400) -> None:
             assert root == 0
             entry = service("stat", root=0, path=path)["entry"]
             if entry is None:
-                service("push_delete", root=0, path=path)
+                with contextlib.suppress(FileNotFoundError):  # nor is what it stood in, on the secondary
+                    service("push_delete", root=0, path=path)
             elif stat.S_ISDIR(entry[1]) and below:
                 copy_all(service, target, path)
             else:

@@ -234,6 +234,31 @@ def test_what_fails_at_the_peer_is_noted_before_the_end(alone: tuple[Engine, Ope
     operations.ended()
 
 
+def test_nothing_is_forgotten_before_the_disk_here_has_it(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure right after the end would take from this server what only its memory and the peer have."""
+    engine, operations, backing = alone
+    (backing / "f").write_bytes(b"x" * 5000)
+    operations.write_request(opened(operations, "f"), 0, request(b"record"), 0)
+    peer = Peer()
+    engine.stream = peer  # type: ignore[assignment]
+
+    def refuses() -> None:
+        assert peer.sent[-1] == Op.STRICT, "what comes before the peer is strict is recorded in the old epoch only"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(engine.disks, "sync", refuses)
+        with pytest.raises(OSError, match="Input/output"):
+            engine.make_strict(b"", peer)  # type: ignore[arg-type]
+    assert engine.tracker.snapshot().files
+    assert engine.make_strict(b"", peer) is peer  # type: ignore[arg-type]
+    engine.make_paired(peer)  # type: ignore[arg-type]
+    assert not engine.tracker.snapshot().files
+    operations.ended()
+
+
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
     """A late request of a session that broke must not end the one that follows."""
     engine, _, _ = alone

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from nfsbox.pair.engine import Engine, Settings
-from nfsbox.pair.tracking import Tracker
+from nfsbox.pair import tracking
+from nfsbox.pair.engine import Engine, Revisit, Settings
+from nfsbox.pair.tracking import Journal, Tracker
 from safekit.rfs.changes import Mode
 from safekit.rfs.journal import PREFIX, Loaded, expand, load, moved_directories
 
@@ -222,3 +224,61 @@ def test_new_files_without_end_need_no_records_of_their_own(tracker: Tracker, mo
         assert tracker.touch(0, inode, b"new%d" % inode, 0, 3) is None
     assert not tracker.snapshot().files
     assert tracker.touch(0, 5, b"new5", 2, 2) == {2}, "an old one is recorded when it is written again"
+
+
+def test_a_journal_that_is_written_anew_disturbs_nobody_who_looks_without_the_lock(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mount makes a name, and opens a file, while the disk writes the new journal."""
+    tracker.alone()
+    tracker.touch_directory(0, b"known")
+    eras: list[int] = []
+
+    class Slow(Journal):
+        def __init__(self, path: Path, zone_size: int) -> None:
+            super().__init__(path, zone_size)
+            eras.append(tracker.era)
+            other = threading.Thread(target=lambda: (tracker.touch_directory(0, b"known"), eras.append(tracker.era)))
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
+
+        def sync(self) -> None:
+            super().sync()
+            eras.append(tracker.era)
+
+    monkeypatch.setattr(tracking, "Journal", Slow)
+    monkeypatch.setattr(tracking, "COMPACT_AT", 1)
+    before = tracker.era
+    tracker.touch_directory(0, b"new")
+    assert eras == [before] * 3, "a file would take its zones for recorded in an era that begins later"
+    assert set(again(tracker).changes.directories) == {(0, b"known"), (0, b"new")}
+
+
+def test_status_does_not_wait_for_the_disk_of_the_record(tracker: Tracker) -> None:
+    tracker.touch_directory(0, b"known")
+    with tracker._lock:  # a disk that hangs
+        found: list[tuple[int, int]] = []
+        asked = threading.Thread(target=lambda: found.append(tracker.counts()), daemon=True)
+        asked.start()
+        asked.join(5)
+        assert found == [(0, 1)]
+
+
+def test_who_revisits_an_entry_keeps_what_is_below_it() -> None:
+    """Another thread asks for everything below an entry while one adds the entry alone."""
+
+    class Meanwhile(dict[tuple[int, bytes], bool]):
+        def get(self, key: tuple[int, bytes], default: bool = False) -> bool:  # type: ignore[override]
+            found = super().get(key, default)
+            if not other.ident:
+                other.start()
+                other.join(0.2)
+            return found
+
+    revisit = Revisit(Meanwhile())
+    other = threading.Thread(target=lambda: revisit.add(0, b"d", recursive=True))
+    revisit.add(0, b"d")
+    other.join()
+    assert revisit.take(10) == {(0, b"d"): True}
+    assert not revisit.entries
