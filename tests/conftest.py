@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from lab.cluster import Lab
 from tests.retried import reason_to_try_again
 
 _numbers = count(1)
+#: What a test says of acknowledged data that is gone: never tried again.
+LOST = r"AssertionError: \d+ .* are lost"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="run the long campaigns too (marker: slow)")
+    parser.addoption("--failures-to", metavar="FILE", help="write the tests that failed to FILE, one a line")
     parser.addoption(
         "--shuffle",
         type=int,
@@ -29,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if config.getoption("reruns") is None and reason_to_try_again(item.nodeid) is not None:
-            item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=[r"^AssertionError: \d+ .* are lost"]))
+            item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=[LOST]))
     seed = config.getoption("--shuffle")
     if seed is not None:
         _shuffle(items, random.Random(seed))
@@ -38,6 +43,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if item.get_closest_marker("slow") is None]
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow") is not None])
     items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """For `bin/test --again`: a line for each test that failed, with `lost` before one that lost acknowledged data."""
+    file = config.getoption("--failures-to")
+    if file is None:
+        return
+    failed: dict[str, bool] = {}
+    for report in (*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")):
+        lost = re.search(LOST, report.longreprtext, re.MULTILINE) is not None
+        failed[report.nodeid] = failed.get(report.nodeid, False) or lost
+    Path(file).write_text("".join(f"{'lost ' * lost}{nodeid}\n" for nodeid, lost in failed.items()))
 
 
 def _shuffle(items: list[pytest.Item], source: random.Random) -> None:

@@ -32,7 +32,7 @@ def test_who_is_not_root_is_told() -> None:
 
 
 def test_an_unknown_profile() -> None:
-    refused(setup(profile="everything"), "unknown profile 'everything'", "product, lab, demo, test")
+    refused(setup(profile="everything"), "unknown profile 'everything'", "unit, product, lab, demo, test")
 
 
 def test_a_kernel_without_fuse() -> None:
