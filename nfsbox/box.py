@@ -191,6 +191,7 @@ class Box:
                 try:
                     switch.check(root, known.get(root.mount))
                 except switch.SwitchFailure as error:
+                    self._close_trees()
                     raise BoxError("tocheck", _text(error)) from None
             try:
                 self.engine.disks.open()
@@ -201,7 +202,7 @@ class Box:
                     self._listen()
             except BaseException:
                 self._unmount_all(failed=True)
-                self.engine.disks.close()
+                self._close_trees()
                 self._give_back()
                 raise
             self._note_places(known)
@@ -213,6 +214,12 @@ class Box:
             "dirty": files + directories,
             "roots": [os.fsdecode(root.mount) for root in self.roots],
         }
+
+    def _close_trees(self) -> None:
+        """Nothing holds the file systems of the data any more."""
+        self.engine.disks.close()
+        for root in self.roots:
+            root.tree.close()
 
     def _places(self) -> dict[bytes, bytes]:
         """Where the file system of each replicated directory was mounted when the module ran here last."""
@@ -332,7 +339,7 @@ class Box:
                 self._server.close()
                 self._server = None
         (self.place.directory / "hidden").unlink(missing_ok=True)
-        self.engine.disks.close()
+        self._close_trees()
         self._give_back()
         self.prepared = False
         self.degraded = False

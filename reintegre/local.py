@@ -12,8 +12,10 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from reintegre.plan import Entry
+from safekit.rfs.tree import Tree
 
 Excluded = Callable[[bytes], bool]
 DIGEST = 16
@@ -35,87 +37,101 @@ class Hashed:
 
 
 class LocalTree:
-    """One replicated directory. `xattrs(path)` gives the extended attributes that are replicated."""
+    """One replicated directory. `acl`: access control lists are replicated."""
 
-    def __init__(self, backing: str, excluded: Excluded, xattrs: Callable[[bytes], dict[bytes, bytes]]) -> None:
-        self.backing = os.fsencode(backing)
+    def __init__(self, backing: str, excluded: Excluded, *, acl: bool) -> None:
+        self.data = Tree(os.fsencode(backing))
         self.excluded = excluded
-        self._xattrs = xattrs
-
-    def path(self, relative: bytes) -> bytes:
-        """Absolute path."""
-        return self.backing + b"/" + relative if relative else self.backing
+        self._acl = acl
 
     def entry(self, relative: bytes) -> Entry | None:
         """One entry, None when there is none."""
-        path = self.path(relative)
+        data = self.data
         try:
-            return self._entry(relative.rpartition(b"/")[2], path, os.lstat(path))
+            status = data.lstat(relative)
+            target = _target(status, partial(data.readlink, relative))
+            xattrs = _attributes(partial(data.xattrs, relative, acl=self._acl))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return _entry(relative.rpartition(b"/")[2], status, target, xattrs)
 
     def inode(self, relative: bytes) -> int | None:
         """Number of one entry, None when there is none."""
-        try:
-            return os.lstat(self.path(relative)).st_ino
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        status = self.data.status(relative)
+        return None if status is None else status.st_ino
+
+    def is_directory(self, relative: bytes) -> bool:
+        """Whether there is a directory of that name."""
+        status = self.data.status(relative)
+        return status is not None and stat.S_ISDIR(status.st_mode)
 
     def names(self, relative: bytes) -> dict[bytes, Entry]:
         """Entries of a directory, without what is not replicated; empty when it is not a directory (yet)."""
         found: dict[bytes, Entry] = {}
         try:
-            with os.scandir(self.path(relative)) as entries:
-                for item in entries:
-                    if self.excluded(join(relative, item.name)):
+            with self.data.inside(relative) as inside:
+                for item in inside.entries():
+                    name = item.name
+                    if self.excluded(join(relative, name)):
                         continue
                     try:
-                        found[item.name] = self._entry(item.name, item.path, item.stat(follow_symlinks=False))
+                        status = inside.lstat(name)
+                        target = _target(status, partial(inside.readlink, name))
+                        xattrs = _attributes(partial(inside.xattrs, name, acl=self._acl))
                     except FileNotFoundError:
                         continue
+                    found[name] = _entry(name, status, target, xattrs)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         return found
 
-    def _entry(self, name: bytes, path: bytes, status: os.stat_result) -> Entry:
-        try:
-            target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else None
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise FileNotFoundError(errno.ENOENT, "it was a link, and is something else by now") from None
-        return Entry(
-            name,
-            status.st_mode,
-            status.st_uid,
-            status.st_gid,
-            status.st_size,
-            status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ino,
-            status.st_nlink,
-            status.st_rdev,
-            status.st_blocks,
-            status.st_ctime_ns,
-            target,
-            self._xattrs(path),
-        )
-
     def hash(self, relative: bytes, ranges: Sequence[tuple[int, int]]) -> Hashed | None:
         """Digests of ranges; b"" for one beyond the end. None when there is no such regular file."""
         try:
-            descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor, status = self.data.open_file(relative, os.O_RDONLY)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE):
                 return None
             raise
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return None
             return Hashed(status.st_ino, status.st_size, tuple(_digests(descriptor, ranges)))
         finally:
             os.close(descriptor)
+
+
+def _target(status: os.stat_result, read: Callable[[], bytes]) -> bytes | None:
+    try:
+        return read() if stat.S_ISLNK(status.st_mode) else None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise FileNotFoundError(errno.ENOENT, "it was a link, and is something else by now") from None
+
+
+def _attributes(read: Callable[[], dict[bytes, bytes]]) -> dict[bytes, bytes]:
+    try:
+        return read()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def _entry(name: bytes, status: os.stat_result, target: bytes | None, xattrs: dict[bytes, bytes]) -> Entry:
+    return Entry(
+        name,
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        status.st_atime_ns,
+        status.st_mtime_ns,
+        status.st_ino,
+        status.st_nlink,
+        status.st_rdev,
+        status.st_blocks,
+        status.st_ctime_ns,
+        target,
+        xattrs,
+    )
 
 
 def _digests(descriptor: int, ranges: Iterable[tuple[int, int]]) -> Iterable[bytes]:

@@ -21,7 +21,6 @@ from safekit.process.frame import Context, run
 from safekit.rfs import journal
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.generations import Kind, Verdict
-from safekit.rfs.xattrs import read_xattrs
 
 PROGRESS_S = 1.0
 #: Names of files that a reintegration after a split brain overwrites and that are told one by one.
@@ -38,23 +37,11 @@ def size_text(size: int) -> str:
     return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
 
 
-def xattr_reader(acl: bool) -> Callable[[bytes], dict[bytes, bytes]]:
-    """Extended attributes that are replicated: all, access control lists only with acl="on"."""
-
-    def read(path: bytes) -> dict[bytes, bytes]:
-        try:
-            return read_xattrs(path, acl=acl)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-
-    return read
-
-
 def local_records(context: Context, trees: list[LocalTree]) -> Records:
     """What this server changed itself while it was primary, and the peer or its own disk may lack."""
-    changes, backing = journal.load(context.paths.rfs).changes, [tree.backing for tree in trees]
+    changes = journal.load(context.paths.rfs).changes
     found = Records(moved=set(changes.moved), entered=changes.directories)
-    for item in journal.expand(changes, backing):
+    for item in journal.expand(changes, [tree.data for tree in trees]):
         found.add(item, ours=True)
     return found
 
@@ -67,9 +54,7 @@ class Run:
         self.rfs = rfs
         self.session: Session | None = None
         self.trees = [
-            LocalTree(
-                rfs.backing(r), Exclusions(r.notreplicated_paths, r.notreplicated_regex).match, xattr_reader(rfs.acl)
-            )
+            LocalTree(rfs.backing(r), Exclusions(r.notreplicated_paths, r.notreplicated_regex).match, acl=rfs.acl)
             for r in rfs.replicated
         ]
         self._address: Address | None = None

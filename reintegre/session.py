@@ -3,7 +3,6 @@ nothing is left."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -335,7 +334,7 @@ class Session:
                     walker.delete(root, path)
                 return
             above = path.rpartition(b"/")[0]
-            if path and not os.path.isdir(tree.path(above)):
+            if path and not tree.is_directory(above):
                 # It can only be made when what is above it is there.
                 self._again(control, walker, root, above, True)
             if remote.is_dir:
@@ -382,11 +381,8 @@ class Session:
         directories, self._found.directories = self._found.directories, []
         for root, path, mtime in directories:
             self._check()
-            try:
-                here = os.lstat(self._trees[root].path(path)).st_mtime_ns
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if here == mtime:
+            here = self._trees[root].data.status(path)
+            if here is None or here.st_mtime_ns == mtime:
                 continue
             try:
                 control.push_entry(root, path)

@@ -27,6 +27,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
         self.engine = engine
         self.root = root
         self.index = root.index
+        self.tree = root.tree
         self.request = (0, 0)  # opcode and node of the request that a callback belongs to
         self.kill_privileges = False
         self.handles: dict[int, File] = {}
@@ -37,22 +38,19 @@ class Base(fuse.Operations):  # type: ignore[misc]
     def __call__(self, op: str, *args: Any) -> Any:
         return getattr(self, op)(*args)
 
-    def _split(self, path: str) -> tuple[bytes, bytes]:
-        """Relative and real path of a path of fusepy."""
-        relative = path.encode(ENCODING)[1:]
-        return relative, self.root.real(relative)
+    @staticmethod
+    def _relative(path: str) -> bytes:
+        """Relative path of a path of fusepy."""
+        return path.encode(ENCODING)[1:]
 
-    def _named(self, path: str) -> tuple[bytes, bytes]:
-        """As `_split`, for a change of attributes: a file that was made without a name is changed through the name that
-        it was given since, if it still has that one."""
-        relative, real = self._split(path)
+    def _named(self, path: str) -> bytes:
+        """As `_relative`, for a change of attributes: a file that was made without a name is changed through the name
+        that it was given since, if it still has that one."""
+        relative = self._relative(path)
         if not is_hidden(relative):
-            return relative, real
-        file = self.engine.files.get(self.index, os.lstat(real).st_ino)
-        if file is None:
-            return relative, real
-        visible = self.engine.visible(file)
-        return visible, self.root.real(visible)
+            return relative
+        file = self.engine.files.get(self.index, self.tree.lstat(relative).st_ino)
+        return relative if file is None else self.engine.visible(file)
 
     def _change(
         self,
@@ -102,7 +100,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
             self.engine.revisit.add(self.index, file.path)
 
     def _directory_mtime(self, path: bytes) -> int:
-        return os.lstat(self.root.real(parent(path))).st_mtime_ns
+        return self.tree.lstat(parent(path)).st_mtime_ns
 
     def _send_name(self, stream: Stream, op: Op, path: bytes, body: bytes, **fields: int) -> int:
         """Send an operation on a name; the time of its directory follows within a second."""
@@ -119,12 +117,12 @@ class Base(fuse.Operations):  # type: ignore[misc]
         if is_hidden(path):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    def _give(self, real: bytes, mode: int) -> None:
+    def _give(self, path: bytes, mode: int) -> None:
         """Give a new entry to the caller, with the group of a set-group-id directory, as a local file system does."""
         uid, gid, _ = fuse.fuse_get_context()
-        above = os.lstat(os.path.dirname(real))
+        above = self.tree.lstat(parent(path))
         if above.st_mode & stat.S_ISGID:
             gid = -1
-        os.chown(real, uid, gid, follow_symlinks=False)
+        self.tree.chown(path, uid, gid)
         if mode & SPECIAL_BITS and not stat.S_ISLNK(mode):
-            os.chmod(real, stat.S_IMODE(mode))
+            self.tree.chmod(path, stat.S_IMODE(mode))

@@ -568,7 +568,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
 
     def readdir(self, path: Any, buf: Any, filler: Any, offset: int, fip: Any) -> int:
         entry = self._stat_type()
-        for name, inode, mode in self.operations.entries(fip.contents.fh):
+        for name, inode, mode in self.operations.listing(fip.contents.fh):
             entry.st_ino = inode
             entry.st_mode = mode
             if filler(buf, name, entry, 0):

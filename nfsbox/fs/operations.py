@@ -28,12 +28,11 @@ from nfsbox.pair.engine import Engine, Role, Root
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
-from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, entry_mode, fallocate, set_mtime, write_pieces
+from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, fallocate, write_pieces
+from safekit.rfs.tree import entries
 from safekit.rfs.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
 _ACCESS: Final = os.O_ACCMODE
-#: A link that took the place of a file since the kernel looked it up is not followed: it may lead anywhere.
-_OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY
 _DATA: Final = kernel.WRITE_DATA
 #: The byte of a WRITE with O_APPEND (1024) of the flags with which its file was opened.
@@ -82,22 +81,21 @@ class Operations(Names):
 
     def opendir(self, path: str) -> int:
         """A descriptor of the directory."""
-        return os.open(self._split(path)[1], os.O_RDONLY | os.O_DIRECTORY | _OPEN)
+        return self.tree.directory(self._relative(path))
 
-    def entries(self, fh: int) -> Iterator[tuple[bytes, int, int]]:
+    def listing(self, fh: int) -> Iterator[tuple[bytes, int, int]]:
         """Name, inode and type of each entry. libfuse takes the whole listing at once, so that entries removed while
         it is read change nothing."""
         own = os.fstat(fh)
         yield b".", own.st_ino, stat.S_IFDIR
         yield b"..", own.st_ino, stat.S_IFDIR
-        with os.scandir(b"/proc/self/fd/%d" % fh) as listing:
-            for entry in listing:
-                if not is_hidden(entry.name):
-                    yield entry.name, entry.inode(), entry_mode(entry)
+        for entry in entries(fh):
+            if not is_hidden(entry.name):
+                yield entry.name, entry.inode, entry.kind
 
     def readdir(self, path: str, fh: int) -> Iterator[str]:
-        """Names as fusepy wants them; the mount asks `entries`."""
-        return (name.decode(ENCODING) for name, _, _ in self.entries(fh))
+        """Names as fusepy wants them; the mount asks `listing`."""
+        return (name.decode(ENCODING) for name, _, _ in self.listing(fh))
 
     def releasedir(self, path: str, fh: int) -> None:
         os.close(fh)
@@ -121,8 +119,7 @@ class Operations(Names):
         self._kept.add(status.st_ino)
         return known
 
-    def _opened(self, descriptor: int, relative: bytes, fi: Any) -> File:
-        status = os.fstat(descriptor)
+    def _opened(self, descriptor: int, status: os.stat_result, relative: bytes, fi: Any) -> File:
         engine = self.engine
         local = self._excluded(relative)
         file = engine.files.opened(self.index, status.st_ino, relative, local=local)
@@ -140,7 +137,7 @@ class Operations(Names):
     def open(self, path: str, fi: Any) -> int:
         """Open; O_TRUNC truncates here."""
         self._check_open()
-        relative, real = self._split(path)
+        relative = self._relative(path)
         flags = fi.flags
         writer = bool(flags & _ACCESS)
         local = self._excluded(relative)
@@ -149,9 +146,9 @@ class Operations(Names):
         plain = flags & ~_STRIP
         if self._writeback and writer:
             plain = plain & ~_ACCESS | os.O_RDWR
-        descriptor = os.open(real, plain | _OPEN)
+        descriptor, status = self.tree.open_file(relative, plain)
         try:
-            self._opened(descriptor, relative, fi)
+            self._opened(descriptor, status, relative, fi)
             if flags & os.O_TRUNC and writer:
                 self._truncate_handle(descriptor, 0)
         except BaseException:
@@ -166,17 +163,13 @@ class Operations(Names):
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make and open a regular file; the kernel knows that the name does not exist, or that O_EXCL was not asked."""
         self._check_open()
-        relative, real = self._split(path)
+        relative = self._relative(path)
         if self.request[0] == kernel.TMPFILE:
-            return self._create_temporary(relative, real, mode, fi)
+            return self._create_temporary(relative, mode, fi)
         self._refuse_hidden(relative)
-        flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR | os.O_CREAT | _OPEN | (fi.flags & os.O_EXCL)
+        flags = fi.flags & ~_STRIP & ~_ACCESS | os.O_RDWR
         if self._excluded(relative):
-            new = not os.path.lexists(real)
-            descriptor = os.open(real, flags | (fi.flags & os.O_TRUNC), mode)
-            if new:
-                self._give(real, mode)
-            self._opened(descriptor, relative, fi)
+            self._create_local(relative, flags, mode, fi)
             return 0
         engine = self.engine
         engine.check_writable()
@@ -189,10 +182,10 @@ class Operations(Names):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if era != engine.tracker.era:
                 self._record_names(relative)  # a checkpoint came in between, and forgets what was recorded
-            descriptor = os.open(real, flags | os.O_EXCL, mode)
+            descriptor = self.tree.create(relative, flags, mode)
             uid, gid, _ = fuse.fuse_get_context()
             if uid or gid:
-                above = os.lstat(os.path.dirname(real))
+                above = self.tree.lstat(parent(relative))
                 os.fchown(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
                 if mode & SPECIAL_BITS:
                     os.fchmod(descriptor, stat.S_IMODE(mode))
@@ -219,28 +212,41 @@ class Operations(Names):
             engine.settled()
         return 0
 
-    def _create_temporary(self, relative: bytes, real: bytes, mode: int, fi: Any) -> int:
+    def _create_local(self, relative: bytes, flags: int, mode: int, fi: Any) -> None:
+        """What is not replicated changes on both servers, here behind the kernel's back: it may exist by now."""
+        try:
+            descriptor = self.tree.create(relative, flags, mode)
+        except FileExistsError:
+            if fi.flags & os.O_EXCL:
+                raise
+            descriptor, status = self.tree.open_file(relative, flags | fi.flags & os.O_TRUNC)
+        else:
+            self._give(relative, mode)
+            status = os.fstat(descriptor)
+        self._opened(descriptor, status, relative, fi)
+
+    def _create_temporary(self, relative: bytes, mode: int, fi: Any) -> int:
         """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
         if not self._excluded(parent(relative)):
             self.engine.check_writable()
         mtime = self._directory_mtime(relative)
         self.engine.note_hidden(self.index, relative)
-        descriptor = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, mode)
-        self._give(real, mode)
-        set_mtime(os.path.dirname(real), mtime)
-        self.hidden.add(os.fstat(descriptor).st_ino)
-        self._opened(descriptor, relative, fi).temporary = True
+        descriptor = self.tree.create(relative, os.O_RDWR, mode)
+        self._give(relative, mode)
+        self.tree.set_times(parent(relative), None, mtime)
+        status = os.fstat(descriptor)
+        self.hidden.add(status.st_ino)
+        self._opened(descriptor, status, relative, fi).temporary = True
         return 0
 
     def _remove_temporary(self, file: File) -> None:
         """The place holder goes with the last handle; another name that it was given stays."""
-        real = self.root.real(file.path)
         self.hidden.discard(file.inode)
         self.engine.forget_hidden(self.index, file.path)
         with contextlib.suppress(FileNotFoundError):  # somebody has removed it behind the mount
             mtime = self._directory_mtime(file.path)
-            os.unlink(real)
-            set_mtime(os.path.dirname(real), mtime)
+            self.tree.unlink(file.path)
+            self.tree.set_times(parent(file.path), None, mtime)
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity
@@ -371,9 +377,8 @@ class Operations(Names):
         """Writing takes set-id bits and capabilities away; the kernel leaves that to us."""
         mode = os.fstat(fh).st_mode
         bits = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-        path = b"/proc/self/fd/%d" % fh
         try:
-            os.removexattr(path, _CAPABILITY)
+            os.removexattr(fh, _CAPABILITY)
             capability = True
         except OSError:
             capability = False  # there is none
@@ -397,15 +402,15 @@ class Operations(Names):
         if fh is not None:
             self._truncate_handle(fh if isinstance(fh, int) else fh.fh, length)
             return
-        relative, real = self._named(path)
+        relative = self._named(path)
         if self._excluded(relative):
-            os.truncate(real, length)
+            self.tree.truncate(relative, length)
             return
-        descriptor = os.open(real, os.O_RDWR | _OPEN)
+        descriptor, status = self.tree.open_file(relative, os.O_RDWR)
         try:
             self.engine.check_writable()
             with self.engine.order:
-                file = self.engine.files.opened(self.index, os.fstat(descriptor).st_ino, relative, local=False)
+                file = self.engine.files.opened(self.index, status.st_ino, relative, local=False)
             self.handles[descriptor] = file
             self._truncate_handle(descriptor, length)
         finally:

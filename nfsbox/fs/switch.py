@@ -68,11 +68,12 @@ def check(root: Root, mounted_on: bytes | None = None) -> None:
             f"{backing} is empty, and its file system, which was mounted on {os.fsdecode(mounted_on)}, is not: mount "
             "it; if it is gone for good, put any file into the directory and start this server as the secondary",
         )
+    root.tree.open()
     for path in root.tocheck:
-        if not os.path.lexists(root.real(path)):
+        if not root.tree.exists(path):
             raise SwitchFailure(
                 errno.ENOENT,
-                f"{os.fsdecode(root.real(path))} (tocheck) does not exist: check that the file system of "
+                f"{root.tree.shown(path)} (tocheck) does not exist: check that the file system of "
                 f"{os.fsdecode(root.mount)} is mounted",
             )
 
@@ -132,7 +133,7 @@ def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:
         number, _, path = entry.partition(b" ")
         if number.isdigit() and int(number) < len(roots):
             try:
-                os.unlink(roots[int(number)].real(path))
+                roots[int(number)].tree.unlink(path)
                 removed += 1
             except FileNotFoundError:
                 continue  # it went away in order

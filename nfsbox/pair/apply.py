@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
-from nfsbox.pair.commit import Due, sync_path
+from nfsbox.pair.commit import Due
 from nfsbox.pair.engine import Root
 from safekit.rfs.exclusions import parent
-from safekit.rfs.system import PIECE, fallocate, rename_exchange, set_times
+from safekit.rfs.system import PIECE, fallocate, set_times
+from safekit.rfs.tree import ACL_PREFIX, Tree
 from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, valid_path
-
-_ACL_PREFIX: Final = b"system.posix_acl_"
 
 
 class OpenFiles(dict[int, int]):
@@ -43,31 +41,24 @@ class OpenFiles(dict[int, int]):
         return found
 
 
-class Tree:
+class Trees:
     """The replicated directories as the applier sees them. Paths of the peer are checked before they are used."""
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
 
-    def real(self, root: int, path: bytes, *, strict: bool) -> bytes:
-        """Absolute path. Raises EINVAL for a path that would leave the directory, and for one that stays local;
-        while the trees may differ, ELOOP when a part on the way is a symbolic link here."""
-        if root >= len(self._roots) or not valid_path(path):
+    def find(self, root: int, *paths: bytes) -> Tree:
+        """The tree in which these paths are. Raises EINVAL for one that would leave the directory, and for one that
+        stays local."""
+        if root >= len(self._roots):
             raise OSError(errno.EINVAL, "path outside the replicated directories")
         place = self._roots[root]
-        if place.exclusions.match(path):
-            raise OSError(errno.EINVAL, "path that is not replicated here: the configurations differ")
-        if not strict and b"/" in path:
-            self._no_link_above(place.backing, parent(path))
-        return place.real(path)
-
-    @staticmethod
-    def _no_link_above(base: bytes, path: bytes) -> None:
-        here = base
-        for part in path.split(b"/"):
-            here += b"/" + part
-            if stat.S_ISLNK(os.lstat(here).st_mode):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        for path in paths:
+            if not valid_path(path):
+                raise OSError(errno.EINVAL, "path outside the replicated directories")
+            if place.exclusions.match(path):
+                raise OSError(errno.EINVAL, "path that is not replicated here: the configurations differ")
+        return place.tree
 
 
 def describe(frame: bytes) -> str:
@@ -81,7 +72,7 @@ def describe(frame: bytes) -> str:
     return (body[:extra] if extra else body)[:300].decode("utf-8", "replace")
 
 
-def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, due: Due | None) -> bool:
+def operation(trees: Trees, files: OpenFiles, frame: bytes, *, strict: bool, due: Due | None) -> bool:
     """Apply, and note in `due` what must be on disk for it. True when an entry was made anew (ENTRY).
     Raises OSError."""
     op, _, root, extra, fid, a, b = HEADER.unpack_from(frame)
@@ -96,7 +87,7 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, due: 
     if op == Op.OPEN:
         path = bytes(body)
         try:
-            files.put(fid, os.open(tree.real(root, path, strict=strict), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+            files.put(fid, trees.find(root, path).open_file(path, os.O_RDWR)[0])
         except OSError as error:
             files.drop(fid)
             files[fid] = -(error.errno or errno.EIO)
@@ -111,7 +102,7 @@ def operation(tree: Tree, files: OpenFiles, frame: bytes, *, strict: bool, due: 
     named = _BY_NAME.get(op)
     if named is None:
         raise OSError(errno.EOPNOTSUPP, f"operation {op}")
-    return named(_Named(tree, files, root, extra, fid, a, b, bytes(body), strict, due))
+    return named(_Named(trees, files, root, extra, fid, a, b, bytes(body), strict, due))
 
 
 # --- by handle -------------------------------------------------------------------------------------------------
@@ -190,11 +181,11 @@ _BY_HANDLE: dict[int, Callable[[int, int, int, int, memoryview, Due | None], Non
 class _Named:
     """One operation on names."""
 
-    __slots__ = ("a", "b", "body", "due", "extra", "fid", "files", "root", "strict", "tree")
+    __slots__ = ("a", "b", "body", "due", "extra", "fid", "files", "root", "strict", "tree", "trees")
 
     def __init__(
         self,
-        tree: Tree,
+        trees: Trees,
         files: OpenFiles,
         root: int,
         extra: int,
@@ -205,61 +196,51 @@ class _Named:
         strict: bool,
         due: Due | None,
     ) -> None:
-        self.tree, self.files, self.root, self.extra, self.fid = tree, files, root, extra, fid
+        self.trees, self.files, self.root, self.extra, self.fid = trees, files, root, extra, fid
         self.a, self.b, self.body, self.strict, self.due = a, b, body, strict, due
+        self.tree: Tree
 
-    def real(self, path: bytes) -> bytes:
-        return self.tree.real(self.root, path, strict=self.strict)
+    def on(self, *paths: bytes) -> None:
+        """These paths are meant. Raises EINVAL for those that must not be."""
+        self.tree = self.trees.find(self.root, *paths)
 
-    def clear(self, real: bytes) -> None:
+    def clear(self, path: bytes) -> None:
         """While the trees may differ, what stands where a new entry is to be made goes."""
         if not self.strict:
-            remove(real)
+            self.tree.remove(path)
 
-    def done(self, real: bytes) -> None:
-        """The directory of `real` has changed: its durability."""
+    def done(self, path: bytes) -> None:
+        """The directory of `path` has changed: its durability."""
         if self.due is not None:
-            self.due.path(os.path.dirname(real))
+            self.due.path(self.tree, parent(path))
 
-    def changed(self, real: bytes) -> None:
-        """The inode of `real` has changed: its durability."""
+    def changed(self, path: bytes) -> None:
+        """The inode of `path` has changed: its durability."""
         if self.due is not None:
-            self.due.path(real)
+            self.due.path(self.tree, path)
 
 
-def remove(real: bytes) -> None:
-    """Remove whatever stands there, with everything below. Nothing there is fine."""
-    try:
-        status = os.lstat(real)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if stat.S_ISDIR(status.st_mode):
-        shutil.rmtree(real)
-    else:
-        os.unlink(real)
-
-
-def _attributes(real: bytes, attr: tuple[int, ...]) -> None:
+def _attributes(tree: Tree, path: bytes, attr: tuple[int, ...]) -> None:
     mask, mode, uid, gid, atime, mtime, _, _ = attr
-    status = os.lstat(real)
+    status = tree.lstat(path)
     link = stat.S_ISLNK(status.st_mode)
     if mask & (Set.UID | Set.GID):
         uid = uid if mask & Set.UID else -1
         gid = gid if mask & Set.GID else -1
         if (uid, gid) != (status.st_uid, status.st_gid):
-            os.chown(real, uid, gid, follow_symlinks=False)
-            status = os.lstat(real)
+            tree.chown(path, uid, gid)
+            status = tree.lstat(path)
     if mask & Set.MODE and not link and stat.S_IMODE(mode) != stat.S_IMODE(status.st_mode):
-        os.chmod(real, stat.S_IMODE(mode))
+        tree.chmod(path, stat.S_IMODE(mode))
     if mask & (Set.ATIME | Set.MTIME):
-        set_times(real, atime if mask & Set.ATIME else None, mtime if mask & Set.MTIME else None)
+        tree.set_times(path, atime if mask & Set.ATIME else None, mtime if mask & Set.MTIME else None)
 
 
 def _create(o: _Named) -> bool:
     path = o.body[ATTR.size :]
-    real = o.real(path)
-    o.clear(real)
-    descriptor = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, stat.S_IMODE(o.b))
+    o.on(path)
+    o.clear(path)
+    descriptor = o.tree.create(path, os.O_RDWR, stat.S_IMODE(o.b))
     try:
         _, mode, uid, gid, *_ = ATTR.unpack_from(o.body)
         made = os.fstat(descriptor)
@@ -272,7 +253,7 @@ def _create(o: _Named) -> bool:
             o.due.inode(descriptor)
             if not o.fid:
                 o.due.commit()
-        o.done(real)
+        o.done(path)
     except BaseException:
         os.close(descriptor)
         raise
@@ -284,135 +265,145 @@ def _create(o: _Named) -> bool:
 
 
 def _mkdir(o: _Named) -> bool:
-    real = o.real(o.body[ATTR.size :])
-    o.clear(real)
-    os.mkdir(real, stat.S_IMODE(o.b))
-    _attributes(real, ATTR.unpack_from(o.body))
-    o.done(real)
+    path = o.body[ATTR.size :]
+    o.on(path)
+    o.clear(path)
+    o.tree.mkdir(path, stat.S_IMODE(o.b))
+    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    o.done(path)
     return True
 
 
 def _mknod(o: _Named) -> bool:
     attr = ATTR.unpack_from(o.body)
-    real = o.real(o.body[ATTR.size :])
-    o.clear(real)
-    os.mknod(real, o.b, attr[6])
-    _attributes(real, attr)
-    o.done(real)
+    path = o.body[ATTR.size :]
+    o.on(path)
+    o.clear(path)
+    o.tree.mknod(path, o.b, attr[6])
+    _attributes(o.tree, path, attr)
+    o.done(path)
     return True
 
 
 def _symlink(o: _Named) -> bool:
     split = ATTR.size + o.extra
-    real = o.real(o.body[ATTR.size : split])
-    o.clear(real)
-    os.symlink(o.body[split:], real)
-    _attributes(real, ATTR.unpack_from(o.body))
-    o.done(real)
+    path = o.body[ATTR.size : split]
+    o.on(path)
+    o.clear(path)
+    o.tree.symlink(o.body[split:], path)
+    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    o.done(path)
     return True
 
 
 def _link(o: _Named) -> bool:
-    existing, real = o.real(o.body[: o.extra]), o.real(o.body[o.extra :])
+    existing, path = o.body[: o.extra], o.body[o.extra :]
+    o.on(existing, path)
     if not o.strict:
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(existing), os.lstat(real)):
+            if os.path.samestat(o.tree.lstat(existing), o.tree.lstat(path)):
                 return False
-        os.lstat(existing)  # missing: nothing may be removed for it
-    o.clear(real)
-    os.link(existing, real, follow_symlinks=False)
-    o.done(real)
+        o.tree.lstat(existing)  # missing: nothing may be removed for it
+    o.clear(path)
+    o.tree.link(existing, path)
+    o.done(path)
     return True
 
 
 def _unlink(o: _Named) -> bool:
-    real = o.real(o.body)
+    o.on(o.body)
     if o.strict:
-        os.unlink(real)
+        o.tree.unlink(o.body)
     else:
-        remove(real)
-    o.done(real)
+        o.tree.remove(o.body)
+    o.done(o.body)
     return False
 
 
 def _rmdir(o: _Named) -> bool:
-    real = o.real(o.body)
+    o.on(o.body)
     if o.strict:
-        os.rmdir(real)
+        o.tree.rmdir(o.body)
     else:
-        remove(real)
-    o.done(real)
+        o.tree.remove(o.body)
+    o.done(o.body)
     return False
 
 
 def _remove(o: _Named) -> bool:
-    real = o.real(o.body)
+    o.on(o.body)
     if not o.body:
         raise OSError(errno.EINVAL, "a replicated directory itself cannot be removed")
-    remove(real)
-    o.done(real)
+    o.tree.remove(o.body)
+    o.done(o.body)
     return False
 
 
 def _rename(o: _Named) -> bool:
-    old, new = o.real(o.body[: o.extra]), o.real(o.body[o.extra :])
+    old, new = o.body[: o.extra], o.body[o.extra :]
+    o.on(old, new)
     if not o.strict:
-        source = os.lstat(old)
+        source = o.tree.lstat(old)
         with contextlib.suppress(FileNotFoundError):
-            target = os.lstat(new)
+            target = o.tree.lstat(new)
             if not os.path.samestat(source, target) and (stat.S_ISDIR(target.st_mode) or stat.S_ISDIR(source.st_mode)):
-                remove(new)
-    os.rename(old, new)
-    if os.path.dirname(old) != os.path.dirname(new):
+                o.tree.remove(new)
+    o.tree.rename(old, new)
+    if parent(old) != parent(new):
         o.done(old)
     o.done(new)
     return False
 
 
 def _exchange(o: _Named) -> bool:
-    one, other = o.real(o.body[: o.extra]), o.real(o.body[o.extra :])
-    rename_exchange(one, other)
-    if os.path.dirname(one) != os.path.dirname(other):
+    one, other = o.body[: o.extra], o.body[o.extra :]
+    o.on(one, other)
+    o.tree.exchange(one, other)
+    if parent(one) != parent(other):
         o.done(one)
     o.done(other)
     return False
 
 
 def _psetattr(o: _Named) -> bool:
-    real = o.real(o.body[ATTR.size :])
-    _attributes(real, ATTR.unpack_from(o.body))
-    o.changed(real)
+    path = o.body[ATTR.size :]
+    o.on(path)
+    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    o.changed(path)
     return False
 
 
 def _psetxattr(o: _Named) -> bool:
-    real = o.real(o.body[: o.extra])
+    path = o.body[: o.extra]
+    o.on(path)
     name = o.body[o.extra : o.extra + o.b]
-    os.setxattr(real, name, o.body[o.extra + o.b :], follow_symlinks=False)
-    o.changed(real)
+    o.tree.setxattr(path, name, o.body[o.extra + o.b :])
+    o.changed(path)
     return False
 
 
 def _premovexattr(o: _Named) -> bool:
-    real = o.real(o.body[: o.extra])
+    path = o.body[: o.extra]
+    o.on(path)
     try:
-        os.removexattr(real, o.body[o.extra :], follow_symlinks=False)
+        o.tree.removexattr(path, o.body[o.extra :])
     except OSError as error:
         if o.strict or error.errno != errno.ENODATA:
             raise
-    o.changed(real)
+    o.changed(path)
     return False
 
 
 def _ptruncate(o: _Named) -> bool:
-    real = o.real(o.body)
-    os.truncate(real, o.a)
-    o.changed(real)
+    o.on(o.body)
+    o.tree.truncate(o.body, o.a)
+    o.changed(o.body)
     return False
 
 
 def _fsyncdir(o: _Named) -> bool:
-    sync_path(o.real(o.body))
+    o.on(o.body)
+    o.tree.sync(o.body)
     return False
 
 
@@ -432,82 +423,84 @@ def _file(o: _Named) -> bool:
 def _as_there(o: _Named, details: bytes, content: bytes | None) -> bool:
     attr = ATTR.unpack_from(o.body)
     mode, rdev, size = attr[1], attr[6], attr[7]
-    real = o.real(o.body[ATTR.size : ATTR.size + o.extra])
+    path = o.body[ATTR.size : ATTR.size + o.extra]
+    o.on(path)
+    tree = o.tree
     more = decode_map(details)
     fresh = False
     try:
-        status: os.stat_result | None = os.lstat(real)
+        status: os.stat_result | None = tree.lstat(path)
     except FileNotFoundError:
         status = None
-    if status is not None and not _same_kind(real, status, mode, rdev, more):
-        remove(real)
+    if status is not None and not _same_kind(tree, path, status, mode, rdev, more):
+        tree.remove(path)
         status = None
     if status is None:
         fresh = True
-        _make(real, mode, rdev, more)
+        _make(tree, path, mode, rdev, more)
     elif stat.S_ISREG(mode) and (more.get("fresh") or (status.st_nlink > 1 and more.get("n") == 1)):
         # Here it has names which it has not there: it becomes a file of its own.
-        os.unlink(real)
+        tree.unlink(path)
         fresh = True
-        _make(real, mode, rdev, more)
+        _make(tree, path, mode, rdev, more)
     if content is not None:
-        _fill(real, content)  # before attributes: it takes capabilities away, and moves the time
-    elif stat.S_ISREG(mode) and os.lstat(real).st_size != size:
-        os.truncate(real, size)
-    _xattrs(real, more.get("x") or {}, acl=bool(more.get("acl")))
-    _attributes(real, attr)
+        _fill(tree, path, content)  # before attributes: it takes capabilities away, and moves the time
+    elif stat.S_ISREG(mode) and tree.lstat(path).st_size != size:
+        tree.truncate(path, size)
+    _xattrs(tree, path, more.get("x") or {}, acl=bool(more.get("acl")))
+    _attributes(tree, path, attr)
     if stat.S_ISREG(mode):
-        o.changed(real)
+        o.changed(path)
     return fresh
 
 
-def _fill(real: bytes, content: bytes) -> None:
-    descriptor = os.open(real, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _fill(tree: Tree, path: bytes, content: bytes) -> None:
+    descriptor, status = tree.open_file(path, os.O_WRONLY)
     try:
         _write_all(descriptor, memoryview(content), 0)
-        if os.fstat(descriptor).st_size != len(content):
+        if status.st_size > len(content):
             os.ftruncate(descriptor, len(content))
     finally:
         os.close(descriptor)
 
 
-def _same_kind(real: bytes, status: os.stat_result, mode: int, rdev: int, more: dict[str, Any]) -> bool:
+def _same_kind(tree: Tree, path: bytes, status: os.stat_result, mode: int, rdev: int, more: dict[str, Any]) -> bool:
     if stat.S_IFMT(status.st_mode) != stat.S_IFMT(mode):
         return False
     if stat.S_ISLNK(mode):
-        return os.readlink(real) == more.get("t")
+        return tree.readlink(path) == more.get("t")
     if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
         return status.st_rdev == rdev
     return True
 
 
-def _make(real: bytes, mode: int, rdev: int, more: dict[str, Any]) -> None:
+def _make(tree: Tree, path: bytes, mode: int, rdev: int, more: dict[str, Any]) -> None:
     if stat.S_ISDIR(mode):
-        os.mkdir(real, 0o700)
+        tree.mkdir(path, 0o700)
     elif stat.S_ISLNK(mode):
         target = more.get("t")
         if not isinstance(target, bytes):
             raise OSError(errno.EPROTO, "symbolic link without a target")
-        os.symlink(target, real)
+        tree.symlink(target, path)
     else:
-        os.mknod(real, stat.S_IFMT(mode) | 0o600, rdev)
+        tree.mknod(path, stat.S_IFMT(mode) | 0o600, rdev)
 
 
-def _xattrs(real: bytes, wanted: dict[Any, Any], *, acl: bool) -> None:
+def _xattrs(tree: Tree, path: bytes, wanted: dict[Any, Any], *, acl: bool) -> None:
     try:
-        present = {os.fsencode(name) for name in os.listxattr(real, follow_symlinks=False)}
+        present = set(tree.listxattr(path))
     except OSError as error:
         if error.errno == errno.ENOTSUP and not wanted:
             return
         raise
     for name in present:
-        if name not in wanted and (acl or not name.startswith(_ACL_PREFIX)):
-            os.removexattr(real, name, follow_symlinks=False)
+        if name not in wanted and (acl or not name.startswith(ACL_PREFIX)):
+            tree.removexattr(path, name)
     for name, value in wanted.items():
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise OSError(errno.EPROTO, "malformed extended attribute")
-        if name not in present or os.getxattr(real, name, follow_symlinks=False) != value:
-            os.setxattr(real, name, value, follow_symlinks=False)
+        if name not in present or tree.getxattr(path, name) != value:
+            tree.setxattr(path, name, value)
 
 
 _BY_NAME: dict[int, Callable[[_Named], bool]] = {

@@ -3,35 +3,14 @@ have arrived by then at once: one commit serves them all, as a database commits 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import threading
 from collections.abc import Sequence
-from typing import Final
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def sync_filesystem(descriptor: int) -> None:
-    """syncfs(2). Raises OSError."""
-    if _libc.syncfs(descriptor) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def sync_path(path: bytes) -> None:
-    """Put an inode on disk. Raises OSError."""
-    descriptor = open_inode(path)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def open_inode(path: bytes) -> int:
-    """A descriptor to sync by. Raises OSError."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+from safekit.rfs.exclusions import parent
+from safekit.rfs.system import sync_filesystem
+from safekit.rfs.tree import Tree, open_top
 
 
 class Disks:
@@ -47,7 +26,7 @@ class Disks:
         """From now on no error is missed. Raises OSError."""
         with self._lock:
             for path in self._backing[len(self._descriptors) :]:
-                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                self._descriptors.append(open_top(path))
 
     def sync(self) -> None:
         """Returns when everything is on disk. Raises OSError."""
@@ -84,12 +63,12 @@ class Due:
         """Attributes have changed, or content."""
         self._inodes.add(descriptor)
 
-    def path(self, path: bytes) -> None:
+    def path(self, tree: Tree, path: bytes) -> None:
         """The entries of a directory, or attributes, have changed. Raises OSError."""
-        mode = os.lstat(path).st_mode
+        mode = tree.lstat(path).st_mode
         whole = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
         # A link cannot be opened, and a device must not be: their whole file system is put on disk.
-        descriptor = open_inode(os.path.dirname(path) if whole else path)
+        descriptor = tree.open_inode(parent(path) if whole else path)
         status = os.fstat(descriptor)
         key = (status.st_dev, 0 if whole else status.st_ino)
         if key in self._opened:

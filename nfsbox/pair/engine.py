@@ -18,15 +18,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final
 
-from nfsbox.pair.commit import Disks, sync_filesystem
+from nfsbox.pair.commit import Disks
 from nfsbox.pair.files import File, Files
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.system import sync_filesystem
+from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
 
 
@@ -48,9 +51,10 @@ class Root:
     exclusions: Exclusions
     tocheck: tuple[bytes, ...] = ()
 
-    def real(self, path: bytes) -> bytes:
-        """Absolute path of the data of a relative path."""
-        return self.backing + b"/" + path if path else self.backing
+    @cached_property
+    def tree(self) -> Tree:
+        """The data. Every change of its names in this process goes through it, and nobody else makes any."""
+        return Tree(self.backing, keep=KEPT)
 
 
 @dataclass
@@ -193,7 +197,7 @@ class Engine:
         """The path by which the peer knows a file, if it has one there. Under the order lock it stays true."""
         if file.named is not None:
             try:
-                if os.lstat(self.roots[file.root].real(file.named)).st_ino == file.inode:
+                if self.roots[file.root].tree.lstat(file.named).st_ino == file.inode:
                     return file.named
             except OSError:
                 pass  # it has lost that name
@@ -219,7 +223,7 @@ class Engine:
             if stream is None or not self.writable:
                 continue
             try:
-                attr = pack_attr(Set.MTIME, mtime=os.lstat(self.roots[root].real(path)).st_mtime_ns)
+                attr = pack_attr(Set.MTIME, mtime=self.roots[root].tree.lstat(path).st_mtime_ns)
             except OSError:
                 continue  # it is gone: nobody asks for its time
             if file is None:

@@ -20,8 +20,8 @@ from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import parent
 from safekit.rfs.system import PUNCH_HOLE
+from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER_SIZE, SMALL, Flag, Op, Set, WireError, pack_attr
-from safekit.rfs.xattrs import read_xattrs
 
 #: Data of one pushed frame; the application's writes wait behind at most _WINDOW of them.
 CHUNK: Final = 256 << 10
@@ -72,14 +72,14 @@ class Small:
     code: int = 0
 
 
-def entry_body(real: bytes, status: os.stat_result, *, acl: bool, fresh: bool) -> tuple[bytes, bytes]:
+def entry_body(tree: Tree, path: bytes, status: os.stat_result, *, acl: bool, fresh: bool) -> tuple[bytes, bytes]:
     """(ATTR, msgpack) of an entry: link target, extended attributes, number of names."""
     more: dict[str, Any] = {"n": status.st_nlink, "acl": acl}
     if fresh:
         more["fresh"] = True
     if stat.S_ISLNK(status.st_mode):
-        more["t"] = os.readlink(real)
-    xattrs = read_xattrs(real, acl=acl)
+        more["t"] = tree.readlink(path)
+    xattrs = tree.xattrs(path, acl=acl)
     if xattrs:
         more["x"] = xattrs
     attr = pack_attr(
@@ -100,9 +100,8 @@ def send_entry(
 ) -> tuple[int, os.stat_result]:
     """Send one entry without content; the caller holds the order lock. `fresh`: as a new object, whatever the
     secondary has there. Raises OSError when it does not exist."""
-    real = root.real(path)
-    status = os.lstat(real)
-    attr, more = entry_body(real, status, acl=engine.settings.acl, fresh=fresh)
+    status = root.tree.lstat(path)
+    attr, more = entry_body(root.tree, path, status, acl=engine.settings.acl, fresh=fresh)
     number = stream.send(Op.ENTRY, root.index, body=attr + path + more, extra=len(path), flags=_PUSHED)
     if stat.S_ISREG(status.st_mode):
         file = engine.files.get(root.index, status.st_ino)
@@ -154,8 +153,8 @@ class Pusher:
         engine = self.engine
         with engine.order:
             stream = self._stream()
-            status = os.lstat(root.real(path))
-            if not os.path.samestat(os.lstat(root.real(existing)), status):
+            status = root.tree.lstat(path)
+            if not os.path.samestat(root.tree.lstat(existing), status):
                 raise OSError(errno.ESTALE, "the two names do not belong together any more")
             number = stream.send(Op.LINK, root.index, body=existing + path, extra=len(existing), flags=_PUSHED)
             file = engine.files.get(root.index, status.st_ino)
@@ -169,7 +168,7 @@ class Pusher:
         engine = self.engine
         with engine.order:
             stream = self._stream()
-            if os.path.lexists(root.real(path)) and not root.exclusions.match(path):
+            if root.tree.exists(path) and not root.exclusions.match(path):
                 return False
             number = stream.send(Op.REMOVE, root.index, body=path, flags=_PUSHED)
         self._wait(stream, number)
@@ -227,22 +226,20 @@ class Pusher:
     def _small(self, stream: Stream, root: Root, path: bytes) -> tuple[Small, int]:
         """Send one; the number to wait for, 0 when nothing was sent. Raises OSError, WireError."""
         engine = self.engine
-        real = root.real(path)
+        tree = root.tree
         try:
-            status = os.lstat(real)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(tree.lstat(path).st_mode):
                 return Small("other"), 0
-            descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor, status = tree.open_file(path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return Small("gone"), 0
         try:
-            status = os.fstat(descriptor)
             size, inode = status.st_size, status.st_ino
             # Names that belong together, and holes, want more than that.
             if status.st_nlink > 1 or size > SMALL or (size and _extent(descriptor, 0, size) != (0, size)):
                 return Small("single", inode, size), 0
             with engine.order:
-                if os.lstat(real).st_ino != inode:
+                if tree.lstat(path).st_ino != inode:
                     return Small("single", inode, size), 0
                 file = engine.files.opened(root.index, inode, path, local=False)
                 version = file.version
@@ -265,13 +262,13 @@ class Pusher:
         with engine.order:
             if file.version != version:
                 data = os.pread(descriptor, SMALL + 1, 0)  # it was written meanwhile; it is in memory now
-            status = os.lstat(root.real(path))
+            status = root.tree.lstat(path)
             size = status.st_size
             if status.st_ino != file.inode or status.st_nlink > 1 or size != len(data):
                 return Small("single", status.st_ino, size), 0
             if engine.stream is not stream:
                 raise WireError(errno.ENOTCONN, stream.reason or "the stream to the secondary broke")
-            attr, more = entry_body(root.real(path), status, acl=engine.settings.acl, fresh=False)
+            attr, more = entry_body(root.tree, path, status, acl=engine.settings.acl, fresh=False)
             number = stream.send(
                 Op.FILE, root.index, b=size, body=b"".join((attr, path, more, data)), extra=len(path), flags=_PUSHED
             )
@@ -285,12 +282,12 @@ class Pusher:
         """Send a range of a file; the bytes of data sent, and the inode. A range beyond the end is nothing.
         Raises FileNotFoundError, OSError, WireError."""
         engine = self.engine
-        descriptor = os.open(root.real(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor, status = root.tree.open_file(path, os.O_RDONLY)
+        inode = status.st_ino
         try:
-            inode = os.fstat(descriptor).st_ino
             with engine.order:
                 stream = self._stream()
-                if os.lstat(root.real(path)).st_ino != inode:
+                if root.tree.lstat(path).st_ino != inode:
                     raise FileNotFoundError(errno.ENOENT, "another file has this name now")
                 file = engine.files.opened(root.index, inode, path, local=False)
             try:
@@ -379,30 +376,29 @@ def export(engine: Engine, root: Root, stream: Stream, path: bytes) -> int:
     """Send an entry whole, with everything below, under the order lock: it has just become a replicated one (it was
     renamed or linked out of what stays local). Returns the number to wait for."""
     number = 0
-    real = root.real(path)
-    pending = [(path, real)]
-    made = [(parent(path), os.path.dirname(real))]
+    tree = root.tree
+    pending = [path]
+    made = [parent(path)]
     while pending:
-        here, place = pending.pop()
+        here = pending.pop()
         if root.exclusions.match(here):
             continue
         number, status = send_entry(engine, root, stream, here)
         if stat.S_ISDIR(status.st_mode):
-            made.append((here, place))
-            with os.scandir(place) as listing:
-                pending += [(here + b"/" + entry.name, place + b"/" + entry.name) for entry in listing]
+            made.append(here)
+            pending += [here + b"/" + name for name in tree.listdir(here)]
         elif stat.S_ISREG(status.st_mode) and status.st_size:
-            number = _export_content(stream, root, place, here, status)
-    for here, place in made:
-        attr = pack_attr(Set.MTIME, mtime=os.lstat(place).st_mtime_ns)
+            number = _export_content(stream, root, here, status)
+    for here in made:
+        attr = pack_attr(Set.MTIME, mtime=tree.lstat(here).st_mtime_ns)
         number = stream.send(Op.PSETATTR, root.index, body=attr + here)
     return number
 
 
-def _export_content(stream: Stream, root: Root, real: bytes, path: bytes, status: os.stat_result) -> int:
+def _export_content(stream: Stream, root: Root, path: bytes, status: os.stat_result) -> int:
     fid = stream.new_fid()
     stream.send(Op.OPEN, root.index, fid, body=path, flags=0)
-    descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor, _ = root.tree.open_file(path, os.O_RDONLY)
     try:
         offset = 0
         while offset < status.st_size:

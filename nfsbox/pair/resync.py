@@ -20,9 +20,7 @@ from nfsbox.pair.engine import Engine, Refused, Root
 from nfsbox.pair.push import Bucket, Pusher
 from nfsbox.pair.stream import Stream
 from safekit.rfs import journal
-from safekit.rfs.system import birth_ns
 from safekit.rfs.wire import Channel, Op, WireError, decode_map, expect, valid_path
-from safekit.rfs.xattrs import read_xattrs
 
 #: Entries of one answer of `list`, files of one of `dirty_next`, zones of one `hash`.
 MAX_ENTRIES: Final = 4096
@@ -160,9 +158,9 @@ class Service:
 
     def _op_dirty(self, _request: Fields) -> Fields:
         changes = self._engine.tracker.snapshot()
-        backing = [root.backing for root in self._engine.roots]
-        self._dirty = journal.expand(changes, backing)
-        self._moved = journal.moved_directories(changes, backing)
+        trees = [root.tree for root in self._engine.roots]
+        self._dirty = journal.expand(changes, trees)
+        self._moved = journal.moved_directories(changes, trees)
         self._page = 1
         return {"reliable": self._engine.tracker.reliable, "cursor": 1}
 
@@ -187,13 +185,13 @@ class Service:
         return {"files": files, "dirs": directories, "cursor": None}
 
     def _entry(self, root: Root, path: bytes, name: bytes) -> list[Any] | None:
-        real = root.real(path)
+        tree = root.tree
         try:
-            status = os.lstat(real)
+            status = tree.lstat(path)
             extra: Fields = {}
             if status.st_mode & 0o170000 == 0o120000:
-                extra["t"] = os.readlink(real)
-            xattrs = read_xattrs(real, acl=self._engine.settings.acl)
+                extra["t"] = tree.readlink(path)
+            xattrs = tree.xattrs(path, acl=self._engine.settings.acl)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -223,7 +221,7 @@ class Service:
         cursor = self._number(request, "cursor")
         answer: Fields = {}
         if cursor == 0:
-            names = os.listdir(root.real(path))
+            names = root.tree.listdir(path)
             below = path + b"/" if path else b""
             self._listing = (root.index, path, [n for n in names if not root.exclusions.match(below + n)])
             answer["self"] = self._entry(root, path, path.rpartition(b"/")[2])
@@ -243,7 +241,7 @@ class Service:
             return {"entry": None}
         entry = self._entry(root, path, path.rpartition(b"/")[2])
         try:
-            return {"entry": entry, "birth": birth_ns(root.real(path))}
+            return {"entry": entry, "birth": root.tree.birth_ns(path)}
         except OSError:
             return {"entry": entry, "birth": 0}  # it went away meanwhile, if it was there at all
 
@@ -252,9 +250,8 @@ class Service:
         zones = request.get("zones")
         if not isinstance(zones, list) or len(zones) > MAX_ZONES:
             raise BadRequest("invalid zones")
-        descriptor = os.open(root.real(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor, status = root.tree.open_file(path, os.O_RDONLY)
         try:
-            status = os.fstat(descriptor)
             digests = []
             for zone in zones:
                 if not isinstance(zone, list) or len(zone) != 2:

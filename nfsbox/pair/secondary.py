@@ -55,7 +55,7 @@ class Applier:
         self._on_strict = on_strict
         self._sending = threading.Lock()
         self._files = apply.OpenFiles()
-        self._tree = apply.Tree(roots)
+        self._trees = apply.Trees(roots)
         self._due = Due()
         self._unanswered = 0  # the last operation that is applied and wants an answer, but is not on disk yet
         self._group = self._group_bytes = 0
@@ -202,7 +202,7 @@ class Applier:
         self.applied += 1
         # What is pushed is nobody's promise yet: STRICT, at the end of it all, puts everything on disk.
         due = self._due if self.durable and (self.strict or not frame[1] & Flag.RESYNC) else None
-        return apply.operation(self._tree, self._files, frame, strict=self.strict, due=due)
+        return apply.operation(self._trees, self._files, frame, strict=self.strict, due=due)
 
     def _sync(self) -> None:
         self._disks.sync()

@@ -15,7 +15,7 @@ from typing import Final
 
 from safekit.rfs.changes import Changes, Kind, moved, torn, unpack
 from safekit.rfs.exclusions import is_hidden
-from safekit.rfs.system import birth_ns
+from safekit.rfs.tree import Tree
 
 MAGIC: Final = b"SafeKit changes 1\n"
 PREFIX: Final = "changes."
@@ -83,7 +83,7 @@ def load(directory: Path) -> Loaded:
 # --- what a set means on a tree --------------------------------------------------------------------------------
 
 
-def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
+def expand(changes: Changes, trees: Sequence[Tree]) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
     """(root, path, inode, zones; None means all) of the regular files to compare, as the trees are now.
 
     A file that is not found under its recorded path, or only under one of this server's own, is searched by its inode
@@ -91,12 +91,9 @@ def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, by
     """
     lost: dict[int, dict[int, list[int] | None]] = {}
     for (root, inode), change in changes.files.items():
-        if root >= len(backing):
+        if root >= len(trees):
             continue
-        try:
-            status = os.lstat(backing[root] + b"/" + change.path)
-        except OSError:
-            status = None
+        status = _status(trees[root], change.path)
         zones = None if moved(changes.moved, root, change.path) else sorted(change.zones)
         if (
             status is not None
@@ -108,50 +105,55 @@ def expand(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, by
         else:
             lost.setdefault(root, {})[inode] = zones
     for root, wanted in lost.items():
-        yield from _search(root, backing[root], wanted)
+        yield from _search(root, trees[root], wanted)
     for root, path in changes.moved:
-        if root >= len(backing):
-            continue
-        try:
-            status = os.lstat(backing[root] + b"/" + path)
-        except OSError:
-            continue  # that name is gone as well: the comparison of names deals with it
-        if stat.S_ISREG(status.st_mode):
+        # A name that is gone as well is dealt with by the comparison of names.
+        status = _status(trees[root], path) if root < len(trees) else None
+        if status is not None and stat.S_ISREG(status.st_mode):
             yield root, path, status.st_ino, None
     seen: set[tuple[int, bytes]] = set()
     # The oldest mark first: what it has visited needs no visit for a younger one.
     for (root, path), since in sorted(changes.directories.items(), key=lambda item: item[1]):
-        if root < len(backing):
-            yield from _new_below(root, backing[root], path, since, seen)
+        if root < len(trees):
+            yield from _new_below(root, trees[root], path, since, seen)
 
 
-def moved_directories(changes: Changes, backing: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+def moved_directories(changes: Changes, trees: Sequence[Tree]) -> Iterator[tuple[int, bytes]]:
     """Directories that stand for something else at the peer: what either server recorded below is compared whole."""
     for root, path in changes.moved:
-        if root < len(backing) and os.path.isdir(backing[root] + b"/" + path):
+        status = _status(trees[root], path) if root < len(trees) else None
+        if status is not None and stat.S_ISDIR(status.st_mode):
             yield root, path
 
 
+def _status(tree: Tree, path: bytes) -> os.stat_result | None:
+    try:
+        return tree.lstat(path)
+    except OSError:
+        return None
+
+
 def _search(
-    root: int, base: bytes, wanted: dict[int, list[int] | None]
+    root: int, tree: Tree, wanted: dict[int, list[int] | None]
 ) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
     pending = [b""]
     while pending and wanted:
         directory = pending.pop()
         try:
-            entries = list(os.scandir(base + b"/" + directory if directory else base))
+            with tree.inside(directory) as inside:
+                entries = list(inside.entries())
         except OSError:
             continue
         for entry in entries:
             path = directory + b"/" + entry.name if directory else entry.name
-            if entry.is_dir(follow_symlinks=False):
+            if entry.kind == stat.S_IFDIR:
                 pending.append(path)
-            elif entry.inode() in wanted and not is_hidden(path) and entry.is_file(follow_symlinks=False):
-                yield root, path, entry.inode(), wanted.pop(entry.inode())
+            elif entry.inode in wanted and not is_hidden(path) and entry.kind == stat.S_IFREG:
+                yield root, path, entry.inode, wanted.pop(entry.inode)
 
 
 def _new_below(
-    root: int, base: bytes, directory: bytes, since: int, seen: set[tuple[int, bytes]]
+    root: int, tree: Tree, directory: bytes, since: int, seen: set[tuple[int, bytes]]
 ) -> Iterator[tuple[int, bytes, int, list[int] | None]]:
     pending = [directory]
     while pending:
@@ -159,20 +161,28 @@ def _new_below(
         if (root, here) in seen:
             continue
         seen.add((root, here))
-        try:
-            entries = list(os.scandir(base + b"/" + here if here else base))
-        except OSError:
-            continue
-        for entry in entries:
-            try:
-                status = entry.stat(follow_symlinks=False)
-                # A new entry has a new ctime too, which costs nothing to ask; not every new ctime is of a new entry.
-                if status.st_ctime_ns < since or (birth_ns(entry.path) or status.st_ctime_ns) < since:
-                    continue
-            except OSError:
-                continue
-            path = here + b"/" + entry.name if here else entry.name
+        for name, status in _made_since(tree, here, since):
+            path = here + b"/" + name if here else name
             if stat.S_ISDIR(status.st_mode):
                 pending.append(path)
             elif stat.S_ISREG(status.st_mode):
                 yield root, path, status.st_ino, None
+
+
+def _made_since(tree: Tree, directory: bytes, since: int) -> list[tuple[bytes, os.stat_result]]:
+    found = []
+    try:
+        with tree.inside(directory) as inside:
+            for entry in inside.entries():
+                try:
+                    status = inside.lstat(entry.name)
+                    # A new entry has a new ctime too, which costs nothing to ask; not every new ctime is of a new
+                    # entry.
+                    if status.st_ctime_ns < since or (inside.birth_ns(entry.name) or status.st_ctime_ns) < since:
+                        continue
+                except OSError:
+                    continue
+                found.append((entry.name, status))
+    except OSError:
+        return []
+    return found

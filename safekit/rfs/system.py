@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import struct
 from typing import Final
 
@@ -20,7 +19,6 @@ ENCODING: Final = "latin-1"
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
-_RENAME_EXCHANGE = 2
 _OMIT = (1 << 30) - 2
 _TIMES = struct.Struct("@llll")
 
@@ -60,45 +58,31 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     _check(_libc.fallocate(descriptor, mode, offset, length))
 
 
-def rename_exchange(one: bytes, other: bytes) -> None:
-    """Two names change what they stand for, at once. Raises OSError."""
-    _check(_libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE))
-
-
-def set_mtime(path: bytes, mtime_ns: int) -> None:
-    """Set the modification time only; a symbolic link's own. Raises OSError."""
-    set_times(path, None, mtime_ns)
-
-
-def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times of a path (a symbolic link's own) or descriptor; None leaves one as it is. Raises OSError."""
+def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None, above: int = _AT_FDCWD) -> None:
+    """Set times of a name in the directory `above` (a symbolic link's own) or of a descriptor; None leaves one as it
+    is. Raises OSError."""
     times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
     if isinstance(target, int):
         _check(_libc.futimens(target, times))
     else:
-        _check(_libc.utimensat(_AT_FDCWD, target, times, _AT_SYMLINK_NOFOLLOW))
+        _check(_libc.utimensat(above, target, times, _AT_SYMLINK_NOFOLLOW))
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """syncfs(2). Raises OSError."""
+    _check(_libc.syncfs(descriptor))
 
 
 _STATX_BTIME = 0x800
 _BTIME = struct.Struct("@qI")
 
 
-def birth_ns(path: bytes) -> int | None:
-    """When the inode was made, in ns; None when the file system does not tell. Raises OSError."""
+def birth_ns(above: int, name: bytes) -> int | None:
+    """When the inode of a name in the directory `above` was made, in ns; None when the file system does not tell.
+    Raises OSError."""
     buffer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(_AT_FDCWD, path, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer))
+    _check(_libc.statx(above, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer))
     if not int.from_bytes(buffer.raw[:4], "little") & _STATX_BTIME:
         return None
     seconds, nanoseconds = _BTIME.unpack_from(buffer, 80)
     return int(seconds * 1_000_000_000 + nanoseconds)
-
-
-def entry_mode(entry: os.DirEntry[bytes]) -> int:
-    """Type of a directory entry as bits of a mode, without a stat where the file system tells it."""
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -23,6 +23,7 @@ from nfsbox.pair.tracking import Tracker
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.journal import expand
+from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op
 
 MakePair = Callable[..., Pair]
@@ -366,7 +367,7 @@ def test_a_large_file_that_is_cut_is_compared_whole(alone: tuple[Engine, Operati
     handle = opened(operations, "f")
     operations.truncate("/f", 10, handle)
     assert (0, b"f") in engine.tracker.snapshot().moved
-    found = [(path, zones) for _, path, _, zones in expand(engine.tracker.snapshot(), [os.fsencode(backing)])]
+    found = [(path, zones) for _, path, _, zones in expand(engine.tracker.snapshot(), [Tree(os.fsencode(backing))])]
     assert set(found) == {(b"f", None)}
     operations.ended()
 

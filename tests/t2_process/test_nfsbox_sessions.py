@@ -27,6 +27,7 @@ from nfsbox_pair import (
 
 from safekit.rfs import generations, journal, wire
 from safekit.rfs.changes import Mode
+from safekit.rfs.tree import Tree
 
 MakePair = Callable[..., Pair]
 
@@ -359,7 +360,7 @@ def test_changes_of_one_who_is_alone_are_recorded(make: MakePair) -> None:
     pair.a.kill()  # not closed in order
     loaded = journal.load(pair.a.rfs_dir)
     assert loaded.present and loaded.reliable and not loaded.closed
-    found = {path: zones for _, path, _, zones in journal.expand(loaded.changes, [os.fsencode(pair.a.backing)])}
+    found = {path: zones for _, path, _, zones in journal.expand(loaded.changes, [Tree(os.fsencode(pair.a.backing))])}
     assert found[b"created"] is None
     assert found[b"renamed/inside"] is None or 2 in found[b"renamed/inside"]
     zones = found[b"big"]

@@ -14,6 +14,7 @@ from nfsbox.pair.engine import Engine, Revisit, Settings
 from nfsbox.pair.tracking import Journal, Tracker
 from safekit.rfs.changes import Mode
 from safekit.rfs.journal import PREFIX, Loaded, expand, load, moved_directories
+from safekit.rfs.tree import Tree
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_set_is_found_on_the_tree_as_it_is_now(tracker: Tracker, tmp_path: Pat
     (root / "d" / "new").mkdir()
     (root / "d" / "new" / "inside").write_text("y")
     (root / "d" / "fresh").write_text("y")
-    found = {path: (inode, zones) for _, path, inode, zones in expand(tracker.snapshot(), [os.fsencode(root)])}
+    found = {path: (inode, zones) for _, path, inode, zones in expand(tracker.snapshot(), [Tree(os.fsencode(root))])}
     assert found.pop(b"moved") == (moved, [1])
     assert {path: zones for path, (_, zones) in found.items()} == {b"d/new/inside": None, b"d/fresh": None}
     assert old not in {inode for inode, _ in found.values()}
@@ -177,10 +178,10 @@ def test_what_a_new_name_stands_for_is_compared_whole(tracker: Tracker, tmp_path
     tracker.linked(0, inode["linked"], b"plain", b"other/linked")
     tracker.renamed(0, inode["fresh"], b"new/fresh", b"other/fresh", directory=False)
     for changes in (tracker.snapshot(), again(tracker).changes):
-        found = {path: zones for _, path, _, zones in expand(changes, [os.fsencode(root)])}
+        found = {path: zones for _, path, _, zones in expand(changes, [Tree(os.fsencode(root))])}
         assert found.pop(b"plain") == [1]
         assert found == dict.fromkeys((b"d/f", b"renamed", b"other/linked", b"other/fresh"))
-        assert set(moved_directories(changes, [os.fsencode(root)])) == {(0, b"d")}
+        assert set(moved_directories(changes, [Tree(os.fsencode(root))])) == {(0, b"d")}
 
 
 def test_a_removed_file_that_a_power_failure_brings_back_is_still_recorded(tracker: Tracker) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from reintegre.local import LocalTree
-from reintegre.main import xattr_reader
 from safekit.model.types import Replicated, Rfs
 from tests.t2_process.rfs_pair import Pair
 from tests.t2_process.test_reintegre_pair import ZONE, equal, leave
@@ -79,17 +78,17 @@ def test_what_goes_while_it_is_looked_at_is_no_fault(tmp_path: Path, monkeypatch
     (tmp_path / "link").symlink_to("f")
     real = os.getxattr
 
-    def getxattr(path: bytes, name: str, **options: bool) -> bytes:
-        if name == "user.gone":
+    def getxattr(path: bytes, name: bytes, **options: bool) -> bytes:
+        if name == b"user.gone":
             os.removexattr(path, name)
         return real(path, name, **options)
 
-    def readlink(path: bytes) -> bytes:
+    def readlink(path: bytes, **options: int) -> bytes:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr("os.getxattr", getxattr)
     monkeypatch.setattr("os.readlink", readlink)
-    tree = LocalTree(str(tmp_path), lambda path: False, xattr_reader(False))
+    tree = LocalTree(str(tmp_path), lambda path: False, acl=False)
     assert {name: dict(entry.xattrs) for name, entry in tree.names(b"").items()} == {b"f": {b"user.kept": b"2"}}
     assert tree.entry(b"link") is None
 

@@ -19,7 +19,7 @@ from reintegre.primary import Primary
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
 from safekit.rfs.generations import Kind, Verdict
-from tests.t2_process.reintegre_primary import FakePrimary, tree, xattrs
+from tests.t2_process.reintegre_primary import FakePrimary, tree
 
 ZONE = 4096
 
@@ -38,7 +38,7 @@ class Bed:
         self.primary = FakePrimary([self.source], [self.target])
         self.copied: list[Copied] = []
         self.details: list[str] = []
-        self.local = LocalTree(str(self.target), lambda path: path.endswith(b".tmp"), xattrs)
+        self.local = LocalTree(str(self.target), lambda path: path.endswith(b".tmp"), acl=True)
 
     def session(self, kind: Kind = Kind.BITMAP, limits: Limits | None = None, **options: float) -> Session:
         self.copied.clear()
