@@ -19,6 +19,7 @@ from nfsbox.pair.commit import Disks, Due
 from nfsbox.pair.engine import Root
 from nfsbox.pair.secondary import Applier
 from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER, Flag, Op, Set, WireClosed, pack_attr
 
 Event = tuple[str, Any]
@@ -223,8 +224,8 @@ def test_a_resynchronisation_knows_what_failed(bench: Bench, monkeypatch: pytest
 
 def test_due_is_due_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     due = Due()
-    due.path(os.fsencode(tmp_path))
-    due.path(os.fsencode(tmp_path))
+    due.path(Tree(os.fsencode(tmp_path)), b"")
+    due.path(Tree(os.fsencode(tmp_path)), b"")
     real = os.fsync
 
     def refuse(_descriptor: int) -> None:

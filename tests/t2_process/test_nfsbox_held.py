@@ -80,7 +80,8 @@ def handles(pair: Pair) -> int:
     count = 0
     for entry in os.listdir(f"/proc/{pair.a.process.pid}/fd"):
         try:
-            count += str(pair.a.backing / "sub") in os.readlink(f"/proc/{pair.a.process.pid}/fd/{entry}")
+            path = f"/proc/{pair.a.process.pid}/fd/{entry}"
+            count += str(pair.a.backing / "sub") in os.readlink(path) and os.path.isfile(path)
         except FileNotFoundError:
             continue
     return count
