@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from cli.base import Failure, bus, command, json_option, module_option, module_paths, require_admin, show_json
+from cli.ids import align, elsewhere
 from cli.progress import Live
 from safekit.configuration import (
     ConfigureError,
@@ -19,6 +20,7 @@ from safekit.configuration import (
     deconfig,
 )
 from safekit.model.findings import ConfigError, Finding
+from safekit.model.types import ModuleConfig
 from safekit.net.firewall import follow
 from safekit.view.module import read_module
 from safekit.wire.keys import valid_until
@@ -56,6 +58,8 @@ def config_command(module: str | None) -> int:
     """
     paths = module_paths(module)
     state = running_state(paths.module)
+    if state == "STOP" and (aligned := align(paths)):
+        click.echo(aligned)
     try:
         with Live() as live:
             result = apply(paths.module, state, lambda step: live.show(f"{paths.module}: {step}"))
@@ -76,6 +80,7 @@ def config_command(module: str | None) -> int:
         click.echo(
             f"module {paths.module} is configured (id {result.config.id}); it goes on with the new configuration"
         )
+        _compare(result.config)
         return 0
     click.echo(f"module {paths.module} is configured (id {result.config.id})")
     if result.first and result.config.rfs is not None:
@@ -85,7 +90,31 @@ def config_command(module: str | None) -> int:
         )
     elif result.full_required:
         click.echo("The next synchronisation of the replicated directories copies all files.")
+    _compare(result.config)
     return 0
+
+
+def _compare(config: ModuleConfig) -> None:
+    """Say on which servers the module is configured otherwise, and what follows from that."""
+    from safekit.model.agreement import agreement, differences, forbidding, text
+
+    refused = False
+    for other in elsewhere():
+        if other.module != config.name or not other.configured:
+            continue
+        found = differences(agreement(config), other.agrees)
+        if forbidden := forbidding(found):
+            refused = True
+            what = text(forbidden, "here", f"on {other.node}")
+            click.echo(f"Warning: this configuration does not fit that of {other.node}: {what}", err=True)
+        elif found:
+            click.echo(f"{other.node} has another configuration of module {config.name}: {text(found)}")
+    if refused:
+        click.echo(
+            f"While that is so, the server that is started later waits. Next step: configure the other servers in the "
+            f"same way: safekit -H SERVERS -E {config.name}",
+            err=True,
+        )
 
 
 def undo(module: str) -> None:

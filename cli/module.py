@@ -25,7 +25,7 @@ from cli.base import (
     show_json,
 )
 from cli.deploy import delkey_command, deploy_command, genkey_command
-from cli.ids import free_id, ids_in_use, module_id
+from cli.ids import Elsewhere, chosen_id, cluster_id, elsewhere, ids_in_use, module_id
 from cli.lastconfig import lastconfig_command, restore_command
 from safekit.disk.archive import ArchiveError, pack, unpack
 from safekit.disk.files import locked, write_atomic
@@ -64,7 +64,7 @@ def complete_archives(ctx: click.Context, param: click.Parameter, incomplete: st
     return known or [CompletionItem(incomplete, type="file")]
 
 
-def _install(name: str, archive: Path, number: int | None, *, again: bool) -> int:
+def _install(name: str, archive: Path, number: int | None, others: tuple[Elsewhere, ...], *, again: bool) -> int:
     """Install under a lock, so that two installations never take one id. The id."""
     try:
         paths = ModulePaths(name)
@@ -80,7 +80,7 @@ def _install(name: str, archive: Path, number: int | None, *, again: bool) -> in
         if exists and _running(name):
             raise Failure(f"module {name} is running", f"safekit stop -m {name}")
         used = ids_in_use()
-        chosen = number or module_id(paths) or free_id(used)
+        chosen = number or module_id(paths) or chosen_id(name, used, others)
         if used.get(chosen, name) != name:
             raise Failure(f"id {chosen} belongs to module {used[chosen]}", "choose another id with -M")
         fresh = paths.root.with_name(f".{name}.new")
@@ -114,8 +114,12 @@ def install_command(module: str | None, again: bool, number: int | None, archive
         raise Failure("the cluster is not configured", "safekit cluster config cluster.xml")
     path = _archive(archive)
     name = module or session().module or os.environ.get("SAFEMODULE") or path.stem
-    chosen = _install(name, path, number, again=again)
+    others = elsewhere()
+    chosen = _install(name, path, number, others, again=again)
     click.echo(f"module {name} is installed with id {chosen} in {ModulePaths(name).root}")
+    other = cluster_id(name, others)
+    if other is not None and other.id != chosen:
+        click.echo(f"Warning: it has id {other.id} on {other.node}; an id must be the same on all servers", err=True)
     click.echo(f"Next step: edit {ModulePaths(name).userconfig} and the scripts, then: safekit config -m {name}")
     return 0
 

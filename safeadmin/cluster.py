@@ -17,6 +17,7 @@ from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, NodeFacts
 from safeadmin.wire import Facts, Message, OtherConfiguration, Want, WireError, configuration_id, decode, encode
 from safekit.disk.files import write_atomic
+from safekit.model.codec import to_data
 from safekit.model.types import ClusterConfig, Lan
 from safekit.wire import protocol
 from safekit.wire.membership import Membership, Pulse, Reason, Rules, bits
@@ -352,6 +353,17 @@ class Cluster:
                 told[name] = facts.has_configured(module)
         return cluster_status(remote, responding, told, self.membership.settled(time.monotonic()))
 
+    def servers_of(self, module: str) -> list[dict[str, Any]]:
+        """What each server that answers, this one included, tells of a module that is configured on it."""
+        found = []
+        for number, name in enumerate(self.names):
+            facts = self.facts.get(number)
+            known = facts.module(module) if facts is not None else None
+            answers = number == self.me or bool(self.membership.responding >> number & 1)
+            if known is not None and known.configured and answers:
+                found.append({"node": name, **to_data(known)})
+        return found
+
     def members(self) -> dict[str, Any]:
         """The cluster as this server sees it, for `cluster confinfo`, `cluster state` and the console."""
         view, now = self.membership.view, time.monotonic()
@@ -374,7 +386,5 @@ class Cluster:
 
 
 def _facts_fields(facts: NodeFacts) -> Mapping[str, Any]:
-    from safekit.model.codec import to_data
-
     fields: Mapping[str, Any] = to_data(facts)
     return fields

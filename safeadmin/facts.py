@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field
 
 from safeadmin.wire import MAX_FACTS, Facts, Want
+from safekit.model.agreement import Agreement
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.wire.membership import Membership, bits
 
@@ -20,7 +21,9 @@ from safekit.wire.membership import Membership, bits
 @dataclass(frozen=True, slots=True)
 class ModuleFacts:
     """A module installed on a server. `signature` and `date` are of its last configuration, "" when it was
-    never configured. `mode` is mirror, farm or light, "" when unknown. `running`: the server runs it."""
+    never configured. `mode` is mirror, farm or light, "" when unknown. `running`: the server runs it. `agrees`: what
+    the servers of the module must have in common (safekit.model.agreement). `state`: its state while it runs, and
+    `since` when it has it, Unix time in whole seconds."""
 
     name: str
     id: int
@@ -28,6 +31,9 @@ class ModuleFacts:
     signature: str
     date: str
     running: bool
+    agrees: Agreement = ()
+    state: str = ""
+    since: int = 0
 
     @property
     def configured(self) -> bool:
@@ -44,9 +50,14 @@ class NodeFacts:
     locked: bool = False
     modules: tuple[ModuleFacts, ...] = field(default=())
 
+    def module(self, name: str) -> ModuleFacts | None:
+        """What is told of a module, None when it is not installed there."""
+        return next((module for module in self.modules if module.name == name), None)
+
     def has_configured(self, module: str) -> bool:
         """Whether the server can run the module."""
-        return any(m.name == module and m.configured for m in self.modules)
+        known = self.module(module)
+        return known is not None and known.configured
 
 
 def pack(facts: NodeFacts) -> bytes:

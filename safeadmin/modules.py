@@ -9,6 +9,8 @@ from datetime import datetime
 
 from safeadmin.facts import ModuleFacts
 from safekit.disk.paths import ModulePaths, safe, valid_module_name
+from safekit.disk.resources import load
+from safekit.model.agreement import agreement
 from safekit.model.types import ModuleConfig
 from safekit.process.frame import Unconfigured, load_module
 
@@ -34,7 +36,19 @@ class Installed:
         if self.config is None:
             return ModuleFacts(self.name, self.id, "", "", "", running)
         date = datetime.fromtimestamp(self.config.configured_at).isoformat(timespec="seconds")
-        return ModuleFacts(self.name, self.id, self.mode, self.config.signature, date, running)
+        state, since = _state(self.name) if running else ("", 0)
+        return ModuleFacts(
+            self.name, self.id, self.mode, self.config.signature, date, running, agreement(self.config), state, since
+        )
+
+
+def _state(name: str) -> tuple[str, int]:
+    """The state of a module that runs, and since when."""
+    try:
+        found = load(ModulePaths(name).resources).get("state.local")
+    except OSError:
+        return "", 0
+    return (found.value, int(found.since)) if found is not None else ("", 0)
 
 
 def read_boot(paths: ModulePaths) -> bool:

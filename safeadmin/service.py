@@ -5,7 +5,7 @@ Operations (all texts of refusals are `cause; next step`):
 map_register, map_lookup(name), map_list        the port mapper
 state()                                         modules, cluster() of each, this node
 members()                                       the cluster as seen here
-cluster(module)                                 up, down or unknown
+cluster(module)                                 up, down or unknown, and what the servers tell of the module
 control(module, action, who, identity, ...)     see actions.py; who "boot" and "automatic" are heart's words for
                                                 the start at boot and the start that nobody asked for
 set(module, resource, value, who)               through heart, or into the file of a stopped module
@@ -376,7 +376,9 @@ class Service:
 
     async def _cluster_status(self, request: Request) -> Fields:
         module = self.registry.get(self._module(request))
-        return {"value": "unknown" if module is None else self._status(module)}
+        if module is None or self.cluster is None:
+            return {"value": "unknown", "servers": []}
+        return {"value": self._status(module), "servers": self.cluster.servers_of(module.name)}
 
     async def _control(self, request: Request) -> Fields:
         name = self._module(request)

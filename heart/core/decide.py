@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heart.core import commands, doubt, hearing, machine, news, pairing, running, solo, swap, waiting, witness
+from heart.core import commands, doubt, fitting, hearing, machine, news, pairing, running, solo, swap, waiting, witness
 from heart.core.actions import Action, Send
 from heart.core.events import (
     Born,
@@ -92,6 +92,7 @@ def _react(t: Turn) -> None:
     swap.check(t)
     swap.react(t)
     running.announce(t)
+    fitting.settle(t)
 
 
 def _pair_moved(t: Turn) -> bool:
@@ -109,6 +110,10 @@ def _settle(t: Turn) -> bool:
         return True
     if s.leaving or s.stopping:
         return False
+    if s.role.running and fitting.gives_way(t):
+        return True
+    if s.role is Role.WAIT and s.listening and s.intent and (blocked := fitting.blocked(t)) is not None:
+        return blocked
     if s.role is Role.WAIT:
         return waiting.settle(t) if s.setup.mirror else solo.settle(t)
     return s.role.running and running.settle(t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from heart.core.values import Beat, Command, Setup
+from heart.core.values import Beat, Command, Setup, Sibling
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,11 @@ class SupervisorDied:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """What safeadmin knows of the other servers: up, down or unknown (rule function cluster())."""
+    """What safeadmin knows of the other servers: up, down or unknown (rule function cluster()), and the servers that
+    answer."""
 
     value: str
+    siblings: tuple[Sibling, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

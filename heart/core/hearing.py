@@ -163,6 +163,7 @@ def hush(t: Turn) -> None:
     s.remote = (Role.UNKNOWN, Color.GREY)
     t.remember({f"heartbeat.{ident}": "init" for ident in s.links})
     t.remember({"state.remote": Role.UNKNOWN.value, "state.remotecolor": Color.GREY.value})
+    t.remember({"config.same": "init", "config.fits": "init", "config.differs": "none"})
 
 
 def _forget_lost_peer(t: Turn) -> None:

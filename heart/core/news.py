@@ -13,7 +13,7 @@ RETRY = 5.0
 
 UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
 """Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
-FROZEN = ("state.", "heartbeat.", "usersetting.")
+FROZEN = ("state.", "heartbeat.", "usersetting.", "config.")
 """Resources that nobody sets from outside."""
 MEMORY = ("rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping")
 
@@ -245,4 +245,4 @@ def on_supervisor_died(t: Turn, event: SupervisorDied) -> None:
 
 def on_cluster(t: Turn, event: ClusterView) -> None:
     """safeadmin's view, for cluster() in rules."""
-    t.s.cluster = event.value
+    t.s.cluster, t.s.siblings = event.value, event.siblings

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from heart.core.actions import Do, Rfs, Step
-from heart.core.values import Beat, Color, Command, Role, Setup, SwapNotice
+from heart.core.values import Beat, Color, Command, Role, Setup, Sibling, SwapNotice
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,10 @@ class State:
     color: Color = Color.RED
     resources: dict[str, str] = field(default_factory=dict)
     cluster: str = "unknown"
+    siblings: tuple[Sibling, ...] = ()
+    """The servers of the module that answer to safeadmin, this one included."""
+    compared: tuple[object, ...] = field(default=(), repr=False, compare=False)
+    """What `heart.core.fitting` looked at last."""
 
     told: tuple[dict[str, str], tuple[tuple[str, str], ...]] | None = field(default=None, repr=False, compare=False)
     """What heartbeats say of `resources`, kept between two heartbeats (see `beat`)."""
@@ -195,7 +199,7 @@ class State:
         return self.resources.get("state.held") == "up"
 
 
-_HEARTBEAT_EXCLUDED = ("state.", "usersetting.", "heartbeat.")
+_HEARTBEAT_EXCLUDED = ("state.", "usersetting.", "heartbeat.", "config.")
 MAX_SHARED = 200
 """Resources sent in a heartbeat, at most."""
 
@@ -235,6 +239,7 @@ def beat(s: State, sequence: int = 0) -> Beat:
         action=s.action,
         resources=_shared_of(s),
         signature=s.setup.signature,
+        agrees=s.setup.agrees,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from safekit.model.agreement import Agreement
 from safekit.rules.ast import Rule
 
 
@@ -78,6 +79,7 @@ class Setup:
     witness: str = ""
     mode: str = "mirror"
     signature: str = ""
+    agrees: Agreement = ()
 
     @property
     def timeout(self) -> float:
@@ -175,8 +177,20 @@ class Beat:
     action: str = "start"
     resources: tuple[tuple[str, str], ...] = ()
     signature: str = ""
+    agrees: Agreement = ()
     decided: tuple[Decided, ...] = ()
     decided_seen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """A server of the module as safeadmin knows it, this one included: its state ("" while the module does not run
+    there), since when (Unix time), and what it must have in common with the others."""
+
+    node: str
+    agrees: Agreement = ()
+    state: str = ""
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)

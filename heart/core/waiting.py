@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from heart.core import hearing, machine, pairing, plans
 from heart.core.actions import Do, Rfs
+from heart.core.state import State
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Role
 
 LISTEN_PULSES = 5
+ACCEPTED = "config.accepted"
+"""Resource: an administrator's `second` has accepted that the other server has other virtual addresses."""
 
 
 @step
@@ -288,6 +291,7 @@ def become_second(t: Turn) -> bool:
     s = t.s
     full = s.intent == "fullsync"
     t.because("become_second", "WAIT -> SECOND", peer=t.peer_role.value, uptodate=s.uptodate, fullsync=full)
+    t.remember({ACCEPTED: "up" if accepts(s) else "down"})
     enter(t)
     s.syncing = s.setup.rfs
     t.become(Role.SECOND, Color.MAGENTA, uptodate=False, swapping=False, held=False, former="PRIM")
@@ -301,6 +305,11 @@ def become_second(t: Turn) -> bool:
         s.swap_back = wants_primary_back(t)
         t.follow(*plans.second_scripts(plans.action_word(s.action)))
     return True
+
+
+def accepts(s: State) -> bool:
+    """Whether an administrator wants this server to be the secondary of a primary with other virtual addresses."""
+    return s.intent in ("second", "fullsync")
 
 
 def follow_primary(t: Turn) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from heart.core.values import Link, Setup
 from heart.shell.wire import Route
+from safekit.model.agreement import agreement
 from safekit.model.checkers import Checker, checkers, in_phase
 from safekit.model.fit import misfit, usable_lan
 from safekit.model.types import ClusterConfig, ModuleConfig, When
@@ -73,6 +74,7 @@ def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
         witness=splitbrain.ident if splitbrain is not None else "",
         mode=service.mode,
         signature=config.signature,
+        agrees=agreement(config),
     )
     return Plan(setup, tuple(ways.routes), tuple(ways.arp), found, tuple(ways.unused), members)
 

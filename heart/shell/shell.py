@@ -12,7 +12,7 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from heart.core.actions import Abort, Action, Announce, Exit, Forget, Log, Marke
 from heart.core.decide import beat, deadline, decide, new_state
 from heart.core.events import Done, Event, Heard, Ordered, Overslept, ResourceSet, SupervisorDied, Tick
 from heart.core.state import State
-from heart.core.values import Beat, Command, Reason, Role
+from heart.core.values import Beat, Command, Reason, Role, Sibling
 from heart.shell import configured
 from heart.shell.effects import Effects
 from heart.shell.links import Links
@@ -43,7 +43,7 @@ LINGER_SECONDS = 2.0
 SUPERVISOR_SECONDS = 0.5
 """Between two attempts to reach a supervisord that ended the connection."""
 CLUSTER_SECONDS = 2.0
-"""At least; no need to ask more often than the rules are evaluated."""
+"""Between two questions to safeadmin."""
 RETRY_SECONDS = 5.0
 DIFFERENT_SECONDS = 5.0
 """The servers are configured one after the other: a difference that passes is none."""
@@ -55,6 +55,12 @@ def beat_after(now: float, pulse: float) -> float:
     """When the next heartbeat is due: links of the same pulse beat together, so that heart wakes once for all."""
     due = (now // pulse + 1) * pulse
     return due if due - now > pulse / 10 else due + pulse
+
+
+def _sibling(told: Mapping[str, Any]) -> Sibling:
+    """A server of the module, as safeadmin tells it."""
+    agrees = tuple((str(name), str(value)) for name, value in told.get("agrees") or ())
+    return Sibling(str(told.get("node")), agrees, str(told.get("state") or ""), int(told.get("since") or 0))
 
 
 class Shell:
@@ -375,13 +381,15 @@ class Shell:
         from heart.core.events import ClusterView
 
         while True:
-            value = "unknown"
+            value, siblings = "unknown", self.state.siblings
             with contextlib.suppress(BusError):
                 reply = await self.context.bus.request("safeadmin", "cluster", 1.0, module=self.context.module)
                 value = str(reply.get("cluster", reply.get("value", "unknown")))
-            if value != self.state.cluster:
-                self.feed(ClusterView(value))
-            await asyncio.sleep(max(CLUSTER_SECONDS, self.state.setup.period))
+                servers = {self.context.node, self.plan.setup.peer, *self.plan.members}
+                siblings = tuple(_sibling(told) for told in reply.get("servers") or () if told.get("node") in servers)
+            if (value, siblings) != (self.state.cluster, self.state.siblings):
+                self.feed(ClusterView(value, siblings))
+            await asyncio.sleep(CLUSTER_SECONDS)
 
     async def _keep_neighbours(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 
 from heart.core.values import Beat, Color, Decided, Role, SwapNotice
+from safekit.model.agreement import MAX_NAMES, Agreement
 from safekit.wire import protocol
 from safekit.wire.seal import Opener, Sealer, SealError
 
@@ -48,6 +49,7 @@ def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:
             (d.number, d.time, d.rule[:MAX_TEXT], d.outcome[:MAX_TEXT], _bounded(d.inputs)) for d in beat.decided
         ]
     message["decided_seen"] = beat.decided_seen
+    message["agrees"] = dict(beat.agrees)
     if beat.swap is not None:
         swap = beat.swap
         message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
@@ -88,6 +90,7 @@ def unpack(payload: bytes, module: str) -> Beat:
     return Beat(
         **values,
         resources=_resources(message.get("resources")),
+        agrees=_agrees(message.get("agrees", {})),
         swap=_swap(message.get("swap")),
         decided=_decided(message.get("decided", [])),
         decided_seen=_integer(message.get("decided_seen", 0), "decided_seen"),
@@ -151,6 +154,14 @@ def _resources(value: object) -> tuple[tuple[str, str], ...]:
     if len(table) > MAX_RESOURCES:
         raise BadBeat(f"resources: more than {MAX_RESOURCES}")
     return tuple(sorted((_text(k, "resource name"), _text(v, "resource value")) for k, v in table.items()))
+
+
+def _agrees(value: object) -> Agreement:
+    """Nothing of an older release; its order is the sender's."""
+    table = _typed(value, dict, "agrees")
+    if len(table) > MAX_NAMES:
+        raise BadBeat(f"agrees: more than {MAX_NAMES}")
+    return tuple((_text(name, "agrees"), _text(told, "agrees")) for name, told in table.items())
 
 
 def _swap(value: object) -> SwapNotice | None:

@@ -268,6 +268,9 @@ register(
                 "Entrée ARP permanente pour {addr} non positionnée : {reason}"),
         Message("config_differs", "E", "The configuration of the module differs on {peer}: apply the same one on both"
                 " servers", "La configuration du module diffère sur {peer} : appliquer la même sur les deux serveurs"),
+        Message("config_conflict", "E", "The configuration of {peer} does not fit this server: {what}; give both the"
+                " right one with safekit -E, from the server that has it", "La configuration de {peer} ne convient pas"
+                " à ce serveur : {what} ; donner la bonne aux deux avec safekit -E, depuis le serveur qui l'a"),
         Message("cluster_taken", "E", "The module goes on with another cluster configuration (nodes {nodes})",
                 "Le module continue avec une autre configuration du cluster (nœuds {nodes})"),
         Message("cluster_unusable", "E", "The module stops, it cannot go on with this cluster configuration: {reason}",

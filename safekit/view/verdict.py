@@ -87,6 +87,21 @@ def judge(s: Situation) -> Verdict:
     )
 
 
+def _misfit(s: Situation) -> str:
+    """What of this server's configuration does not fit that of another one, "" when nothing forbids anything."""
+    return _differing(s) if s.is_("config.fits", "down") else ""
+
+
+def _differing(s: Situation) -> str:
+    from safekit.model.agreement import words  # seldom needed, and `state` has to be quick
+
+    return words(s.resources.get("config.differs", ""))
+
+
+def _same_everywhere(s: Situation) -> str:
+    return f"give every server the right configuration: safekit -H SERVERS -E {s.module} on the server that has it"
+
+
 def _start_here(s: Situation) -> str:
     return f"safekit start -m {s.module}"
 
@@ -131,6 +146,13 @@ def _stopped(s: Situation) -> Verdict:
 def _waiting(s: Situation) -> Verdict:
     if s.color == "magenta":
         return Verdict(Kind.STOPPED, s.since, "the module is starting or stopping", "")
+    if s.remote_state in ("ALONE", "PRIM", "UNKNOWN") and (what := _misfit(s)):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"this server is refused: {what} differ from those of a server that runs the application",
+            _same_everywhere(s),
+        )
     if s.is_("rfs.inconsistent", "up") and s.remote_state not in ("ALONE", "PRIM"):
         return Verdict(
             Kind.AT_RISK,
@@ -163,7 +185,7 @@ def _waiting(s: Situation) -> Verdict:
     return Verdict(Kind.STOPPED, s.since, f"the module waits {what}", _why(s))
 
 
-_INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.")
+_INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.", "config.")
 
 
 def _why(s: Situation) -> str:
@@ -188,6 +210,13 @@ def _alone(s: Situation) -> Verdict:
     if s.color != "green":
         return Verdict(Kind.DEGRADED, s.since, "the application is starting or stopping here, without a secondary", "")
     only = "; the newest data are only here" if s.replicates else ""
+    if what := _misfit(s):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"the application runs here; the other server is refused, because {what} differ there{only}",
+            _same_everywhere(s),
+        )
     if s.remote_state == "SECOND":
         return Verdict(Kind.DEGRADED, s.since, f"the other server is reintegrating{only}", "wait for its end")
     if s.remote_state == "WAIT":
@@ -240,6 +269,20 @@ def _pair(s: Situation) -> Verdict:
             "the network of the replication is down: the next change of the data waits for it, then the pair breaks",
             "repair the network of the replication flow",
         )
+    if s.color == "green" and s.remote_color == "green" and (what := _misfit(s)):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"{what} differ between the servers, as an administrator accepted: a failover changes them",
+            _same_everywhere(s),
+        )
+    if s.color == "green" and s.remote_color == "green" and s.is_("config.same", "down"):
+        return Verdict(
+            Kind.PROTECTED,
+            max(s.since, s.remote_since),
+            f"a secondary is ready, but {_differing(s)} differ between the servers",
+            f"safekit confinfo -m {s.module}",
+        )
     if s.color == "green" and s.remote_color == "green":
         where = "here" if s.state == "PRIM" else "on the other server"
         return Verdict(
@@ -252,6 +295,13 @@ def _pair(s: Situation) -> Verdict:
 
 
 def _farm(s: Situation) -> Verdict:
+    if s.state == "UP" and (what := _misfit(s)):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"the application runs here; another server is refused, because {what} differ there",
+            _same_everywhere(s),
+        )
     shares = [value for name, value in s.resources.items() if name.startswith("farm.")]
     if s.state == "UP" and s.color == "green" and shares and all(value == "100%" for value in shares):
         return Verdict(

@@ -11,6 +11,8 @@ import pytest
 from safekit.view.verdict import Kind, Situation, judge
 
 RFS = {"rfs.uptodate": "up"}
+MISFIT = {"config.same": "down", "config.fits": "down", "config.differs": "id,addresses"}
+OTHER_FILES = {"config.same": "down", "config.fits": "up", "config.differs": "files"}
 STATES = ("STOP", "WAIT", "ALONE", "PRIM", "SECOND", "UP", "UNKNOWN")
 COLORS = ("red", "magenta", "green", "grey")
 
@@ -50,6 +52,13 @@ def situation(
         ("WAIT red", "ALONE green", {"rfs.uptodate": "down", "ping.r": "down"}, Kind.DEGRADED, "safekit why"),
         ("WAIT red", "UNKNOWN grey", {**RFS, "intf.net": "down"}, Kind.STOPPED, "safekit why"),
         ("WAIT magenta", "UNKNOWN grey", RFS, Kind.STOPPED, ""),
+        ("WAIT red", "ALONE green", {"rfs.uptodate": "down", **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
+        ("WAIT red", "UNKNOWN grey", {"rfs.uptodate": "down", **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
+        ("WAIT red", "WAIT red", {"rfs.uptodate": "down", **MISFIT}, Kind.AT_RISK, "only if its data are lost"),
+        ("ALONE green", "WAIT red", {**RFS, **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
+        ("ALONE green", "UNKNOWN grey", {**RFS, **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
+        ("PRIM green", "SECOND green", {**RFS, **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
+        ("PRIM green", "SECOND green", {**RFS, **OTHER_FILES}, Kind.PROTECTED, "safekit confinfo -m AM"),
         ("STOP red", "UNKNOWN grey", RFS, Kind.STOPPED, "safekit start -m AM"),
         ("STOP red", "UNKNOWN grey", {"rfs.uptodate": "down"}, Kind.STOPPED, "must be started too"),
         ("STOP red", "UNKNOWN grey", {"rfs.inconsistent": "up"}, Kind.AT_RISK, "start the server that has"),
@@ -122,3 +131,11 @@ def test_text_is_one_sentence_with_the_next_step() -> None:
     assert text.startswith("degraded: ")
     assert "since 10:00:00. Next step: " in text
     assert "\n" not in text
+
+
+def test_what_does_not_fit_is_named() -> None:
+    waiting = judge(situation("WAIT red", "ALONE green", MISFIT)).text("")
+    assert "refused: the module id, the virtual addresses differ from those of a server that runs" in waiting
+    assert "the files of the module differ" in judge(situation("PRIM green", "SECOND green", OTHER_FILES)).text("")
+    farm = judge(situation("UP green", resources={**MISFIT, "farm.g": "100%"}, mode="farm"))
+    assert farm.kind is Kind.DEGRADED and "the module id" in farm.reason

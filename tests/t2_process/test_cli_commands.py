@@ -34,6 +34,7 @@ class NotedAdmin:
     def __init__(self, port: int) -> None:
         self.port = port
         self.modules: dict[str, dict[str, Any]] = {}
+        self.nodes: dict[str, dict[str, Any]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refusal: tuple[str, str] | None = None
         self._loop = asyncio.new_event_loop()
@@ -62,6 +63,8 @@ class NotedAdmin:
             return {"node": "n1", "modules": self.modules}
         if request.op == "map_lookup":
             return {"port": self.port}
+        if request.op == "members" and self.nodes:
+            return {"node": "n1", "nodes": self.nodes}
         fields = {k: v for k, v in request.fields.items() if not k.startswith("_")}
         self.asked.append((request.op, fields))
         if self.refusal is not None:
