@@ -28,11 +28,6 @@ from safekit.disk.paths import ModulePaths, safe, safevar
 
 _SERVICES = {"web": ("on", "safewebserver"), "snmp": ("off", "safeagent")}
 _WORDS = ("on", "off", "status", *(f"{service}{verb}" for service in _SERVICES for verb in ("on", "off", "status")))
-NO_AGENT = "safeagent (the SNMP agent) is not in this version of SafeKit"
-INSTEAD = (
-    "monitoring programs can read: safekit state --json, or the web service (docs/web-service.md: /api/v1/modules, "
-    "ready.txt)"
-)
 
 
 def _setting(path: Path, default: str) -> str:
@@ -50,19 +45,13 @@ def _service(word: str, as_json: bool) -> int:
     path = safevar() / f"boot.{service}"
     verb = word.removeprefix(service)
     if verb == "status":
-        answer = (_enabled(daemon) if service == "web" else None) or _setting(path, default)
+        answer = _enabled(daemon) or _setting(path, default)
         if as_json:
             return show_json({daemon: answer})
         click.echo(answer)
         return 0
-    if service == "web":
-        systemctl("enable" if verb == "on" else "disable", daemon)
+    systemctl("enable" if verb == "on" else "disable", daemon)
     write_atomic(path, f"{verb}\n".encode())
-    if service == "snmp" and verb == "on":
-        click.echo(
-            f"Warning: {NO_AGENT}: nothing starts at boot; the setting is kept for a version that has it", err=True
-        )
-        click.echo(f"Next step: {INSTEAD}", err=True)
     return 0
 
 
@@ -137,6 +126,10 @@ def boot_command(module: str | None, word: str | None, as_json: bool) -> int:
     return 0
 
 
+def _only_checks(parameters: dict[str, Any]) -> bool:
+    return bool(parameters["verb"] == "check")
+
+
 @command("shutdown", example="safekit shutdown", modifies=True)
 @identity_options
 @click.option("--timeout", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="Give up after that.")
@@ -196,10 +189,46 @@ def _wait_for_web() -> None:
                 time.sleep(0.05)
 
 
-@command("safeagent", example="safekit safeagent check")
+@command("safeagent", example="safekit safeagent start\nsafekit safeagent check", modifies=True, reads=_only_checks)
 @click.argument("verb", type=click.Choice(["start", "stop", "restart", "check"]))
-def safeagent_command(verb: str) -> int:
-    """Start, stop, restart or check the SNMP agent. Not in this version: exit code 1, and what to use instead."""
-    if verb == "stop":
-        return 0  # nothing runs
-    raise Failure(NO_AGENT, INSTEAD)
+@json_option
+def safeagent_command(verb: str, as_json: bool) -> int:
+    """Start, stop, restart or check the SNMP agent. Its settings: SAFE/snmp/conf/snmpd.conf.
+
+    start and restart wait until it answers. check: exit code 0 when it runs, 1 when not.
+    """
+    if verb == "check":
+        pid = _agent_pid()
+        if as_json:
+            show_json({"safeagent": {"running": bool(pid), "pid": pid}})
+        else:
+            click.echo(f"safeagent is running (pid {pid})" if pid else "safeagent is not running")
+        return 0 if pid else 1
+    systemctl(verb, "safeagent")
+    if verb != "stop":
+        _wait_for_agent()
+    return 0
+
+
+AGENT_SECONDS = 20.0
+
+
+def _agent_pid() -> int:
+    """0 when it does not answer."""
+    from safekit.bus.message import BusError, request_sync
+
+    try:
+        return int(request_sync("safeagent", "ping", timeout=1.0).get("pid", 0))
+    except BusError:
+        return 0
+
+
+def _wait_for_agent() -> None:
+    """Until it answers. Raises Failure."""
+    import time
+
+    deadline = time.monotonic() + AGENT_SECONDS
+    while not _agent_pid():
+        if time.monotonic() > deadline:
+            raise Failure("the SNMP agent does not answer", "journalctl -u safeagent")
+        time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from installation.agent import install_agent
 from installation.environment import install_command, prepare_environment, prepare_licenses
 from installation.firewall import firewall_setting, forget_firewall, setup_firewall
 from installation.native import build_libraries
@@ -124,6 +125,7 @@ def install(
     made_key = prepare_safevar(target, gid, os.urandom(32))
     install_settings(target)
     web = install_web(target, gid, opened=open_web)
+    agent_saved = install_agent(target, gid)
     service = install_service(target)
     firewall_line = setup_firewall(target, gid, firewall)
     lines = [
@@ -142,6 +144,8 @@ def install(
             f"{SAFE}/web/conf/httpd.conf was changed here: it stays, with a copy in {web.saved}; what is delivered now "
             "is in httpd.conf.default"
         )
+    if agent_saved:
+        lines.append(f"{SAFE}/snmp/conf/snmpd.conf was changed here: it stays, with a copy in {agent_saved}")
     if web.opened:
         lines.append(OPEN_WARNING)
     if web.password is not None:

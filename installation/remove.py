@@ -97,7 +97,16 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
         if (directory / "conf" / "userconfig.xml").is_file():
             pack_module(directory, target.safe / "Application_Modules" / "backup" / f"{directory.name}.safe")
             done.append(f"module {directory.name} is saved in {SAFE}/Application_Modules/backup/{directory.name}.safe")
-    for name in ("private/env", "private/conf", "private/bin", "private/lib", "licenses", "web/bin", "web/htdocs"):
+    for name in (
+        "private/env",
+        "private/conf",
+        "private/bin",
+        "private/lib",
+        "licenses",
+        "web/bin",
+        "web/htdocs",
+        "snmp/mib",
+    ):
         shutil.rmtree(target.safe / name, ignore_errors=True)
     for kind in ("generic", "demo", "other"):
         shutil.rmtree(target.safe / "Application_Modules" / kind, ignore_errors=True)

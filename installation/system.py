@@ -10,7 +10,10 @@ from installation.target import SAFE, InstallError, Target, make_directory, writ
 ACCOUNT = "safekit"
 UNIT = "safeadmin.service"
 WEB_UNIT = "safewebserver.service"
-UNITS = (UNIT, WEB_UNIT)
+AGENT_UNIT = "safeagent.service"
+UNITS = (UNIT, WEB_UNIT, AGENT_UNIT)
+BOOT_SETTINGS = {WEB_UNIT: ("boot.web", "on"), AGENT_UNIT: ("boot.snmp", "off")}
+"""Files of SAFEVAR that say whether a unit starts at boot, and what holds without one (`safekit boot`)."""
 UNIT_FILES = "/etc/systemd/system"
 WANTED_BY = "/etc/systemd/system/multi-user.target.wants"
 SAFEINI = "/etc/safeini.xml"
@@ -106,15 +109,19 @@ def systemctl(*arguments: str) -> None:
 
 
 def _at_boot(target: Target, unit: str) -> bool:
-    """The web service may be switched off by `safekit boot weboff`, which an upgrade respects."""
-    if unit != WEB_UNIT:
+    """What `safekit boot webon|weboff|snmpon|snmpoff` has set, which an upgrade respects."""
+    if unit not in BOOT_SETTINGS:
         return True
-    setting = target.safevar / "boot.web"
-    return not setting.exists() or setting.read_text().strip() != "off"
+    name, default = BOOT_SETTINGS[unit]
+    setting = target.safevar / name
+    return (setting.read_text().strip() if setting.exists() else default) == "on"
 
 
 def install_service(target: Target) -> str:
-    """The units of safeadmin and safewebserver, enabled, and (re)started where systemd runs. What was done."""
+    """The units, enabled as `safekit boot` says, and (re)started where systemd runs. What was done.
+
+    An SNMP agent that was started by hand is started again, too.
+    """
     for unit in UNITS:
         text = (target.safe / "private" / "conf" / "systemd" / unit).read_text()
         write_file(target.at(f"{UNIT_FILES}/{unit}"), text)
@@ -125,6 +132,8 @@ def install_service(target: Target) -> str:
         for unit in enabled:
             systemctl("enable", unit)
             systemctl("restart", unit)
+        if AGENT_UNIT not in enabled:
+            systemctl("try-restart", AGENT_UNIT)
         return f"{names}: started, and start at boot"
     for unit in enabled:
         link = target.at(f"{WANTED_BY}/{unit}")

@@ -41,7 +41,7 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
         make_directory(web / name, mode=0o2750, gid=gid)
     default = (target.safe / "private" / "conf" / "httpd.conf.default").read_text()
     settings = web / "conf" / "httpd.conf"
-    saved = _save_changed(settings, web / "conf" / "httpd.conf.default", gid)
+    saved = save_changed(settings, web / "conf" / "httpd.conf.default", gid, "httpd.conf")
     write_file(web / "conf" / "httpd.conf.default", default, mode=0o640, gid=gid)
     if not settings.exists():
         write_file(settings, default, mode=0o640, gid=gid)
@@ -61,16 +61,16 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     return WebSetup(password, opened, saved)
 
 
-def _save_changed(settings: Path, default: Path, gid: int) -> str:
-    """Keep a dated copy of settings that differ from what was delivered (guide 2.4.4); they stay in force.
-    The name of the copy, empty when there is nothing new to keep."""
+def save_changed(settings: Path, default: Path, gid: int, stem: str) -> str:
+    """Keep a dated copy, STEM.<date>, of settings that differ from what was delivered (guide 2.4.4); they stay in
+    force. The name of the copy, empty when there is nothing new to keep."""
     if not settings.exists() or not default.exists():
         return ""
     text = settings.read_bytes()
-    copies = [*settings.parent.glob(f"{settings.name}.2*")]
+    copies = [*settings.parent.glob(f"{stem}.2*")]
     if text == default.read_bytes() or any(copy.read_bytes() == text for copy in copies):
         return ""
-    name = f"{settings.name}.{time.strftime('%Y-%m-%d')}"
+    name = f"{stem}.{time.strftime('%Y-%m-%d')}"
     if (settings.parent / name).exists():
         name += time.strftime("-%H%M%S")
     write_file(settings.parent / name, text, mode=0o640, gid=gid)

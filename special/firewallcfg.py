@@ -9,6 +9,7 @@ installer asks for it (guide 2.1.3).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -26,7 +27,6 @@ from safekit.model.ports import Port
 from safekit.net.firewall import automatic, setting_file
 
 USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
-SNMP_PORT = 3600
 CORE, AGENT = "core", "safeagent"
 TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WEB_PORT = re.compile(r"^\s*Define\s+http(?:admin|control|monitor|s)port\s+(\d{1,5})\s*$", re.MULTILINE)
@@ -54,10 +54,22 @@ def core_ports(httpd_conf: str, safeadmin: int) -> tuple[Port, ...]:
     return (Port("udp", safeadmin), *(Port("tcp", number) for number in sorted(web)))
 
 
+def agent_ports(snmpd_conf: str) -> tuple[Port, ...]:
+    """Ports of the SNMP agent: those that others than this server can reach."""
+    from safeagent.settings import parse_settings
+
+    places = parse_settings(snmpd_conf).listen
+    return tuple(Port("udp", number) for number in sorted({p.port for p in places if not _is_own(p.address)}))
+
+
+def _is_own(address: str) -> bool:
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def wanted(what: str) -> tuple[Port, ...]:
     """The ports of a part as it is configured now. Raises FirewallError."""
     if what == AGENT:
-        return (Port("udp", SNMP_PORT),)
+        return agent_ports(_text(safe() / "snmp" / "conf" / "snmpd.conf"))
     if what == CORE:
         return core_ports(_text(safe() / "web" / "conf" / "httpd.conf"), _cluster_port())
     if not valid_module_name(what):

@@ -149,7 +149,7 @@ NO_JSON: dict[tuple[str, ...], str] = {
     **dict.fromkeys([("confcheck",), ("cluster", "confcheck"), ("checkloop",)], "the exit code tells all"),
     **dict.fromkeys([("logview",), ("logsave",), ("cluster", "export")], "safekit log --json; a file"),
     **dict.fromkeys([("simulate",)], "has its own --json"),
-    **dict.fromkeys([("cluster", "delkey"), ("safeagent",), ("uninstall",), ("completion",)], "shows nothing"),
+    **dict.fromkeys([("cluster", "delkey"), ("uninstall",), ("completion",)], "shows nothing"),
 }
 
 

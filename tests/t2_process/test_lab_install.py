@@ -111,6 +111,22 @@ def test_changed_settings_of_the_web_service_stay_and_a_dated_copy_is_kept(syste
     assert "httpd.conf.2" not in install(system).stdout and list(conf.glob("httpd.conf.2*")) == [copy]
 
 
+def test_changed_settings_of_the_agent_stay_and_a_dated_copy_is_kept(system: Path) -> None:
+    """SNM-012; the agent is there and does not start at boot (SNM-001, CLB-004)."""
+    snmp = system / "opt/safekit/snmp"
+    install(system)
+    wanted = system / "etc/systemd/system/multi-user.target.wants"
+    assert (system / "etc/systemd/system/safeagent.service").is_file() and not (wanted / "safeagent.service").exists()
+    assert (snmp / "mib/safekit.mib").read_text().startswith("SAFEKIT-MIB DEFINITIONS")
+    mine = (snmp / "conf/snmpd.conf").read_text() + "trapsink 10.0.0.9\n"
+    (snmp / "conf/snmpd.conf").write_text(mine)
+    (system / "var/safekit/boot.snmp").write_text("on\n")
+    said = install(system).stdout
+    (copy,) = snmp.glob("conf/snmpd.2*")
+    assert copy.name in said and copy.read_text() == mine == (snmp / "conf/snmpd.conf").read_text()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o640 and (wanted / "safeagent.service").is_symlink()
+
+
 def test_an_open_web_service_is_warned_of_by_each_installation(system: Path) -> None:
     done = install(system, "--open")
     assert "Warning: the web service is open: whoever reaches port 9010 commands this server" in done.stdout
