@@ -1,1 +1,2 @@
-"""The SNMP agent (guide 10.8): one process per server, off by default, which reads what the modules publish."""
+"""One process per server, off by default, that answers and tells SNMP managers (guide 10.8): it reads what the modules
+publish, and asks safeadmin for what is written."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from safeagent.settings import Address, AgentSettings, Level, Network, Oid
+from safekit.model.snmpd import Address, AgentSettings, Level, Network, Oid
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from pysnmp.smi.instrum import AbstractMibInstrumController
 
 from safeagent.access import Requester, known, may, plain
 from safeagent.inventory import Action
-from safeagent.settings import AgentSettings, Family, Level, Listen, Oid, User
 from safeagent.tree import Tree, Type, Value, action_of
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import safevar
+from safekit.model.snmpd import AgentSettings, Family, Level, Listen, Oid, User
 
 TICK_SECONDS = 5.0
 """How often the library forgets what nobody has answered."""

@@ -14,11 +14,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from cli.view import ModuleView, view_of
 from safekit.configuration import list_modules
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.disk.paths import ModulePaths, safevar
 from safekit.disk.resources import MAX_FILE, Resource, parse
+from safekit.view.module import ModuleView, view_of
 
 MAX_RESOURCES = 2000
 """Per module; what comes later is not shown. A module has some dozens."""

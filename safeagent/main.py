@@ -9,24 +9,26 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyinotify
 
-from safeagent import settings as snmpd
 from safeagent.engine import Agent
 from safeagent.inventory import Action, Files, Inventory, Module, Outcome, load_numbers, save_numbers
 from safeagent.traps import Sender
 from safeagent.tree import Counters, Host, Tree
 from safekit import __version__
 from safekit.bus.endpoint import BusError, Endpoint, Request
-from safekit.disk.paths import ModulePaths, node_name
+from safekit.disk.paths import ModulePaths, node_name, safe
 from safekit.disk.watch import DirectoryWatch
 from safekit.log import commands
 from safekit.log.tail import Tail
+from safekit.model.snmpd import AgentSettings, parse_settings
 from safekit.process.frame import give_back_memory, set_process_name
 
 NAME = "safeagent"
+MAX_FILE = 1 << 20
 LOOK_SECONDS = 0.5
 """A manager that walks asks a thousand times; the files are looked at once in this time."""
 ADMIN_SECONDS = 5.0
@@ -36,6 +38,21 @@ CONTROL_SECONDS = 20.0
 REPLACED = pyinotify.IN_MOVED_TO | pyinotify.IN_DELETE
 """Of the directory of a module: the resource file is replaced by a rename, the mark of a running module removed. heart
 signs its life there several times a second, which must not wake the agent."""
+
+
+def settings_file() -> Path:
+    """SAFE/snmp/conf/snmpd.conf."""
+    return safe() / "snmp" / "conf" / "snmpd.conf"
+
+
+def load_settings() -> AgentSettings:
+    """The settings of this server; without the file nobody has access. Raises OSError."""
+    path = settings_file()
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return parse_settings(handle.read(MAX_FILE), str(path))
+    except FileNotFoundError:
+        return parse_settings("")
 
 
 async def _ping(request: Request) -> dict[str, object] | None:
@@ -163,19 +180,19 @@ class Watcher:
                 self._sender.tell(module, line, self.tree.uptime())
 
 
-def _say(settings: snmpd.AgentSettings) -> Iterator[str]:
+def _say(settings: AgentSettings) -> Iterator[str]:
     """What the administrator should know of the settings, once at the start."""
     yield from (f"Warning: {problem}" for problem in settings.problems)
     if settings.unknown:
         yield f"lines that mean nothing here: {', '.join(settings.unknown)}"
     if not settings.communities and not settings.users:
-        yield f"Warning: nobody has access: add a line rocommunity to {snmpd.settings_file()}"
+        yield f"Warning: nobody has access: add a line rocommunity to {settings_file()}"
     if any(line.write and line.source is None for line in settings.communities):
         yield "rwcommunity without an address: writing from this server only; name the manager's address to allow it"
 
 
 async def _serve() -> int:
-    settings = snmpd.load()
+    settings = load_settings()
     for text in _say(settings):
         print(f"{NAME}: {text}", flush=True)
     stopping = asyncio.Event()

@@ -25,7 +25,6 @@ from pysnmp.proto.proxy import rfc2576
 
 from safeagent.engine import encoded
 from safeagent.inventory import Module
-from safeagent.settings import Oid, Sink, SinkKind
 from safeagent.tree import (
     LOG,
     MODULE_ENTRY,
@@ -42,6 +41,7 @@ from safeagent.tree import (
     text,
 )
 from safekit.log.module import Line
+from safekit.model.snmpd import Oid, Sink, SinkKind
 
 BURST = 40
 """Messages of one module at once: a failover writes about twenty."""

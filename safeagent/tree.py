@@ -1,4 +1,4 @@
-"""The objects of safekit.mib as an ordered list (guide 10.8.2). Pure; the numbers are frozen.
+"""The objects of safekit.mib as an ordered list (guide 10.8.2). The numbers are frozen.
 
 The prefix is enterprises.bull.safe.safekit. The test of the MIB compares this file with it.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from cli.verdict import Kind
 from safeagent.inventory import Inventory, Module, Tracked
-from safeagent.settings import Oid
+from safekit.model.snmpd import Oid
+from safekit.view.verdict import Kind
 
 SAFEKIT: Oid = (1, 3, 6, 1, 4, 1, 107, 175, 10)
 MODULE_ENTRY = (*SAFEKIT, 1, 1)

@@ -24,6 +24,7 @@ from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths, cluster_dir, safe, valid_module_name
 from safekit.model import ports
 from safekit.model.ports import Port
+from safekit.model.snmpd import parse_settings
 from safekit.net.firewall import automatic, setting_file
 
 USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
@@ -56,8 +57,6 @@ def core_ports(httpd_conf: str, safeadmin: int) -> tuple[Port, ...]:
 
 def agent_ports(snmpd_conf: str) -> tuple[Port, ...]:
     """Ports of the SNMP agent: those that others than this server can reach."""
-    from safeagent.settings import parse_settings
-
     places = parse_settings(snmpd_conf).listen
     return tuple(Port("udp", number) for number in sorted({p.port for p in places if not _is_own(p.address)}))
 

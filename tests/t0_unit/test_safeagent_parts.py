@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from safeagent.access import Requester, known, may, plain
 from safeagent.inventory import Tracked
-from safeagent.settings import AgentSettings, Community, Family, Level, Listen, Sink, SinkKind, parse_settings
 from safeagent.traps import BURST, Bucket
 from safeagent.tree import MODULE_ENTRY, action_of, date, text
+from safekit.model.snmpd import AgentSettings, Community, Family, Level, Listen, Sink, SinkKind, parse_settings
 from special.firewallcfg import agent_ports
 
 ACTION = (*MODULE_ENTRY, 4, 1)

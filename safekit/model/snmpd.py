@@ -1,4 +1,4 @@
-"""SAFE/snmp/conf/snmpd.conf, read as its users write it for net-snmp (guide 10.8.1). Pure, but for `load`.
+"""SAFE/snmp/conf/snmpd.conf, read as its users write it for net-snmp (guide 10.8.1). Pure.
 
 Lines that the agent does not know are named once in the journal and mean nothing: an agent that stands still because of
 a line for another program watches nothing. A line that gives access and is not understood gives none.
@@ -12,13 +12,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-
-from safekit.disk.paths import safe
 
 DEFAULT_PORT = 3600
 TRAP_PORT = 162
-MAX_FILE = 1 << 20
 MIN_PASSPHRASE = 8
 """RFC 3414, 11.2; net-snmp refuses shorter ones too."""
 
@@ -314,18 +310,3 @@ def _rights(rest: Sequence[str]) -> tuple[str, Level | None, Oid]:
     if words[1] not in _LEVELS:
         raise BadLine(f"{words[1]} is not one of {', '.join(_LEVELS)}")
     return name, _LEVELS[words[1]], _subtree(words[2]) if len(words) > 2 else ()
-
-
-def settings_file() -> Path:
-    """SAFE/snmp/conf/snmpd.conf."""
-    return safe() / "snmp" / "conf" / "snmpd.conf"
-
-
-def load() -> AgentSettings:
-    """The settings of this server; without the file nobody has access. Raises OSError."""
-    path = settings_file()
-    try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return parse_settings(handle.read(MAX_FILE), str(path))
-    except FileNotFoundError:
-        return parse_settings("")
