@@ -18,12 +18,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9_.:-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A registered process. `born` is its start time: with the pid it names the process for ever."""
+    """A registered process. `born` is its start time: with the pid it names the process for ever; `incarnation` is what
+    it calls this life of its endpoint, which messages to it have to name."""
 
     name: str
     port: int
     pid: int
     born: int
+    incarnation: str = ""
 
     def alive(self) -> bool:
         """Whether that process still exists."""
@@ -36,7 +38,7 @@ class Mapper:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str, port: int, pid: int) -> Entry | None:
+    def register(self, name: str, port: int, pid: int, incarnation: str = "") -> Entry | None:
         """Note a process. Of two living processes of one name the younger wins: the older one hangs or is
         on its way out. Returns the entry when it is new. Raises ValueError for nonsense."""
         if _NAME.fullmatch(name) is None:
@@ -46,7 +48,7 @@ class Mapper:
         born = start_time(pid)
         if born is None:
             return None
-        entry = Entry(name, port, pid, born)
+        entry = Entry(name, port, pid, born, incarnation)
         known = self._entries.get(name)
         if known == entry:
             return None
@@ -56,6 +58,9 @@ class Mapper:
             self._purge()
             if len(self._entries) >= MAX_ENTRIES:
                 raise ValueError(f"{MAX_ENTRIES} processes are registered already")
+        # Who had the port before has left it, whatever its process does.
+        for other in [other for other, held in self._entries.items() if held.port == port]:
+            del self._entries[other]
         self._entries[name] = entry
         return entry
 

@@ -330,10 +330,11 @@ class Service:
 
     async def _map_register(self, request: Request) -> Fields:
         name, pid, port = request.text("name"), request.fields.get("pid"), request.fields["_port"]
+        life = request.text("life", "")
         if not isinstance(pid, int):
             raise BusError("bad_request", "map_register: field 'pid' must be a number")
         try:
-            entry = self.mapper.register(name, port, pid)
+            entry = self.mapper.register(name, port, pid, life)
         except ValueError as error:
             raise BusError("bad_request", str(error)) from None
         if entry is not None:
@@ -348,7 +349,9 @@ class Service:
         while entry is None and time.monotonic() - self._started < REGISTRATION_GRACE:
             await asyncio.sleep(0.02)
             entry = self.mapper.lookup(name)
-        return {"port": entry.port, "pid": entry.pid} if entry is not None else {"port": 0, "pid": 0}
+        if entry is None:
+            return {"port": 0, "pid": 0}
+        return {"port": entry.port, "pid": entry.pid, "incarnation": entry.incarnation}
 
     async def _map_list(self, request: Request) -> Fields:
         return {"processes": {e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()}}

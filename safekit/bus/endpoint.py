@@ -4,6 +4,9 @@ Every process has an endpoint with a name ("safeadmin", "AM/heart"). safeadmin's
 knows the port of each name. A restarted safeadmin asks the ports that it knew before to register again;
 besides, endpoints do so by themselves from time to time. Requests have ids and time-outs; a request that is
 repeated because its reply was lost is answered again from memory, not executed twice.
+
+Every message names the process that it is for, and which life of it. A port that has become another's since it was
+looked up does not make that one obey: it refuses, and the sender looks the process up again.
 """
 
 from __future__ import annotations
@@ -21,16 +24,22 @@ from typing import Any, cast
 
 from safekit.bus.message import (
     ADMIN,
+    LOOKUP_INTERVAL,
     LOOPBACK,
     MAX_MESSAGE,
+    NOT_MINE,
     RESEND_INTERVAL,
+    Address,
     BusError,
     BusTimeout,
     Fields,
+    Restarted,
     UnknownTarget,
+    addressed,
     bus_key,
     decode,
     encode,
+    is_for,
     request_sync,
 )
 from safekit.disk.paths import mapper_port
@@ -58,8 +67,9 @@ FIRST_REGISTRATIONS = 3
 REGISTER_INTERVAL = 5.0
 """The later ones."""
 REGISTER_AGAIN = "register_again"
-LOOKUP_INTERVAL = 0.02
+NOTIFY_SECONDS = 2.0
 _REMEMBERED_REPLIES = 256
+_ENVELOPE = frozenset(("id", "op", "from", "to", "incarnation"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,8 @@ class Endpoint(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._waiting: dict[int, asyncio.Future[Fields]] = {}
         self._ids = itertools.count(int.from_bytes(os.urandom(5), "big") << 20)
-        self._ports: dict[str, int] = {}
+        self.incarnation = os.urandom(8).hex()
+        self._addresses: dict[str, Address] = {}
         self._replies: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: asyncio.Task[None] | None = None
@@ -149,11 +160,17 @@ class Endpoint(asyncio.DatagramProtocol):
             await asyncio.sleep(REGISTER_INTERVAL)
 
     def _register(self) -> None:
-        message = {"id": 0, "op": "map_register", "from": self.name, "name": self.name, "pid": os.getpid()}
-        self._send(message, self._admin_port)
+        fields = {"name": self.name, "pid": os.getpid(), "life": self.incarnation}
+        message = {**fields, "id": 0, "op": "map_register", "from": self.name}
+        self._send(addressed(message, self._admin, ADMIN), self._admin_port)
+
+    @property
+    def _admin(self) -> Address:
+        """safeadmin is whoever holds its port and its name, in any life."""
+        return Address(self._admin_port)
 
     def ask_to_register(self, port: int) -> None:
-        """Have the endpoint of that port, if there is one, register with the mapper now."""
+        """Have the endpoint of that port, whosever it is, register with the mapper now."""
         self._send({"id": 0, "op": REGISTER_AGAIN, "from": self.name}, port)
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
@@ -177,6 +194,12 @@ class Endpoint(asyncio.DatagramProtocol):
             if self.name != ADMIN:
                 self._register()
             return
+        if not is_for(message, self.name, self.incarnation):
+            self.rejected += 1
+            if identity:
+                text = f"{self.name} has this port; the request is for {message.get('to')!r}"
+                self._send({"re": identity, "ok": False, "code": NOT_MINE, "text": text}, port)
+            return
         if identity:
             known = (port, identity)
             if known in self._replies:
@@ -187,7 +210,7 @@ class Endpoint(asyncio.DatagramProtocol):
             self._replies[known] = None
             while len(self._replies) > _REMEMBERED_REPLIES:
                 self._replies.popitem(last=False)
-        fields = {k: v for k, v in message.items() if k not in ("id", "op", "from")}
+        fields = {k: v for k, v in message.items() if k not in _ENVELOPE}
         fields["_port"] = port
         self._spawn(self._serve(Request(op, sender, fields), identity, port))
 
@@ -215,61 +238,84 @@ class Endpoint(asyncio.DatagramProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(data, (LOOPBACK, port))
 
-    async def lookup(self, target: str, timeout: float = 2.0) -> int:
-        """Port of a process. Raises UnknownTarget, BusTimeout when safeadmin is down."""
+    async def lookup(self, target: str, timeout: float = 2.0) -> Address:
+        """Where a process is now. Raises UnknownTarget, BusTimeout when safeadmin is down."""
         if target == ADMIN:
-            return self._admin_port
-        reply = await self._exchange(ADMIN, self._admin_port, "map_lookup", {"name": target}, timeout)
-        port = int(reply.get("port", 0))
-        if not port:
+            return self._admin
+        reply = await self._exchange(ADMIN, self._admin, "map_lookup", {"name": target}, timeout)
+        if not reply.get("port"):
             raise UnknownTarget(target)
-        self._ports[target] = port
-        return port
+        found = Address(int(reply["port"]), str(reply.get("incarnation") or ""))
+        self._addresses[target] = found
+        return found
 
-    async def _exchange(self, target: str, port: int, op: str, fields: Fields, timeout: float) -> Fields:
-        identity = next(self._ids)
-        future: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
-        self._waiting[identity] = future
-        message = {**fields, "id": identity, "op": op, "from": self.name}
-        deadline = time.monotonic() + timeout
-        try:
-            while True:
-                self._send(message, self._ports.get(target, port))
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise BusTimeout(target, op, timeout)
-                with contextlib.suppress(TimeoutError):
-                    reply = await asyncio.wait_for(asyncio.shield(future), min(RESEND_INTERVAL, remaining))
-                    break
-                if target != ADMIN:
-                    # It may have been restarted on another port: the next attempt goes there.
-                    self._spawn(self._refresh(target))
-        finally:
-            self._waiting.pop(identity, None)
-            future.cancel()
-        if not reply.get("ok"):
-            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
-        return reply
-
-    async def request(self, target: str, op: str, timeout: float = 2.0, **fields: Any) -> Fields:
-        """Ask and wait for the answer.
-
-        A target that has just been started is waited for, one that was restarted on another port is found
-        again, within `timeout` seconds. Raises BusError (a refusal), BusTimeout, UnknownTarget.
-        """
-        deadline = time.monotonic() + timeout
-        while target not in self._ports and target != ADMIN:
+    async def _found(self, target: str, deadline: float) -> Address:
+        """The address of a process, which may be about to start. Raises UnknownTarget at the deadline."""
+        while (known := self._admin if target == ADMIN else self._addresses.get(target)) is None:
             try:
-                await self.lookup(target, max(deadline - time.monotonic(), 0.05))
+                return await self.lookup(target, max(deadline - time.monotonic(), 0.05))
             except UnknownTarget:
                 if time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(LOOKUP_INTERVAL)
-        port = self._ports.get(target, self._admin_port)
+        return known
+
+    async def _exchange(
+        self, target: str, address: Address, op: str, fields: Fields, timeout: float, repeatable: bool = True
+    ) -> Fields:
+        """Send until an answer comes, wherever the process is meanwhile."""
+        identity = next(self._ids)
+        message = {**fields, "id": identity, "op": op, "from": self.name}
+        deadline = time.monotonic() + timeout
         try:
-            return await self._exchange(target, port, op, fields, max(deadline - time.monotonic(), 0.05))
+            while True:
+                future: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
+                self._waiting[identity] = future
+                self._send(addressed(message, address, target), address.port)
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise BusTimeout(target, op, timeout)
+                try:
+                    reply = await asyncio.wait_for(future, min(RESEND_INTERVAL, remaining))
+                except TimeoutError:
+                    reply = None
+                if reply is not None and reply.get("code") != NOT_MINE:
+                    break
+                if reply is not None:
+                    # Who refused has done nothing, and it is not whom we want.
+                    if self._addresses.get(target) == address:
+                        del self._addresses[target]
+                    await asyncio.sleep(LOOKUP_INTERVAL)
+                    address = await self._found(target, deadline)
+                elif target != ADMIN:
+                    # It may have been started again: the next attempt goes where it is then.
+                    self._spawn(self._refresh(target))
+                    current = self._addresses.get(target, address)
+                    if current.incarnation != address.incarnation and not repeatable:
+                        raise Restarted(target, op)
+                    address = current
+        finally:
+            self._waiting.pop(identity, None)
+        if not reply.get("ok"):
+            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
+        return reply
+
+    async def request(
+        self, target: str, op: str, timeout: float = 2.0, *, repeatable: bool = True, **fields: Any
+    ) -> Fields:
+        """Ask and wait for the answer.
+
+        A target that has just been started is waited for, one that was restarted on another port is found
+        again, within `timeout` seconds; what is not `repeatable` is not asked of a successor. Raises BusError (a
+        refusal), BusTimeout, UnknownTarget, Restarted.
+        """
+        deadline = time.monotonic() + timeout
+        address = await self._found(target, deadline)
+        try:
+            left = max(deadline - time.monotonic(), 0.05)
+            return await self._exchange(target, address, op, fields, left, repeatable)
         except BusTimeout:
-            self._ports.pop(target, None)
+            self._addresses.pop(target, None)
             raise
 
     async def _refresh(self, target: str) -> None:
@@ -287,5 +333,6 @@ class Endpoint(asyncio.DatagramProtocol):
 
     async def _notify(self, target: str, op: str, fields: Fields) -> None:
         with contextlib.suppress(BusError):
-            port = self._ports.get(target) or await self.lookup(target)
-            self._send({**fields, "id": 0, "op": op, "from": self.name}, port)
+            if target not in self._addresses:
+                await self.lookup(target)
+            await self.request(target, op, NOTIFY_SECONDS, **fields)

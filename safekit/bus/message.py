@@ -5,9 +5,11 @@ Apart from the endpoints of `safekit.bus.endpoint` so that a command does not pa
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,9 +20,36 @@ from safekit.wire.seal import SealError, load_key, mac_open, mac_seal
 LOOPBACK = "127.0.0.1"
 MAX_MESSAGE = 60_000
 RESEND_INTERVAL = 0.25
+LOOKUP_INTERVAL = 0.02
 ADMIN = "safeadmin"
 
+NOT_MINE = "not_mine"
+"""Code of a refusal: the request is for another process, or for another life of this one."""
+RESTARTED = "restarted"
+"""Code of a failure: the process that was asked is gone, and what it has done is not known."""
+
 Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a process is reached, and which life of it: `incarnation` is empty where the sender need not know it.
+
+    A port alone does not name a process: the kernel gives it to another one as soon as it is free.
+    """
+
+    port: int
+    incarnation: str = ""
+
+
+def addressed(message: Fields, address: Address, target: str) -> Fields:
+    """The message with its addressee."""
+    return {**message, "to": target, "incarnation": address.incarnation}
+
+
+def is_for(message: Fields, name: str, incarnation: str) -> bool:
+    """Whether a message is for this process, in this life: the one place where that is judged."""
+    return message.get("to") == name and message.get("incarnation") in ("", incarnation)
 
 
 class BusError(Exception):
@@ -37,6 +66,17 @@ class BusTimeout(BusError):
 
     def __init__(self, target: str, op: str, timeout: float) -> None:
         super().__init__("timeout", f"{target} did not answer {op!r} within {timeout:g} s")
+
+
+class Restarted(BusError):
+    """The process died, or was replaced, while it was asked for something that must not be done twice."""
+
+    def __init__(self, target: str, op: str) -> None:
+        super().__init__(
+            RESTARTED,
+            f"{target} was started again while it was asked for {op!r}: whether it did it is not known; "
+            "look at safekit state, then ask again if it did not",
+        )
 
 
 class UnknownTarget(BusError):
@@ -79,43 +119,79 @@ def decode(datagram: bytes, key: bytes) -> Fields:
     return message
 
 
-def request_sync(target: str, op: str, timeout: float = 2.0, sender: str = "cli", **fields: Any) -> Fields:
+def request_sync(
+    target: str, op: str, timeout: float = 2.0, sender: str = "cli", repeatable: bool = True, **fields: Any
+) -> Fields:
     """One request without an event loop, for commands. Raises as `Endpoint.request`."""
     key = bus_key()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((LOOPBACK, 0))
-        port = mapper_port()
-        if target != ADMIN:
-            reply = _exchange_sync(sock, key, ADMIN, port, "map_lookup", {"name": target}, timeout, sender)
-            port = int(reply.get("port", 0))
-            if not port:
-                raise UnknownTarget(target)
-        return _exchange_sync(sock, key, target, port, op, fields, timeout, sender)
+    deadline = time.monotonic() + timeout
+    message = {**fields, "id": _identity(), "op": op, "from": sender}
+    asked = ""
+    while True:
+        address = _lookup_sync(key, target, timeout, sender)
+        if asked not in ("", address.incarnation) and not repeatable:
+            raise Restarted(target, op)
+        try:
+            return _exchange_sync(key, target, address, message, deadline, timeout)
+        except _Elsewhere as elsewhere:
+            # Who refused has done nothing. Who has gone away may have.
+            asked = address.incarnation if elsewhere.gone else ""
+            time.sleep(LOOKUP_INTERVAL)
+
+
+def _identity() -> int:
+    return int.from_bytes(os.urandom(7), "big") + 1
+
+
+class _Elsewhere(Exception):
+    """The process is not at that address. gone: nobody is, and somebody may have been."""
+
+    def __init__(self, *, gone: bool) -> None:
+        super().__init__()
+        self.gone = gone
+
+
+def _lookup_sync(key: bytes, target: str, timeout: float, sender: str) -> Address:
+    admin = Address(mapper_port())
+    if target == ADMIN:
+        return admin
+    message = {"id": _identity(), "op": "map_lookup", "from": sender, "name": target}
+    reply = _exchange_sync(key, ADMIN, admin, message, time.monotonic() + timeout, timeout)
+    if not reply.get("port"):
+        raise UnknownTarget(target)
+    return Address(int(reply["port"]), str(reply.get("incarnation") or ""))
 
 
 def _exchange_sync(
-    sock: socket.socket, key: bytes, target: str, port: int, op: str, fields: Fields, timeout: float, sender: str
+    key: bytes, target: str, address: Address, message: Fields, deadline: float, timeout: float
 ) -> Fields:
-    identity = int.from_bytes(os.urandom(7), "big") + 1
-    data = encode({**fields, "id": identity, "op": op, "from": sender}, key)
-    deadline = time.monotonic() + timeout
-    sock.connect((LOOPBACK, port))
-    while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise BusTimeout(target, op, timeout)
-        try:
-            sock.send(data)
-            sock.settimeout(min(RESEND_INTERVAL, remaining))
-            reply = decode(sock.recv(65536), key)
-        except (TimeoutError, SealError):
-            continue
-        except ConnectionRefusedError:
-            # Nobody listens (yet): a command started while safeadmin restarts waits for it.
-            time.sleep(min(0.05, remaining))
-            continue
-        if reply.get("re") != identity:
-            continue
-        if not reply.get("ok"):
-            raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
-        return reply
+    """Send until an answer comes. Raises BusError, and _Elsewhere when the process must be looked for again."""
+    data = encode(addressed(message, address, target), key)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((LOOPBACK, 0))
+        sock.connect((LOOPBACK, address.port))
+        for attempt in itertools.count():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise BusTimeout(target, str(message["op"]), timeout)
+            try:
+                sock.send(data)
+                sock.settimeout(min(RESEND_INTERVAL, remaining))
+                reply = decode(sock.recv(65536), key)
+            except (TimeoutError, SealError):
+                continue
+            except ConnectionRefusedError:
+                # Nobody listens (yet): a command started while safeadmin restarts waits for it.
+                if target != ADMIN:
+                    # Of the first attempt nobody has heard; of an earlier one somebody may have.
+                    raise _Elsewhere(gone=attempt > 0) from None
+                time.sleep(min(0.05, remaining))
+                continue
+            if reply.get("re") != message["id"]:
+                continue
+            if not reply.get("ok"):
+                if reply.get("code") == NOT_MINE and target != ADMIN:
+                    raise _Elsewhere(gone=False)
+                raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
+            return reply
+        raise AssertionError("unreachable")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safekit.bus import endpoint
+from safekit.bus import endpoint, message
 from safekit.bus.message import encode
 from safekit.wire import seal
 
@@ -27,13 +27,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def mapper() -> endpoint.Endpoint:
-    ports: dict[str, int] = {}
+    known: dict[str, tuple[int, str]] = {}
 
     async def handle(request: endpoint.Request) -> dict[str, object] | None:
         if request.op == "map_register":
-            ports[request.text("name")] = request.fields["_port"]
+            known[request.text("name")] = (request.fields["_port"], request.text("life"))
             return None
-        return {"port": ports.get(request.text("name"), 0)}
+        port, incarnation = known.get(request.text("name"), (0, ""))
+        return {"port": port, "incarnation": incarnation}
 
     return await endpoint.Endpoint.open("safeadmin", handle, port=int(os.environ["SAFEMAPPER"]))
 
@@ -132,6 +133,91 @@ def test_a_repeated_request_is_executed_once() -> None:
     run(scenario)
 
 
+async def opened(name: str, port: int, calls: list[str]) -> endpoint.Endpoint:
+    """An endpoint that notes what it is asked to do."""
+
+    async def note(request: endpoint.Request) -> dict[str, object] | None:
+        calls.append(request.op)
+        return {"who": name}
+
+    return await endpoint.Endpoint.open(name, note, port=port)
+
+
+@pytest.mark.parametrize("other", ["BM/heart", "AM/errd"])
+@pytest.mark.parametrize("told", ["request", "notify"])
+def test_a_port_that_is_anothers_by_now_does_not_obey(other: str, told: str) -> None:
+    """The process that was looked up has gone, and the kernel has given its port to another one: that one refuses, and
+    the sender finds whom it meant."""
+
+    async def scenario(client: endpoint.Endpoint) -> None:
+        meant, others = list[str](), list[str]()
+        first = await opened("AM/vipd", 0, meant)
+        await client.request("AM/vipd", "hello")
+        port = first.port
+        await first.close()
+        await asyncio.sleep(0.05)
+        wrong = await opened(other, port, others)
+        second = await opened("AM/vipd", 0, meant)
+        await asyncio.sleep(0.1)
+        if told == "request":
+            assert (await client.request("AM/vipd", "stop", repeatable=False))["who"] == "AM/vipd"
+        else:
+            client.notify("AM/vipd", "stop")
+            await asyncio.sleep(0.3)
+        assert meant == ["hello", "stop"] and others == [] and wrong.rejected > 0
+        for each in (wrong, second):
+            await each.close()
+
+    run(scenario)
+
+
+def test_a_port_that_is_anothers_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without an event loop: the mapper's answer was right when it was given."""
+
+    async def scenario(client: endpoint.Endpoint) -> None:
+        others = list[str]()
+        wrong = await opened("BM/heart", 0, others)
+        address = endpoint.Address(wrong.port, "gone")
+        real = message._lookup_sync
+        stale = [address]
+        monkeypatch.setattr(message, "_lookup_sync", lambda *a: stale.pop() if stale else real(*a))
+        with pytest.raises(endpoint.UnknownTarget):
+            await asyncio.to_thread(endpoint.request_sync, "AM/vipd", "stop")
+        stale.append(address)
+        assert (await asyncio.to_thread(endpoint.request_sync, "AM/heart", "hello"))["op"] == "hello"
+        assert others == []
+        await wrong.close()
+
+    run(scenario)
+
+
+def test_what_must_not_be_done_twice_is_not_asked_of_a_successor() -> None:
+    async def scenario(client: endpoint.Endpoint) -> None:
+        asked = list[str]()
+
+        async def silent(request: endpoint.Request) -> dict[str, object] | None:
+            await asyncio.sleep(60)
+            return None
+
+        for repeatable in (False, True):
+            first = await endpoint.Endpoint.open("AM/vipd", silent)
+            await asyncio.sleep(0.05)
+            client._addresses.pop("AM/vipd", None)
+            asking = asyncio.ensure_future(client.request("AM/vipd", "swap", 5.0, repeatable=repeatable))
+            await asyncio.sleep(0.1)
+            await first.close()
+            second = await opened("AM/vipd", 0, asked)
+            if repeatable:
+                assert (await asking)["who"] == "AM/vipd"
+            else:
+                with pytest.raises(endpoint.Restarted, match="safekit state"):
+                    await asking
+                assert asked == []
+            await second.close()
+
+    run(scenario)
+
+
 def test_strangers_are_ignored() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -139,10 +225,11 @@ def test_strangers_are_ignored() -> None:
                 sock.sendto(data, ("127.0.0.1", client.port))
             sock.sendto(encode({"id": 1, "op": "set", "from": "me"}, bytes(32)), ("127.0.0.1", client.port))
             key = endpoint.bus_key()
-            for message in ({}, {"id": "x", "op": 1}, {"re": [], "ok": True}, {"id": 1, "op": "hello"}):
-                sock.sendto(encode(message, key), ("127.0.0.1", client.port))
+            nobody = {"id": 1, "op": "hello", "from": "me"}
+            for sent in ({}, {"id": "x", "op": 1}, {"re": [], "ok": True}, {"id": 1, "op": "hello"}, nobody):
+                sock.sendto(encode(sent, key), ("127.0.0.1", client.port))
         await asyncio.sleep(0.1)
-        assert client.rejected >= 6
+        assert client.rejected >= 7
         assert (await client.request("AM/heart", "hello"))["op"] == "hello"
 
     run(scenario)
