@@ -5,6 +5,7 @@ Imported by every command, so it imports only click and what costs next to nothi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -33,12 +34,15 @@ class Failure(Exception):
         self.text = text
         self.next_step = next_step
         self.code = code
+        self.refusal = ""
+        """Code of the refusal on the bus, where that is the cause."""
 
     def show(self) -> None:
-        """Print to standard error."""
-        click.echo(f"Error: {self.text}", err=True)
-        if self.next_step:
-            click.echo(f"Next step: {self.next_step}", err=True)
+        """Print to standard error; where that is full or gone, the exit code has to tell."""
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: {self.text}", err=True)
+            if self.next_step:
+                click.echo(f"Next step: {self.next_step}", err=True)
 
 
 @dataclass
@@ -147,7 +151,9 @@ def bus(target: str, op: str, timeout: float = 5.0, next_step: str = LOOK, **fie
         raise Failure(error.text, LOOK) from None
     except BusError as error:
         text, _, step = error.text.partition("; ")
-        raise Failure(text, step or next_step) from None
+        failure = Failure(text, step or next_step)
+        failure.refusal = error.code
+        raise failure from None
 
 
 def installed_modules() -> list[str]:

@@ -1,12 +1,13 @@
 """Commands that change the state of a module (guide 9.4, stopwait: 13.18.4).
 
 The command is handed to safeadmin, which passes it to heart, or starts the module's processes first. It
-returns when the command is accepted; waitstart, waitstop and waitstate wait for its end.
+returns when the command is accepted; waitstart, waitstop and waitstate wait for its end. A start that comes while the
+module still stops waits for the end of the stop, and says so.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +24,15 @@ from cli.base import (
     who,
 )
 
+if TYPE_CHECKING:
+    from safekit.disk.paths import ModulePaths
+
 CONTROL_TIMEOUT = 20.0
+STOP_SECONDS = 900.0
+"""As long as a start waits for the stop before it: more than the stop scripts may take by default."""
+STOPPING = ("refused", "stopping")
+"""How heart, and safeadmin while a stop is forced, refuse a start that comes too early."""
+STARTS = ("start", "prim", "primforce", "second")
 _MIRROR_ONLY = "is for mirror modules only"
 
 
@@ -36,18 +45,37 @@ def control(module: str | None, action: str, *, mirror: bool = False, **fields: 
         raise Failure(f"safekit {action} {_MIRROR_ONLY}; {paths.module} is a {mode} module", "safekit module listid")
     identity = session().identity
     automatic = {"identity": identity} if identity else {}
-    bus(
-        "safeadmin",
-        "control",
-        CONTROL_TIMEOUT,
-        f"safekit state -m {paths.module}",
-        module=paths.module,
-        action=action,
-        who=identity or who(),
-        **automatic,
-        **fields,
-    )
+    told = {"module": paths.module, "action": action, "who": identity or who(), **automatic, **fields}
+
+    def order() -> None:
+        bus("safeadmin", "control", CONTROL_TIMEOUT, f"safekit state -m {paths.module}", **told)
+
+    try:
+        order()
+    except Failure as failure:
+        if action not in STARTS or failure.refusal not in STOPPING or not _being_stopped(paths):
+            raise
+        _wait_for_stop(paths)
+        order()
     return 0
+
+
+def _being_stopped(paths: ModulePaths) -> bool:
+    """Whether a stop that no start follows by itself is in progress, or has just ended."""
+    from safekit.disk.resources import load
+
+    asked = load(paths.resources).get("state.command")
+    session().admin_state = None
+    running = require_admin().get("modules", {}).get(paths.module, {}).get("running")
+    return not running or (asked is not None and asked.value == "stop")
+
+
+def _wait_for_stop(paths: ModulePaths) -> None:
+    """Wait until the module has stopped. Raises Failure after STOP_SECONDS."""
+    from cli.wait import wait_until
+
+    click.echo(f"Module {paths.module} is being stopped: the start waits for the end of the stop.", err=True)
+    wait_until(paths.module, lambda view: not view.running, STOP_SECONDS, "the end of the stop", "")
 
 
 def _simple(name: str, help_text: str, example: str, *, mirror: bool = False, action: str | None = None) -> Any:
@@ -63,11 +91,15 @@ def _simple(name: str, help_text: str, example: str, *, mirror: bool = False, ac
 start_command = _simple(
     "start",
     "Start the module. In a mirror, the server with the up-to-date data becomes primary; a server whose data are "
-    "not up to date waits for the other one.",
+    "not up to date waits for the other one. While the module still stops, the command waits for that. waitstart waits "
+    "for the end of the start.",
     "safekit start -m mirror",
 )
 stop_command = _simple(
-    "stop", "Stop the module. If it was primary, the secondary takes over.", "safekit stop -m mirror"
+    "stop",
+    "Stop the module. If it was primary, the secondary takes over. The command returns when the stop has begun; "
+    "waitstop waits for its end.",
+    "safekit stop -m mirror",
 )
 restart_command = _simple(
     "restart",

@@ -19,6 +19,7 @@ import click
 from cli.base import Failure, command, installed_modules, module_option, module_paths, on_terminal
 from safekit.disk.paths import ModulePaths
 from safekit.net.jhash import BUCKETS, client_bucket
+from safekit.process import standard
 
 WATCH_SECONDS = 1.0
 ASK_SECONDS = 1.0
@@ -258,4 +259,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard.run(main)

@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from cli.argv import Line, split
 from cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option
+from safekit.process import standard
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -233,9 +234,14 @@ def run(argv: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("", err=True)
         return 130
+    except SystemExit:
+        # `safekit log | head`: nobody reads any more, which is not an error of ours. click takes it for one.
+        if not standard.reader_has_gone():
+            raise
+        standard.discard_output()
+        return 0
     except BrokenPipeError:
-        # `safekit log | head`: nobody reads any more, which is not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        standard.discard_output()
         return 0
     except PermissionError as error:
         Failure(f"{error.filename}: permission denied", "run it as root or as a member of group safekit").show()
@@ -247,19 +253,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _code(line: Line, code: int) -> int:
-    return SEVERAL_ERRORS if "-lq" in line.words or "--lq" in line.words else code
+    return SEVERAL_ERRORS if _several(line.words) else code
+
+
+def _several(words: Sequence[str]) -> bool:
+    return "-lq" in words or "--lq" in words
 
 
 def main() -> NoReturn:
     """Entry point of the script `safekit`."""
     # What root and the members of group safekit make belongs to both of them, and to nobody else.
     os.umask(0o007)
-    code: Any = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(code)
+    standard.prepare()
+    words = sys.argv[1:]
+    standard.leave(run(words), SEVERAL_ERRORS if _several(words) else 1)
 
 
 if __name__ == "__main__":

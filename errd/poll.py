@@ -6,6 +6,7 @@ import sys
 
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import safevar
+from safekit.process import standard
 from safekit.process.table import programs
 
 FILE = "errdpoll_reserrd"
@@ -25,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard.run(main)

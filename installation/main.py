@@ -20,6 +20,7 @@ from installation.source import Source, this_checkout
 from installation.system import install_service, install_settings, make_account, prepare_safevar
 from installation.target import SAFE, SAFEVAR, InstallError, Target, make_durable, replace_tree, write_file
 from installation.web import OPEN_WARNING, USER, install_web
+from safekit.process import standard
 
 MINIMUM_FREE = 150 * 1024 * 1024
 MINIMUM_FREE_VAR = 40 * 1024 * 1024
@@ -240,4 +241,4 @@ def main(quiet: bool, root: Path, removing: bool, everything: bool, open_web: bo
 
 
 if __name__ == "__main__":
-    main(prog_name="safekitinstall")
+    standard.run(lambda: main(prog_name="safekitinstall"))

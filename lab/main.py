@@ -16,6 +16,7 @@ from lab.cluster import Lab
 from lab.errors import LabError
 from lab.plan import CLIENT
 from lab.state import NAME_VARIABLE, lab_directory, lab_names, labs_directory, load
+from safekit.process import standard
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -315,4 +316,4 @@ def gc() -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="safelab")
+    standard.run(lambda: main(prog_name="safelab"))

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from safekit.process import standard
+
 TIMED_OUT = 2
 NOT_FOUND = 127
 GRACE_SECONDS = 2.0
@@ -57,4 +59,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    standard.run(lambda: run(sys.argv[1:]))

@@ -26,6 +26,7 @@ from safekit.model import ports
 from safekit.model.ports import Port
 from safekit.model.snmpd import parse_settings
 from safekit.net.firewall import automatic, setting_file
+from safekit.process import standard
 
 USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
 CORE, AGENT = "core", "safeagent"
@@ -326,4 +327,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    standard.run(lambda: run(sys.argv[1:]))

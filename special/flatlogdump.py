@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import IO
 from xml.parsers import expat
 
+from safekit.process import standard
+
 USAGE = 'usage: flatlogdump -O stdout|"FILE" < LOG.xml'
 MAX_TEXT = 65536
 
@@ -81,4 +83,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    standard.run(lambda: run(sys.argv[1:]))

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from safekit.process import standard
+
 USAGE = 'usage: gencron del|add USER all|COMMAND -c "COMMENT"'
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z_]\w*\s*=")
 
@@ -84,4 +86,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    standard.run(lambda: run(sys.argv[1:]))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from safekit.process import standard
 from safekit.process.table import Process, chosen, processes, tree_lines
 
 USAGE = 'usage: processtree list [all|NAME ["REGEX"]]\n       processtree kill NAME|all ["REGEX"]   (all needs a REGEX)'
@@ -73,4 +74,4 @@ def _kill(found: Sequence[Process]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    standard.run(lambda: run(sys.argv[1:]))

@@ -53,16 +53,22 @@ class NotedAdmin:
         self._loop.close()
 
     async def _main(self) -> None:
-        endpoint = await bus.Endpoint.open("safeadmin", self._answer, port=self.port)
+        self._endpoints = {"safeadmin": await bus.Endpoint.open("safeadmin", self._answer, port=self.port)}
         self._ready.set()
         await self._stop.wait()
-        await endpoint.close()
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
 
     async def _answer(self, request: bus.Request) -> dict[str, Any]:
         if request.op == "state":
             return {"node": "n1", "modules": self.modules}
         if request.op == "map_lookup":
-            return {"port": self.port}
+            name = request.text("name")
+            if name not in self._endpoints:
+                self._endpoints[name] = await bus.Endpoint.open(name, self._answer)
+            return {"port": self._endpoints[name].port}
+        if request.op == "map_register":
+            return {}
         if request.op == "members" and self.nodes:
             return {"node": "n1", "nodes": self.nodes}
         fields = {k: v for k, v in request.fields.items() if not k.startswith("_")}
@@ -699,6 +705,7 @@ def test_special_commands_that_change_the_system_are_in_the_commands_log(server:
 
 def test_loop_commands_return_1_at_the_limit(server: Server, admin: NotedAdmin) -> None:
     make_module()
+    admin.modules["mirror"] = dict(RUNNING)
     assert server.run("incloop", "-m", "mirror", "-i", "handler").returncode == 1
     assert admin.asked[0][0] == "incloop"
 

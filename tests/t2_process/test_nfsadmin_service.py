@@ -136,7 +136,7 @@ class World:
     async def both_killed(self, state: str) -> None:
         """nfsadmin and nfsbox die; nfsadmin is started again."""
         self.context.paths.resources.write_text(f"state.local {state} 1.000 heart\n")
-        self.context.bus._ports.clear()  # those of a new process
+        self.context.bus._addresses.clear()  # those of a new process
         self.admin.asking.unwatch()  # the dead one sees nothing
         self.process.kill()
         self.process.wait()
