@@ -6,6 +6,7 @@ Started by the keeper inside new namespaces, with a description of the node as J
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import selectors
@@ -234,6 +235,7 @@ def main() -> int:
     machine = Machine(**json.loads(sys.stdin.readline()))
     host_pid = os.readlink("/proc/self")  # the host's /proc is still the one that is mounted
     kernel.name_process("safelab-init")
+    faulthandler.register(signal.SIGUSR1)
     os.umask(0o022)
     socket.sethostname(machine.name)
     enter_root(build_root(machine))

@@ -6,6 +6,7 @@ the lab's directory: one JSON object a line each way.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import selectors
@@ -308,6 +309,7 @@ def main() -> int:
     description = json.loads(sys.stdin.readline())
     plan = Plan.from_json(description["plan"])
     kernel.name_process("safelab-keeper")
+    faulthandler.register(signal.SIGUSR1)
     os.umask(0o022)
     kernel.unshare(kernel.CLONE_NEWNET)
     keeper = Keeper(plan, description["image"])

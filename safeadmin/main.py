@@ -19,6 +19,7 @@ from safekit.bus.endpoint import BusError
 from safekit.disk.files import locked, write_atomic
 from safekit.disk.paths import bus_key_file, mapper_port, node_name, safevar
 from safekit.net.firewall import restore
+from safekit.process import stacks
 from safekit.process.frame import Lateness, lock_memory, run_realtime, set_process_name
 from safekit.wire.seal import new_key
 
@@ -42,6 +43,7 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    stacks.write_on_signal(loop)
     complaints = Complaints(log)
     lateness = Lateness(
         1.0, lambda late: _said(complaints, "late", f"safeadmin was late by {late:.1f} s: the server is overloaded")
@@ -72,6 +74,7 @@ async def serve(log: AdminLog, notifier: Notifier) -> int:
     seconds = await service.stop_modules()
     await service.close(orderly=True)
     measuring.cancel()
+    stacks.ignore()
     log.info(f"safeadmin stopped; the modules took {seconds:.1f} s")
     return 0
 
@@ -99,6 +102,7 @@ def _defect(log: AdminLog, context: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point. Exit status 1 when the daemon cannot run; the reason is in its log and on standard error."""
     set_process_name("safeadmin")
+    stacks.write_on_signal()
     os.umask(0o007)
     notifier = Notifier()
     try:

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from safekit.bus.endpoint import Endpoint, Request
+from safekit.process import stacks
 from safekit.process.frame import set_process_name
 from safewebserver.api import Api
 from safewebserver.app import make_app
@@ -45,6 +46,7 @@ async def _serve() -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    stacks.write_on_signal(loop)
     bus = await Endpoint.open(NAME, _ping)
     commands = Commands()
     app = make_app(Gate(settings), Api(Modules(bus), commands))
@@ -69,12 +71,14 @@ async def _serve() -> int:
         await runner.cleanup()
         await commands.close()
         await bus.close()
+        stacks.ignore()
     return 0
 
 
 def main() -> int:
     """Serve until SIGTERM. 2 when the settings are wrong, 1 when a port cannot be had."""
     set_process_name(NAME)
+    stacks.write_on_signal()
     os.umask(0o007)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, DESCRIPTORS)

@@ -1,7 +1,8 @@
 """The frame in which every small process of a module runs.
 
 It gives a process its name in `ps`, its own error log, one event loop, an endpoint on the bus, the module
-log, an orderly end on SIGTERM, and a measure of how late its loop wakes up.
+log, an orderly end on SIGTERM, the stacks of its threads and tasks on SIGUSR1, and a measure of how late its loop
+wakes up.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.log.module import ModuleLog
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig, ModuleConfig
+from safekit.process import ownlog, stacks
 
 LATE_SECONDS = 0.5
 KEPT = 1000
 """Measures in memory: a minute of them at the shortest pulse that is useful."""
 REALTIME_MEASURED, MEASURED = 1.0, 10.0
 """Seconds between two measures of lateness: of a process that has to be on time, of the others."""
-MAX_OWN_LOG = 1 << 20
 _PR_SET_NAME = 15
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
@@ -151,11 +152,7 @@ def give_back_memory() -> None:
 
 def _own_log(paths: ModulePaths, name: str) -> None:
     """Standard output and error go to a file of the process: the supervisor's pipes die with it."""
-    paths.log_dir.mkdir(mode=0o770, parents=True, exist_ok=True)
-    path = paths.log_dir / f"{name}.log"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    if os.fstat(descriptor).st_size > MAX_OWN_LOG:
-        os.ftruncate(descriptor, 0)
+    descriptor = ownlog.opened(paths, name)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -193,6 +190,7 @@ def run(
     paths = ModulePaths(module)
     if foreground == "no" or (foreground == "auto" and not sys.stderr.isatty()):
         _own_log(paths, full_name.replace("/", "_"))
+    stacks.write_on_signal()
     status = asyncio.run(_run(name, full_name, arguments, paths, main, handler, realtime, lateness_interval))
     with contextlib.suppress(OSError):  # a full disk
         sys.stdout.flush()
@@ -243,6 +241,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, context.stopping.set)
+    stacks.write_on_signal(loop)
     measuring = loop.create_task(lateness.run())
     give_back_memory()
     try:
@@ -250,6 +249,7 @@ async def _run(
     finally:
         # We are leaving: a signal that meets a closed loop, or a handler that changes, would be reported as a defect.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        stacks.ignore()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

@@ -21,6 +21,7 @@ from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths, process_program
 from safekit.model.checkers import Checker
 from safekit.model.types import ModuleConfig
+from safekit.process import ownlog
 
 RPC_LIMIT = 1 << 20
 
@@ -142,15 +143,19 @@ def spawn(module: str) -> subprocess.Popen[bytes]:
     paths = ModulePaths(module)
     with contextlib.suppress(FileNotFoundError):
         paths.supervisor_sock.unlink()
-    return subprocess.Popen(
-        [process_program("safesupervisord"), "-c", str(paths.supervisor_conf)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env={**os.environ, **paths.environment()},
-        start_new_session=True,
-    )
+    errors = ownlog.opened(paths, "safesupervisord")
+    try:
+        return subprocess.Popen(
+            [process_program("safesupervisord"), "-c", str(paths.supervisor_conf)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd="/",
+            env={**os.environ, **paths.environment()},
+            start_new_session=True,
+        )
+    finally:
+        os.close(errors)
 
 
 class SupervisorError(Exception):

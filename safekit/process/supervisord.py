@@ -7,6 +7,7 @@ and restarted at once. Nothing else is imported here: the process must stay smal
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ class WakingPoller(poller.Poller):  # type: ignore[misc]
 
 def main() -> None:
     """Entry point."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # without it, that signal would end the supervisor
     poller.Poller = WakingPoller
     # supervisord insists on being told that it may be root.
     if os.getuid() == 0 and "-u" not in sys.argv:
