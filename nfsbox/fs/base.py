@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -61,16 +62,17 @@ class Base(fuse.Operations):  # type: ignore[misc]
         record: Callable[[], None] | None = None,
         recursive: bool = False,
         always_revisit: bool = False,
+        paths_lock: threading.Lock | None = None,
     ) -> None:
         """Apply a change of names or attributes here and at the peer, then wait for it. `record` notes it durably
         first. While the peer is being resynchronised, `paths` are compared again when it fails there, or in any case
-        with `always_revisit`."""
+        with `always_revisit`. `paths_lock` is held while `local` and `send` run."""
         engine = self.engine
         engine.check_writable()
         era = engine.tracker.era
         if record is not None:
             record()
-        with engine.order:
+        with engine.order if paths_lock is None else engine.order_with(paths_lock):
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if record is not None and era != engine.tracker.era:

@@ -452,13 +452,12 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         one, other = told(olddir, old, olddir, _ASIDE)[0], told(newdir, new, newdir, _ASIDE)[0]
 
         def swap(change: Callable[[], None]) -> None:
-            with self._paths:
-                change()
-                self._now.result = 0
-                for names in ((olddir, old, olddir, _ASIDE), (newdir, new, olddir, old), (olddir, _ASIDE, newdir, new)):
-                    told(*names)
+            change()
+            self._now.result = 0
+            for names in ((olddir, old, olddir, _ASIDE), (newdir, new, olddir, old), (olddir, _ASIDE, newdir, new)):
+                told(*names)
 
-        self.operations.exchange(one, other, swap)
+        self.operations.exchange(one, other, swap, self._paths)
 
     def rename(self, old: bytes, new: bytes) -> int:
         """The callback of libfuse; see `_exchange`."""

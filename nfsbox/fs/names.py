@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -353,15 +354,18 @@ class Names(Base):
         if replaced is not None and replaced.st_nlink == 1 and not stat.S_ISDIR(replaced.st_mode):
             self.engine.tracker.gone(self.index, replaced.st_ino)
 
-    def exchange(self, first: bytes, second: bytes, swap: Callable[[Callable[[], None]], None]) -> None:
+    def exchange(
+        self, first: bytes, second: bytes, swap: Callable[[Callable[[], None]], None], paths_lock: threading.Lock
+    ) -> None:
         """What two paths of the kernel stand for changes places, at once here and at the peer. `swap` makes the local
-        change, and tells libfuse."""
+        change, and tells libfuse, under `paths_lock`."""
         one, other = first[1:], second[1:]
         local = self._excluded(one)
         if local != self._excluded(other):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what is not replicated is another place
         if local:
-            swap(lambda: self.tree.exchange(one, other))
+            with paths_lock:
+                swap(lambda: self.tree.exchange(one, other))
             return
         engine = self.engine
         engine.check_writable()
@@ -391,7 +395,10 @@ class Names(Base):
             engine.due_directories.add((self.index, above))
             return self._send_name(stream, Op.EXCHANGE, other, one + other, extra=len(one))
 
-        self._change((one, other), apply, send, record=record, recursive=directory, always_revisit=True)
+        self._change(
+            (one, other), apply, send,
+            record=record, recursive=directory, always_revisit=True, paths_lock=paths_lock,
+        )  # fmt: skip
 
     def _hide(self, source: bytes, hidden: bytes) -> None:
         """libfuse keeps a file that is unlinked, or renamed over, while open: under a name for this server only.

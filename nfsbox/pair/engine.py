@@ -11,11 +11,12 @@ The order lock is held for a local system call and a send, never while an acknow
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -153,6 +154,23 @@ class Engine:
             self._attached.wait()
         if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    @contextlib.contextmanager
+    def order_with(self, paths: threading.Lock) -> Iterator[None]:
+        """Both locks. A request that waits for nobody is answered under `paths`, and may need the order lock to tell
+        the peer that a file is closed: so `paths` is never waited for while the order lock is held."""
+        while True:
+            self.order.acquire()
+            if paths.acquire(blocking=False):
+                break
+            self.order.release()
+            with paths:
+                pass
+        try:
+            yield
+        finally:
+            paths.release()
+            self.order.release()
 
     def slow(self) -> None:
         """A change waits for the peer, for long: reads of all mounts go on in other threads (R3, R8)."""

@@ -260,6 +260,27 @@ def test_nothing_is_forgotten_before_the_disk_here_has_it(
     operations.ended()
 
 
+def test_an_exchange_of_names_waits_for_nobody_who_may_need_the_order(
+    alone: tuple[Engine, Operations, Path],
+) -> None:
+    """A close is answered under the lock of the paths, and may have to be sent in the order of changes."""
+    engine, operations, backing = alone
+    (backing / "a").write_text("a")
+    (backing / "b").write_text("b")
+    paths = threading.Lock()
+    exchange = threading.Thread(
+        target=lambda: operations.exchange(b"/a", b"/b", lambda change: change(), paths), daemon=True
+    )
+    with paths:
+        exchange.start()
+        exchange.join(0.2)
+        assert exchange.is_alive() and (backing / "a").read_text() == "a"
+        assert engine.order.acquire(timeout=5), "the exchange holds the order and waits for the paths"
+        engine.order.release()
+    exchange.join(10)
+    assert not exchange.is_alive() and (backing / "a").read_text() == "b"
+
+
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
     """A late request of a session that broke must not end the one that follows."""
     engine, _, _ = alone
