@@ -165,6 +165,7 @@ def begin_start(t: Turn, intent: str, word: str = "start") -> None:
             "state.command": "start",
             "state.reboot": "none",
             "state.stopcause": "none",
+            waiting.WAITS_FOR: "none",
         }
     )
     t.memory(swapping=False, degraded=False)

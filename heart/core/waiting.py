@@ -20,6 +20,10 @@ from heart.core.turn import Turn, step
 from heart.core.values import Color, Role
 
 LISTEN_PULSES = 5
+WAITS_FOR = "state.waitsfor"
+"""Resource: what keeps this server in WAIT, for `safekit state`. The rule alone knows it: of several resources that are
+down, most may have nothing to do with it."""
+LONGEST_VALUE = 256
 ACCEPTED = "config.accepted"
 """Resource: an administrator's `second` has accepted that the other server has other virtual addresses."""
 
@@ -202,6 +206,17 @@ def _decide(t: Turn) -> bool:
     return unblocked_color(t)
 
 
+def waited_for(inputs: tuple[tuple[str, str], ...]) -> str:
+    """The resources that keep a server in WAIT, as one word: `tcp.web=down`, several with a comma between."""
+    found = ""
+    for name, value in inputs:
+        more = f"{found},{name}={value}" if found else f"{name}={value}"
+        if len(more) > LONGEST_VALUE:
+            break
+        found = more
+    return found or "none"
+
+
 def block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
     s = t.s
     if s.blocked != label:
@@ -213,6 +228,7 @@ def block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
         t.log("transition_rule", name="WAIT_TR", rule=label)
         t.because(label, "blocked in WAIT", **dict(inputs))
         s.blocked = label
+    t.remember({WAITS_FOR: waited_for(inputs)})
     if s.color is not Color.RED:
         t.become(Role.WAIT, Color.RED)
         return True
@@ -240,6 +256,7 @@ def wake(t: Turn) -> None:
         return
     rule = s.blocked
     s.blocked = ""
+    t.remember({WAITS_FOR: "none"})
     # the grace before WAIT turns red without a rule begins again
     s.listen_until = t.now
     if rule not in ("failover-off", "waiting for the other server"):

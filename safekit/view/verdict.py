@@ -168,7 +168,7 @@ def _waiting(s: Situation) -> Verdict:
             f"{_start_there(s)}; only if its data are lost: safekit stop -m {s.module}, "
             f"then safekit prim -m {s.module} here",
         )
-    down = sorted(name for name, value in s.resources.items() if value == "down" and not name.startswith(_INTERNAL))
+    what = _waits_for(s)
     if s.remote_state in ("ALONE", "PRIM"):
         if s.is_("rfs.remote_degraded", "up") or s.is_("remote.rfs.degraded", "up"):
             return Verdict(
@@ -177,12 +177,23 @@ def _waiting(s: Situation) -> Verdict:
                 "the replication of the other server has failed; this server waits",
                 f"safekit stop -m {s.module}, then safekit start -m {s.module} on the other server",
             )
-        what = f"because {down[0]} is down" if down else "for a resource"
         return Verdict(
             Kind.DEGRADED, s.since, f"the application runs on the other server; this one waits {what}", _why(s)
         )
-    what = f"because {down[0]} is down" if down else "for a resource"
     return Verdict(Kind.STOPPED, s.since, f"the module waits {what}", _why(s))
+
+
+def _waits_for(s: Situation) -> str:
+    """What heart waits for, in its own words; without them (the heart of a former release, no rule) only a single
+    resource that is down can be the cause: of several, nobody but the rule knows which."""
+    told = [part.partition("=") for part in s.resources.get("state.waitsfor", "none").split(",")]
+    causes = [f"{name} is {value}" for name, _, value in told if value]
+    if causes:
+        return f"because {' and '.join(causes)}"
+    down = [name for name, value in s.resources.items() if value == "down" and not name.startswith(_INTERNAL)]
+    if len(down) == 1:
+        return f"because {down[0]} is down"
+    return "for what a failover rule asks for" if down else "for a resource"
 
 
 _INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.", "config.")

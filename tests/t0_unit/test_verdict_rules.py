@@ -89,6 +89,14 @@ def test_a_silent_module_on_a_living_server_is_stopped_there() -> None:
 
 def test_the_waiting_resource_is_named() -> None:
     assert "ping.router" in judge(situation("WAIT red", "UNKNOWN grey", {"ping.router": "down"})).reason
+    several = {"intf.a": "down", "ping.router": "down", "tcp.web": "down"}
+    blamed = {**several, "state.waitsfor": "ping.router=down"}
+    for remote in ("UNKNOWN grey", "ALONE green"):
+        told = judge(situation("WAIT red", remote, blamed)).reason
+        assert "because ping.router is down" in told and "intf.a" not in told
+        assert "intf.a" not in judge(situation("WAIT red", remote, several)).reason, "the first one is not the cause"
+    both = judge(situation("WAIT red", "UNKNOWN grey", {**several, "state.waitsfor": "intf.a=down,tcp.web=down"}))
+    assert "because intf.a is down and tcp.web is down" in both.reason
 
 
 def test_protected_since_the_later_of_both_servers() -> None:

@@ -207,5 +207,21 @@ def test_an_adopted_primary_stays_in_its_pair(paired: str) -> None:
     assert effect == Rfs("primary", (("swap", True),) if paired == "up" else (), on_failure="primary_failed")
 
 
+def test_a_server_that_waits_names_what_it_waits_for() -> None:
+    """Of two resources that are down, only the one that the rule asked for."""
+    stage = Stage(Options(rules="c: if (custom.b == down) then wait();"))
+    stage.power_on("A")
+    stage.order("A", "prim")
+    stage.run_until(stage.now + 10)
+    told = []
+    for name, value in (("custom.a", "down"), ("custom.b", "down"), ("custom.b", "up")):
+        step(stage, ["set", "A", name, value, "customscript"])
+        stage.run_until(stage.now + 12)
+        heart = stage.servers["A"].heart
+        assert heart is not None
+        told.append((heart.role.value, heart.resources["state.waitsfor"]))
+    assert told == [("ALONE", "none"), ("WAIT", "custom.b=down"), ("ALONE", "none")]
+
+
 def test_there_are_scenarios() -> None:
     assert len(FILES) >= 15
