@@ -173,7 +173,7 @@ class Api:
                 "node": node_name(),
                 "version": __version__,
                 "time": time.time(),
-                "user": who.name,
+                "user": getattr(who, "user", "") or who.name,
                 "role": who.role.label,
                 "configured": (cluster_dir() / "cluster.json").exists(),
             },

@@ -13,20 +13,36 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from safekit.bus.endpoint import Endpoint
 from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
 from safewebserver import pages
 from safewebserver.api import PREFIX, Api, ApiError, Handler, reply
+from safewebserver.assets import PAGES, Console
+from safewebserver.deploy import Deploy
+from safewebserver.events import EventApi, Hub
+from safewebserver.files import Files
 from safewebserver.identity import Busy, Gate, Strangers, Unauthorized
+from safewebserver.look import Look
 from safewebserver.modules import NoModule
+from safewebserver.readings import Readings
+from safewebserver.relay import Relay, RelayApi, on_behalf
+from safewebserver.sessions import SessionApi, Sessions, from_console, who_asks
 
-PUBLIC = frozenset({f"{PREFIX}/openapi.json", "/safekit/mosaic.html", "/safekit/localhost.html"})
-PUBLIC_BELOW = "/var/modules/"
+PUBLIC = frozenset(
+    {
+        *PAGES,
+        *(f"{PREFIX}/{name}" for name in ("openapi.json", "session", "who")),
+        *(f"/safekit/{name}" for name in ("mosaic.html", "localhost.html", "pages.css")),
+    }
+)
+PUBLIC_BELOW = ("/var/modules/", "/console/")
 _NEXT_STEPS = {
     "clock": "set the clocks of the servers (NTP): date; timedatectl",
     "key": "distribute the cluster configuration from the server that has the right one: safekit -H '*' -G",
     "target": "use the address of that server in cluster.xml",
     "credentials": "give the name and password of a user of that server (safekit -H asks for them)",
+    "session": "log in again",
 }
 
 
@@ -71,13 +87,23 @@ def _challenge(request: web.Request, error: Unauthorized) -> web.Response:
     if error.kind == "clock":
         body["skew"] = str(round(error.skew, 3))
     response = reply(request, body, 401)
-    if error.kind == "credentials":
+    if error.kind == "credentials" and not from_console(request):
         response.headers["WWW-Authenticate"] = 'Basic realm="SafeKit", charset="UTF-8"'
     return response
 
 
-def make_app(gate: Gate, api: Api) -> web.Application:
+async def _headers(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer has: no version of ours for strangers, no frame of another site around a page."""
+    response.headers["Server"] = "SafeKit"
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("X-Frame-Options", "DENY")
+    response.headers.setdefault("Referrer-Policy", "no-referrer")
+
+
+def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Application:
     """The application. Every route asks who is there, but the public ones."""
+    sessions, relay, look = Sessions(), Relay(), Look(api.modules, bus)
+    hub = Hub(look, relay)
     strangers = Strangers(lambda text: print(f"safewebserver: {text}", file=sys.stderr, flush=True))
 
     @web.middleware
@@ -85,13 +111,10 @@ def make_app(gate: Gate, api: Api) -> web.Application:
         try:
             if foreign(request):
                 raise ApiError(403, "origin", "requests from pages of other sites are refused")
-            if request.path == "/" and pages.loopback(request.host):
+            if request.path in PAGES and pages.loopback(request.host):
                 raise web.HTTPFound("/safekit/localhost.html")
             if not is_public(request.path):
-                name = request.transport.get_extra_info("sockname") if request.transport is not None else None
-                port = int(name[1]) if name else 0
-                header = request.headers.get("Authorization")
-                who = request["caller"] = await gate.identify(header, request.method, request.raw_path, port)
+                who = request["caller"] = on_behalf(await who_asks(gate, sessions, request), request.query)
                 if who.anonymous and request.method not in ("GET", "HEAD") and not known_host(request.host):
                     text = "without passwords, changes are accepted under an address or a name of cluster.xml only"
                     raise ApiError(403, "host", text)
@@ -123,10 +146,26 @@ def make_app(gate: Gate, api: Api) -> web.Application:
             response = reply(
                 request, {"error": "defect", "text": text, "next_step": "journalctl -u safewebserver"}, 500
             )
-        if not response.prepared:
-            response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
 
+    async def close(_: web.Application) -> None:
+        await hub.close()
+        await look.close()
+        await relay.close()
+
     app = web.Application(middlewares=[guard])
-    app.add_routes([*api.routes(), *pages.routes()])
+    app.on_response_prepare.append(_headers)
+    app.on_shutdown.append(close)
+    for part in (
+        api,
+        EventApi(look, hub, sessions),
+        SessionApi(gate, sessions),
+        Readings(bus),
+        Files(),
+        Deploy(api.commands),
+        RelayApi(relay),
+        Console(),
+    ):
+        app.add_routes(part.routes())
+    app.add_routes(pages.routes())
     return app

@@ -49,7 +49,7 @@ async def _serve() -> int:
     stacks.write_on_signal(loop)
     bus = await Endpoint.open(NAME, _ping)
     commands = Commands()
-    app = make_app(Gate(settings), Api(Modules(bus), commands))
+    app = make_app(Gate(settings), Api(Modules(bus), commands), bus)
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False, keepalive_timeout=IDLE_SECONDS
     )

@@ -1,4 +1,4 @@
-"""What is not the API: health checks, the load balancing test page, the first page (guide 3.1.2, 4.3.5, 13.5.3)."""
+"""What is not the API: health checks, the load balancing test page, why not localhost (guide 3.1.2, 4.3.5, 13.5.3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from aiohttp import web
 from safekit.disk.modulestate import state_of
 from safekit.disk.paths import node_name
 from safekit.disk.resources import load
-from safewebserver.api import need
 from safewebserver.modules import NoModule, incarnation, local_state, paths_of, ready
-from safewebserver.permissions import Role
 
 NO_STORE = {"Cache-Control": "no-store"}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
@@ -23,7 +21,7 @@ def page(name: str, **values: str) -> web.Response:
     text = (resources.files("safewebserver") / "pages" / name).read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace("{{" + key + "}}", html.escape(value))
-    policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'self'; form-action 'none'"
+    policy = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     return web.Response(
         text=text, content_type="text/html", charset="utf-8", headers={**NO_STORE, "Content-Security-Policy": policy}
     )
@@ -77,28 +75,21 @@ def loopback(host: str) -> bool:
     return host in _LOOPBACK or host.rpartition(":")[0] in _LOOPBACK
 
 
-async def index(request: web.Request) -> web.Response:
-    """The first page."""
-    need(request, Role.MONITOR)
-    return page("index.html", node=node_name())
-
-
 async def localhost(request: web.Request) -> web.Response:
     """Why the console is not shown under a loopback address."""
     return page("localhost.html", node=node_name())
 
 
-async def script(request: web.Request) -> web.Response:
-    """The script of the first page."""
-    text = (resources.files("safewebserver") / "pages" / "index.js").read_text(encoding="utf-8")
-    return web.Response(text=text, content_type="text/javascript", charset="utf-8", headers=NO_STORE)
+async def style(request: web.Request) -> web.Response:
+    """How these pages look."""
+    text = (resources.files("safewebserver") / "pages" / "pages.css").read_text(encoding="utf-8")
+    return web.Response(text=text, content_type="text/css", charset="utf-8", headers=NO_STORE)
 
 
 def routes() -> list[web.RouteDef]:
     """Every route that is not the API."""
     return [
-        web.get("/", index),
-        web.get("/safekit/index.js", script),
+        web.get("/safekit/pages.css", style),
         web.get("/safekit/mosaic.html", mosaic),
         web.get("/safekit/localhost.html", localhost),
         web.get("/var/modules/{module}/ready.txt", ready_txt),

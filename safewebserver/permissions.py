@@ -11,7 +11,9 @@ from safekit.spelling import plain_dashes
 MAX_WORDS = 100
 MAX_WORD = 4096
 
-_MONITOR = frozenset({"state", "level", "log", "why", "confinfo", "waitstart", "waitstop", "waitstate"})
+_MONITOR = frozenset(
+    {"state", "level", "log", "why", "confinfo", "waitstart", "waitstop", "waitstate", "simulate", "farm"}
+)
 _CONTROL = frozenset(
     """
     start stop restart swap stopstart stopwait prim primforce second forcestop errd checker failover
@@ -78,6 +80,8 @@ def judge(arguments: Sequence[str], role: Role) -> Refusal | tuple[str, ...]:
     command, rest = found
     if command in _LOCAL_ONLY:
         return Refusal("local", f"safekit {command} is for this server only: {_LOCAL_ONLY[command]}")
+    if command == "farm" and "--watch" in rest:
+        return Refusal("local", "safekit farm --watch is for this server only: it goes on until it is interrupted")
     needed = _needed(command, rest)
     if role < needed:
         return Refusal("forbidden", f"safekit {command} needs the role {needed.label}; yours is {role.label}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import resource
 import socket
 import threading
@@ -41,6 +42,11 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     assert "Traceback" not in said and "defect" not in said, said
 
 
+def _filled(path: str) -> str:
+    values = {"module": "mirror", "name": "cluster", "number": "1", "node": "n9", "path": "command"}
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
+
+
 def routes() -> list[tuple[str, str, Role | None]]:
     """(method, path, role) of the description, with a module's name filled in."""
     found = []
@@ -48,20 +54,27 @@ def routes() -> list[tuple[str, str, Role | None]]:
         for method, entry in methods.items():
             if method != "parameters":
                 role = entry["x-role"]
-                found.append((method.upper(), path.replace("{module}", "mirror"), Role[role.upper()] if role else None))
+                found.append((method.upper(), _filled(path), Role[role.upper()] if role else None))
     return found
 
 
-BODIES = {"/api/v1/command": command("level"), "/api/v1/cluster": b"{}"}
+BODIES = {
+    "/api/v1/command": command("level"),
+    "/api/v1/cluster": b"{}",
+    "/api/v1/nodes/n9/command": command("level"),
+    "/api/v1/session": json.dumps({"user": "admin", "password": PASSWORDS["admin"]}).encode(),
+}
 
 
-def test_the_description_names_every_route_and_no_other() -> None:
+def test_the_description_names_every_route_and_no_other(web: WebServer) -> None:
     from safewebserver.api import Api
-    from safewebserver.pages import routes as page_routes
+    from safewebserver.app import make_app
+    from safewebserver.assets import PAGES
 
-    api = Api(None, None)  # type: ignore[arg-type]
-    pages = {"/", "/safekit/index.js", "/safekit/mosaic.html", "/safekit/localhost.html"}
-    served = {(r.method, r.path) for r in (*api.routes(), *page_routes()) if r.path not in pages}
+    pages = {*PAGES, "/safekit/pages.css", "/safekit/mosaic.html", "/safekit/localhost.html", "/console/{hash}/{path}"}
+    app = make_app(None, Api(None, None))  # type: ignore[arg-type]
+    found = {(r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None}
+    served = {(method, path) for method, path in found if path not in pages and method != "HEAD"}
     described = {
         (method.upper(), path)
         for path, methods in openapi()["paths"].items()

@@ -1,0 +1,295 @@
+"""Asking the other servers of the cluster in the name of a person (guide 3.3.1: with the port of the page).
+
+A request that is signed with the cluster key is one of a server, which may do everything. So the person's role is
+judged here before anything is signed, and is signed with the request: the other server judges again, by that role.
+Only addresses of cluster.xml are asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from cli.targets import Target, parse_targets
+from cli.webclient import CONNECT_SECONDS, IDLE_SECONDS
+from safekit.disk.paths import node_name, safe
+from safekit.model.cluster import ClusterError, load_cluster
+from safekit.model.types import ClusterConfig
+from safekit.wire.keys import asking_keys
+from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
+from safewebserver.api import MAX_ARCHIVE, PREFIX, ApiError, body_of, caller, reply
+from safewebserver.identity import Caller
+from safewebserver.permissions import Refusal, judge
+from safewebserver.settings import Role
+
+BEHALF, ROLE = "on_behalf", "role"
+"""Of the query, and so of what is signed: for whom a server asks, and what that person may do."""
+MAX_ANSWER = 64 << 20
+MAX_NAME = 128
+LONG_SECONDS = 86400.0
+PROBE_SECONDS = 3.0
+
+
+def on_behalf(who: Caller, query: Mapping[str, str]) -> Caller:
+    """The person for whom a server of the cluster asks. Raises ApiError."""
+    if who.signed is None or (BEHALF not in query and ROLE not in query):
+        return who
+    name, role = query.get(BEHALF, ""), next((r for r in Role if r.label == query.get(ROLE)), None)
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name.startswith("-") or role is None:
+        raise ApiError(400, "malformed", f"{BEHALF} or {ROLE} is not right")
+    return replace(who, name=name, role=min(who.role, role))
+
+
+class Unreachable(Exception):
+    """Another server that did not answer: `kind` is connect, silent, or a kind of SignatureError."""
+
+    def __init__(self, kind: str, text: str, next_step: str = "") -> None:
+        super().__init__(text)
+        self.kind, self.text, self.next_step = kind, text, next_step
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What another server answered, its signature checked."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object. Raises Unreachable for something else."""
+        try:
+            data = json.loads(self.body)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise Unreachable("http", "an answer that is not of SafeKit", "what listens on this port?")
+        return data
+
+
+def targets_of(cluster: ClusterConfig, node: str, scheme: str, port: int) -> list[Target]:
+    """The addresses of a node, that of the network of the commands first. Empty for an unknown one."""
+    lan = cluster.command_lan
+    lans = [*([lan] if lan is not None else []), *(each for each in cluster.lans if each is not lan)]
+    found = [Target(n.name, scheme, n.addr, port) for each in lans for n in each.nodes if n.name == node]
+    return list(dict.fromkeys(found))
+
+
+class Relay:
+    """Asks other servers; one connection is used again and again."""
+
+    def __init__(self) -> None:
+        self._client: aiohttp.ClientSession | None = None
+
+    async def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            authority = safe() / "web" / "conf" / "cacert.crt"
+            context: ssl.SSLContext | bool = True
+            if authority.exists():
+                context = ssl.create_default_context(cafile=str(authority))
+            connector = aiohttp.TCPConnector(limit=0, limit_per_host=20, keepalive_timeout=30, ssl=context)
+            self._client = aiohttp.ClientSession(
+                connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._client
+
+    async def close(self) -> None:
+        """Leave no connection."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def ask(
+        self,
+        targets: list[Target],
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        content_type: str = "application/json",
+        secret: bool = False,
+        seconds: float = LONG_SECONDS,
+        silent: float = IDLE_SECONDS,
+    ) -> Reply:
+        """One signed request, tried at the addresses in turn until one takes the connection, and with the keys that
+        the server may have. Raises Unreachable."""
+        problem: Unreachable | None = None
+        keys = asking_keys()
+        if not keys:
+            raise Unreachable("key", "this server has no cluster key", "safekit cluster config cluster.xml")
+        for target in targets:
+            for key in keys:
+                try:
+                    return await self._once(target, key, method, path, body, content_type, secret, seconds, silent)
+                except Unreachable as error:
+                    problem = error
+                    if error.kind != "key":
+                        break
+            if problem is not None and problem.kind != "connect":
+                break
+        raise problem or Unreachable("connect", "cluster.xml has no address of it")
+
+    async def _once(
+        self,
+        target: Target,
+        key: bytes,
+        method: str,
+        path: str,
+        body: bytes,
+        content_type: str,
+        secret: bool,
+        seconds: float,
+        silent: float,
+    ) -> Reply:
+        content = seal_body(key, body) if secret else body
+        header, nonce = sign(key, node_name(), target.node, method, path, content, sealed=secret)
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=silent)
+        web_there = f"safekit webserver start, on {target.node}"
+        try:
+            session = await self._session()
+            async with session.request(
+                method,
+                URL(target.url + path, encoded=True),
+                data=content or None,
+                headers={"Authorization": header, "Content-Type": content_type},
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                data = bytearray()
+                async for block in response.content.iter_chunked(65536):
+                    data += block
+                    if len(data) > MAX_ANSWER:
+                        raise Unreachable("too_large", f"its answer has more than {MAX_ANSWER >> 20} MB")
+                status, kind = response.status, response.content_type
+                signed = response.headers.get(SIGNED_ANSWER) == "1"
+        except aiohttp.ConnectionTimeoutError:
+            text = f"no connection to {target.url} within {CONNECT_SECONDS:.0f} s"
+            raise Unreachable("connect", text, "is it up, and the port open in its firewall?") from None
+        except TimeoutError:
+            raise Unreachable("silent", f"{target.url} said nothing for {silent:.0f} s", web_there) from None
+        except aiohttp.ClientConnectorError as error:
+            reason = getattr(error.os_error, "strerror", None) or "no connection"
+            raise Unreachable("connect", f"{target.url}: {reason}", web_there) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable("connect", f"{target.url}: {error or type(error).__name__}", web_there) from None
+        return _checked(key, nonce, status, kind, bytes(data), signed)
+
+
+def _checked(key: bytes, nonce: str, status: int, kind: str, data: bytes, signed: bool) -> Reply:
+    """An answer whose signature is right, or a refusal of ours that tells why there is none. Raises Unreachable."""
+    if not signed and status == 401:
+        refusal = Reply(status, kind, data).json()
+        raise Unreachable(str(refusal.get("error")), str(refusal.get("text")), str(refusal.get("next_step", "")))
+    try:
+        return Reply(status, kind, check_answer(key, nonce, status, data))
+    except SignatureError as error:
+        raise Unreachable("altered", error.text, "see who answers at this address; use HTTPS") from None
+
+
+class RelayApi:
+    """The routes of other servers under /nodes/NODE, and the look at a server that is to become one."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+
+    def routes(self) -> list[web.RouteDef]:
+        """Its routes."""
+        path = PREFIX + "/nodes/{node}/{path:.+}"
+        return [
+            *(web.route(method, path, self.pass_on) for method in ("GET", "POST", "PUT", "DELETE")),
+            web.get(f"{PREFIX}/probe", self.probe),
+        ]
+
+    async def pass_on(self, request: web.Request) -> web.StreamResponse:
+        """What the person may ask there, asked there."""
+        who = caller(request)
+        if who.signed is not None:
+            raise ApiError(400, "relay", "a server of the cluster asks the others itself")
+        node, path = request.match_info["node"], request.match_info["path"]
+        if path.startswith("nodes/") or path.endswith("events") or path == "session":
+            raise ApiError(400, "relay", f"{path[:64]} is not passed on")
+        body = await body_of(request, MAX_ARCHIVE)
+        needed = _needed(request.method, path, body, who.role)
+        if who.role < needed:
+            raise ApiError(403, "forbidden", f"this needs the role {needed.label}; yours is {who.role.label}")
+        try:
+            cluster = load_cluster()
+        except ClusterError as error:
+            raise ApiError(409, "no_cluster", str(error), "safekit cluster config cluster.xml") from None
+        targets = targets_of(cluster, node, *here(request))
+        if not targets:
+            raise ApiError(404, "no_node", f"cluster.xml has no node {node[:64]}", "safekit cluster confinfo")
+        query = [(k, v) for k, v in request.query.items() if k not in (BEHALF, ROLE)]
+        if "If-Match" in request.headers:
+            query.append(("match", request.headers["If-Match"].strip('"')))
+        query += [(BEHALF, who.name), (ROLE, who.role.label)]
+        try:
+            answer = await self.relay.ask(
+                targets,
+                request.method,
+                f"{PREFIX}/{quote(path, safe='/')}?{urlencode(query)}",
+                body,
+                content_type=request.content_type if body else "application/json",
+                secret=bool(body) and request.method == "PUT",
+            )
+        except Unreachable as error:
+            body_ = {"error": error.kind, "text": f"{node}: {error.text}", "next_step": error.next_step, "node": node}
+            return reply(request, body_, 502)
+        return web.Response(
+            body=answer.body,
+            status=answer.status,
+            content_type=answer.content_type,
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def probe(self, request: web.Request) -> web.StreamResponse:
+        """Who is at an address that is to become a node: its host name or nothing (guide 3.3.1)."""
+        if caller(request).role < Role.ADMIN:
+            raise ApiError(403, "forbidden", "this needs the role Admin")
+        address = request.query.get("address", "")
+        scheme, port = here(request)
+        try:
+            target = parse_targets(f"{scheme}://{address}:{port}", None, node_name(), scheme)[0]
+            url = URL(f"{target.url}/api/v1/who")
+        except Exception:
+            raise ApiError(400, "malformed", "this is not an address") from None
+        name = ""
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            session = await self.relay._session()
+            async with asyncio.timeout(PROBE_SECONDS), session.get(url, allow_redirects=False) as response:
+                data = json.loads(await response.content.read(4096))
+                name = str(data.get("node", ""))[:MAX_NAME] if isinstance(data, dict) else ""
+        return reply(request, {"address": address, "node": name, "answers": bool(name)})
+
+
+def here(request: web.Request) -> tuple[str, int]:
+    """Protocol and port of the page, with which the other servers are asked too."""
+    name = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    return request.scheme, int(name[1]) if name else 9010
+
+
+def _needed(method: str, path: str, body: bytes, role: Role) -> Role:
+    """The least role for a request to another server. What it needs beyond, that server judges. Raises ApiError."""
+    if method == "GET":
+        return Role.MONITOR
+    if method == "POST" and path == "command":
+        try:
+            words = json.loads(body).get("arguments")
+        except (ValueError, AttributeError, RecursionError):
+            raise ApiError(400, "malformed", "the body is not a command") from None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ApiError(400, "malformed", "arguments is not a list of words")
+        judged = judge(words, role)
+        if isinstance(judged, Refusal):
+            raise ApiError(403 if judged.kind == "forbidden" else 400, judged.kind, judged.text)
+        return Role.MONITOR
+    return Role.ADMIN
