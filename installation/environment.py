@@ -10,6 +10,7 @@ from __future__ import annotations
 import compileall
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -197,8 +198,24 @@ def prepare_licenses(environment: Path, target: Target) -> Path:
             if text.is_file() and re.match(r"(?i)(licen[cs]e|copying|copyright|notice|authors)", text.name):
                 (new / name).mkdir(exist_ok=True)
                 shutil.copyfile(text, new / name / text.name)
+    summary += _console_licenses(site_packages(environment) / "safewebserver" / "console" / "vendor", new)
     (new / "SUMMARY").write_text("\n".join(summary) + "\n")
     return new
+
+
+def _console_licenses(vendor: Path, new: Path) -> list[str]:
+    """Those of the libraries that are packed into the web console; nothing where it was left out."""
+    try:
+        packages = json.loads((vendor / "LICENSES.json").read_text(encoding="utf-8"))["packages"]
+    except FileNotFoundError:
+        return []
+    lines = []
+    for each in packages:
+        name = f"{each['name'].replace('/', '-').removeprefix('@')}-{each['version']}"
+        (new / name).mkdir(exist_ok=True)
+        (new / name / "LICENSE").write_text(each["text"], encoding="utf-8")
+        lines.append(f"{name}: {each['license']}  (web console)")
+    return lines
 
 
 def script(module: str, function: str, *, tls: bool = True) -> str:

@@ -37,6 +37,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def enter(namespace: int, flags: int) -> None:
+    """setns(2): the calling thread goes into the namespace of that descriptor. Raises OSError."""
+    _check(_libc.setns(namespace, flags), "setns")
+
+
 def mount(source: str, target: str | Path, kind: str, flags: int = 0, data: str = "") -> None:
     """mount(2). Raises OSError that names the mount."""
     result = _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), data.encode())

@@ -16,6 +16,7 @@ from lab.cluster import Lab
 from lab.errors import LabError
 from lab.plan import CLIENT
 from lab.state import NAME_VARIABLE, lab_directory, lab_names, labs_directory, load
+from lab.window import open_window
 from safekit.process import standard
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -65,6 +66,7 @@ def main() -> None:
       safelab up                              two nodes, lans default and repli, a client
       safelab run node1 -- safekit state      a command in a node
       safelab run node1 -- bash               a shell in a node
+      safelab web                             the web console, for a browser on this machine
       safelab poweroff node1                  the power of node1 fails
       safelab cut node2 --lan repli           a cable is unplugged
       safelab down                            all of it goes away
@@ -103,6 +105,7 @@ def up(nodes: int, lans: str, name: str | None, binds: Sequence[str], disks: boo
     networks = [item for item in lans.split(",") if item]
     lab = Lab.up(name, nodes=nodes, lans=networks, binds=binds, disks=disks, bare=bare)
     click.echo(json.dumps(lab.summary(), indent=1))
+    click.echo(f"The web console, for a browser on this machine: safelab web -n {lab.name}", err=True)
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -126,6 +129,25 @@ def run(name: str | None, cwd: str | None, environment: Sequence[str], node: str
     line = cluster.inside(process, words, variables, cwd)
     sys.stdout.flush()
     os.execvp(line[0], line)
+
+
+@main.command()
+@name_option
+def web(name: str | None) -> None:
+    """Make the nodes' web consoles reachable from a browser on this machine, until the lab goes away.
+
+    Prints each node's address and the password of the user admin. Other machines cannot reach these addresses.
+    """
+    for line in web_lines(Lab.attach(name)):
+        click.echo(line)
+
+
+def web_lines(lab: Lab) -> list[str]:
+    """What a newcomer needs to open the console of a lab. Raises LabError."""
+    lines = [f"{node}  {url}" for node, url in open_window(lab.name).items()]
+    node = next((node for node in lab if node.is_on), None)
+    password = node.read("/var/safekit/admin-password").strip() if node is not None else ""
+    return [*lines, f"user admin, password {password}"]
 
 
 @main.command()

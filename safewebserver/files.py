@@ -122,7 +122,12 @@ class Files:
         need(request, Role.ADMIN)
         data = await json_of(request, MAX_ARCHIVE)
         operation, source, target = data.get("op"), data.get("from", ""), data.get("to")
-        if operation not in _OPERATIONS or not isinstance(source, str) or not isinstance(target, str):
+        if (
+            not isinstance(operation, str)
+            or operation not in _OPERATIONS
+            or not isinstance(source, str)
+            or not isinstance(target, str)
+        ):
             raise ApiError(400, "malformed", f"op is none of {', '.join(_OPERATIONS)}, or from, to are no paths")
         area, to = place_of(target)
         if to == area or (target.startswith("modules/") and to.parent == area):

@@ -13,6 +13,7 @@ import click
 from lab.cluster import Lab, Node
 from lab.demo.watch import MODULE, Load, Screen, StateWatcher, reintegration, tree
 from lab.errors import LabError
+from lab.main import web_lines
 from lab.state import lab_names
 
 NAME = "demo"
@@ -226,8 +227,9 @@ class Story:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--keep", is_flag=True, help="Leave the lab running, and print five commands to explore it.")
+@click.option("--console", is_flag=True, help="As --keep, and print the address of the web console for a browser here.")
 @click.option("--seconds", default=8.0, show_default=True, help="Length of each phase under load.")
-def main(keep: bool, seconds: float) -> None:
+def main(keep: bool, console: bool, seconds: float) -> None:
     """A database survives the loss of its server.
 
     Two servers and a client are made on this machine, in namespaces. PostgreSQL runs on one server, its data directory
@@ -244,7 +246,9 @@ def main(keep: bool, seconds: float) -> None:
             story.screen.plain(f"Next step: {error.next_step}")
     finally:
         if hasattr(story, "lab"):
-            finish(story, keep)
+            finish(story, keep or console)
+            if console:
+                show_console(story)
     sys.exit(0 if good else 1)
 
 
@@ -257,6 +261,17 @@ def finish(story: Story, keep: bool) -> None:
     story.screen.title("The lab stays. Five commands to explore it:")
     for text, command in FIVE_COMMANDS:
         story.screen.plain(f"  # {text}\n  {command.format(prim=prim, query=query)}")
+
+
+def show_console(story: Story) -> None:
+    """Where a browser of this machine finds the cluster that stays."""
+    story.screen.title("The web console of the cluster, for a browser on this machine:")
+    try:
+        for line in web_lines(story.lab):
+            story.screen.plain(f"  {line}")
+    except LabError as error:
+        story.screen.plain(f"Error: {error}")
+        story.screen.plain(f"Next step: {error.next_step}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,2 @@
+// The libraries under one short name.
+export * from "./vendor/preact.js";

@@ -1,0 +1,3 @@
+import { html } from "../lib.js";
+/** @param {{edit: boolean}} props */
+export function ClusterPanel({ edit }) { return html`${edit ? "" : ""}`; }
