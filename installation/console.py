@@ -63,8 +63,8 @@ def npm_command(cache: Path) -> list[str]:
     return [sys.executable, "-c", program]
 
 
-def fetch(checkout: Path, *, development: bool = False) -> Path:
-    """The directory with the libraries, as the lock file has them; also what the tests need, with `development`.
+def fetch(checkout: Path) -> Path:
+    """The directory with the libraries, as the lock file has them, and with what packs and tests them.
 
     Raises ConsoleError.
     """

@@ -147,5 +147,3 @@ export function globalMenu(module) {
   });
   return [item("start"), item("stop")];
 }
-
-export { query };

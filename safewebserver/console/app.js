@@ -162,7 +162,7 @@ function Search({ close }) {
         if (e.key === "Enter" && found[at]) take_(found[at]);
       }} />
     <ul class="found" id="found" role="listbox" aria-label=${t("search")}>${found.map((each, i) => html`<li role="option" aria-selected=${i === at} onClick=${() => take_(each)}>
-      <span>${each.label}</span>${"row" in each && html`<${State} row=${each.row} reachable=${each.reachable} />`}</li>`)}</ul><//>`;
+      <span>${each.label}</span>${"row" in each && html`<${State} ...${each} />`}</li>`)}</ul><//>`;
 }
 
 addEventListener("keydown", (event) => {
@@ -191,4 +191,3 @@ async function begin() {
 }
 
 void begin();
-export { Button, now, order };

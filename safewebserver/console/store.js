@@ -20,10 +20,11 @@ setInterval(() => { tick.value = Date.now(); }, 1000);
 /** Now by the clock of the server, in Unix seconds. */
 export const now = computed(() => tick.value / 1000 + ahead.value);
 
+/** @type {Record<string, number>} */
 const LEVELS = { Monitor: 1, Control: 2, Admin: 3 };
-const page = /** @type {keyof LEVELS | ""} */ (document.documentElement.dataset.role ?? "");
+const page = document.documentElement.dataset.role ?? "";
 /** 1 Monitor, 2 Control, 3 Admin: the lesser of the person's and the page's. */
-export const level = computed(() => Math.min(LEVELS[/** @type {keyof LEVELS} */ (role.value)] ?? 0, page ? LEVELS[page] : 3));
+export const level = computed(() => Math.min(LEVELS[role.value] ?? 0, page ? LEVELS[page] : 3));
 
 /** @param {string} type @param {any} data */
 export function take(type, data) {

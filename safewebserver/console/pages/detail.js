@@ -265,5 +265,3 @@ function figures(box) {
   }
   return shown;
 }
-
-export { State };

@@ -35,5 +35,3 @@ export function Login({ done }) {
     <p class="muted small">${t("login.help")}</p>
     ${location.protocol === "http:" && html`<p class="muted small">${t("login.clear")}</p>`}</form></main>`;
 }
-
-export { Button };

@@ -166,7 +166,7 @@ function LastEvent({ entry }) {
 function reason(lines) {
   const last = lines.at(-1);
   const why = [...lines].reverse().find((each) => each.code.startsWith("failover_") || each.code === "action_rule"
-    || each.code === "resource_set" || each.code === "transition_rule");
+    || each.code === "transition_rule");
   return why && last && Date.parse(last.date) - Date.parse(why.date) < 60000 ? why : last ?? null;
 }
 
@@ -200,5 +200,3 @@ function Table({ all }) {
       })}
       <td>${level.value >= 2 && html`<${Menu} label=${t("menu.module", { module: entry.module })} items=${globalMenu(entry.module)} />`}</td></tr>`)}</tbody></table></div>`;
 }
-
-export { Icon };

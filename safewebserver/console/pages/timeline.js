@@ -77,5 +77,3 @@ function tone(text) {
   if (/\b(red|rouge)\b|return (?!0:)-?\d+:/i.test(text)) return "red";
   return "";
 }
-
-export { when };

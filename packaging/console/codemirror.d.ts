@@ -1,0 +1,3 @@
+// CodeMirror is loaded late and used in one place: no types.
+declare const library: any;
+export = library;
