@@ -20,13 +20,13 @@ import click
 
 from cli.base import Failure, check_access, on_terminal, paint, show_json
 from cli.progress import INTERVAL, Live, Meter
-from cli.targets import Credentials, Target, TargetError, default_list, parse_targets
-from cli.webclient import Ask, CallError, call
 from safekit.disk.paths import cluster_dir, node_name, safe, safevar
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
 from safekit.view.words import duration
 from safekit.wire.keys import asking_keys, cluster_key, next_key
+from safekit.wire.targets import Credentials, Target, TargetError, default_list, parse_targets
+from safekit.wire.webclient import Ask, CallError, call
 
 MAX_SERVERS = 64
 CLUSTER_PATH = "/api/v1/cluster"

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
 from cli.base import Failure, command, json_option, module_option, module_paths, show_json
 from safekit.configuration import ConfigureError, active_stamp
-from safekit.disk.archive import ArchiveError, pack, unpack
+from safekit.disk.archive import pack, unpack
 from safekit.disk.files import locked
 from safekit.disk.paths import ModulePaths, safe
+from safekit.model.lastconfig import Copy, DamagedCopy
+from safekit.model.lastconfig import copies_of as kept_copies
 from safekit.model.store import TreeError, signature
-
-_NAME = re.compile(r"(.+)_(\d{4}-\d\d-\d\d)_(\d\d:\d\d:\d\d)\.safe")
-
-
-@dataclass(frozen=True)
-class Copy:
-    """An applied configuration: its archive, when it was applied (local time), its signature."""
-
-    path: Path
-    applied: str
-    signature: str
 
 
 def copies_of(module: str) -> tuple[Copy, ...]:
     """The kept configurations of a module, the latest first. Raises Failure for a damaged archive."""
-    directory = safe() / "modules" / "lastconfig"
-    found = []
-    for path in sorted(directory.iterdir(), reverse=True) if directory.is_dir() else ():
-        name = _NAME.fullmatch(path.name)
-        if name is None or name[1] != module:
-            continue
-        with tempfile.TemporaryDirectory() as work:
-            try:
-                unpack(path, Path(work) / module)
-                found.append(Copy(path, f"{name[2]} {name[3]}", signature(Path(work) / module)))
-            except (ArchiveError, TreeError) as error:
-                raise Failure(f"{path}: {error}", f"remove it: rm {path}") from None
-    return tuple(found)
+    try:
+        return kept_copies(module)
+    except DamagedCopy as error:
+        raise Failure(str(error), error.next_step) from None
 
 
 def table(copies: Sequence[Copy], active: str, current: str) -> list[str]:

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 
 from cli.base import Failure, command, module_option, module_paths, paint, require_admin, session
-from safekit.view.module import ModuleView, Progress, as_data, read_module
+from safekit.view.module import ModuleView, Progress, as_data, progress_of, read_module
 from safekit.view.words import duration, moment, progress_line
 
 # Exit codes of `state -lq` (guide 9.5).
 CODES = {"STOP": 0, "WAIT": 1, "ALONE": 2, "UP": 2, "PRIM": 3, "SECOND": 4}
 UNKNOWN_CODE = 5
 _HEADER = ("MODULE", "ID", "MODE", "STATE", "REMOTE", "SINCE")
-
-
-def progress_of(answer: dict[str, Any]) -> Progress | None:
-    """The reintegration in an answer of nfsadmin to `status`; None when none runs."""
-    found = answer.get("reintegration")
-    if not isinstance(found, dict):
-        return None
-
-    def number(name: str) -> float:
-        value = found.get(name)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    left = found.get("left")
-    return Progress(
-        int(number("files")),
-        int(number("files_total")),
-        int(number("bytes")),
-        int(number("bytes_total")),
-        number("rate") * 1024,
-        float(left) if isinstance(left, int | float) else None,
-        str(found.get("kind") or ""),
-    )
 
 
 def progress(view: ModuleView) -> Progress | None:

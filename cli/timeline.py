@@ -13,11 +13,11 @@ import click
 from cli.base import Failure, colored, command, json_option, module_option, module_paths
 from cli.distributed import ask_with_passwords, servers_of
 from cli.logs import log_options
-from cli.targets import Target
-from cli.webclient import Ask, CallError
 from safekit.log.messages import Language
 from safekit.log.select import levels_of
 from safekit.log.timeline import MAX_ENTRIES, BadTimeline, Clock, Entry, Source, clock, from_answer, lines, merge
+from safekit.wire.targets import Target
+from safekit.wire.webclient import Ask, CallError
 
 DEFAULT_COUNT = 200
 SECONDS = 30.0

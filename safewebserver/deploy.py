@@ -6,6 +6,8 @@ As `safekit -G` and `safekit -E` do it: each server takes all or nothing, and te
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,18 +17,18 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
-from cli.ids import module_id
-from cli.targets import Credentials, Target
-from cli.webclient import Ask, CallError, call
+from safekit.configuration import ConfigureError, module_id
 from safekit.disk.archive import pack
 from safekit.disk.paths import cluster_dir, node_name, safevar
 from safekit.model.cluster import ClusterError, load_cluster
 from safekit.wire.keys import asking_keys, cluster_key, next_key
+from safekit.wire.targets import Credentials, Target
+from safekit.wire.webclient import Ask, CallError, call
 from safewebserver.api import DEFAULT_TIMEOUT, PREFIX, ApiError, caller, json_of, need, reply
 from safewebserver.child import Commands
 from safewebserver.modules import paths_of
+from safewebserver.permissions import Role
 from safewebserver.relay import BEHALF, MAX_ANSWER, ROLE, here, targets_of
-from safewebserver.settings import Role
 
 MAX_SERVERS = 64
 Row = dict[str, Any]
@@ -107,7 +109,9 @@ class Deploy:
             results.append(await self._words(request, ("config", "-m", paths.module)))
         if not results or results[0]["status"] == 0:
             content = await asyncio.to_thread(_packed, paths)
-            number = module_id(paths) or 0
+            number = 0
+            with contextlib.suppress(ConfigureError):  # without an id of its own the others choose one
+                number = module_id(paths.module)
             path = f"{PREFIX}/modules/{quote(paths.module)}/archive?id={number}&configure=1&{_behalf(request)}"
             ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=DEFAULT_TIMEOUT)
             results += await _all([t for t in _others(request) if t.node in nodes], lambda _: ask, {})
@@ -127,8 +131,6 @@ class Deploy:
                     raise ApiError(413, "too_large", "the snapshot is too large for the browser",
                                    f"on the server: safekit snapshot -m {paths.module} /tmp/snapshot.zip")  # fmt: skip
                 content = await asyncio.to_thread(file.read_bytes)
-        import base64
-
         return reply(request, {"node": node_name(), "name": file.name, "base64": base64.b64encode(content).decode()})
 
 

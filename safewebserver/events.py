@@ -21,9 +21,9 @@ from safekit.model.cluster import ClusterError, load_cluster
 from safewebserver.api import PREFIX, STREAM_SECONDS, ApiError, need, number_of, reply
 from safewebserver.identity import Caller, Unauthorized
 from safewebserver.look import Look, about_cluster
+from safewebserver.permissions import Role
 from safewebserver.relay import Relay, Unreachable, here, targets_of
 from safewebserver.sessions import COOKIE, Sessions, Visitor
-from safewebserver.settings import Role
 
 WAIT_SECONDS = 5.0
 AGAIN_SECONDS = 2.0

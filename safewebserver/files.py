@@ -24,7 +24,7 @@ from safekit.disk.archive import ArchiveError, pack, unpack
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import node_name, safe
 from safewebserver.api import MAX_ARCHIVE, PREFIX, ApiError, json_of, need, reply
-from safewebserver.settings import Role
+from safewebserver.permissions import Role
 
 AREAS = {"modules": "modules", "templates": "Application_Modules"}
 MAX_FILE = 16 << 20

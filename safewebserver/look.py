@@ -14,13 +14,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cli.state import progress_of
 from safekit import __version__
 from safekit.bus.endpoint import BusError, Endpoint
 from safekit.configuration import list_modules
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.disk.resources import load
 from safekit.model.cluster import ClusterError, load_cluster
+from safekit.view.module import progress_of
 from safewebserver.modules import Modules
 
 LOOK_SECONDS = 0.2

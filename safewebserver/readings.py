@@ -13,9 +13,6 @@ from typing import Any
 from aiohttp import web
 from lxml import etree
 
-from cli.base import Failure
-from cli.lastconfig import copies_of
-from cli.why import Decision, history, last
 from safekit.bus.endpoint import BusError, Endpoint
 from safekit.configuration import ConfigureError, active_stamp, current_signature, module_id
 from safekit.disk.archive import ArchiveError, unpack
@@ -25,12 +22,14 @@ from safekit.log.timeline import utc
 from safekit.model import schema
 from safekit.model.cluster import ClusterError, load_cluster, load_cluster_xml
 from safekit.model.findings import ConfigError, Finding
+from safekit.model.lastconfig import DamagedCopy, copies_of
 from safekit.model.module import examine_module
 from safekit.model.types import ClusterConfig
+from safekit.view.decisions import Decision, history, last
 from safewebserver.api import PREFIX, ApiError, json_of, need, number_of, reply
 from safewebserver.forms import form_of
 from safewebserver.modules import paths_of
-from safewebserver.settings import Role
+from safewebserver.permissions import Role
 
 MAX_LINES = 10_000
 MAX_TAIL = 4 << 20
@@ -153,8 +152,8 @@ class Readings:
         paths = paths_of(request.match_info["module"])
         try:
             copies = await asyncio.to_thread(copies_of, paths.module)
-        except Failure as failure:
-            raise ApiError(409, "damaged", failure.text, failure.next_step) from None
+        except DamagedCopy as damaged:
+            raise ApiError(409, "damaged", str(damaged), damaged.next_step) from None
         rows = [
             {"number": number, "name": copy.path.name, "applied": copy.applied, "signature": copy.signature}
             for number, copy in enumerate(copies, 1)
@@ -168,8 +167,8 @@ class Readings:
         number = int(number_of(request.match_info["number"], 1, 1, 1000, "number"))
         try:
             copies = await asyncio.to_thread(copies_of, paths.module)
-        except Failure as failure:
-            raise ApiError(409, "damaged", failure.text, failure.next_step) from None
+        except DamagedCopy as damaged:
+            raise ApiError(409, "damaged", str(damaged), damaged.next_step) from None
         if number > len(copies):
             raise ApiError(404, "no_configuration", f"module {paths.module} has {len(copies)} kept configurations")
         copy = copies[number - 1]

@@ -20,17 +20,16 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from cli.targets import Target, parse_targets
-from cli.webclient import CONNECT_SECONDS, IDLE_SECONDS
 from safekit.disk.paths import node_name, safe
 from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.types import ClusterConfig
 from safekit.wire.keys import asking_keys
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
+from safekit.wire.targets import Target, parse_targets
+from safekit.wire.webclient import CONNECT_SECONDS, IDLE_SECONDS
 from safewebserver.api import MAX_ARCHIVE, PREFIX, ApiError, body_of, caller, reply
 from safewebserver.identity import Caller
-from safewebserver.permissions import Refusal, judge
-from safewebserver.settings import Role
+from safewebserver.permissions import Refusal, Role, judge
 
 BEHALF, ROLE = "on_behalf", "role"
 """Of the query, and so of what is signed: for whom a server asks, and what that person may do."""

@@ -17,7 +17,8 @@ from aiohttp import web
 
 from safewebserver.api import PREFIX, ApiError, json_of, reply
 from safewebserver.identity import Caller, Gate, Unauthorized
-from safewebserver.settings import People, Role
+from safewebserver.permissions import Role
+from safewebserver.settings import People
 
 COOKIE = "safekit_session"
 CONSOLE_HEADER = "X-SafeKit-Console"

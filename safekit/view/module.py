@@ -155,3 +155,25 @@ def as_data(view: ModuleView, running: Progress | None, *, resources: bool) -> d
             r.name: {"value": r.value, "since": r.since, "setter": r.setter} for r in view.resources.values()
         }
     return data
+
+
+def progress_of(answer: dict[str, Any]) -> Progress | None:
+    """The reintegration in an answer of nfsadmin to `status`; None when none runs."""
+    found = answer.get("reintegration")
+    if not isinstance(found, dict):
+        return None
+
+    def number(name: str) -> float:
+        value = found.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    left = found.get("left")
+    return Progress(
+        int(number("files")),
+        int(number("files_total")),
+        int(number("bytes")),
+        int(number("bytes_total")),
+        number("rate") * 1024,
+        float(left) if isinstance(left, int | float) else None,
+        str(found.get("kind") or ""),
+    )

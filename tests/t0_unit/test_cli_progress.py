@@ -10,11 +10,11 @@ import threading
 
 import pytest
 
-from cli import webclient
 from cli.distributed import as_data
 from cli.progress import Live, Meter
-from cli.targets import Target
-from cli.webclient import Ask, CallError, call
+from safekit.wire import webclient
+from safekit.wire.targets import Target
+from safekit.wire.webclient import Ask, CallError, call
 
 
 def test_a_meter_tells_rate_and_time_left() -> None:

@@ -11,10 +11,10 @@ import pytest
 from cli.ids import free_id
 from cli.level import licence, os_name
 from cli.module import port_lines
-from cli.state import progress_of, table, verdict_line
+from cli.state import table, verdict_line
 from cli.why import explain, history, parse
 from safekit.disk.resources import Resource
-from safekit.view.module import Progress, as_data, view_of
+from safekit.view.module import Progress, as_data, progress_of, view_of
 from safekit.view.words import duration, moment, progress_line, size
 
 NOW = time.mktime((2026, 1, 15, 12, 0, 0, 0, 0, -1))

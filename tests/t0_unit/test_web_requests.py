@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.targets import Credentials, TargetError, default_list, parse_targets
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire import remote
+from safekit.wire.targets import Credentials, TargetError, default_list, parse_targets
 from safewebserver.permissions import Refusal, Role, judge
 from safewebserver.settings import SettingsError, parse_groups, parse_settings, parse_users
 

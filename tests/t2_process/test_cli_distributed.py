@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from web_server import KEY, WebServer
 
-from cli import distributed, webclient
+from cli import distributed
 from cli.base import Failure
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
-from safekit.wire import remote
+from safekit.wire import remote, webclient
 
 ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}
 CLUSTER = ClusterConfig((Lan("default", nodes=tuple(LanNode(n, a) for n, a in ADDRESSES.items())),))

@@ -21,10 +21,10 @@ import psutil
 import pytest
 from web_server import KEY, PASSWORDS, WebServer, command, free_ports
 
-from cli.targets import Credentials, Target
-from cli.webclient import Ask, CallError, call
 from safekit.disk.paths import ModulePaths
 from safekit.wire import remote
+from safekit.wire.targets import Credentials, Target
+from safekit.wire.webclient import Ask, CallError, call
 from safewebserver.api import openapi
 from safewebserver.forks import reads
 from safewebserver.permissions import Role

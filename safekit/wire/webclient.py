@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cli.targets import Credentials, Target
 from safekit.disk.paths import node_name, safe
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
+from safekit.wire.targets import Credentials, Target
 
 CONNECT_SECONDS = 3.0
 IDLE_SECONDS = 10.0
