@@ -12,8 +12,9 @@ from cli.ids import free_id
 from cli.level import licence, os_name
 from cli.module import port_lines
 from cli.state import table, verdict_line
-from cli.why import explain, history, parse
+from cli.why import explain
 from safekit.disk.resources import Resource
+from safekit.view.decisions import history, parse
 from safekit.view.module import Progress, as_data, progress_of, view_of
 from safekit.view.words import duration, moment, progress_line, size
 

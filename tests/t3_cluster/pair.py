@@ -20,11 +20,11 @@ from typing import TypeVar
 
 import writer as writer_program
 
-from cli import why
 from lab.cluster import Lab, Node
 from safekit.disk.resources import Resource, parse
 from safekit.log.messages import MESSAGES
 from safekit.log.module import Line, parse_line
+from safekit.view import decisions as decisions_of
 
 T = TypeVar("T")
 MODULE = "mirror"
@@ -264,7 +264,7 @@ class Pair:
             text = self.outside(node, f"{VAR}/{self.module}/why/decisions.jsonl").read_text()
         except FileNotFoundError:
             return []
-        decisions = [decision for line in text.splitlines() if (decision := why.parse(line)) is not None]
+        decisions = [decision for line in text.splitlines() if (decision := decisions_of.parse(line)) is not None]
         return [f"{decision.time:.3f} {decision.text}" for decision in decisions]
 
     # --- logs
