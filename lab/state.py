@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from lab import kernel
 from lab.errors import LabError
 from lab.plan import Plan
+from safekit.disk import placeholder
 from safekit.process.table import lives
 
 SOCKET = "keeper.sock"
@@ -147,4 +148,14 @@ def remove_directory(directory: Path) -> None:
         directory.rename(grave)
     except FileNotFoundError:
         return
-    shutil.rmtree(grave)
+    shutil.rmtree(grave, onerror=_unseal)
+
+
+def _unseal(
+    remove: Callable[[str], object], path: str, failure: tuple[type[BaseException], BaseException, object]
+) -> None:
+    """What lies under the mount of a server that lost its power lets nobody remove it."""
+    if not isinstance(failure[1], PermissionError):
+        raise failure[1]
+    placeholder.unseal(os.fsencode(path))
+    remove(path)

@@ -29,6 +29,7 @@ from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import reserve, sync_directory, write_atomic
 from safekit.model.types import Rfs
+from safekit.process import holders
 from safekit.rfs import generations, journal
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
@@ -179,7 +180,7 @@ class Box:
     # --- prepare and release --------------------------------------------------------------------------------
 
     def prepare(self, *, degraded: bool = False) -> Fields:
-        """Mount read-only. Raises BoxError: tocheck, mount, root, listen."""
+        """Mount read-only. Raises BoxError: tocheck, mount, held, root, listen."""
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._take()
@@ -197,7 +198,9 @@ class Box:
                 self.engine.disks.open()
                 self._loaded = journal.load(self.place.directory)
                 switch.clean_hidden(self.place.directory, self.roots)
+                self._close_to_others()
                 self._mount_all()
+                self._refuse_holders(degraded=degraded)
                 if not degraded:
                     self._listen()
             except BaseException:
@@ -214,6 +217,43 @@ class Box:
             "dirty": files + directories,
             "roots": [os.fsdecode(root.mount) for root in self.roots],
         }
+
+    def _close_to_others(self) -> None:
+        for root in self.roots:
+            try:
+                root.tree.close_to_others()
+            except OSError as error:
+                log.warning(
+                    "%s stays reachable beside the mount for those who may enter it (%s): its file system should keep "
+                    "extended attributes of root",
+                    os.fsdecode(root.backing),
+                    _text(error),
+                )
+
+    def _refuse_holders(self, *, degraded: bool) -> None:
+        """Nobody else has anything of the data (R9). Looked at when the data is closed to users and the mounts stand in
+        the place of the links: whoever comes now comes to them. Raises BoxError."""
+        for root in self.roots:
+            backing = os.fsdecode(root.backing)
+            below = holders.mounted_below(root.backing)
+            problem = ""
+            if below:
+                point = os.fsdecode(below[0])
+                problem = (
+                    f"a file system is mounted on {point}, inside {backing}: umount {point}, or replicate that file "
+                    "system as a directory of its own"
+                )
+            elif found := holders.holders(root.backing):
+                who, next_step = holders.told(found)
+                problem = (
+                    f"{backing} is held by others, and what they write would not be replicated: {who}. End them, then "
+                    f"start the module again: {next_step}. A service that the module starts must not start by itself "
+                    "(systemctl disable)"
+                )
+            if problem and degraded:
+                log.error("%s", problem)  # the application waits for its directory, which it had already
+            elif problem:
+                raise BoxError("held", problem)
 
     def _close_trees(self) -> None:
         """Nothing holds the file systems of the data any more."""

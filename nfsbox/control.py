@@ -7,7 +7,7 @@ effect; nfsadmin computes it with safekit.rfs.generations, nfsbox only keeps it.
 ====================  ==============================================================================================
 prepare               (degraded=False) repair what a crash left, check `tocheck`, replace the links by mounts,
                       role standby (read-only). -> {state: map|None, journal: "clean"|"crash"|"none"|"bad",
-                      dirty: count, roots: [dir]}. Errors: tocheck, mount, root
+                      dirty: count, roots: [dir]}. Errors: tocheck, mount, root, held: by whom, and what ends that
 primary               (peer=None, paired=False, state=None) writable. paired=True: the peer was up to date at the
                       hand-over and comes back with its token; writes wait for it. paired=False: changes are
                       tracked; a secondary may connect and resynchronise. -> {}

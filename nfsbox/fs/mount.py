@@ -46,6 +46,7 @@ _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MNT_DETACH = 2
 _ASIDE = b"\x01safekit exchange"  # a name inside libfuse, never of a file
+_KEPT = ((os.ST_NOEXEC, "noexec"), (os.ST_NOATIME, "noatime"), (os.ST_SYNCHRONOUS, "sync"))
 _NOFOLLOW = 8  # the path may be a link to the data by now, which may be a mount of its own
 
 
@@ -124,6 +125,16 @@ def unmount(path: bytes) -> int:
     return 0 if _libc.umount2(path, _NOFOLLOW) == 0 else ctypes.get_errno()
 
 
+def kept_options(flags: int) -> tuple[str, ...]:
+    """Options of the mount that the file system of the data was mounted with: what an administrator has forbidden on it
+    stays forbidden (f_flag of statvfs)."""
+    return (
+        "nosuid" if flags & os.ST_NOSUID else "suid",
+        "nodev" if flags & os.ST_NODEV else "dev",
+        *(option for flag, option in _KEPT if flags & flag),
+    )
+
+
 class Mount(fuse.FUSE):  # type: ignore[misc]
     """One replicated directory, mounted. `start` mounts and returns; a thread serves it."""
 
@@ -156,7 +167,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
 
     def start(self) -> None:
         """Mount and serve. Raises MountFailure."""
-        options = f"allow_other,default_permissions,suid,dev,fsname={self.name},subtype=safekit"
+        options = ",".join(("allow_other,default_permissions", *kept_options(self.operations.tree.statvfs().f_flag)))
+        options += f",fsname={self.name},subtype=safekit"
         mount_args = _args("nfsbox", "-o", options)
         self._chan = _fuse_mount(self.path, ctypes.byref(mount_args))
         if not self._chan:

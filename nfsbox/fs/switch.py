@@ -1,20 +1,26 @@
 """Symbolic link while stopped, mount while running (guide 13.6.3), and what a crash leaves in between.
 
 stopped   /dir -> /dir_For_SafeKit_Replication
-running   /dir is a mount over an empty directory
-crashed   /dir is a directory, with or without a dead mount on it
+running   /dir is a mount over an empty directory, in which nobody can write
+crashed   /dir is that directory, with or without a dead mount on it
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from nfsbox.fs.mount import detach, unmount
 from nfsbox.pair.engine import Root
+from safekit.disk import placeholder
+from safekit.process import holders
+
+log = logging.getLogger("nfsbox")
 
 
 class SwitchFailure(OSError):
@@ -87,30 +93,43 @@ def to_mount_point(root: Root) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        os.mkdir(path, 0o755)
-        return
+        os.mkdir(path, 0)
+    else:
+        _empty_directory(root, path, status)
+    if not placeholder.seal(path):
+        log.info("%s, under the mount, can be written by root from other mount namespaces", os.fsdecode(path))
+
+
+def _empty_directory(root: Root, path: bytes, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         os.unlink(path)
-        os.mkdir(path, 0o755)
+        os.mkdir(path, 0)
     elif not stat.S_ISDIR(status.st_mode):
         raise SwitchFailure(errno.ENOTDIR, f"{os.fsdecode(path)} is neither a link nor a directory")
     elif os.listdir(path):
         raise SwitchFailure(
             errno.ENOTEMPTY,
-            f"{os.fsdecode(path)} holds files beside the replicated data: move them away "
+            f"{os.fsdecode(path)} holds files beside the replicated data{_by_whom(path)}: move them away "
             f"(the data is in {os.fsdecode(root.backing)})",
         )
 
 
+def _by_whom(path: bytes) -> str:
+    found = holders.holders(path)
+    return f", and is held by {holders.told(found)[0]}" if found else ""
+
+
 def to_link(root: Root) -> None:
-    """Make /dir a link to the data again; nothing may be mounted there. Raises OSError."""
+    """Make /dir a link to the data again; nothing may be mounted there. What was written beside the data meanwhile is
+    put aside. Raises OSError."""
     target = os.path.basename(root.backing)
     if os.path.dirname(root.backing) != os.path.dirname(root.mount):
         target = root.backing
     temporary = root.mount + b".safekit-link"
     try:
         if stat.S_ISDIR(os.lstat(root.mount).st_mode):
-            os.rmdir(root.mount)
+            placeholder.unseal(root.mount)
+            _remove_or_put_aside(root.mount)
     except FileNotFoundError:
         pass  # the link is made below
     try:
@@ -119,6 +138,23 @@ def to_link(root: Root) -> None:
         os.unlink(temporary)
         os.symlink(target, temporary)
     os.rename(temporary, root.mount)
+
+
+def _remove_or_put_aside(path: bytes) -> None:
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+            raise
+        aside = path + b".beside-the-data." + time.strftime("%Y%m%d-%H%M%S").encode()
+        log.warning(
+            "%s holds files beside the replicated data%s; nobody replicated them: they are in %s",
+            os.fsdecode(path),
+            _by_whom(path),
+            os.fsdecode(aside),
+        )
+        os.rename(path, aside)
+        os.chmod(aside, 0o700)
 
 
 def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:

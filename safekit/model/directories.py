@@ -2,7 +2,8 @@
 
 While a module is stopped, /a/dir is a symbolic link to /a/dir_For_SafeKit_Replication, where the data
 is; while it runs, a mount stands in the place of the link. After a hard failure the link is missing:
-an empty directory, or nothing, is left beside the data.
+an empty directory in which nobody can write, or nothing, is left beside the data. From the first start on the data is
+root's alone, until it is a plain directory again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safekit.disk import placeholder
 from safekit.disk.files import sync_directory
+from safekit.rfs import top
+from safekit.rfs.tree import open_top
 
 
 class State(enum.Enum):
@@ -125,6 +129,7 @@ def convert(directory: str, suffix: str, table: Iterable[Mount]) -> State | None
     if found is State.PLAIN:
         _rename(directory, backing)
     elif os.path.lexists(directory):
+        placeholder.unseal(os.fsencode(directory))
         os.rmdir(directory)
     try:
         os.symlink(os.path.basename(backing), directory)
@@ -149,6 +154,16 @@ def _rename(directory: str, backing: str) -> None:
         raise OSError(errno.EXDEV, f"{directory} comes from an image and cannot be renamed; run {copy}") from error
 
 
+def open_to_users(backing: str) -> bool:
+    """Give the data of a replicated directory its mode and owner back, which the module has taken so that nobody
+    writes beside the mount; False when they are there. Raises OSError."""
+    descriptor = open_top(os.fsencode(backing))
+    try:
+        return top.reopen(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def restore(directory: str, suffix: str, table: Iterable[Mount]) -> bool:
     """Turn a converted directory back into itself; True when something changed. Raises OSError.
 
@@ -167,9 +182,11 @@ def restore(directory: str, suffix: str, table: Iterable[Mount]) -> bool:
         )
     if found not in (State.CONVERTED, State.INTERRUPTED):
         return False
+    open_to_users(backing)
     if os.path.islink(directory):
         os.unlink(directory)
     elif os.path.lexists(directory):
+        placeholder.unseal(os.fsencode(directory))
         os.rmdir(directory)
     os.rename(backing, directory)
     sync_directory(Path(directory).parent)

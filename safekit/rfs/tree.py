@@ -20,10 +20,11 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from safekit.rfs import top
 from safekit.rfs.system import birth_ns, set_times, sync_filesystem
 
 _OPENAT2: Final = 437
@@ -121,18 +122,18 @@ def _proc(above: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%b" % (above, name)
 
 
-def _xattrs(real: bytes, *, acl: bool) -> dict[bytes, bytes]:
+def _xattrs(names: Callable[[], list[bytes]], value: Callable[[bytes], bytes], *, acl: bool) -> dict[bytes, bytes]:
     try:
-        names = os.listxattr(real, follow_symlinks=False)
+        present = names()
     except OSError as error:
         if error.errno == errno.ENOTSUP:
             return {}
         raise
     found = {}
-    for name in map(os.fsencode, names):
+    for name in present:
         if acl or not name.startswith(ACL_PREFIX):
             try:
-                found[name] = os.getxattr(real, name, follow_symlinks=False)
+                found[name] = value(name)
             except OSError as error:
                 if error.errno != errno.ENODATA:  # it was removed meanwhile
                     raise
@@ -193,8 +194,8 @@ class Tree:
     thread.
     """
 
-    def __init__(self, top: bytes, *, keep: int = 0) -> None:
-        self.top = top
+    def __init__(self, path: bytes, *, keep: int = 0) -> None:
+        self.path = path
         self._keep = keep
         self._kept: dict[bytes, Directory] = {}
         self._lock = threading.Lock()
@@ -208,7 +209,7 @@ class Tree:
         with self._lock:
             self._closed = False
             self._kept = {}
-            self._root = Directory(open_top(self.top))
+            self._root = Directory(open_top(self.path))
 
     def close(self) -> None:
         """Let go of it: its file system can be unmounted. Whoever comes later gets ESTALE."""
@@ -221,12 +222,17 @@ class Tree:
             if self._closed:
                 raise _error(errno.ESTALE)
             if self._root is None:
-                self._root = Directory(open_top(self.top))
+                self._root = Directory(open_top(self.path))
             return self._root
+
+    def close_to_others(self) -> None:
+        """Nobody but root reaches the data beside us, from now on until `reopen` of safekit.rfs.top. EOPNOTSUPP where
+        the file system cannot keep what users are to see of the top."""
+        top.close((self._root or self._begin()).fd)
 
     def shown(self, path: bytes) -> str:
         """A path for people."""
-        return os.fsdecode(self.top + b"/" + path if path else self.top)
+        return os.fsdecode(self.path + b"/" + path if path else self.path)
 
     # --- resolution ---------------------------------------------------------------------------------------
 
@@ -267,9 +273,10 @@ class Tree:
     # --- looking ------------------------------------------------------------------------------------------
 
     def lstat(self, path: bytes) -> os.stat_result:
-        """Status; a link's own."""
+        """Status; a link's own. The top looks as users are to see it."""
         above, name = self.at(path)
-        return os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        found = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        return found if path else top.status(above.fd, found)
 
     def status(self, path: bytes) -> os.stat_result | None:
         """Status; None when there is nothing of that name."""
@@ -369,6 +376,9 @@ class Tree:
     def chmod(self, path: bytes, mode: int) -> None:
         """Permission bits; EOPNOTSUPP for a link: its target is none of ours."""
         above, name = self.at(path)
+        if not path:
+            top.chmod(above.fd, mode)
+            return
         if _fchmodat2(_FCHMODAT2, above.fd, name, mode, _AT_SYMLINK_NOFOLLOW) == 0:
             return
         code = ctypes.get_errno()
@@ -385,6 +395,9 @@ class Tree:
     def chown(self, path: bytes, uid: int, gid: int) -> None:
         """Owner and group, -1 leaves one as it is; a link's own."""
         above, name = self.at(path)
+        if not path:
+            top.chown(above.fd, uid, gid)
+            return
         os.chown(name, uid, gid, dir_fd=above.fd, follow_symlinks=False)
 
     def set_times(self, path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
@@ -398,28 +411,34 @@ class Tree:
 
     def listxattr(self, path: bytes) -> list[bytes]:
         """Names of the extended attributes."""
-        _held, real = self._by_name(path)
-        return [os.fsencode(name) for name in os.listxattr(real, follow_symlinks=False)]
+        held, real = self._by_name(path)
+        names = [os.fsencode(name) for name in os.listxattr(real, follow_symlinks=False)]
+        return names if path else top.xattr_names(held.fd, names)
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """Value of an extended attribute."""
-        _held, real = self._by_name(path)
-        return os.getxattr(real, name, follow_symlinks=False)
+        held, real = self._by_name(path)
+        return os.getxattr(real, name, follow_symlinks=False) if path else top.getxattr(held.fd, name)
 
     def xattrs(self, path: bytes, *, acl: bool) -> dict[bytes, bytes]:
         """Extended attributes that are replicated: all, access control lists only with `acl`."""
-        _held, real = self._by_name(path)
-        return _xattrs(real, acl=acl)
+        return _xattrs(lambda: self.listxattr(path), lambda name: self.getxattr(path, name), acl=acl)
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute."""
-        _held, real = self._by_name(path)
-        os.setxattr(real, name, value, flags, follow_symlinks=False)
+        held, real = self._by_name(path)
+        if path:
+            os.setxattr(real, name, value, flags, follow_symlinks=False)
+        else:
+            top.setxattr(held.fd, name, value, flags)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         """Remove an extended attribute."""
-        _held, real = self._by_name(path)
-        os.removexattr(real, name, follow_symlinks=False)
+        held, real = self._by_name(path)
+        if path:
+            os.removexattr(real, name, follow_symlinks=False)
+        else:
+            top.removexattr(held.fd, name)
 
     # --- names --------------------------------------------------------------------------------------------
 
@@ -511,7 +530,12 @@ class Inside:
 
     def xattrs(self, name: bytes, *, acl: bool) -> dict[bytes, bytes]:
         """Extended attributes of one that are replicated, access control lists only with `acl`."""
-        return _xattrs(_proc(self.descriptor, name), acl=acl)
+        real = _proc(self.descriptor, name)
+        return _xattrs(
+            lambda: [os.fsencode(found) for found in os.listxattr(real, follow_symlinks=False)],
+            lambda found: os.getxattr(real, found, follow_symlinks=False),
+            acl=acl,
+        )
 
 
 def entries(descriptor: int) -> Iterator[Found]:

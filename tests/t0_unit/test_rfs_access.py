@@ -32,6 +32,8 @@ ELSEWHERE = {
     ("nfsbox/fs/switch.py", "_empty"): "the top, which root alone can exchange",
     ("nfsbox/fs/switch.py", "check"): "the top, which root alone can exchange",
     ("nfsbox/fs/switch.py", "to_mount_point"): "the place of the mount",
+    ("nfsbox/fs/switch.py", "_empty_directory"): "the place of the mount",
+    ("nfsbox/fs/switch.py", "_remove_or_put_aside"): "the place of the mount",
     ("nfsbox/fs/switch.py", "to_link"): "the place of the mount",
     ("nfsbox/pair/apply.py", "_setxattr"): "an open descriptor",
     ("nfsbox/pair/apply.py", "_removexattr"): "an open descriptor",
@@ -39,6 +41,8 @@ ELSEWHERE = {
     ("nfsbox/pair/engine.py", "Engine.sync_mounts"): "the mount, as a user of it",
     ("nfsbox/pair/tracking.py", "Journal.__init__"): "the record in SAFEVAR",
 }
+#: All their calls take descriptors, which Tree has opened.
+BY_DESCRIPTOR = {"safekit/rfs/top.py"}
 PARTS = ("nfsbox", "reintegre", "safekit/rfs")
 
 
@@ -85,11 +89,20 @@ def test_only_the_tree_opens_what_is_replicated() -> None:
     strays = [
         f"{path.relative_to(CHECKOUT)}:{line} {where}: {name}"
         for path in sources()
-        if path.relative_to(CHECKOUT) != Path("safekit/rfs/tree.py")
+        if str(path.relative_to(CHECKOUT)) not in {"safekit/rfs/tree.py", *BY_DESCRIPTOR}
         for name, where, line in calls(path)
         if (str(path.relative_to(CHECKOUT)), where) not in ELSEWHERE
     ]
     assert not strays, "these resolve paths beside safekit/rfs/tree.py:\n" + "\n".join(strays)
+
+
+def test_what_takes_descriptors_makes_none() -> None:
+    for name in BY_DESCRIPTOR:
+        for node in ast.walk(ast.parse((CHECKOUT / name).read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("os.") and node.args:
+                called, first = ast.unparse(node.func), ast.unparse(node.args[0])
+                known = called in {"os.strerror", "os.stat_result"} or first == "fd"
+                assert known, f"{name}:{node.lineno}: {called}({first})"
 
 
 def test_what_is_said_to_open_something_else_exists() -> None:

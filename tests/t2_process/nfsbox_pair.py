@@ -18,6 +18,7 @@ from typing import Any
 
 import msgpack
 
+from safekit.disk import placeholder
 from safekit.rfs import wire
 
 DRIVER = Path(__file__).with_name("nfsbox_driver.py")
@@ -120,6 +121,8 @@ class Node:
         libc = ctypes.CDLL(None)
         while libc.umount2(os.fsencode(self.mount), 2 | 8) == 0:
             pass
+        if self.mount.is_dir() and not self.mount.is_symlink():
+            placeholder.unseal(os.fsencode(self.mount))
 
     def log(self) -> str:
         return (self.base / "errors").read_text()
