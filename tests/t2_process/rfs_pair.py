@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from safekit.bus.endpoint import BusError, Endpoint, Request
+from safekit.disk import placeholder
 from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
@@ -273,6 +274,8 @@ class Pair:
             with contextlib.suppress(BusError, subprocess.TimeoutExpired):
                 node.power_off()
             subprocess.run(["umount", "-l", str(node.dir)], stderr=subprocess.DEVNULL, check=False)
+            if node.dir.is_dir() and not node.dir.is_symlink():
+                placeholder.unseal(os.fsencode(node.dir))
             for endpoint in node.endpoints:
                 self.run(endpoint.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
