@@ -18,7 +18,7 @@ from reintegre.session import Copied, Hooks, Limits, Session
 from safekit.bus.endpoint import BusError
 from safekit.model.types import Rfs
 from safekit.process.frame import Context, run
-from safekit.rfs import journal
+from safekit.rfs import journal, quarantine
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.generations import Kind, Verdict
 
@@ -74,6 +74,7 @@ class Run:
         self._address = self._primary_address(status)
         control = Primary(await asyncio.to_thread(self.connect))
         info = await asyncio.to_thread(control.info)
+        await self._keep_what_is_overwritten(await self.ask("rei_verdict", source=info["state"]))
         answer = await self.ask("rei_begin", source=info["state"], pid=os.getpid())
         verdict = Verdict(
             Kind(answer["kind"]),
@@ -94,6 +95,42 @@ class Run:
         finally:
             shown.cancel()
         await self.ask("rei_end", source=state if state is not None else info["state"])
+
+    async def _keep_what_is_overwritten(self, verdict: dict[str, Any]) -> None:
+        """Before nfsbox takes the first change of the primary: afterwards it may be gone."""
+        if not verdict["overwrites"]:
+            return
+        log, paths = self.context.log, self.context.paths
+        try:
+            kept = await asyncio.to_thread(self._quarantine, verdict)
+        except OSError as error:
+            log.event("quarantine_failed", dir=paths.var / "quarantine", reason=error.strerror or str(error))
+            return
+        if kept.entries:
+            log.event(
+                "quarantined",
+                files=len(kept.kept),
+                size=size_text(kept.bytes),
+                dir=paths.var / "quarantine" / kept.id,
+                left=len(kept.entries) - len(kept.kept),
+                module=self.context.module,
+                id=kept.id,
+            )
+
+    def _quarantine(self, verdict: dict[str, Any]) -> quarantine.Quarantine:
+        changes = journal.load(self.context.paths.rfs).changes
+        trees = [tree.data for tree in self.trees]
+        items = (item for item in journal.expand(changes, trees) if not self.trees[item[0]].excluded(item[1]))
+        named = [(r.dir, tree) for r, tree in zip(self.rfs.replicated, trees, strict=True)]
+        return quarantine.keep(
+            self.context.paths.var / "quarantine",
+            named,
+            items,
+            self.rfs.ruzone_blocksize,
+            generation=int(verdict["generation"]),
+            rule=verdict["rule"],
+            sentence=verdict["sentence"],
+        )
 
     def _primary_address(self, status: dict[str, Any]) -> Address:
         peer = status.get("peer") or self.context.config.peer(self.context.cluster, self.context.node)

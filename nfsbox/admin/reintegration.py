@@ -85,6 +85,8 @@ class Reintegration:
         if not self.active:
             raise BusError("not_wanted", "no reintegration is under way")
         match request.op:
+            case "rei_verdict":
+                return self._found(request)[2]
             case "rei_begin":
                 return await self._begin(request)
             case "rei_end":
@@ -95,7 +97,8 @@ class Reintegration:
                 self._progress = {k: v for k, v in request.fields.items() if not k.startswith("_")}
         return None
 
-    async def _begin(self, request: Request) -> dict[str, Any]:
+    def _found(self, request: Request) -> tuple[generations.DataState, Verdict, dict[str, Any]]:
+        """(state of the primary, verdict, what reintegre needs of both): nothing is changed by it. Raises BusError."""
         asking, standing = self._asking, self._standing
         try:
             source = generations.from_fields(request.fields.get("source"))
@@ -107,14 +110,7 @@ class Reintegration:
         found = generations.verdict(source, state, namespacepolicy=policy)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
-        self._watch_process(int(request.fields.get("pid") or 0))
-        marked = generations.receiving(state, found, source, time.time_ns())
-        await asking.nfsbox("state_set", state=generations.to_fields(marked))
-        standing.state, self.verdict = marked, found
-        asking.set_resource("rfs.inconsistent", "up")
-        code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
-        asking.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
-        return {
+        fields = {
             "kind": found.kind.value,
             "rule": found.rule,
             "sentence": found.sentence,
@@ -123,7 +119,22 @@ class Reintegration:
             "source_idle": source.idle_ns,
             "target_idle": state.idle_ns,
             "server": state.server,
+            "generation": state.current,
         }
+        return source, found, fields
+
+    async def _begin(self, request: Request) -> dict[str, Any]:
+        asking, standing = self._asking, self._standing
+        source, found, fields = self._found(request)
+        state = standing.known_state()
+        self._watch_process(int(request.fields.get("pid") or 0))
+        marked = generations.receiving(state, found, source, time.time_ns())
+        await asking.nfsbox("state_set", state=generations.to_fields(marked))
+        standing.state, self.verdict = marked, found
+        asking.set_resource("rfs.inconsistent", "up")
+        code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
+        asking.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
+        return fields
 
     async def _end(self, request: Request) -> None:
         asking, standing = self._asking, self._standing

@@ -111,6 +111,12 @@ _TABLE = (
             "Réintégration {kind} : {sentence} (règle {rule})"),
     Message("reintegration_lost_file", "E", "Changes of this server are overwritten: {path}",
             "Des modifications de ce serveur sont écrasées : {path}"),
+    Message("quarantined", "E", "What this server wrote on its own is kept before it is overwritten: {files} files,"
+            " {size}, in {dir} ({left} not kept); see: safekit quarantine show -m {module} {id}",
+            "Ce que ce serveur a écrit seul est conservé avant d'être écrasé : {files} fichiers, {size}, dans {dir}"
+            " ({left} non conservés) ; voir : safekit quarantine show -m {module} {id}"),
+    Message("quarantine_failed", "E", "What this server wrote on its own is overwritten and could not be kept in {dir}:"
+            " {reason}", "Ce que ce serveur a écrit seul est écrasé et n'a pu être conservé dans {dir} : {reason}"),
     Message("reintegration_failed", "E", "Reintegration failed: {reason}", "Échec de la réintégration : {reason}"),
     Message("reintegration_detail", "I", "Reintegration of {dir}: {text}", "Réintégration de {dir} : {text}"),
     Message("rfs_state_fault", "E", "{reason}: the next reintegration copies everything",

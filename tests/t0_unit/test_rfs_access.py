@@ -39,6 +39,10 @@ ELSEWHERE = {
     ("nfsbox/pair/apply.py", "_removexattr"): "an open descriptor",
     ("nfsbox/pair/engine.py", "Engine.note_hidden"): "a note in SAFEVAR",
     ("nfsbox/pair/engine.py", "Engine.sync_mounts"): "the mount, as a user of it",
+    ("safekit/rfs/quarantine.py", "keep"): "SAFEVAR",
+    ("safekit/rfs/quarantine.py", "_keep_one"): "a copy in SAFEVAR",
+    ("safekit/rfs/quarantine.py", "restore"): "a directory that the administrator chose",
+    ("safekit/rfs/quarantine.py", "remove"): "SAFEVAR",
     ("nfsbox/pair/tracking.py", "Journal.__init__"): "the record in SAFEVAR",
 }
 #: All their calls take descriptors, which Tree has opened.
