@@ -91,7 +91,7 @@ class Admin:
             case "rfs_bandwidth":
                 if self.standing.role == "primary":
                     self.bandwidth.show(request.fields)
-            case "rei_begin" | "rei_end" | "rei_failed" | "rei_progress":
+            case "rei_verdict" | "rei_begin" | "rei_end" | "rei_failed" | "rei_progress":
                 return await self.reintegration.handle(request)
             case _:
                 raise BusError("unknown_op", f"nfsadmin does not serve {op!r}")

@@ -3,6 +3,7 @@ says what it needs."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -252,7 +253,7 @@ def test_t4_2_10_split_brain(pair: Pair) -> None:
     prim, second = protected(pair)
     pair.wait_records(prim, 5)
     pair.expect("failover_no_heartbeat", "splitbrain_staying", "splitbrain_exiting", "vip_conflict")
-    pair.expect("reintegration_overwrites", "reintegration_lost_file")
+    pair.expect("reintegration_overwrites", "reintegration_lost_file", "quarantined")
     mark = pair.mark()
     for lan in pair.lab.plan.lans:
         prim.cut(lan)
@@ -287,5 +288,7 @@ def test_t4_2_10_split_brain(pair: Pair) -> None:
         ],
     )
     assert "Script stop_prim" not in [line.english for line in pair.log(prim, mark)]
-    # What the sacrificed server acknowledged while it was split off is given up, as the guide says.
+    # What the sacrificed server acknowledged while it was split off is given up, as the guide says, and kept.
+    kept = json.loads(second.safekit("quarantine", "list", "-m", pair.module, "--json").stdout)
+    assert len(kept) == 1 and kept[0]["kept"] and kept[0]["rule"] == "split_brain"
     pair.verify(prim, servers=[prim])

@@ -229,7 +229,7 @@ def test_the_replication_network_cut(pair: Pair) -> None:
 def test_all_networks_cut_and_healed(pair: Pair) -> None:
     prim, second = protected(pair)
     pair.expect("failover_no_heartbeat", "splitbrain_staying", "splitbrain_exiting", "vip_conflict")
-    pair.expect("reintegration_overwrites", "reintegration_lost_file")
+    pair.expect("reintegration_overwrites", "reintegration_lost_file", "quarantined")
     before = set(pair.acknowledged(second))
     prim.cut()
     for node in pair.nodes:
