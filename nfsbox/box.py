@@ -331,7 +331,7 @@ class Box:
         for root in self.roots:
             if not switch.is_mounted(root.mount):
                 try:
-                    switch.to_link(root)
+                    switch.to_link(root, put_aside=not failed)
                 except OSError as error:
                     if not failed:
                         raise

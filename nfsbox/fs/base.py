@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import fuse
@@ -103,6 +104,15 @@ class Base(fuse.Operations):  # type: ignore[misc]
 
     def _directory_mtime(self, path: bytes) -> int:
         return self.tree.lstat(parent(path)).st_mtime_ns
+
+    @contextlib.contextmanager
+    def _unseen(self, path: bytes) -> Iterator[None]:
+        """An entry is made or removed that exists on this server only: the time of its directory stays as it is. Nobody
+        sends it meanwhile (order lock)."""
+        with self.engine.order:
+            mtime = self._directory_mtime(path)
+            yield
+            self.tree.set_times(parent(path), None, mtime)
 
     def _send_name(self, stream: Stream, op: Op, path: bytes, body: bytes, **fields: int) -> int:
         """Send an operation on a name; the time of its directory follows within a second."""

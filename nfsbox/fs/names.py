@@ -265,11 +265,10 @@ class Names(Base):
         relative = self._relative(path)
         if is_hidden(relative):
             # The name was given up long ago: the directory must not look changed now, and only here.
-            mtime = self._directory_mtime(relative)
             self.hidden.discard(self.tree.lstat(relative).st_ino)
-            self.tree.unlink(relative)
+            with self._unseen(relative):
+                self.tree.unlink(relative)
             self.engine.forget_hidden(self.index, relative)
-            self.tree.set_times(parent(relative), None, mtime)
             return
         if self._excluded(relative):
             self.tree.unlink(relative)

@@ -229,11 +229,10 @@ class Operations(Names):
         """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
         if not self._excluded(parent(relative)):
             self.engine.check_writable()
-        mtime = self._directory_mtime(relative)
         self.engine.note_hidden(self.index, relative)
-        descriptor = self.tree.create(relative, os.O_RDWR, mode)
+        with self._unseen(relative):
+            descriptor = self.tree.create(relative, os.O_RDWR, mode)
         self._give(relative, mode)
-        self.tree.set_times(parent(relative), None, mtime)
         status = os.fstat(descriptor)
         self.hidden.add(status.st_ino)
         self._opened(descriptor, status, relative, fi).temporary = True
@@ -243,10 +242,11 @@ class Operations(Names):
         """The place holder goes with the last handle; another name that it was given stays."""
         self.hidden.discard(file.inode)
         self.engine.forget_hidden(self.index, file.path)
-        with contextlib.suppress(FileNotFoundError):  # somebody has removed it behind the mount
-            mtime = self._directory_mtime(file.path)
+        with (
+            contextlib.suppress(FileNotFoundError),
+            self._unseen(file.path),
+        ):  # somebody has removed it behind the mount
             self.tree.unlink(file.path)
-            self.tree.set_times(parent(file.path), None, mtime)
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity

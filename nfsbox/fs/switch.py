@@ -119,9 +119,9 @@ def _by_whom(path: bytes) -> str:
     return f", and is held by {holders.told(found)[0]}" if found else ""
 
 
-def to_link(root: Root) -> None:
-    """Make /dir a link to the data again; nothing may be mounted there. What was written beside the data meanwhile is
-    put aside. Raises OSError."""
+def to_link(root: Root, *, put_aside: bool = True) -> None:
+    """Make /dir a link to the data again; nothing may be mounted there. What was written beside the data while the
+    module ran is put aside. Raises OSError."""
     target = os.path.basename(root.backing)
     if os.path.dirname(root.backing) != os.path.dirname(root.mount):
         target = root.backing
@@ -129,7 +129,7 @@ def to_link(root: Root) -> None:
     try:
         if stat.S_ISDIR(os.lstat(root.mount).st_mode):
             placeholder.unseal(root.mount)
-            _remove_or_put_aside(root.mount)
+            _remove(root.mount, put_aside=put_aside)
     except FileNotFoundError:
         pass  # the link is made below
     try:
@@ -140,11 +140,11 @@ def to_link(root: Root) -> None:
     os.rename(temporary, root.mount)
 
 
-def _remove_or_put_aside(path: bytes) -> None:
+def _remove(path: bytes, *, put_aside: bool) -> None:
     try:
         os.rmdir(path)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+        if not put_aside or error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
             raise
         aside = path + b".beside-the-data." + time.strftime("%Y%m%d-%H%M%S").encode()
         log.warning(

@@ -33,7 +33,7 @@ ELSEWHERE = {
     ("nfsbox/fs/switch.py", "check"): "the top, which root alone can exchange",
     ("nfsbox/fs/switch.py", "to_mount_point"): "the place of the mount",
     ("nfsbox/fs/switch.py", "_empty_directory"): "the place of the mount",
-    ("nfsbox/fs/switch.py", "_remove_or_put_aside"): "the place of the mount",
+    ("nfsbox/fs/switch.py", "_remove"): "the place of the mount",
     ("nfsbox/fs/switch.py", "to_link"): "the place of the mount",
     ("nfsbox/pair/apply.py", "_setxattr"): "an open descriptor",
     ("nfsbox/pair/apply.py", "_removexattr"): "an open descriptor",
