@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 
+from tests.t2_process.cli_server import NotedAdmin, Server, install_mirror, make_server
+from tests.t2_process.nfsbox_pair import Pair
 from tests.t2_process.vip_network import Network, network
 
 
@@ -27,3 +30,37 @@ def net(wires: Machines) -> Iterator[Machines]:
     """The machines of the file, for one test."""
     yield wires
     wires.clean()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Where commands run, without a safeadmin. Files with other servers have a fixture of that name of their own."""
+    return make_server(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[NotedAdmin]:
+    """The safeadmin of `server`."""
+    with NotedAdmin(server.port) as noted:
+        yield noted
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
+    """Makes pairs of engines; they are closed after the test."""
+    made: list[Pair] = []
+
+    def build(**options: object) -> Pair:
+        pair = Pair(tmp_path / str(len(made)), **options)  # type: ignore[arg-type]
+        made.append(pair)
+        return pair
+
+    yield build
+    for pair in made:
+        pair.close()
+
+
+@pytest.fixture
+def data(server: Server, admin: NotedAdmin, tmp_path: Path) -> Path:
+    """A replicated directory with a file, and a module `mirror` that is installed and not yet configured."""
+    return install_mirror(server, tmp_path)

@@ -25,8 +25,10 @@ from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
 from safekit.wire import seal
+from tests.t2_process.reintegre_primary import tree
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
+ZONE = 1 << 20
 MODULES = {
     "nfsbox": "nfsbox.main",
     "nfsadmin": "nfsbox.admin.main",
@@ -311,3 +313,37 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def told(node: Node, code: str) -> list[str]:
+    return [text for found, text in node.log() if found == code]
+
+
+def leave(pair: Pair, primary: Node, secondary: Node) -> None:
+    """The secondary stops in order."""
+    secondary.ask("standby")
+    primary.ask("alone")
+    secondary.ask("release")
+    for name in ("nfsadmin", "nfsbox"):
+        secondary.kill(name, signal.SIGTERM)
+
+
+def equal(pair: Pair) -> None:
+    """The data of both servers; a moment is allowed for what is acknowledged but not applied."""
+
+    def look(backing: Path) -> dict[str, tuple[Any, ...]] | None:
+        try:
+            return tree(backing)
+        except FileNotFoundError:  # the place holder of a file that was closed went while it was looked at
+            return None
+
+    deadline = time.monotonic() + 5
+    while True:
+        one, two = look(pair.n1.backing), look(pair.n2.backing)
+        if one is not None and one == two:
+            return
+        if time.monotonic() > deadline:
+            assert one is not None and two is not None, "names come and go"
+            different = {k: (one.get(k), two.get(k)) for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+            raise AssertionError(f"{len(different)} entries differ: {dict(list(different.items())[:5])}")
+        time.sleep(0.05)

@@ -7,9 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_cli_commands import NotedAdmin, Server, admin, server
 
-__all__ = ["admin", "server"]
+from tests.t2_process.cli_server import NotedAdmin, Server
 
 GOOD = """<cluster><lans>
  <lan name="default"><node name="n1" addr="10.1.0.1"/><node name="n2" addr="10.1.0.2"/></lan>

@@ -7,39 +7,7 @@ import time
 import zipfile
 from pathlib import Path
 
-import pytest
-from test_cli_commands import NotedAdmin, Server, admin, make_archive, server
-
-__all__ = ["admin", "server"]
-
-CLUSTER = """<cluster><lans>
- <lan name="default"><node name="n1" addr="10.1.0.1"/><node name="n2" addr="10.1.0.2"/></lan>
-</lans></cluster>
-"""
-
-
-def userconfig(directory: Path, lan: str = "default") -> str:
-    return f"""<safe>
- <service mode="mirror">
-  <heart><heartbeat name="{lan}" ident="flow"/></heart>
-  <rfs><replicated dir="{directory}"/></rfs>
- </service>
-</safe>
-"""
-
-
-@pytest.fixture
-def data(server: Server, admin: NotedAdmin, tmp_path: Path) -> Path:
-    """A replicated directory with a file, and the module installed."""
-    directory = tmp_path / "data"
-    directory.mkdir()
-    (directory / "file").write_text("content")
-    (tmp_path / "cluster.xml").write_text(CLUSTER)
-    assert server.run("cluster", "config", str(tmp_path / "cluster.xml")).returncode == 0
-    scripts = {"bin/start_prim": "#!/bin/sh\n", "bin/confcheck": "#!/bin/sh\nexit ${CONFCHECK:-0}\n"}
-    archive = make_archive(tmp_path / "m.safe", **{"conf/userconfig.xml": userconfig(directory), **scripts})
-    assert server.run("module", "install", "-m", "mirror", str(archive)).returncode == 0
-    return directory
+from tests.t2_process.cli_server import NotedAdmin, Server, userconfig
 
 
 def signatures(server: Server) -> tuple[str, str]:

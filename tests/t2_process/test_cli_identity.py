@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_commands import NotedAdmin, Server, admin, make_archive, server
-from test_cli_configure import CLUSTER, data, userconfig
 
-__all__ = ["admin", "data", "server"]
+from tests.t2_process.cli_server import CLUSTER, NotedAdmin, Server, make_archive, userconfig
 
 
 def facts(*modules: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,9 @@ import threading
 import time
 
 import pytest
-from test_cli_commands import CHECKOUT, PRIM, RUNNING, NotedAdmin, Server, admin, make_module, put_state, server
 
 from safekit.log.module import ModuleLog
-
-__all__ = ["admin", "server"]
+from tests.t2_process.cli_server import CHECKOUT, PRIM, RUNNING, NotedAdmin, Server, make_module, put_state
 
 COMMANDS = [
     "cli.main state",

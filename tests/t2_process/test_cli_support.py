@@ -10,13 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_cli_commands import Server, make_module, server
 
 from safekit.disk.archive import pack
 from safekit.disk.paths import ModulePaths
 from safekit.log.module import ModuleLog
+from tests.t2_process.cli_server import Server, make_module
 
-__all__ = ["server"]
 SECRET = "5ec" * 21 + "f"
 
 

@@ -13,10 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_cli_commands import CHECKOUT, PRIM, RUNNING, NotedAdmin, Server, admin, make_module, put_state, server
-from test_cli_configure import data
 
-__all__ = ["admin", "data", "server"]
+from tests.t2_process.cli_server import CHECKOUT, PRIM, RUNNING, NotedAdmin, Server, make_module, put_state
 
 
 class Terminal:

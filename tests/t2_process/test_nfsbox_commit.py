@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nfsbox_pair import Pair, assert_equal_soon
 
 from nfsbox.pair import commit, secondary
 from nfsbox.pair.commit import Disks, Due
@@ -21,6 +20,7 @@ from nfsbox.pair.secondary import Applier
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER, Flag, Op, Set, WireClosed, pack_attr
+from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon
 
 Event = tuple[str, Any]
 

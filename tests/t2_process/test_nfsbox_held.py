@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nfsbox_pair import Pair, assert_equal_soon, wait_for
+
+from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon, wait_for
 
 
 @pytest.fixture

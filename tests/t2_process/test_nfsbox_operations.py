@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nfsbox_pair import Pair, assert_equal_soon, wait_for
+
+from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon, wait_for
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nfsbox_pair import DriverError, Pair, finish, wait_for
 
 from nfsbox.fs import kernel
 from nfsbox.fs.operations import Operations
@@ -25,22 +24,9 @@ from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.journal import expand
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op
+from tests.t2_process.nfsbox_pair import DriverError, Pair, finish, wait_for
 
 MakePair = Callable[..., Pair]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakePair]:
-    made: list[Pair] = []
-
-    def build(**options: object) -> Pair:
-        pair = Pair(tmp_path / str(len(made)), **options)  # type: ignore[arg-type]
-        made.append(pair)
-        return pair
-
-    yield build
-    for pair in made:
-        pair.close()
 
 
 class Change(threading.Thread):

@@ -10,11 +10,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nfsbox_pair import (
+
+from safekit.rfs import generations, journal, wire
+from safekit.rfs.changes import Mode
+from safekit.rfs.tree import Tree
+from tests.t2_process.nfsbox_pair import (
     DriverError,
     Node,
     Pair,
@@ -25,25 +29,7 @@ from nfsbox_pair import (
     wait_for,
 )
 
-from safekit.rfs import generations, journal, wire
-from safekit.rfs.changes import Mode
-from safekit.rfs.tree import Tree
-
 MakePair = Callable[..., Pair]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakePair]:
-    made: list[Pair] = []
-
-    def build(**options: object) -> Pair:
-        pair = Pair(tmp_path / str(len(made)), **options)  # type: ignore[arg-type]
-        made.append(pair)
-        return pair
-
-    yield build
-    for pair in made:
-        pair.close()
 
 
 class Writer(threading.Thread):
@@ -294,7 +280,7 @@ def test_resynchronisation_while_the_application_writes(make: MakePair) -> None:
 
 
 def _contents(directory: Path) -> dict[bytes, tuple[object, ...]]:
-    from nfsbox_pair import tree
+    from tests.t2_process.nfsbox_pair import tree
 
     return tree(directory)
 

@@ -14,8 +14,7 @@ import pytest
 
 from reintegre.local import LocalTree
 from safekit.model.types import Replicated, Rfs
-from tests.t2_process.rfs_pair import Pair
-from tests.t2_process.test_reintegre_pair import ZONE, equal, leave
+from tests.t2_process.rfs_pair import ZONE, Pair, equal, leave
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -9,16 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from safekit.bus.endpoint import BusError
 from safekit.model.types import Replicated, Rfs
-from tests.t2_process.reintegre_primary import tree
-from tests.t2_process.rfs_pair import Node, Pair
-
-ZONE = 1 << 20
+from tests.t2_process.rfs_pair import ZONE, Node, Pair, equal, leave, told
 
 
 @pytest.fixture
@@ -35,40 +31,6 @@ def populate(node: Node, files: int = 60) -> None:
         path.write_bytes(os.urandom(1 + number * 997))
     (node.backing / "link").symlink_to("d0/f0")
     os.link(node.backing / "d1/f1", node.backing / "hard")
-
-
-def equal(pair: Pair) -> None:
-    """The data of both servers; a moment is allowed for what is acknowledged but not applied."""
-
-    def look(backing: Path) -> dict[str, tuple[Any, ...]] | None:
-        try:
-            return tree(backing)
-        except FileNotFoundError:  # the place holder of a file that was closed went while it was looked at
-            return None
-
-    deadline = time.monotonic() + 5
-    while True:
-        one, two = look(pair.n1.backing), look(pair.n2.backing)
-        if one is not None and one == two:
-            return
-        if time.monotonic() > deadline:
-            assert one is not None and two is not None, "names come and go"
-            different = {k: (one.get(k), two.get(k)) for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
-            raise AssertionError(f"{len(different)} entries differ: {dict(list(different.items())[:5])}")
-        time.sleep(0.05)
-
-
-def told(node: Node, code: str) -> list[str]:
-    return [text for found, text in node.log() if found == code]
-
-
-def leave(pair: Pair, primary: Node, secondary: Node) -> None:
-    """The secondary stops in order."""
-    secondary.ask("standby")
-    primary.ask("alone")
-    secondary.ask("release")
-    for name in ("nfsadmin", "nfsbox"):
-        secondary.kill(name, signal.SIGTERM)
 
 
 def test_first_synchronisation_then_replication_then_only_zones(pair: Pair) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from safekit.model.types import Replicated, Rfs
-from tests.t2_process.rfs_pair import Node, Pair
-from tests.t2_process.test_reintegre_pair import ZONE, equal, leave
+from tests.t2_process.rfs_pair import ZONE, Node, Pair, equal, leave
 
 SAME = 10**18  # the time of every file
 MARK_S = 2.2  # a directory is marked two seconds back: what is older than the change must not look new

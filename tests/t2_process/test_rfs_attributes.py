@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from safekit.model.types import Replicated, Rfs
-from tests.t2_process.rfs_pair import Pair
-from tests.t2_process.test_reintegre_pair import equal, leave, told
+from tests.t2_process.rfs_pair import Pair, equal, leave, told
 
 
 @pytest.fixture

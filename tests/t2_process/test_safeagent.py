@@ -33,7 +33,7 @@ from tests.t2_process.agent_server import (
     tool,
     wait_for,
 )
-from tests.t2_process.test_cli_commands import NotedAdmin
+from tests.t2_process.cli_server import NotedAdmin
 from tests.t2_process.web_server import CHECKOUT, free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("snmpget") is None, reason="net-snmp's tools are not here: bin/setup test")
