@@ -8,8 +8,7 @@ from pathlib import Path
 
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs import quarantine
-from tests.t2_process.rfs_pair import Pair
-from tests.t2_process.test_reintegre_pair import ZONE, equal
+from tests.t2_process.rfs_pair import ZONE, Pair, equal
 
 
 def test_what_the_loser_wrote_is_kept(tmp_path: Path) -> None:
