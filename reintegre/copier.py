@@ -32,6 +32,13 @@ BATCH = 64 << 20
 MOVED = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENOTEMPTY, errno.EEXIST}
 )
+#: Errors that concern one entry alone: it stays as it is, and the rest is made equal all the same.
+OF_ONE: Final = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.EIO, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.E2BIG),
+        *(errno.ERANGE, errno.ETXTBSY, errno.EFBIG, errno.EOVERFLOW, errno.EBUSY, errno.EMLINK, errno.EXDEV),
+    }
+)
 #: Characters of a name that a message tells.
 _NAME: Final = 300
 
@@ -47,6 +54,14 @@ def about(path: bytes, error: OSError) -> OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         text += ": make room there, it is tried again"
     return OSError(error.errno, text)
+
+
+def of_one(path: bytes, error: OSError) -> OSError:
+    """The same fault, telling which name it concerns. Raises it when it concerns more than one."""
+    told = about(path, error)
+    if isinstance(error, WireError) or error.errno not in OF_ONE:
+        raise told from None
+    return told
 
 
 class Stopped(Exception):
@@ -69,11 +84,12 @@ class FileWork:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """copied: bytes of data sent. written: the file was written to, if only with holes. again: the file became another
-    one meanwhile."""
+    one meanwhile. fault: it cannot be made equal, for a reason of its own."""
 
     copied: int
     again: bool = False
     written: bool = False
+    fault: OSError | None = None
 
 
 class Pairs:
@@ -131,7 +147,7 @@ class Copier:
             return self._file(work)
         except OSError as error:
             if error.errno not in MOVED:
-                raise about(work.path, error) from None
+                return Outcome(0, fault=of_one(work.path, error))
             # The name is gone, or names something else now: it is looked at again.
             return Outcome(0, again=True)
 
@@ -159,7 +175,7 @@ class Copier:
             return self.file(work)
         if code and code not in MOVED:
             where = "primary" if kind == "gone" else "secondary"
-            raise about(work.path, OSError(code, f"{os.strerror(code)} on the {where}"))
+            return Outcome(0, fault=of_one(work.path, OSError(code, f"{os.strerror(code)} on the {where}")))
         self._meter.compared(work.size)
         if code or kind != "file" or ino != work.ino:
             return Outcome(0, again=bool(code) or kind != "gone")

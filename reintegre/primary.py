@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from reintegre.plan import Entry
 from reintegre.records import Item
+from safekit.rfs.wire import unpack_time
 
 
 class ProtocolFault(Exception):
@@ -48,8 +49,8 @@ def entry(fields: Sequence[Any]) -> Entry:
             int(uid),
             int(gid),
             int(size),
-            int(atime),
-            int(mtime),
+            unpack_time(atime),
+            unpack_time(mtime),
             int(ino),
             int(nlink),
             int(rdev),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from reintegre.copier import MOVED, Copier, FileWork, Outcome, Pairs, Stopped
+from reintegre.copier import MOVED, Copier, FileWork, Outcome, Pairs, Stopped, of_one
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
@@ -24,6 +24,9 @@ QUEUED_FILES = 4096
 TOGETHER = 128
 #: Times that one name may change under our hands before it counts as a fault.
 MOST_TRIES = 1000
+#: Entries that cannot be made equal after which the reintegration ends at once, and how many of them are named.
+MOST_FAULTS = 1000
+FAULTS_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Session:
         self._roots: dict[int, _Root] = {}
         self._revisit: set[tuple[int, bytes, bool]] = set()
         self._tries: dict[Key, int] = {}
+        self._faults: list[OSError] = []
 
     # --- from outside -------------------------------------------------------------------------------------
 
@@ -213,8 +217,27 @@ class Session:
             self._give_directory,
             self._give_file,
             self._later,
+            self._fault,
             self._hooks.detail,
         )
+
+    def _fault(self, error: OSError) -> None:
+        """One entry cannot be made equal: it is named at the end, and the rest goes on. Raises it when there are so
+        many that they are no exception."""
+        with self._changed:
+            self._faults.append(error)
+            if len(self._faults) >= MOST_FAULTS:
+                raise error
+        self._hooks.detail(error.strerror or str(error))
+
+    def _all_equal(self) -> None:
+        """Raises OSError with the names of what could not be made equal."""
+        if not self._faults:
+            return
+        told = list(dict.fromkeys(error.strerror or str(error) for error in self._faults))
+        more = f"; and {len(told) - FAULTS_TOLD} more" if len(told) > FAULTS_TOLD else ""
+        text = "; ".join(told[:FAULTS_TOLD]) + more
+        raise OSError(self._faults[0].errno, f"everything else is equal, but not: {text}")
 
     def _later(self, root: int, path: bytes) -> None:
         """Look at an entry again. Raises ProtocolFault when that happens without end."""
@@ -287,6 +310,8 @@ class Session:
                 self._roots[work.root].end = time.monotonic()
         if outcome.again:
             self._later(work.root, work.path)
+        if outcome.fault is not None:
+            self._fault(outcome.fault)
         if outcome.copied:
             self._hooks.detail(f"copied {work.path!r}: {outcome.copied} of {work.size} bytes")
         self._finished()
@@ -312,6 +337,7 @@ class Session:
                 self._settle()
                 continue
             self._check()
+            self._all_equal()
             done, left, state = control.end(server)
             if done:
                 return state
@@ -344,9 +370,10 @@ class Session:
                     self._give_directory(root, path, True)
                 return
         except OSError as error:
-            if error.errno not in MOVED:
-                raise
-            self._later(root, path)
+            if error.errno in MOVED:
+                self._later(root, path)
+            else:
+                self._fault(of_one(path, error))
             return
         walker.try_entry(root, path, remote, local, True)
 
@@ -366,9 +393,10 @@ class Session:
                         self._pairs.forget(root, there.ino)
                         self._later(root, first)
                 except OSError as error:
-                    if error.errno not in MOVED:
-                        raise
-                    self._later(root, path)
+                    if error.errno in MOVED:
+                        self._later(root, path)
+                    else:
+                        self._fault(of_one(path, error))
                 self._hooks.detail(f"link {path!r} to {first!r}")
             elif name is not None:
                 # The name that stood for the file is gone: this one does.
@@ -387,9 +415,10 @@ class Session:
             try:
                 control.push_entry(root, path)
             except OSError as error:
-                if error.errno not in MOVED:
-                    raise
-                self._later(root, path)
+                if error.errno in MOVED:
+                    self._later(root, path)
+                else:
+                    self._fault(of_one(path, error))
 
     def _report(self) -> None:
         for root, count in self._roots.items():

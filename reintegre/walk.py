@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from reintegre.copier import MOVED, FileWork, Pairs, about
+from reintegre.copier import MOVED, FileWork, Pairs, of_one
 from reintegre.local import LocalTree, join
 from reintegre.plan import Content, Entry, Trust, Zones, content, same_attributes, same_kind
 from reintegre.primary import Primary
@@ -41,6 +41,7 @@ class Walker:
         give_directory: Callable[[int, bytes, bool], None],
         give_file: Callable[[FileWork], None],
         later: Callable[[int, bytes], None],
+        fault: Callable[[OSError], None],
         detail: Callable[[str], None],
     ) -> None:
         self._primary = primary
@@ -53,6 +54,7 @@ class Walker:
         self._give_directory = give_directory
         self._give_file = give_file
         self._later = later
+        self._fault = fault
         self._detail = detail
 
     def directory(self, root: int, path: bytes, again: bool) -> None:
@@ -62,7 +64,7 @@ class Walker:
         except (FileNotFoundError, NotADirectoryError):
             return  # removed or renamed meanwhile: the stream brings that, and `revisit` its new name
         except OSError as error:
-            raise about(path, error) from None
+            self._fault(of_one(path, error))
 
     def _directory(self, root: int, path: bytes, again: bool) -> None:
         tree = self._trees[root]
@@ -88,17 +90,21 @@ class Walker:
 
     def delete(self, root: int, path: bytes) -> None:
         """Remove what the primary does not have."""
-        if self._primary.push_delete(root, path):
-            self._detail(f"removed {path!r}")
+        try:
+            if self._primary.push_delete(root, path):
+                self._detail(f"removed {path!r}")
+        except OSError as error:
+            self._fault(of_one(path, error))
 
     def try_entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
         """`entry`; what cannot be made because a name above moved meanwhile is looked at again later."""
         try:
             self.entry(root, path, remote, local, again)
         except OSError as error:
-            if error.errno not in MOVED:
-                raise about(path, error) from None
-            self._later(root, path)
+            if error.errno in MOVED:
+                self._later(root, path)
+            else:
+                self._fault(of_one(path, error))
 
     def entry(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
         """Make one entry equal, or queue what takes longer."""

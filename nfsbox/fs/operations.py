@@ -514,6 +514,10 @@ class Operations(Names):
                 if stream is not None and file.session == stream.identity:
                     if last:
                         mtime = os.fstat(fh).st_mtime_ns if file.times_due and not file.orphan else 0
+                        if not 0 <= mtime < 1 << 63:  # CLOSE has no room for it
+                            body = pack_attr(Set.MTIME, mtime=mtime)
+                            stream.send(Op.SETATTR, self.index, file.fid, body=body, flags=Flag.NONE)
+                            mtime = 0
                         stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
                     elif file.times_due:
                         engine.due_files.add(file)

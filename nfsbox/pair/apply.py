@@ -14,7 +14,7 @@ from nfsbox.pair.engine import Root
 from safekit.rfs.exclusions import parent
 from safekit.rfs.system import PIECE, fallocate, set_times
 from safekit.rfs.tree import ACL_PREFIX, Tree
-from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, valid_path
+from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, unpack_attr, valid_path
 
 
 class OpenFiles(dict[int, int]):
@@ -134,7 +134,7 @@ def _fallocate(descriptor: int, extra: int, a: int, b: int, _body: memoryview, d
 
 
 def _setattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
-    mask, mode, uid, gid, atime, mtime, _, _ = ATTR.unpack_from(body)
+    mask, mode, uid, gid, atime, mtime, _, _ = unpack_attr(body)
     if mask & (Set.UID | Set.GID):
         os.fchown(descriptor, uid if mask & Set.UID else -1, gid if mask & Set.GID else -1)
     if mask & Set.MODE:
@@ -242,7 +242,7 @@ def _create(o: _Named) -> bool:
     o.clear(path)
     descriptor = o.tree.create(path, os.O_RDWR, stat.S_IMODE(o.b))
     try:
-        _, mode, uid, gid, *_ = ATTR.unpack_from(o.body)
+        _, mode, uid, gid, *_ = unpack_attr(o.body)
         made = os.fstat(descriptor)
         if (made.st_uid, made.st_gid) != (uid, gid):
             os.fchown(descriptor, uid, gid)
@@ -269,13 +269,13 @@ def _mkdir(o: _Named) -> bool:
     o.on(path)
     o.clear(path)
     o.tree.mkdir(path, stat.S_IMODE(o.b))
-    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    _attributes(o.tree, path, unpack_attr(o.body))
     o.done(path)
     return True
 
 
 def _mknod(o: _Named) -> bool:
-    attr = ATTR.unpack_from(o.body)
+    attr = unpack_attr(o.body)
     path = o.body[ATTR.size :]
     o.on(path)
     o.clear(path)
@@ -291,7 +291,7 @@ def _symlink(o: _Named) -> bool:
     o.on(path)
     o.clear(path)
     o.tree.symlink(o.body[split:], path)
-    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    _attributes(o.tree, path, unpack_attr(o.body))
     o.done(path)
     return True
 
@@ -368,7 +368,7 @@ def _exchange(o: _Named) -> bool:
 def _psetattr(o: _Named) -> bool:
     path = o.body[ATTR.size :]
     o.on(path)
-    _attributes(o.tree, path, ATTR.unpack_from(o.body))
+    _attributes(o.tree, path, unpack_attr(o.body))
     o.changed(path)
     return False
 
@@ -415,13 +415,13 @@ def _entry(o: _Named) -> bool:
 def _file(o: _Named) -> bool:
     """A regular file with its content."""
     end = len(o.body) - o.b
-    if end < ATTR.size + o.extra or not stat.S_ISREG(ATTR.unpack_from(o.body)[1]):
+    if end < ATTR.size + o.extra or not stat.S_ISREG(unpack_attr(o.body)[1]):
         raise OSError(errno.EPROTO, "malformed file")
     return _as_there(o, o.body[ATTR.size + o.extra : end], o.body[end:])
 
 
 def _as_there(o: _Named, details: bytes, content: bytes | None) -> bool:
-    attr = ATTR.unpack_from(o.body)
+    attr = unpack_attr(o.body)
     mode, rdev, size = attr[1], attr[6], attr[7]
     path = o.body[ATTR.size : ATTR.size + o.extra]
     o.on(path)

@@ -55,7 +55,7 @@ class Root:
     @cached_property
     def tree(self) -> Tree:
         """The data. Every change of its names in this process goes through it, and nobody else makes any."""
-        return Tree(self.backing, keep=KEPT)
+        return Tree(self.backing)
 
 
 @dataclass
@@ -332,6 +332,7 @@ class Engine:
                 self._attached.set()
             self.generation += 1
             self.role = Role.PRIMARY
+            self._keep_directories(KEPT)
             # Only with a stream: a change that began in the role before must not pass by the awaited peer.
             self.writable = not paired
 
@@ -386,8 +387,15 @@ class Engine:
             self.stream = None
             self.role = Role.STANDBY
             self.generation += 1
+            self._keep_directories(0)
         stream.close()
         return True
+
+    def _keep_directories(self, keep: int) -> None:
+        """A primary is asked for the same directories again and again. A secondary looks each time: what root has
+        changed beside the mount then fails, and is found at once."""
+        for root in self.roots:
+            root.tree.keep_open(keep)
 
     def become_readonly(self, role: Role) -> None:
         """Standby or secondary. Changes under way are acknowledged by a paired peer first; those that it does not
@@ -407,6 +415,7 @@ class Engine:
         with self.order:
             self.role = role
             self.generation += 1
+            self._keep_directories(0)
             stream, self.stream = self.stream, None
             self.awaiting = False
         if stream is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -20,7 +22,9 @@ from nfsbox.pair.engine import Engine, Refused, Root
 from nfsbox.pair.push import Bucket, Pusher
 from nfsbox.pair.stream import Stream
 from safekit.rfs import journal
-from safekit.rfs.wire import Channel, Op, WireError, decode_map, expect, valid_path
+from safekit.rfs.wire import Channel, Op, WireError, decode_map, expect, pack_time, valid_path
+
+log = logging.getLogger("nfsbox")
 
 #: Entries of one answer of `list`, files of one of `dirty_next`, zones of one `hash`.
 MAX_ENTRIES: Final = 4096
@@ -102,6 +106,7 @@ class Service:
             self._operations.clear()  # else this, and the whole session with its sockets, waits for the collector
 
     def _answer(self, frame: bytes) -> Fields:
+        request: Fields = {}
         try:
             request = decode_map(expect(frame, Op.REQUEST))
             op = request.get("op")
@@ -119,6 +124,10 @@ class Service:
             return _refusal(errno.ENOTCONN, str(error))
         except OSError as error:
             return _refusal(error.errno or errno.EIO, error.strerror or str(error))
+        except (ValueError, OverflowError, struct.error) as error:
+            # Something of this entry has no form on the wire: that ends nothing but the request.
+            log.exception("request %s", request.get("op"))
+            return _refusal(errno.EINVAL, f"it cannot be sent: {error}")
 
     # --- arguments ------------------------------------------------------------------------------------------
 
@@ -206,8 +215,8 @@ class Service:
             status.st_uid,
             status.st_gid,
             status.st_size,
-            status.st_atime_ns,
-            status.st_mtime_ns,
+            pack_time(status.st_atime_ns),
+            pack_time(status.st_mtime_ns),
             status.st_ino,
             status.st_nlink,
             status.st_rdev,

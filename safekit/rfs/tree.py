@@ -188,8 +188,8 @@ class Found:
 class Tree:
     """The data of one replicated directory. Paths are relative, b"" is the directory itself.
 
-    `keep`: directories that stay open; only where every change of names goes through this object. It opens its top when
-    it is first used, or by `open`; after `close` it is used no more until the next `open`. Every method raises OSError:
+    `keep`: how many directories stay open; only where every change of names goes through this object. It opens its top
+    when it is first used, or by `open`; after `close` it is used no more until the next `open`. Methods raise OSError:
     ELOOP for a link on the way, EXDEV for a path that leaves the file system, EINVAL for ".." at its end. Safe from any
     thread.
     """
@@ -210,6 +210,11 @@ class Tree:
             self._closed = False
             self._kept = {}
             self._root = Directory(open_top(self.path))
+
+    def keep_open(self, keep: int) -> None:
+        """From now on so many directories stay open."""
+        self._keep = keep
+        self._kept = {}
 
     def close(self) -> None:
         """Let go of it: its file system can be unmounted. Whoever comes later gets ESTALE."""
@@ -254,7 +259,7 @@ class Tree:
         # looked up before then ends in the old one.
         kept = self._kept
         found = Directory(_resolver.open((self._root or self._begin()).fd, path, _O_PATH))
-        if self._keep:
+        if self._keep and kept is self._kept:
             if len(kept) >= self._keep:
                 kept = self._kept = {}
             kept[path] = found

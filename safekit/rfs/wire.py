@@ -26,6 +26,7 @@ import contextlib
 import errno
 import select
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -124,6 +125,10 @@ class Flag:
     LATE: Final = 4  # of an ACK: for this frame only, not for those before it
 
 
+_SECOND: Final = 1_000_000_000
+_NEAR: Final = 1 << 63
+
+
 class Set:
     """Mask of ATTR: which attributes are meant."""
 
@@ -133,6 +138,10 @@ class Set:
     ATIME: Final = 8
     MTIME: Final = 16
     SIZE: Final = 32
+    #: In the place of ATIME and MTIME: both times are seconds, what remains of them in ns stands in `rdev`, of a device
+    #: in `size`. For moments that 64 bits of ns do not reach (before 1677 or after 2262).
+    FAR_ATIME: Final = 64
+    FAR_MTIME: Final = 128
 
 
 class WireError(OSError):
@@ -169,7 +178,49 @@ def pack_attr(
     size: int = 0,
 ) -> bytes:
     """Attributes as they travel; times in nanoseconds since 1970."""
+    if not -_NEAR <= atime < _NEAR or not -_NEAR <= mtime < _NEAR:
+        for near, far in ((Set.ATIME, Set.FAR_ATIME), (Set.MTIME, Set.FAR_MTIME)):
+            mask = mask & ~near | far if mask & near else mask
+        (atime, rest), (mtime, more) = (_far(atime), _far(mtime))
+        rest = rest << 32 | more
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            size = rest
+        else:
+            rdev = rest
     return ATTR.pack(mask, mode, uid, gid, atime, mtime, rdev, size)
+
+
+def unpack_attr(body: bytes | memoryview) -> tuple[int, ...]:
+    """(mask, mode, uid, gid, atime ns, mtime ns, rdev, size) as `pack_attr` was given them."""
+    attr = ATTR.unpack_from(body)
+    mask = attr[0]
+    if not mask & (Set.FAR_ATIME | Set.FAR_MTIME):
+        return attr
+    for near, far in ((Set.ATIME, Set.FAR_ATIME), (Set.MTIME, Set.FAR_MTIME)):
+        mask = mask & ~far | near if mask & far else mask
+    device = stat.S_ISBLK(attr[1]) or stat.S_ISCHR(attr[1])
+    rest = attr[7] if device else attr[6]
+    atime, mtime = attr[4] * _SECOND + (rest >> 32), attr[5] * _SECOND + (rest & 0xFFFFFFFF)
+    return (mask, *attr[1:4], atime, mtime, attr[6] if device else 0, 0 if device else attr[7])
+
+
+def _far(moment: int) -> tuple[int, int]:
+    """Seconds and ns."""
+    seconds, rest = divmod(moment, _SECOND)
+    return max(-_NEAR, min(seconds, _NEAR - 1)), rest
+
+
+def pack_time(moment: int) -> int | list[int]:
+    """A time in ns for msgpack, which knows 64 bits: seconds and ns where it needs more."""
+    return moment if -_NEAR <= moment < _NEAR else list(_far(moment))
+
+
+def unpack_time(packed: int | list[int]) -> int:
+    """As `pack_time` was given it. Raises ValueError, TypeError for anything else."""
+    if isinstance(packed, int):
+        return packed
+    seconds, rest = packed
+    return int(seconds) * _SECOND + int(rest)
 
 
 def tune(sock: socket.socket) -> None:

@@ -3,12 +3,14 @@ its hands, the primary dying."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -386,3 +388,47 @@ def test_progress_ends_at_the_whole(bed: Bed) -> None:
     progress = session.meter.progress()
     assert progress.counted and progress.files == progress.files_total
     assert progress.bytes == progress.bytes_total and progress.left == 0.0
+
+
+def test_what_cannot_be_made_equal_is_named_and_the_rest_goes_on(bed: Bed) -> None:
+    """A file with a damaged block, a directory that cannot be read, an entry that the other disk does not take."""
+    for name in ("bad", "good", "dir/deep", "locked/in", "zero/one/two"):
+        bed.write(name, b"x" * (3 * ZONE))
+    (bed.target / "stuck").write_text("cannot be removed")
+    refused = {
+        ("push_zone", b"bad"): OSError(errno.EIO, "Input/output error on the primary"),
+        ("push_entry", b"locked"): OSError(errno.EPERM, "Operation not permitted on the secondary"),
+        ("list", b"zero/one"): OSError(errno.EINVAL, "it cannot be sent: a date"),
+        ("push_delete", b"stuck"): OSError(errno.EPERM, "Operation not permitted on the secondary"),
+    }
+
+    def hook(op: str, fields: dict[str, Any]) -> None:
+        if (op, fields.get("path")) in refused:
+            raise refused[op, fields["path"]]
+
+    bed.primary.hook = hook
+    with pytest.raises(OSError) as caught:
+        bed.run(Kind.FULL)
+    told = caught.value.strerror
+    for _, path in refused:
+        assert f"{path.decode()}: " in told, told
+    assert (bed.target / "good").read_bytes() == (bed.target / "dir/deep").read_bytes() == b"x" * (3 * ZONE)
+    assert bed.primary.calls.get("end", 0) == 0, "the servers are not equal"
+    refused.clear()
+    bed.run(Kind.RESUME)
+    bed.same()
+
+
+def test_what_concerns_everything_ends_at_once(bed: Bed) -> None:
+    for number in range(50):
+        bed.write(f"f{number}", b"x" * ZONE)
+
+    def hook(op: str, fields: dict[str, Any]) -> None:
+        if op in ("push_files", "push_entry", "push_zone"):
+            raise OSError(errno.ENOSPC, "No space left on device on the secondary")
+
+    bed.primary.hook = hook
+    with pytest.raises(OSError) as caught:
+        bed.run(Kind.FULL)
+    assert caught.value.errno == errno.ENOSPC
+    assert sum(bed.primary.calls.get(op, 0) for op in ("push_files", "push_entry", "push_zone")) < 20
