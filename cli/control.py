@@ -44,6 +44,8 @@ def control(module: str | None, action: str, *, mirror: bool = False, **fields: 
     if mirror and mode not in (None, "", "mirror"):
         raise Failure(f"safekit {action} {_MIRROR_ONLY}; {paths.module} is a {mode} module", "safekit module listid")
     identity = session().identity
+    if action in STARTS and not identity and not known.get("running"):
+        _refuse_holders(paths)
     automatic = {"identity": identity} if identity else {}
     told = {"module": paths.module, "action": action, "who": identity or who(), **automatic, **fields}
 
@@ -58,6 +60,24 @@ def control(module: str | None, action: str, *, mirror: bool = False, **fields: 
         _wait_for_stop(paths)
         order()
     return 0
+
+
+def _refuse_holders(paths: ModulePaths) -> None:
+    """Say at once what nfsbox would say in the log: somebody has files of a replicated directory. Raises Failure."""
+    import os
+
+    if os.geteuid() != 0:
+        return  # others do not see who has what
+    from safekit.configuration import active
+    from safekit.process.holders import objection
+
+    rfs = active(paths.module).rfs
+    for replicated in rfs.replicated if rfs is not None else ():
+        backing = rfs.backing(replicated) if rfs is not None else ""
+        if os.path.isdir(backing):
+            problem = objection(os.fsencode(backing))
+            if problem is not None:
+                raise Failure(*problem)
 
 
 def _being_stopped(paths: ModulePaths) -> bool:

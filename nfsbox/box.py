@@ -234,26 +234,13 @@ class Box:
         """Nobody else has anything of the data (R9). Looked at when the data is closed to users and the mounts stand in
         the place of the links: whoever comes now comes to them. Raises BoxError."""
         for root in self.roots:
-            backing = os.fsdecode(root.backing)
-            below = holders.mounted_below(root.backing)
-            problem = ""
-            if below:
-                point = os.fsdecode(below[0])
-                problem = (
-                    f"a file system is mounted on {point}, inside {backing}: umount {point}, or replicate that file "
-                    "system as a directory of its own"
-                )
-            elif found := holders.holders(root.backing):
-                who, next_step = holders.told(found)
-                problem = (
-                    f"{backing} is held by others, and what they write would not be replicated: {who}. End them, then "
-                    f"start the module again: {next_step}. A service that the module starts must not start by itself "
-                    "(systemctl disable)"
-                )
-            if problem and degraded:
-                log.error("%s", problem)  # the application waits for its directory, which it had already
-            elif problem:
-                raise BoxError("held", problem)
+            problem = holders.objection(root.backing)
+            if problem is None:
+                continue
+            text = ". Next step: ".join(problem)
+            if not degraded:
+                raise BoxError("held", text)
+            log.error("%s", text)  # the application waits for its directory, which it had already
 
     def _close_trees(self) -> None:
         """Nothing holds the file systems of the data any more."""

@@ -278,6 +278,27 @@ def holders(directory: bytes, ignored: Iterable[int] = ()) -> list[Holder]:
     return found
 
 
+def objection(directory: bytes) -> tuple[str, str] | None:
+    """Why no role can be taken with the data of this directory: (the problem, the next step)."""
+    shown = os.fsdecode(directory)
+    inside = mounted_below(directory)
+    if inside:
+        point = os.fsdecode(inside[0])
+        return (
+            f"a file system is mounted on {point}, inside {shown}",
+            f"umount {point}, or replicate that file system as a directory of its own",
+        )
+    found = holders(directory)
+    if not found:
+        return None
+    who, remedy = told(found)
+    return (
+        f"{shown} is held by others, and what they write would not be replicated: {who}",
+        f"end them, then start the module again: {remedy}. A service that the module starts must not start by itself: "
+        "systemctl disable",
+    )
+
+
 def told(found: Sequence[Holder]) -> tuple[str, str]:
     """(who they are, what ends them), for a message."""
     names = "; ".join(holder.text for holder in found[:TOLD])
