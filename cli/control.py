@@ -75,9 +75,10 @@ def _refuse_holders(paths: ModulePaths) -> None:
     for replicated in rfs.replicated if rfs is not None else ():
         backing = rfs.backing(replicated) if rfs is not None else ""
         if os.path.isdir(backing):
-            problem = objection(os.fsencode(backing))
-            if problem is not None:
-                raise Failure(*problem)
+            found = objection(os.fsencode(backing))
+            if found is not None:
+                problem, next_step = found
+                raise Failure(problem, next_step)
 
 
 def _being_stopped(paths: ModulePaths) -> bool:

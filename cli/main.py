@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kill": ("13.9", "errd", "End processes by name."),
     "checker": ("9.4", "settings", "Switch all checkers of a module on or off."),
     "failover": ("9.4", "settings", "Switch the automatic failover on or off."),
+    "directory": ("9.4", "directory", "Let users enter the data of a stopped module."),
     "set": ("13.18", "settings", "Set the state of a resource."),
     "level": ("9.5", "level", "Show host, OS, version and licence."),
     "state": ("9.5", "state", "Show the state of the modules, and a verdict."),

@@ -235,6 +235,11 @@ class Tree:
         the file system cannot keep what users are to see of the top."""
         top.close((self._root or self._begin()).fd)
 
+    def is_closed(self) -> bool:
+        """Whether it is closed to others."""
+        fd = (self._root or self._begin()).fd
+        return top.shown(fd, os.fstat(fd)) is not None
+
     def shown(self, path: bytes) -> str:
         """A path for people."""
         return os.fsdecode(self.path + b"/" + path if path else self.path)

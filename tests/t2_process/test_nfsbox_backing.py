@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, wait_for
 
+from cli.directory import directory_command
 from safekit.disk import placeholder
 from safekit.model import directories
+from safekit.model.codec import to_json
+from safekit.model.types import ModuleConfig, Replicated, Rfs
 from safekit.process import holders
 
 USER = 2001
@@ -103,6 +107,7 @@ def test_a_secondary_is_held_up_as_well(tmp_path: Path) -> None:
         assert caught.value.code == "held"
         pair.b("prepare")
         pair.resynchronise()
+        (pair.a.mount / "end").write_text("the time of the directory travels with a change in it")
         assert_equal_soon(pair.a.backing, pair.b.backing)
     finally:
         pair.close()
@@ -308,3 +313,37 @@ def test_what_is_forbidden_on_the_file_system_stays_forbidden(make: MakeNode) ->
         node("release")
     finally:
         subprocess.run(["umount", str(node.backing)], check=True)
+
+
+# --- the command of the administrator -----------------------------------------------------------------------
+
+
+def test_an_administrator_opens_the_data_of_a_stopped_module(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    node = make()
+    os.chown(node.backing, USER, USER)
+    node.backing.chmod(0o750)
+    safe = tmp_path / "safe"
+    monkeypatch.setenv("SAFE", str(safe))
+    monkeypatch.setenv("SAFEVAR", str(tmp_path / "var"))
+    (safe / "modules/AM/conf").mkdir(parents=True)
+    (safe / "modules/AM/conf/userconfig.xml").write_text("<safe/>")
+    (safe / "private/modules/AM/conf").mkdir(parents=True)
+    config = ModuleConfig("AM", 1, rfs=Rfs((Replicated(str(node.mount)),)))
+    (safe / "private/modules/AM/conf/active.json").write_text(to_json(config))
+
+    def run(action: str) -> str:
+        result = CliRunner().invoke(directory_command, ["-m", "AM", action], standalone_mode=False)
+        return str(result.exception) if result.exception is not None else result.output
+
+    assert "its users, until" in run("state")
+    node("prepare")
+    assert "in use by the module" in run("open")
+    node("release")
+    assert "root only" in run("state") and not as_user("ls", f"{node.mount}/")
+    assert "its users, until" in run("open") and as_user("touch", f"{node.mount}/by-hand")
+    assert "root only" in run("close") and not as_user("ls", f"{node.mount}/")
+    run("open")
+    node("prepare")
+    assert not as_user("ls", f"{node.backing}/")
