@@ -215,12 +215,15 @@ class Heart:
                 adopt=mark == "same",
                 unix=time.time(),
                 gap=shell.life.gap(),
+                unproved=mark == "same",
             )
         )
         if not left:
             following.keep_cluster()
         await shell.open_links()
         shell.start_watching()
+        if mark == "same":
+            shell.start_task(shell.prove())
         self.ready.set()
         if left:
             following.leave_cluster(left)

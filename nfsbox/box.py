@@ -348,6 +348,7 @@ class Box:
     def release(self) -> None:
         """Unmount, links restored, journal closed. Raises BoxError."""
         if not self.prepared:
+            self._clear_leftovers()
             return
         self._end_applier()
         was_primary = self.engine.role is Role.PRIMARY
@@ -370,6 +371,16 @@ class Box:
         self._give_back()
         self.prepared = False
         self.degraded = False
+
+    def _clear_leftovers(self) -> None:
+        """A nfsbox that was killed left its mounts, and the module is stopped before they are used again."""
+        try:
+            for root in self.roots:
+                if switch.is_mounted(root.mount):
+                    switch.to_mount_point(root)
+                    switch.to_link(root)
+        except OSError as error:
+            raise BoxError("release", f"what was left mounted could not be released: {_text(error)}") from None
 
     # --- roles ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heart.core import commands, doubt, fitting, hearing, machine, news, pairing, running, solo, swap, waiting, witness
+from heart.core import (
+    commands,
+    doubt,
+    fitting,
+    hearing,
+    machine,
+    news,
+    pairing,
+    parts,
+    running,
+    solo,
+    swap,
+    waiting,
+    witness,
+)
 from heart.core.actions import Action, Send
 from heart.core.events import (
     Born,
@@ -35,6 +49,7 @@ from heart.core.events import (
     Ordered,
     Overslept,
     PairAsked,
+    Proved,
     Replication,
     ResourceSet,
     SupervisorDied,
@@ -169,6 +184,7 @@ _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     Replication: news.on_replication,
     PairAsked: pairing.on_pair_asked,
     SupervisorDied: news.on_supervisor_died,
+    Proved: parts.on_proved,
     ClusterView: news.on_cluster,
     Configured: hearing.on_configured,
 }

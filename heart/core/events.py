@@ -16,7 +16,8 @@ class Born:
     role is taken over as it is (M5).  ``orphaned``: supervisord is gone too,
     so the adopted role is followed by a stopstart.  ``unix``: Unix time in
     seconds, for what has to be remembered beyond this boot.  ``gap``: seconds
-    since the heart before was last awake.
+    since the heart before was last awake.  ``unproved``: whether the parts of
+    an adopted role are there will be told by `Proved`.
     """
 
     resources: tuple[tuple[str, str], ...] = ()
@@ -24,6 +25,7 @@ class Born:
     adopt: bool = False
     unix: float = 0.0
     gap: float = 0.0
+    unproved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,16 @@ class SupervisorDied:
 
 
 @dataclass(frozen=True, slots=True)
+class Proved:
+    """The parts of an adopted role were looked at, and these processes are missing. ``resources``: those that they
+    set. ``data``: the replicated directories cannot be reached, and nobody else deals with it."""
+
+    names: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    data: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """What safeadmin knows of the other servers: up, down or unknown (rule function cluster()), and the servers that
     answer."""
@@ -125,6 +137,7 @@ Event = (
     | Replication
     | PairAsked
     | SupervisorDied
+    | Proved
     | ClusterView
     | Configured
 )

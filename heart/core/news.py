@@ -34,7 +34,7 @@ def on_born(t: Turn, event: Born) -> None:
     hearing.start_listening(t)
     role = _role(s.resources.get("state.local", "STOP"))
     if event.adopt and role is not Role.STOP:
-        _adopt(t, role, event.gap)
+        _adopt(t, role, event)
         return
     if event.halted:
         t.log("previous_halt")
@@ -52,7 +52,7 @@ def _role(name: str) -> Role:
     return Role(name) if name in Role.__members__ else Role.STOP
 
 
-def _adopt(t: Turn, role: Role, gap: float) -> None:
+def _adopt(t: Turn, role: Role, event: Born) -> None:
     """Only heart died.  A green role goes on untouched; one in transition is brought to a known point."""
     s = t.s
     color = s.resources.get("state.color", "magenta")
@@ -64,9 +64,10 @@ def _adopt(t: Turn, role: Role, gap: float) -> None:
     s.intent = "start" if role is Role.WAIT else ""
     s.failover = s.resources.get("usersetting.failover", "on") == "on"
     s.serving = role.primary
+    s.unproved = event.unproved
     t.memory(swapping=False)
     # a doubt of the former heart is ours
-    hearing.doubt(t, float(s.resources.get(hearing.STOOD_STILL, "0")) + gap)
+    hearing.doubt(t, float(s.resources.get(hearing.STOOD_STILL, "0")) + event.gap)
     if command in ("stop", "stopstart", "respawn"):
         commands.begin_stop(t, command, "stopstart" if command == "stopstart" else "stop")
     elif role is Role.WAIT:

@@ -29,6 +29,15 @@ def pair_healthy(t: Turn) -> bool:
     return not t.s.setup.rfs or (t.s.paired and peer.uptodate == "up")
 
 
+def left_whole(t: Turn) -> bool:
+    """This primary leaves without its file system, and the secondary has all that was acknowledged, although their
+    connection is gone."""
+    s, peer = t.s, t.peer
+    if not (s.boxless and s.setup.rfs and s.paired) or s.breaking or peer is None:
+        return False
+    return peer.role is Role.SECOND and peer.uptodate == "up"
+
+
 def check_pair(t: Turn) -> None:
     """On a primary: begin to break the pair when the secondary left it, and go on with what was begun."""
     s = t.s
@@ -36,8 +45,14 @@ def check_pair(t: Turn) -> None:
         # the data was left to the secondary, or given up
         s.breaking, s.break_asked = "", ""
         return
+    if s.unproved:
+        # nothing is acknowledged without the file system, and whether it is there is about to be known
+        return
     if s.doubted:
         # the peer may be the one that goes on; it is about to be heard, or given up with our data
+        return
+    if left_whole(t):
+        s.break_asked = ""
         return
     cause = s.break_asked or _broken(t)
     if not s.setup.rfs:
@@ -50,7 +65,10 @@ def check_pair(t: Turn) -> None:
     s.break_asked = ""
     if s.breaking == "fence":
         _wait_for_fence(t)
-    if s.alone_due() and t.now >= s.break_retry:
+    if s.alone_due() and s.boxless:
+        # no write waits for that: the next primary records it
+        s.breaking = ""
+    elif s.alone_due() and t.now >= s.break_retry:
         _tell_nfsadmin(t)
 
 
@@ -178,7 +196,7 @@ def settle_pair(t: Turn, _: str) -> None:
     if not s.uptodate:
         # given up already: it outdates nobody else's
         return
-    if s.setup.rfs and s.paired and not s.breaking and not pair_healthy(t) and not _contested(t):
+    if s.setup.rfs and s.paired and not s.breaking and not (pair_healthy(t) or left_whole(t) or _contested(t)):
         start_break(t, "leaving while the secondary is not complete")
 
 
@@ -201,7 +219,7 @@ def leave_memory(t: Turn, _: str) -> None:
     Before the stream is closed: its end must not look like a failure of the pair.
     """
     s = t.s
-    if s.role.primary and s.paired and pair_healthy(t):
+    if s.role.primary and s.paired and (pair_healthy(t) or left_whole(t)):
         t.memory(uptodate=False)
         t.because("left_to_secondary", "the secondary takes over", uptodate="down")
     s.serving = False

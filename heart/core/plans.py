@@ -221,6 +221,28 @@ def adopted(role: Role, *, paired: bool) -> tuple[Step, ...]:
     )
 
 
+def standing_by() -> tuple[Step, ...]:
+    """The processes that a started module has in every state."""
+    return (Processes(True, "base", keep=True), Processes(True, "pre", keep=True))
+
+
+def repaired(role: Role) -> tuple[Step, ...]:
+    """Parts of an adopted role had died beside the application, which goes on: what lives is not touched."""
+    return (
+        *standing_by(),
+        *((Vip("set"),) if role is not Role.SECOND else ()),
+        *_share(role, "join"),
+        *(Processes(True, phase, keep=True) for phase in reversed(_PHASES[role])),
+        Do("stable"),
+    )
+
+
+def without_data() -> tuple[Step, ...]:
+    """The file system of an adopted role had died: it is mounted again, so that stop scripts find their files, and the
+    role is left."""
+    return (Processes(True, "base", keep=True), Rfs("prepare"), Do("leave_without_data"))
+
+
 def degraded(role: Role) -> tuple[Step, ...]:
     """nfsbox died under a primary: the application starts again on the mount that was remade without
     replication.  The second `alone` waits for that mount."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart.core import commands, leaving, machine, pairing, plans, swap, waiting
+from heart.core import commands, degraded, leaving, machine, pairing, plans, swap, waiting
 from heart.core.actions import Announce, Hold
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
@@ -38,6 +38,8 @@ def settle(t: Turn) -> bool:
             return True
         if pairing.can_be_prim(t):
             return _complete(t)
+        if degraded.recover(t):
+            return True
     return _machine(t)
 
 

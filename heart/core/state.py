@@ -83,6 +83,13 @@ class State:
     breaking: str = ""
     """"" or fence (the peer must acknowledge that it is out of date) or alone (nfsadmin is told)."""
     break_asked: str = ""
+    unproved: bool = False
+    """The role was adopted, and whether its parts are there is not known yet."""
+    boxless: bool = False
+    """The file system of this primary died, and nothing was acknowledged since: a secondary that is up to date has
+    everything."""
+    degraded_since: float = 0.0
+    """Since when the other server waits for the replication of this primary, which is degraded; 0: it does not."""
     break_deadline: float = 0.0
     break_token: int = 0
     break_retry: float = 0.0

@@ -217,7 +217,7 @@ class Turn:
                 # data that was given up for a swap cannot be told `alone`: primary without a peer is all of it
                 s.breaking = ""
                 step = Rfs("primary", on_failure=step.on_failure)
-            if s.breaking and step.operation != "release":
+            if s.breaking and step.operation not in ("release", "prepare"):
                 # one operation at a time on the file system: the broken pair is settled first
                 return False
             if not s.setup.rfs:

@@ -50,7 +50,7 @@ def arrive_in_wait(t: Turn, _: str) -> None:
     t.memory(swapping=False)
     s.serving = s.syncing = False
     s.stream_lost_at = 0.0
-    s.split = s.sacrificed = s.swap_back = False
+    s.split = s.sacrificed = s.swap_back = s.boxless = False
     if s.stopping:
         t.follow(*plans.stop_from_wait(s.action))
         return
@@ -78,7 +78,7 @@ def arrive_in_wait_forced(t: Turn) -> None:
     """WAIT in passing, without a new plan."""
     s = t.s
     s.leaving, s.swap, s.serving, s.syncing, s.stream_lost_at = False, None, False, False, 0.0
-    s.breaking, s.split, s.sacrificed, s.swap_back = "", False, False, False
+    s.breaking, s.split, s.sacrificed, s.swap_back, s.boxless = "", False, False, False, False
     t.memory(swapping=False)
     t.become(Role.WAIT, Color.MAGENTA)
 

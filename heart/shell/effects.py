@@ -21,6 +21,7 @@ from safekit.process.supervision import SupervisorError
 RFS_SECONDS = {"prepare": 600.0, "demote": 150.0, "release": 120.0, "standby": 60.0}
 """Bounds of nfsadmin's operations; the others have RFS_DEFAULT."""
 RFS_DEFAULT = 60.0
+LEAVING = frozenset({"alone", "demote", "standby"})
 FORCED_SECONDS = 10.0
 VIP_SECONDS = 20.0
 TOLD_BY_VIPD = frozenset({"vip_duplicate", "vip_place", "vip_name", "vip_kernel", "vip_filter"})
@@ -105,8 +106,20 @@ class Effects:
         if effect.operation == "primary" and self._context.config.vip is not None:
             # it asks the network about the addresses meanwhile
             self._context.bus.notify(f"{self._context.module}/vipd", "vip_expect")
+        await self._able(effect.operation)
         reply = await self._context.bus.request(f"{self._context.module}/nfsadmin", effect.operation, limit, **options)
         return Done(token, consistent=bool(reply.get("consistent", True)), unapplied=bool(reply.get("unapplied")))
+
+    async def _able(self, operation: str) -> None:
+        """A nfsadmin that died is started before it is asked, and nobody waits for what can do nothing: without nfsbox,
+        and without a supervisor that could start one. Raises SupervisorError."""
+        processes = self.processes
+        await processes.ensure("nfsadmin")
+        if operation == "release":
+            # mounts that a dead one left are released by a new one
+            await processes.ensure("nfsbox")
+        elif operation in LEAVING and not await processes.registered("nfsbox"):
+            await processes.supervisor.states()
 
     def _peer_fields(self) -> dict[str, Any]:
         config, cluster, node = self._context.config, self._context.cluster, self._context.node
@@ -120,7 +133,10 @@ class Effects:
             return
         try:
             name = f"farm_{operation}" if operation in ("join", "leave") else f"vip_{operation}"
+            await self.processes.ensure("vipd")
             await self._context.bus.request(f"{self._context.module}/vipd", name, VIP_SECONDS)
+        except SupervisorError as error:
+            self._context.log.event("vip_failed", operation=operation, reason=str(error))
         except BusError as error:
             # the application goes on: an address that cannot be set is told, and vipd tries again
             if not (operation == "set" and error.code in TOLD_BY_VIPD):

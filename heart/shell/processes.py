@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from heart.core.actions import Processes
@@ -27,6 +27,8 @@ ERRD_SECONDS = 3.0
 """Until errd must have taken a class up; it may just have been restarted."""
 RESTART_SECONDS = 30.0
 LOOK = 0.1
+REGISTERED_SECONDS = 3.0
+"""More than a young safeadmin waits for the processes that it does not know yet."""
 UNKNOWN_PID = 0
 LOG_TAIL = 16 * 1024
 UNWATCHED = frozenset({"heart", "nfsbox", "reintegre"})
@@ -41,6 +43,8 @@ class ModuleProcesses:
         self._context = context
         self.supervisor = Supervisor(context.paths.supervisor_sock)
         self.checkers: tuple[Checker, ...] = ()
+        self.silenced: Callable[[str], None] = lambda resource: None
+        """Called with the resource of a checker that died: until its successor speaks nobody knows."""
         self._watched: dict[str, tuple[int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -111,7 +115,7 @@ class ModuleProcesses:
 
     async def start_checker(self, checker: Checker, *, fresh: bool) -> None:
         """Start a checker.  `fresh`: one that runs already is replaced, so that it speaks again."""
-        if await self._alive(_bus_name(checker)):
+        if await self._alive(bus_name(checker)):
             if not fresh:
                 return
             await self.stop_checker(checker)
@@ -123,7 +127,7 @@ class ModuleProcesses:
 
     async def stop_checker(self, checker: Checker) -> None:
         """Stop a checker and what it started."""
-        await self.stop_process(checker.process, _bus_name(checker))
+        await self.stop_process(checker.process, bus_name(checker))
 
     async def start_process(self, name: str) -> None:
         """Have the supervisor run a process; one that an earlier supervisor left alive is kept."""
@@ -155,6 +159,28 @@ class ModuleProcesses:
     async def _alive(self, bus_name: str) -> bool:
         pid = await self._pid(bus_name)
         return bool(pid) and not await self._ends(pid, 0.0)
+
+    async def registered(self, bus_name: str) -> bool:
+        """Whether a process of that name lives, as far as safeadmin knows."""
+        try:
+            reply = await self._context.bus.request(
+                "safeadmin", "map_lookup", REGISTERED_SECONDS, name=f"{self._context.module}/{bus_name}"
+            )
+        except BusError:
+            return False
+        return bool(reply.get("port"))
+
+    async def ensure(self, name: str) -> None:
+        """Have a process run that is about to be asked something. Raises SupervisorError."""
+        if not await self.registered(name):
+            await self.supervisor.start(name)
+
+    async def end(self, name: str) -> None:
+        """Kill a process that is of no use any more; what follows from its death is decided elsewhere."""
+        pid = await self._pid(name)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _pid(self, bus_name: str) -> int:
         try:
@@ -252,6 +278,9 @@ class ModuleProcesses:
 
     def _died(self, name: str, pid: int) -> None:
         self._unwatch(name)
+        for checker in self.checkers:
+            if checker.process == name:
+                self.silenced(checker.resource)
         task = asyncio.get_running_loop().create_task(self._follow_restart(name, pid))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -299,5 +328,6 @@ def exit_status(log: Path, name: str) -> str:
     return found[-1].strip() if found else "exit status not known"
 
 
-def _bus_name(checker: Checker) -> str:
+def bus_name(checker: Checker) -> str:
+    """Its name on the local bus, within the module."""
     return f"{checker.program}.{checker.ident}"

@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from heart.core import plans
 from heart.core.actions import Abort, Action, Announce, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core.decide import beat, deadline, decide, new_state
-from heart.core.events import Done, Event, Heard, Ordered, Overslept, ResourceSet, SupervisorDied, Tick
+from heart.core.events import Done, Event, Heard, Ordered, Overslept, Proved, ResourceSet, SupervisorDied, Tick
 from heart.core.state import State
 from heart.core.values import Beat, Command, Reason, Role, Sibling
-from heart.shell import configured
+from heart.shell import configured, proof
 from heart.shell.effects import Effects
 from heart.shell.links import Links
 from heart.shell.publish import History, LifeSign, Published, RunningMark
@@ -83,6 +84,7 @@ class Shell:
         self.scripts.end_leftover()
         self.effects = Effects(context, self.scripts, self._on_done)
         self.effects.processes.checkers = self.plan.checkers
+        self.effects.processes.silenced = self._silenced
         self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
@@ -346,6 +348,10 @@ class Shell:
         self.feed(ResourceSet(name, value, who))
         return self.state.resources.get(name) != before
 
+    def _silenced(self, name: str) -> None:
+        if name in self.state.resources:
+            self.set_resource(name, "init", "heart")
+
     # -- watching
 
     def start_watching(self) -> None:
@@ -356,6 +362,25 @@ class Shell:
         self.start_task(follow_keys(self.context.module, self.rotation, self.rekey))
         if self.plan.setup.mirror:
             self.start_task(self._keep_neighbours())
+
+    async def prove(self) -> None:
+        """Whether the parts of the role that was adopted are there; those that are not are made again."""
+        found = proof.Lost()
+        try:
+            found = await self._look()
+        finally:
+            self.feed(Proved(found.names, found.resources, found.data))
+
+    async def _look(self) -> proof.Lost:
+        s, rfs = self.state, self.context.config.rfs
+        if not s.role.running:
+            return proof.Lost()
+        return await proof.lost(
+            self.effects.processes,
+            plans.phases(s.role),
+            [replicated.dir for replicated in rfs.replicated] if rfs is not None else [],
+            checkers=s.resource("usersetting.checker", "on") != "off",
+        )
 
     async def _watch_supervisor(self) -> None:
         """supervisord runs the others: its end is an event (M5).  A connection that stays open tells it at once."""

@@ -25,6 +25,8 @@ from safekit.rfs.generations import DataState
 CONNECT_S: Final = 15.0
 #: What was changed so shortly before the directories are released counts as changed afterwards.
 CLOSING_NS: Final = 100_000_000
+#: Seconds for a nfsbox that was just started to release what one that was killed left.
+LEFTOVER_S: Final = 15.0
 
 
 class Roles:
@@ -175,12 +177,14 @@ class Roles:
         return {}
 
     async def release(self, request: Request) -> Fields:
-        """Unmount: the module stops."""
+        """Unmount: the module stops. In no role too: a life before this one may have left its mounts."""
         asking, standing = self._asking, self._standing
         await self._reintegration.abandon()
         self._recovery.cancel()
         try:
-            if standing.role != "none":
+            if standing.role == "none":
+                await asking.nfsbox("release", LEFTOVER_S)
+            else:
                 # Before anybody can come in beside us; the time stamps of files are up to a tick late.
                 closed_ns = time.time_ns() - CLOSING_NS
                 await asking.nfsbox("release")

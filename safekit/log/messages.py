@@ -262,6 +262,15 @@ register(
         Message("swap_abandoned", "E", "Swap abandoned: {reason}", "Permutation abandonnée : {reason}"),
         Message("adopted", "I", "heart was restarted and takes the module over as it is: {state} {color}",
                 "heart a été relancé et reprend le module tel quel : {state} {color}"),
+        Message("rfs_recovery", "E", "Replication has failed here and the other server waits for it: the module is"
+                " stopped and started (try {number} of {tries})", "La réplication a échoué ici et l'autre serveur"
+                " l'attend : arrêt puis démarrage du module (essai {number} sur {tries})"),
+        Message("rfs_recovery_over", "E", "Replication has failed {tries} times within a day: the module stays"
+                " degraded; find the cause in log/nfsbox.log, then stop and start the module", "La réplication a"
+                " échoué {tries} fois en un jour : le module reste dégradé ; chercher la cause dans log/nfsbox.log,"
+                " puis arrêter et démarrer le module"),
+        Message("parts_lost", "E", "heart was restarted and finds that these died: {names}; they are started again",
+                "heart a été relancé et constate la mort de : {names} ; ils sont relancés"),
         Message("rfs_unusable", "E", "Replicated directories cannot be used ({operation}): {reason}",
                 "Les répertoires répliqués sont inutilisables ({operation}) : {reason}"),
         Message("supervisor_died", "E", "supervisord of the module died: the module is stopped and started under a"

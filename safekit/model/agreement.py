@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from safekit.model.codec import to_json
 from safekit.model.types import Interface, ModuleConfig, Vip
 
 Agreement = tuple[tuple[str, str], ...]
@@ -53,7 +54,7 @@ _WORDS = {
     "directories": ("the replicated directories", Weight.NEVER),
     "replication_port": ("the replication port", Weight.NEVER),
     "farm_port": ("the farm port", Weight.NEVER),
-    "groups": ("the load balancing groups", Weight.NEVER),
+    "balancing": ("the load balancing", Weight.NEVER),
     "addresses": ("the virtual addresses", Weight.WORD),
     "heartbeats": ("the heartbeats", Weight.NAMED),
     "exclusions": ("what is not replicated", Weight.NAMED),
@@ -70,7 +71,7 @@ def agreement(config: ModuleConfig) -> Agreement:
         "directories": _listed(replicated.dir for replicated in rfs.replicated) if rfs is not None else "",
         "replication_port": str(rfs.port) if rfs is not None else "",
         "farm_port": str(farm.port) if farm is not None else "",
-        "groups": _groups(vip) if farm is not None and vip is not None else "",
+        "balancing": _balancing(config) if farm is not None else "",
         "addresses": _addresses(vip, farm=farm is not None) if vip is not None else "",
         "heartbeats": _listed(f"{beat.name}:{beat.port}" for beat in config.heart.heartbeats) if config.heart else "",
         "exclusions": _digest(
@@ -108,7 +109,7 @@ def text(found: Iterable[Difference], here: str = "here", there: str = "there") 
     )
 
 
-_OPAQUE = ("files", "exclusions", "groups")
+_OPAQUE = ("files", "exclusions", "balancing")
 
 
 def names(found: Iterable[Difference]) -> str:
@@ -148,14 +149,7 @@ def _kind(interface: Interface) -> str:
     return f"{interface.kind}{'/' + interface.mac.casefold() if interface.mac else ''}"
 
 
-def _groups(vip: Vip) -> str:
-    """Who owns which client is computed from them. Spelt out: another release may know more of a group."""
-    return _digest(
-        ";".join(
-            f"{group.name}|{','.join(sorted(f'{host.name}={host.power}' for host in group.hosts))}|"
-            + ",".join(
-                f"{rule.proto}/{rule.filter}/{rule.virtual_addr or '*'}/{rule.port or '*'}" for rule in group.rules
-            )
-            for group in vip.groups
-        )
-    )
+def _balancing(config: ModuleConfig) -> str:
+    """All of <farm> and <vip>: the servers of a farm do not count one as a member that has others (vipd/farm/wire.py),
+    so that each of the two would take the whole load."""
+    return _digest(to_json(ModuleConfig("", 0, vip=config.vip, farm=config.farm)))

@@ -80,12 +80,16 @@ def vip(*addresses: str) -> Vip:
             {},
         ),
         (MIRROR, replace(MIRROR, heart=Heart((Heartbeat("default", "flow", 9999),))), {"heartbeats": Weight.NAMED}),
-        (FARM, replace(FARM, farm=Farm(4806), id=2), {"farm_port": Weight.NEVER, "id": Weight.NEVER}),
-        (FARM, replace(FARM, vip=replace(FARM.vip or Vip(), groups=())), {"groups": Weight.NEVER}),
+        (
+            FARM,
+            replace(FARM, farm=Farm(4806), id=2),
+            {"farm_port": Weight.NEVER, "id": Weight.NEVER, "balancing": Weight.NEVER},
+        ),
+        (FARM, replace(FARM, vip=replace(FARM.vip or Vip(), groups=())), {"balancing": Weight.NEVER}),
         (
             FARM,
             replace(FARM, vip=Vip(interfaces=(Interface((VirtualAddr("10.0.0.9"),)),), groups=(GROUP,))),
-            {"addresses": Weight.WORD},
+            {"addresses": Weight.WORD, "balancing": Weight.NEVER},
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""Small promises of the core that a whole scenario shows: what it reads, and when it announces the addresses."""
+"""Small promises of the core that a whole scenario shows: what it reads, when it announces the addresses, what it
+proves before it believes it, and when it ends a degraded state."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from heart.core.values import Link, Role, Setup
+from heart.core.decide import decide, new_state
+from heart.core.degraded import DELAY, TRIES
+from heart.core.events import Born, Heard, Proved, Replication, ResourceSet
+from heart.core.values import Beat, Color, Link, Role, Setup
 from heart.scenario import Scenario
 from safekit.rules.order import module_rules
 
@@ -106,3 +110,106 @@ def test_without_replication_no_memory_of_replicated_data_counts() -> None:
     scenario.begin({"n1": Role.PRIM, "n2": Role.SECOND}, {"n1": {"rfs.uptodate": "down"}})
     scenario.settle()
     assert scenario.states() == {"n1": "PRIM green", "n2": "SECOND green"}
+
+
+# --- adopted roles are proved
+
+
+def ran(scenario: Scenario, node: str) -> list[str]:
+    return [told.text for told in scenario.told if told.node == node and told.text.startswith("runs")]
+
+
+def test_what_died_beside_the_application_is_made_again_beside_it() -> None:
+    scenario = pair(CHECKED)
+    scenario.begin({"n1": Role.PRIM, "n2": Role.SECOND})
+    scenario.feed("n1", Proved(("vipd", "tcpcheck.new"), ("tcp.new",)))
+    heart = scenario.servers["n1"].heart
+    assert heart is not None and heart.resources["tcp.new"] == "init", "nobody sets it"
+    scenario.run(until=scenario.now + 5)
+    assert scenario.states() == {"n1": "PRIM green", "n2": "SECOND green"}
+    assert heart is not scenario.servers["n1"].heart
+    assert ran(scenario, "n1") == []
+    assert "sets the virtual addresses" in [told.text for told in scenario.told if told.node == "n1"]
+
+
+def test_a_primary_without_its_file_system_leaves_the_application_to_a_complete_secondary() -> None:
+    scenario = pair()
+    scenario.begin({"n1": Role.PRIM, "n2": Role.SECOND})
+    scenario.feed("n1", Proved(("nfsbox", "nfsadmin"), data=True))
+    scenario.feed("n2", Replication("secondary_lost"))
+    scenario.run(until=scenario.now + 10)
+    assert scenario.states() == {"n1": "SECOND green", "n2": "PRIM green"}
+    assert "Reason of failover: remote stop" in scenario.messages("n2")
+
+
+def test_a_primary_without_its_file_system_and_without_a_secondary_starts_again() -> None:
+    scenario = pair()
+    scenario.begin({"n1": Role.ALONE, "n2": Role.STOP})
+    scenario.feed("n1", Proved(("nfsbox", "nfsadmin"), data=True))
+    scenario.run(until=scenario.now + 10)
+    assert scenario.states() == {"n1": "ALONE green", "n2": "off"}
+    assert "runs transition, start_both, start_prim" in ran(scenario, "n1")
+
+
+def test_a_secondary_without_its_file_system_is_synchronised_again() -> None:
+    scenario = pair()
+    scenario.begin({"n1": Role.PRIM, "n2": Role.SECOND})
+    scenario.feed("n2", Proved(("nfsbox", "nfsadmin"), data=True))
+    scenario.run(until=scenario.now + 10)
+    assert scenario.states() == {"n1": "PRIM green", "n2": "SECOND green"}
+    assert "Local state WAIT magenta" in scenario.messages("n2")
+
+
+def test_a_stop_wins_over_the_repair() -> None:
+    scenario = pair()
+    scenario.begin({"n1": Role.ALONE, "n2": Role.STOP})
+    scenario.feed("n1", Proved(("nfsbox", "nfsadmin"), data=True))
+    scenario.order("n1", "stop")
+    scenario.run(until=scenario.now + 10)
+    assert scenario.states() == {"n1": "off", "n2": "off"}
+
+
+def test_the_pair_is_not_broken_before_the_role_is_proved() -> None:
+    """The secondary has lost the connection; whether there is a file system to go on with is about to be known."""
+    values = {"state.local": "PRIM", "state.color": "green", "rfs.uptodate": "up", "rfs.paired": "up"}
+    born = decide(new_state(PAIR, 7), Born(tuple(values.items()), True, True, unproved=True), 1.0).state
+    lost = Beat("n2", 3, 1, role=Role.SECOND, color=Color.MAGENTA, sees=Role.PRIM, uptodate="up", stream_lost=True)
+    heard = decide(born, Heard("l0", lost), 1.1).state
+    assert (heard.role, heard.paired, heard.breaking) == (Role.PRIM, True, "")
+    proved = decide(heard, Proved(), 1.2).state
+    assert proved.breaking == "fence"
+
+
+# --- degraded
+
+
+def degraded_pair() -> Scenario:
+    scenario = pair(replace(PAIR, rules=module_rules("d: if (remote.rfs.degraded == up) then wait();", "")))
+    scenario.begin({"n1": Role.ALONE, "n2": Role.STOP}, {"n1": {"rfs.degraded": "up"}})
+    return scenario
+
+
+def test_a_degraded_primary_recovers_by_itself_when_the_other_one_waits_for_it() -> None:
+    scenario = degraded_pair()
+    scenario.run(until=scenario.now + 2 * DELAY)
+    assert scenario.states()["n1"] == "ALONE green" and ran(scenario, "n1") == [], "nobody needs it"
+    scenario.order("n2", "start")
+    scenario.run(until=scenario.now + DELAY - 5)
+    assert scenario.states() == {"n1": "ALONE green", "n2": "WAIT red"} and ran(scenario, "n1") == []
+    scenario.run(until=scenario.now + 30)
+    assert scenario.states() == {"n1": "PRIM green", "n2": "SECOND green"}
+    assert any("(try 1 of 3)" in message for message in scenario.messages("n1"))
+
+
+def test_a_file_system_that_dies_again_and_again_is_not_recovered_for_ever() -> None:
+    scenario = degraded_pair()
+    scenario.order("n2", "start")
+    for _ in range(TRIES + 2):
+        scenario.run(until=scenario.now + DELAY + 30)
+        scenario.feed("n1", Replication("nfsbox_died"))
+        scenario.feed("n1", ResourceSet("rfs.degraded", "up", "nfsadmin"))
+    scenario.run(until=scenario.now + 2 * DELAY)
+    tries = [message for message in scenario.messages("n1") if "stopped and started" in message]
+    assert len(tries) == TRIES
+    assert sum("stays degraded" in message for message in scenario.messages("n1")) == 1
+    assert scenario.states()["n1"] == "ALONE green", "the application goes on"
