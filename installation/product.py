@@ -11,6 +11,8 @@ from installation.source import MODULE_KINDS, Source
 from installation.target import Target, make_directory, replace_tree, write_file
 
 PRIVATE_FOLDERS = ("conf", "bin")
+MONITOR = "webconsole/monitor"
+"""Lists of modules for the console, made by administrators (guide 14.6.2); ours is the one to copy."""
 PACKED_KINDS = tuple(kind for kind in MODULE_KINDS if kind != "backup")
 
 
@@ -74,6 +76,11 @@ def install_files(source: Source, target: Target, gid: int) -> None:
     make_directory(target.safe / "modules", mode=0o2770, gid=gid)
     make_directory(private / "modules", mode=0o2770, gid=gid)
     make_directory(base / "backup", mode=0o2770, gid=gid)
+    for name in ("webconsole", MONITOR):
+        make_directory(base / name, mode=0o2770, gid=gid)
+    write_file(
+        base / MONITOR / "default.xml", (source.path / "Application_Modules" / MONITOR / "default.xml").read_text()
+    )
     write_file(private / "version", f"{source.version}\n")
 
 

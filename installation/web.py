@@ -13,6 +13,8 @@ from installation.target import SAFE, InstallError, Target, make_directory, writ
 
 USER = "admin"
 PASSWORD_VARIABLE = "SAFEKIT_PASSWORD"
+LANGPACK = "jquery.lang/langpack"
+"""Where the guide places the texts of the console (3.1.1), below SAFE/web/htdocs; the web service reads them there."""
 OPEN_WARNING = (
     "Warning: the web service is open: whoever reaches port 9010 commands this server. To ask for passwords: "
     f"uncomment `Define usefile` in {SAFE}/web/conf/httpd.conf, then safekit webserver restart"
@@ -37,8 +39,9 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     else a generated one. Raises InstallError.
     """
     web = target.safe / "web"
-    for name in ("conf", "conf/ssl", "bin", "htdocs"):
+    for name in ("conf", "conf/ssl", "bin", "htdocs", "htdocs/jquery.lang", f"htdocs/{LANGPACK}"):
         make_directory(web / name, mode=0o2750, gid=gid)
+    _install_texts(target, web / "htdocs" / LANGPACK, gid)
     default = (target.safe / "private" / "conf" / "httpd.conf.default").read_text()
     settings = web / "conf" / "httpd.conf"
     saved = save_changed(settings, web / "conf" / "httpd.conf.default", gid, "httpd.conf")
@@ -59,6 +62,12 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
     password = os.environ.get(PASSWORD_VARIABLE) or _generated()
     write_file(users, f"{USER}:{_hashed(target, password)}\n", mode=0o640, gid=gid)
     return WebSetup(password, opened, saved)
+
+
+def _install_texts(target: Target, place: Path, gid: int) -> None:
+    """The texts of the console in each language; those of the former version are replaced."""
+    for file in sorted(target.environment.glob("lib/python*/site-packages/safewebserver/console/i18n/*.json")):
+        write_file(place / file.name, file.read_text(encoding="utf-8"), mode=0o640, gid=gid)
 
 
 def save_changed(settings: Path, default: Path, gid: int, stem: str) -> str:
