@@ -35,6 +35,10 @@ def recipe(checkout: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _lock(checkout: Path) -> str:
+    return hashlib.sha256((checkout / RECIPE / "package-lock.json").read_bytes()).hexdigest()[:16]
+
+
 def made(checkout: Path) -> bool:
     """Whether the libraries are there, made from the present recipe."""
     place = checkout / PLACE
@@ -70,11 +74,11 @@ def fetch(checkout: Path) -> Path:
     """
     cache = checkout / ".cache" / "console"
     stamp = cache / ".complete"
-    if stamp.is_file() and stamp.read_text() == recipe(checkout):
-        return cache
     cache.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json", *ENTRIES):
         shutil.copyfile(checkout / RECIPE / name, cache / name)
+    if stamp.is_file() and stamp.read_text() == _lock(checkout):
+        return cache
     command = [
         *npm_command(checkout / ".cache"),
         "ci",
@@ -91,7 +95,7 @@ def fetch(checkout: Path) -> Path:
         raise ConsoleError(f"npm could not be run: {error}") from error
     if done.returncode != 0:
         raise ConsoleError(f"npm could not fetch the libraries: {(done.stderr or done.stdout).strip()[-400:]}")
-    stamp.write_text(recipe(checkout))
+    stamp.write_text(_lock(checkout))
     return cache
 
 

@@ -78,6 +78,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
+            if "t4_console" in nodeid:
+                return "t4_console"  # all of its files share one cluster
             return nodeid.split("::", 1)[0] if "t3_cluster" in nodeid else nodeid
 
     return ByCluster(config, log)

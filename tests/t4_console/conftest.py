@@ -14,19 +14,22 @@ import pytest
 from cluster import Cluster, Console
 from playwright.sync_api import Browser, BrowserContext, Playwright, sync_playwright
 
+from installation.console import made
 from tests.conftest import unique_lab_name
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
-PICTURES = Path(__file__).resolve().parents[2] / ".cache" / "pictures"
+CHECKOUT = Path(__file__).resolve().parents[2]
+PICTURES = CHECKOUT / ".cache" / "pictures"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker and one order: all tests of this level share a cluster."""
+    """Without a browser, or without the console's libraries, there is nothing to look at."""
+    missing = "no Chromium; on Debian bin/setup test installs it" if CHROMIUM is None else ""
+    if not made(CHECKOUT):
+        missing = "the console's libraries are not here; bin/setup makes them"
     for item in items:
-        if "t4_console" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("console"))
-            if CHROMIUM is None:
-                item.add_marker(pytest.mark.skip(reason="no Chromium; Debian: bin/setup test installs it"))
+        if missing and "t4_console" in item.nodeid:
+            item.add_marker(pytest.mark.skip(reason=missing))
 
 
 @pytest.fixture(scope="session")
