@@ -320,6 +320,8 @@ def _views() -> list[Row]:
     found: list[Row] = []
     directory = safe() / "Application_Modules" / VIEWS
     for path in sorted(directory.glob("*.xml")):
+        if path.stem == "default":  # the one to copy
+            continue
         parser = etree.XMLParser(no_network=True, resolve_entities=False, remove_comments=True)
         try:
             root = etree.fromstring(path.read_bytes()[: 1 << 20], parser)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.types import ClusterConfig
 from safekit.wire.keys import asking_keys
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
-from safekit.wire.targets import Target, parse_targets
+from safekit.wire.targets import Target
 from safekit.wire.webclient import CONNECT_SECONDS, IDLE_SECONDS
 from safewebserver.api import MAX_ARCHIVE, PREFIX, ApiError, body_of, caller, reply
 from safewebserver.identity import Caller
@@ -36,6 +37,7 @@ BEHALF, ROLE = "on_behalf", "role"
 MAX_ANSWER = 64 << 20
 MAX_NAME = 128
 LONG_SECONDS = 86400.0
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,15})?", re.ASCII)
 PROBE_SECONDS = 3.0
 
 
@@ -255,11 +257,12 @@ class RelayApi:
         if caller(request).role < Role.ADMIN:
             raise ApiError(403, "forbidden", "this needs the role Admin")
         address = request.query.get("address", "")
+        if _ADDRESS.fullmatch(address) is None:
+            raise ApiError(400, "malformed", "this is not an address")
         scheme, port = here(request)
         try:
-            target = parse_targets(f"{scheme}://{address}:{port}", None, node_name(), scheme)[0]
-            url = URL(f"{target.url}/api/v1/who")
-        except Exception:
+            url = URL.build(scheme=scheme, host=address, port=port, path=f"{PREFIX}/who")
+        except ValueError:
             raise ApiError(400, "malformed", "this is not an address") from None
         name = ""
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):

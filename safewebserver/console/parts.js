@@ -47,9 +47,9 @@ export function Kind({ kind }) {
 
 /** @param {any} props */
 export function Button({ children, kind = "", busy = false, why = "", ...rest }) {
-  return html`<button type="button" class="button ${kind}" disabled=${rest.disabled || busy || !!why || null}
-    title=${why || rest.title || null} ...${{ ...rest, disabled: undefined, why: undefined }}
-    aria-busy=${busy || null}>${children}</button>`;
+  const { disabled, title, ...others } = rest;
+  return html`<button type="button" ...${others} class="button ${kind}" disabled=${disabled || busy || !!why || null}
+    title=${why || title || null} aria-busy=${busy || null}>${children}</button>`;
 }
 
 /** Where a menu that hangs over the page stands: below its button, inside the window.
@@ -68,7 +68,7 @@ export function Menu({ label, items, text = "", kind = "icon-button", shape = "m
   const [at, setAt] = useState(/** @type {any} */ (null));
   const button = useRef(/** @type {any} */ (null));
   return html`<span class="menu-place" onContextMenu=${(/** @type {MouseEvent} */ event) => event.stopPropagation()}>
-    <button type="button" ref=${button} class=${kind} aria-haspopup="menu" aria-expanded=${at !== null} aria-label=${label}
+    <button type="button" ref=${button} class=${kind} aria-haspopup="menu" aria-expanded=${at !== null} aria-label=${text ? null : label}
       title=${label} onClick=${() => setAt(at ? null : button.current.getBoundingClientRect())}>
       ${text}<${Icon} shape=${shape} /></button>
     ${at && html`<${MenuList} label=${label} items=${items} at=${at} close=${() => {

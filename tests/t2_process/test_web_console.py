@@ -242,7 +242,7 @@ def test_a_probe_tells_a_name_or_nothing(web: WebServer) -> None:
     found = web.ask("GET", "/api/v1/probe?address=127.0.0.3", user="admin").json
     assert (found["node"], found["answers"]) == ("n1", True)
     assert web.ask("GET", "/api/v1/probe?address=127.0.0.1", user="operator").status == 403
-    for address in ("", "a/b", "a@b", "http://x", "x:1", "a b"):
+    for address in ("", "a/b", "a@b", "http://x", "x:1", "a b", ":::", "1:2", "1.2.3.4%x/"):
         assert web.ask("GET", f"/api/v1/probe?address={quote(address)}", user="admin").status == 400, address
 
 

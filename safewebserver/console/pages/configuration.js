@@ -53,7 +53,10 @@ function NewModule({ node, kind, template, close }) {
 function Installed() {
   if (!modules.value.length) return html`<div class="empty">${t("empty.modules")}</div>`;
   return html`<div class="scroll"><table class="grid"><tbody>${modules.value.map((entry) => html`<tr key=${entry.module} data-module=${entry.module}><th scope="row">${entry.module}</th><td><${Kind} kind=${entry.verdict.kind} /></td>
-    ${entry.places.map((place) => html`<td><span class="muted">${place.node}</span> <${State} row=${place.row} reachable=${place.reachable} age=${age(place)} /></td>`)}
+    ${order.value.map((node) => {
+      const place = entry.places.find((each) => each.node === node);
+      return html`<td key=${node}>${place && html`<span class="muted">${node}</span>${" "}<${State} row=${place.row} reachable=${place.reachable} age=${age(place)} />`}</td>`;
+    })}
     <td><${Menu} label=${t("menu.module", { module: entry.module })} items=${[
       { key: "edit", label: t("conf.edit"), action: () => edit(entry.module) }, ...globalMenu(entry.module),
       { key: "uninstall", label: t("conf.uninstall"), action: () => uninstall(entry.module) },
