@@ -41,8 +41,8 @@ EXPECTED = re.compile(r"Failed to load resource: (the server responded with a st
 class Cluster:
     """Three servers: a mirror `app` on node1 and node2, a farm `web` on all."""
 
-    def __init__(self, name: str) -> None:
-        self.lab = Lab.up(name, nodes=3, bare=True)
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
         self.urls = open_window(self.lab.name)
         self.nodes = list(self.lab.nodes.values())
         self.one, self.two, self.three = self.nodes

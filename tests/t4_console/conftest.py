@@ -15,6 +15,7 @@ from cluster import Cluster, Console
 from playwright.sync_api import Browser, BrowserContext, Playwright, sync_playwright
 
 from installation.console import made
+from lab.cluster import Lab
 from tests.conftest import unique_lab_name
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
@@ -34,9 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    made = Cluster(unique_lab_name())
-    yield made
-    made.lab.down()
+    lab = Lab.up(unique_lab_name(), nodes=3, bare=True)
+    try:
+        yield Cluster(lab)
+    finally:
+        lab.down()
 
 
 @pytest.fixture(scope="session")

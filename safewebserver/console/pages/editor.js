@@ -97,14 +97,14 @@ function Branch({ element, text, change, schema, mode }) {
   };
   const present = new Set(element.attributes.map((/** @type {any} */ each) => each.name));
   return html`<li class=${mode === "erase" && element.parent ? "erasable" : ""} onClick=${mode === "erase" && element.parent ? (/** @type {Event} */ e) => erase(e, remove(text, element)) : null}>
-    ${mode === "erase" && element.parent ? html`<button type="button" class="erasable" aria-label=${t("editor.erase.tag", { tag: element.tag })}>&lt;<span class="xml-name">${element.tag}</span></button>`
-      : html`&lt;<span class="xml-name">${element.tag}</span>`}${element.attributes.map((/** @type {any} */ each) => html` <span class=${mode === "erase" ? "erasable" : ""}
+    ${mode === "erase" && element.parent ? html`<button type="button" class="erasable" aria-label=${t("editor.erase.tag", { tag: element.tag })}>${"<"}<span class="xml-name">${element.tag}</span></button>`
+      : html`${"<"}<span class="xml-name">${element.tag}</span>`}${element.attributes.map((/** @type {any} */ each) => html` <span class=${mode === "erase" ? "erasable" : ""}
         title=${allowed?.attributes[each.name] ?? ""} onClick=${mode === "erase" ? (/** @type {Event} */ e) => erase(e, removeAttribute(text, each)) : null}>${each.name}="${
         mode === "erase" ? html`<span class="xml-value">${each.value}</span>`
-          : html`<input class="xml-value" size=${Math.max(4, each.value.length + 1)} aria-label=${`${element.tag} ${each.name}`} value=${each.value} onChange=${(/** @type {any} */ e) => change(setAttribute(text, element, each.name, e.target.value))} />`}"</span>`)}&gt;
+          : html`<input class="xml-value" size=${Math.max(4, each.value.length + 1)} aria-label=${`${element.tag} ${each.name}`} value=${each.value} onChange=${(/** @type {any} */ e) => change(setAttribute(text, element, each.name, e.target.value))} />`}"</span>`)}${">"}
     ${mode === "insert" && allowed && html`<span class="xml-adds">${Object.entries(allowed.attributes).filter(([name]) => !present.has(name)).map(([name, meaning]) => html` <button type="button" class="xml-add attribute-add" title=${meaning}
         onClick=${() => change(setAttribute(text, element, name, example(String(meaning))))}>${name}</button>`)}
-      ${Object.keys(allowed.children).map((name) => html` <button type="button" class="xml-add tag-add" onClick=${() => change(insert(text, element, fresh(name, allowed.children[name])))}>&lt;${name}&gt;</button>`)}</span>`}
+      ${Object.keys(allowed.children).map((name) => html` <button type="button" class="xml-add tag-add" onClick=${() => change(insert(text, element, fresh(name, allowed.children[name])))}>${"<"}${name}${">"}</button>`)}</span>`}
     ${element.children.length > 0 && html`<ul>${element.children.map((/** @type {any} */ each, /** @type {number} */ i) => html`<${Branch} key=${`${each.tag}${i}`} element=${each} text=${text} change=${change} schema=${schema} mode=${mode} />`)}</ul>`}</li>`;
 }
 
@@ -137,7 +137,7 @@ export function Editor({ text, change, kind, module, xml }) {
       : html`<${XmlEditor} text=${text} change=${change} schema=${schema.data} />`}</div>
     ${kind && html`<ul class="findings" aria-live="polite">${!findings.length ? html`<li class="green"><${Icon} shape="green" /> ${t("editor.right")}</li>`
       : findings.map((each) => html`<li class=${each.severity === "error" ? "red" : "magenta"}><button type="button" onClick=${() => { setMode("text"); setLine(0); setTimeout(() => setLine(each.line)); }}><${Icon} shape="warn" />
-        ${each.line > 0 && html` <b>${t("editor.line", { line: each.line })}</b>`} ${each.element && html`<code>&lt;${each.element}&gt;</code> `}${each.text}</button></li>`)}</ul>`}`;
+        ${each.line > 0 && html` <b>${t("editor.line", { line: each.line })}</b>`} ${each.element && html`<code>${"<"}${each.element}${">"}</code> `}${each.text}</button></li>`)}</ul>`}`;
 }
 
 /** A file of a server in the editor. @param {{node: string, path: string, close: () => void, saved?: () => void}} props */
