@@ -41,6 +41,9 @@ CACHE_SECONDS = 1.0
 #: Bytes of requests put aside while a change waits for the peer; when there are more, everything waits.
 MAX_ASIDE = 64 << 20
 
+#: Seconds that the threads of a mount may take to end once it is gone.
+END_SECONDS = 10.0
+
 _lib = fuse._libfuse
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
@@ -133,6 +136,14 @@ def kept_options(flags: int) -> tuple[str, ...]:
         "nodev" if flags & os.ST_NODEV else "dev",
         *(option for flag, option in _KEPT if flags & flag),
     )
+
+
+def _let_go(descriptor: int) -> None:
+    """Close what a descriptor stands for and keep its number: a thread that still works on a request (its disk hangs)
+    answers by that number, which must never be a file of somebody else."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
 
 
 class Mount(fuse.FUSE):  # type: ignore[misc]
@@ -266,12 +277,15 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         relief = self.operations.engine.relief
         if self._relieve in relief:
             relief.remove(self._relieve)
-        if self._thread is not None:
-            self._thread.join(10)
-        for thread in self._former:
-            thread.join(10)
+        threads = [*self._former, *([self._thread] if self._thread is not None else [])]
+        for thread in threads:
+            thread.join(END_SECONDS)
         if self._fd >= 0:
-            os.close(self._fd)  # whoever still has a file open gets errors from here on
+            # Whoever still has a file open gets errors from here on.
+            if any(thread.is_alive() for thread in threads):
+                _let_go(self._fd)
+            else:
+                os.close(self._fd)
             self._fd = -1
         return True
 

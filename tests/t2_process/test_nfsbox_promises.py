@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from nfsbox.fs import kernel
+from nfsbox.fs import mount as mount_module
+from nfsbox.fs.mount import Mount
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.stream import State
@@ -265,6 +267,30 @@ def test_an_exchange_of_names_waits_for_nobody_who_may_need_the_order(
         engine.order.release()
     exchange.join(10)
     assert not exchange.is_alive() and (backing / "a").read_text() == "b"
+
+
+def test_a_thread_that_outlives_its_mount_answers_into_no_file(
+    alone: tuple[Engine, Operations, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk hangs; meanwhile the number of its descriptor could be that of a file of somebody else."""
+    _, operations, _ = alone
+    mount = Mount(operations, bytes(tmp_path / "mount"), "AM:0")
+    number = mount._fd = os.open(tmp_path / "device", os.O_RDWR | os.O_CREAT)
+    hangs = threading.Event()
+    thread = threading.Thread(target=lambda: (hangs.wait(10), os.write(number, b"an answer")), daemon=True)
+    mount._thread = thread
+    thread.start()
+    monkeypatch.setattr(mount_module, "unmount", lambda path: 0)
+    monkeypatch.setattr(mount_module, "END_SECONDS", 0.01)
+    mount.stop()
+    opened = [os.open(tmp_path / str(count), os.O_RDWR | os.O_CREAT) for count in range(3)]
+    hangs.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [os.fstat(descriptor).st_size for descriptor in opened] == [0, 0, 0]
+    assert os.readlink(f"/proc/self/fd/{number}") == "/dev/null"
+    for descriptor in (*opened, number):
+        os.close(descriptor)
 
 
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
