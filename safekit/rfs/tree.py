@@ -197,7 +197,8 @@ class Tree:
     def __init__(self, path: bytes, *, keep: int = 0) -> None:
         self.path = path
         self._keep = keep
-        self._kept: dict[bytes, Directory] = {}
+        self._kept: dict[bytes, Directory] = {}  # looked up without the lock, changed under it
+        self._given = 0  # rises whenever names are given away
         self._lock = threading.Lock()
         self._root: Directory | None = None
         self._closed = False
@@ -260,21 +261,29 @@ class Tree:
         return kept, name or b"."
 
     def _resolve(self, path: bytes) -> Directory:
-        # A name that another thread gives away meanwhile makes it forget by beginning with a new `_kept`: what was
-        # looked up before then ends in the old one.
-        kept = self._kept
+        given = self._given
         found = Directory(_resolver.open((self._root or self._begin()).fd, path, _O_PATH))
-        if self._keep and kept is self._kept:
-            if len(kept) >= self._keep:
-                kept = self._kept = {}
-            kept[path] = found
+        if self._keep:
+            former = self._kept  # its descriptors are closed after the lock
+            with self._lock:
+                # A name that was given away meanwhile may be this one: then what was found is right for the caller, who
+                # asked before, and for nobody after it.
+                if self._given == given:
+                    if len(self._kept) >= self._keep:
+                        self._kept = {}
+                    self._kept[path] = found
+            del former
         return found
 
     def _given_away(self, *paths: bytes) -> None:
         """These names stand for something else from now on."""
+        below = tuple(path + b"/" for path in paths)
         kept = self._kept
-        if kept and any(known in paths or known.startswith(tuple(path + b"/" for path in paths)) for known in kept):
-            self._kept = {}
+        with self._lock:
+            self._given += 1
+            if any(known in paths or known.startswith(below) for known in self._kept):
+                self._kept = {}
+        del kept  # its descriptors are closed after the lock
 
     def directory(self, path: bytes) -> int:
         """A descriptor of a directory, for its owner to close."""

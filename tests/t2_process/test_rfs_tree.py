@@ -250,3 +250,57 @@ def test_an_error_that_says_nothing_of_a_name_is_not_its_absence(tree: Tree, mon
     monkeypatch.setattr(os, "stat", fails)
     with pytest.raises(OSError):
         tree.exists(b"d/file")
+
+
+def test_a_directory_that_is_renamed_while_it_is_looked_up_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread has opened it under its old name, and has not noted it yet."""
+    (tmp_path / "d").mkdir()
+    data = Tree(bytes(tmp_path), keep=100)
+    found, renamed = threading.Event(), threading.Event()
+    real = module._resolver.open
+
+    def slow(top: int, path: bytes, flags: int) -> int:
+        opened = real(top, path, flags)
+        if threading.current_thread() is other:
+            found.set()
+            assert renamed.wait(10)
+        return opened
+
+    other = threading.Thread(target=lambda: data.at(b"d/f"))
+    monkeypatch.setattr(module._resolver, "open", slow)
+    other.start()
+    assert found.wait(10)
+    data.rename(b"d", b"e")
+    data.mkdir(b"d", 0o755)
+    renamed.set()
+    other.join(10)
+    assert os.fstat(data.at(b"d/f")[0].fd).st_ino == (tmp_path / "d").stat().st_ino
+    data.close()
+
+
+def test_a_rename_and_a_look_up_at_the_same_time(tmp_path: Path) -> None:
+    """What fails after the name was changed here would never be told to the peer."""
+
+    class Meanwhile(dict[bytes, module.Directory]):
+        """Another thread looks something up while this one is gone through."""
+
+        def __iter__(self) -> Iterator[bytes]:
+            for number, known in enumerate(super().__iter__()):
+                yield known
+                if number == 0 and not other.ident:
+                    other.start()
+                    other.join(0.2)
+
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    data = Tree(bytes(tmp_path), keep=100)
+    data.at(b"two/f")
+    data.at(b"one/f")
+    data._kept = Meanwhile(data._kept)
+    other = threading.Thread(target=lambda: data.at(b"three/f"))
+    data.rename(b"one", b"four")
+    other.join(10)
+    assert os.fstat(data.at(b"four/f")[0].fd).st_ino == (tmp_path / "four").stat().st_ino
+    data.close()
