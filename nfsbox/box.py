@@ -115,6 +115,7 @@ class Box:
         self.degraded = False
         self.prepared = False
         self._owned = -1  # the lock of the directories
+        self._recording = threading.Lock()  # one state after the other, whoever writes it
         self._notify = notify
         self._ask_pair = pair
         self._tracker = Tracker(place.directory, rfs.ruzone_blocksize)
@@ -153,6 +154,10 @@ class Box:
 
     def set_state(self, fields: Mapping[str, Any]) -> None:
         """Durable when it returns. Raises BoxError."""
+        with self._recording:
+            self._record(fields)
+
+    def _record(self, fields: Mapping[str, Any]) -> None:
         try:
             state = generations.from_fields(fields)
             write_atomic(self._state_file, generations.encode(state))
@@ -569,7 +574,11 @@ class Box:
         stream = self.engine.stream
         try:
             state = self._ask_pair(peer, server, stream.identity if stream is not None else 0)
-            self.set_state(state)
+            with self._recording:
+                # It was asked for in a thread of its own: the peer may have been lost meanwhile, and `alone` written.
+                if stream is None or stream.lost:
+                    raise Refused("the stream to the secondary broke")
+                self._record(state)
         except BoxError as error:
             raise Refused(error.text) from None
         return state

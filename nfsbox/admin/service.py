@@ -167,6 +167,9 @@ class Admin:
         state = standing.known_state()
         peer = str(request.fields.get("peer", standing.peer))
         await self.asking.pair(peer)
+        if standing.state is not state:
+            # heart decided that too, and later: the answer to this was on its way while this server went on alone.
+            raise BusError("pair", "this server has gone on without its secondary meanwhile")
         # A peer of unknown number is known by the one it had: its own record says whether that is right.
         target = int(request.fields.get("server") or 0) or state.peer or 1
         standing.state = generations.delivered(state, target, time.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import fcntl
@@ -29,7 +30,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o660, durable: bool = 
 
 
 def _write_new(path: Path, data: bytes, mode: int, durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Threads of one process may write one file at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_thread.get_native_id()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,21 @@ def test_a_full_disk_leaves_what_was_put_by(tmp_path: Path, monkeypatch: pytest.
         ledger.save(held, [ledger.Entry(address, "eth0", 24, 1.0)])
         assert set(ledger.load(held)) == {address}
     assert path.stat().st_mode & 0o777 == 0o660
+
+
+def test_threads_that_write_one_file_at_the_same_time_do_not_meet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins while the first one is about to put its file in place."""
+    real = os.rename
+    second = threading.Thread(target=lambda: write_atomic(path, b"second", durable=False))
+
+    def rename(source: Path, target: Path) -> None:
+        if not second.ident:
+            second.start()
+            second.join(10)
+            assert path.read_bytes() == b"second"
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    write_atomic(path, b"the first one", durable=False)
+    assert path.read_bytes() == b"the first one"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

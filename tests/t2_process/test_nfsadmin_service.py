@@ -47,6 +47,8 @@ class World:
         self.durable = False
         self.role = "secondary"
         self.refuse: dict[str, bus.BusError] = {}
+        self.heart_answers = asyncio.Event()
+        self.heart_answers.set()
         self.deadly: list[str] = []  # operations in which nfsbox dies, each once
         self.children: list[subprocess.Popen[bytes]] = []
         self.process = self.new_process()
@@ -104,6 +106,7 @@ class World:
         self.heart.append((request.op, request.fields))
         if request.op == "process" and request.fields["name"] == "nfsbox" and request.fields["on"]:
             self.process = self.new_process()
+        await self.heart_answers.wait()
         return None
 
     async def on_box(self, request: bus.Request) -> Fields | None:
@@ -681,5 +684,24 @@ def test_a_damaged_record_is_told_and_costs_a_full_reintegration() -> None:
         world.stored = {"server": "nonsense"}
         assert (await world.ask("prepare"))["generation"] == 0
         assert "copies everything" in world.context.log.path.read_text()
+
+    run(scenario)
+
+
+def test_a_pair_that_heart_confirms_late_does_not_undo_that_this_server_went_on_alone() -> None:
+    """heart's answer was lost and asked for again; what it decided afterwards came first."""
+
+    async def scenario(world: World) -> None:
+        world.stored = to_fields(DataState(5, peer=77, current=400))
+        await world.ask("prepare")
+        await world.ask("primary")
+        world.heart_answers.clear()
+        paired = asyncio.ensure_future(world.ask("pair", peer="n2", server=77))
+        await world.until(lambda: [op for op, _ in world.heart if op == "pair"])
+        await world.ask("alone")
+        world.heart_answers.set()
+        with pytest.raises(bus.BusError, match="gone on without"):
+            await paired
+        assert world.admin.standing.state == world.state and world.state.base and not world.admin.standing.paired
 
     run(scenario)

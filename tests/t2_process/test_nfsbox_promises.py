@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nfsbox.box import Box, Place
 from nfsbox.fs import kernel
 from nfsbox.fs import mount as mount_module
 from nfsbox.fs.mount import Mount
@@ -21,8 +22,10 @@ from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.stream import State
 from nfsbox.pair.tracking import Tracker
+from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.generations import DataState, to_fields
 from safekit.rfs.journal import expand
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op
@@ -291,6 +294,23 @@ def test_a_thread_that_outlives_its_mount_answers_into_no_file(
     assert os.readlink(f"/proc/self/fd/{number}") == "/dev/null"
     for descriptor in (*opened, number):
         os.close(descriptor)
+
+
+def test_a_pair_that_is_told_late_is_not_recorded_over_what_came_after_it(tmp_path: Path) -> None:
+    """The peer is lost while nfsadmin answers, and `alone` records that in another thread."""
+    later = DataState(5, peer=77, current=600, base=500)
+
+    def pair(_peer: str, _server: int, _session: int) -> dict[str, object]:
+        box.engine.stream.lost = True  # type: ignore[union-attr, misc]
+        box.set_state(to_fields(later))
+        return to_fields(DataState(5, peer=77, current=500))
+
+    rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
+    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda what, fields: None, pair)
+    box.engine.stream = Peer()  # type: ignore[assignment]
+    with pytest.raises(Refused):
+        box._pair("B", 77)
+    assert box.state() == to_fields(later)
 
 
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
