@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from heart.core import former, hearing, leaving, plans, swap, waiting
 from heart.core.actions import Exit, Marker, Processes, Reboot
 from heart.core.turn import Turn, step
@@ -65,39 +68,72 @@ def order(t: Turn, command: Command) -> None:
     carry_out(t, command)
 
 
+def _stopped(t: Turn, _: Command) -> bool:
+    return t.s.role is Role.STOP and not t.s.intent and not t.s.stopping
+
+
+def _leaves(t: Turn, _: Command) -> bool:
+    return bool(t.s.stopping)
+
+
+class Refusal(NamedTuple):
+    """These actions are not possible while `when` holds."""
+
+    actions: tuple[str, ...]
+    when: Callable[[Turn, Command], bool]
+    text: str
+
+
+REFUSALS = (
+    Refusal(
+        (*SETTINGS, "update"),
+        lambda t, _: t.s.role is Role.STOP or bool(t.s.stopping),
+        "the module is {state}: {action} needs a running module",
+    ),
+    Refusal(
+        tuple(SETTINGS),
+        lambda _, command: command.option not in ("on", "off"),
+        "{action}: found {option!r}, expected on or off",
+    ),
+    Refusal(
+        ("prim", "primforce", "second", "swap"),
+        lambda t, _: not t.s.setup.mirror,
+        "{action} is for mirror modules; this one is a {mode} module",
+    ),
+    Refusal(("start",), _leaves, "the module is being stopped"),
+    Refusal(("start",), lambda t, c: not _stopped(t, c), "the module is already started ({state})"),
+    Refusal(
+        ("prim", "primforce", "second"),
+        lambda t, c: not _stopped(t, c),
+        "the module is already {state}; stop it first to use {action}",
+    ),
+    Refusal((*STOPS, "restart", "swap"), _stopped, "the module is stopped"),
+    Refusal(("stopstart", "stopwait", "restart", "swap"), _leaves, "the module is being stopped"),
+    Refusal(
+        ("restart",),
+        lambda t, _: not t.s.role.running,
+        "the module is {state}: restart needs ALONE, PRIM, SECOND or UP",
+    ),
+    Refusal(
+        ("stopwait",),
+        lambda t, _: not (t.s.role.running or t.s.role is Role.WAIT),
+        "the module is {state}: stopwait needs a running module",
+    ),
+)
+"""Of those that hold, the first one is said."""
+ALWAYS = ("incloop", "resetloop")
+KNOWN = frozenset({*ALWAYS, *(action for refusal in REFUSALS for action in refusal.actions)})
+
+
 def refusal(t: Turn, command: Command) -> str:
     """Why a command is not possible here and now, "" when it is."""
     s, action = t.s, command.action
-    if action in ("incloop", "resetloop"):
-        return ""
-    if action in SETTINGS or action == "update":
-        if s.role is Role.STOP or s.stopping:
-            return f"the module is {s.role}: {action} needs a running module"
-        fits = action == "update" or command.option in ("on", "off")
-        return "" if fits else f"{action}: found {command.option!r}, expected on or off"
-    if not s.setup.mirror and action in ("prim", "primforce", "second", "swap", "failover"):
-        return f"{action} is for mirror modules; this one is a {s.setup.mode} module"
-    if action in STARTS:
-        if s.role is Role.STOP and not s.intent and not s.stopping:
-            return ""
-        return f"the module is already {s.role}; stop it first to use {action}" if action != "start" else _started(t)
-    if action not in (*STOPS, "restart", "swap"):
+    if action not in KNOWN:
         return f"unknown action {action!r}"
-    if s.role is Role.STOP and not s.intent and not s.stopping:
-        return "the module is stopped"
-    if s.stopping and not (action == "forcestop" or (action in ("stop", "shutdown") and s.stopping == "stopstart")):
-        return "" if action in ("stop", "shutdown") else "the module is being stopped"
-    if action == "restart" and not s.role.running:
-        return f"the module is {s.role}: restart needs ALONE, PRIM, SECOND or UP"
-    if action == "stopwait" and not (s.role.running or s.role is Role.WAIT):
-        return f"the module is {s.role}: stopwait needs a running module"
-    if action == "swap" and not s.pending:
-        return swap.possible(t)
-    return ""
-
-
-def _started(t: Turn) -> str:
-    return "the module is being stopped" if t.s.stopping else f"the module is already started ({t.s.role})"
+    for actions, when, text in REFUSALS:
+        if action in actions and when(t, command):
+            return text.format(action=action, option=command.option, state=s.role, mode=s.setup.mode)
+    return swap.possible(t) if action == "swap" and not s.pending else ""
 
 
 def _announce(t: Turn, command: Command) -> None:
