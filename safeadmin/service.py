@@ -21,27 +21,22 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime
-from typing import Any
 
 from safeadmin.actions import Refusal, Way, plan
 from safeadmin.adminlog import AdminLog
 from safeadmin.boot import BootRecord
-from safeadmin.cluster import Cluster
-from safeadmin.facts import NodeFacts
+from safeadmin.joined import Joined
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Installed, Registry
 from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
 from safekit.bus.endpoint import ADMIN, BusError, Endpoint, Fields, Request
 from safekit.disk.files import locked, write_atomic
-from safekit.disk.paths import ModulePaths, cluster_dir, mapper_port, node_name, safevar, valid_module_name
+from safekit.disk.paths import ModulePaths, mapper_port, safevar, valid_module_name
 from safekit.disk.resources import ResourceWriter, valid_name
 from safekit.log.module import ModuleLog
-from safekit.model.types import ClusterConfig, User
-from safekit.process.frame import Unconfigured, load_cluster
-from safekit.wire.keys import overall_signature
-from safekit.wire.seal import load_key
+from safekit.model.types import User
+from safekit.process.tasks import Beside, told
 
 SET_SECONDS = 5.0
 FACTS_SECONDS = 2.0
@@ -58,20 +53,14 @@ class Service:
 
     def __init__(self, log: AdminLog) -> None:
         self.log = log
-        self.node = node_name()
         self.mapper = Mapper()
         self.registry = Registry()
         self.runtimes: dict[str, ModuleRuntime] = {}
-        self.cluster: Cluster | None = None
+        self.joined = Joined(log, self.registry, self._running)
         self._ports = safevar() / "mapper.ports"
         self._started = time.monotonic()
         self._record = BootRecord(safevar())
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._cluster_lock = asyncio.Lock()
-        self._applied: tuple[ClusterConfig, bytes, str] | None = None
-        self._cluster_problem = ""
-        self._own_facts = NodeFacts()
-        self._facts_due = asyncio.Event()
+        self._beside = Beside(lambda error: log.error(f"defect in safeadmin: {told(error)}"))
         self._operations: dict[str, Operation] = {
             "map_register": self._map_register,
             "map_lookup": self._map_lookup,
@@ -89,6 +78,11 @@ class Service:
             "ended": self._ended,
         }
 
+    @property
+    def node(self) -> str:
+        """The name of this server in its cluster."""
+        return self.joined.node
+
     # Life
 
     async def start(self) -> None:
@@ -99,7 +93,7 @@ class Service:
         for name, members in find_all().items():
             self._runtime(name).adopt(members)
         await self.reload()
-        self._keep(self._follow_facts())
+        self._beside.start(self.joined.follow_facts())
 
     def _ask_to_register(self) -> None:
         """Whoever registered with the safeadmin before this one, at the port that it had then."""
@@ -146,6 +140,9 @@ class Service:
         await asyncio.gather(*(runtime.stop("shutdown", who, self._bound(runtime.name)) for runtime in running))
         return time.monotonic() - began
 
+    async def _stop_all(self, who: str) -> None:
+        await self.stop_modules(who)
+
     def stop_bound(self) -> float:
         """The longest that stop_modules may take, in seconds."""
         return max((self._bound(r.name) for r in self.runtimes.values() if r.running), default=0.0)
@@ -157,12 +154,10 @@ class Service:
 
     async def close(self, *, orderly: bool) -> None:
         """Leave. orderly: the modules were stopped, so the next start is a boot."""
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
         for runtime in self.runtimes.values():
             runtime.close()
-        if self.cluster is not None:
-            await self.cluster.close()
+        await self.joined.close()
         await self.bus.close()
         if orderly:
             try:
@@ -170,58 +165,18 @@ class Service:
             except OSError as error:
                 self.log.error(f"{self._record.path}: {error.strerror}; modules will not start at boot")
 
-    def _keep(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-
-        def ended(done: asyncio.Task[Any]) -> None:
-            self._tasks.discard(done)
-            if not done.cancelled() and (error := done.exception()) is not None:
-                self.log.error(f"defect in safeadmin: {type(error).__name__}: {error}")
-
-        task.add_done_callback(ended)
-
     # Cluster
 
     async def reload(self) -> None:
-        """Read cluster.json and the key, and apply them if they changed. A missing or unusable configuration
-        leaves this server alone, waiting for a better one."""
-        async with self._cluster_lock:
-            self.node = node_name()
-            try:
-                config = load_cluster()
-                wanted = (config, self._key(), self.node)
-                if self._applied == wanted and self.cluster is not None:
-                    await self.cluster.resolve_again()
-                    self.log.info("cluster configuration unchanged, addresses looked up again")
-                    self._reload_hearts()
-                    return
-                made = Cluster(config, wanted[1], self.node, safevar() / "cluster", self.log, self._facts())
-            except (Unconfigured, ValueError, OSError) as error:
-                self._cluster_problem = str(error)
-                self._applied = None
-                if self.cluster is not None:
-                    await self.cluster.close()
-                    self.cluster = None
-                self.log.error(f"not in a cluster: {error}")
-                return
-            if self.cluster is not None:
-                await self.cluster.close()
-            self.cluster, self._applied, self._cluster_problem = made, wanted, ""
-            made.on_change = self._facts_due.set
-            await made.start()
-            lans = ", ".join(lan.name for lan in config.framework_lans)
-            self.log.info(
-                f"cluster of {len(config.node_names)} nodes on lans {lans}, UDP port {config.port}, "
-                f"signature {config.signature[:12]}; this is {self.node}"
-            )
-        self._reload_hearts()
+        """Follow the cluster configuration as it is now; the modules that run follow it too."""
+        if await self.joined.reload():
+            self._reload_hearts()
 
     def _reload_hearts(self) -> None:
         """Modules that run take up another cluster configuration, and look names up again (guide 9.3, 12.2)."""
         for name, runtime in self.runtimes.items():
             if runtime.running:
-                self._keep(self._reload_heart(name))
+                self._beside.start(self._reload_heart(name))
 
     async def _reload_heart(self, name: str) -> None:
         try:
@@ -229,44 +184,6 @@ class Service:
             await self.bus.request(f"{name}/heart", "reload", HEART_SECONDS)
         except BusError as error:
             self.log.error(f"module {name} did not take the cluster configuration up: {error.text}")
-
-    def _key(self) -> bytes:
-        """The cluster key. Raises Unconfigured: nothing goes over a wire in clear."""
-        path = cluster_dir() / "cluster.key"
-        try:
-            return load_key(path)
-        except (OSError, ValueError) as error:
-            raise Unconfigured(f"there is no cluster key: {error}; run safekit cluster config FILE") from None
-
-    def _facts(self) -> NodeFacts:
-        modules = tuple(module.facts(self._running(module.name)) for module in self.registry.all())
-        try:
-            stamp = (cluster_dir() / "cluster.json").stat().st_mtime
-            date = datetime.fromtimestamp(stamp).isoformat(timespec="seconds")
-            # Of configuration and key together: a server with another key must not look the same (guide 9.3).
-            signature = overall_signature(load_cluster().signature, self._key())
-        except (OSError, Unconfigured):
-            date = signature = ""
-        return NodeFacts(signature, date, (cluster_dir() / "locked").exists(), modules)
-
-    async def _follow_facts(self) -> None:
-        """Facts come from files that commands write: looked at every few seconds, and at every event."""
-        while True:
-            try:
-                await asyncio.wait_for(self._facts_due.wait(), FACTS_SECONDS)
-            except TimeoutError:
-                pass
-            self._facts_due.clear()
-            facts = self._facts()
-            if facts != self._own_facts and self.cluster is not None:
-                self._own_facts = facts
-                self.cluster.set_facts(facts)
-
-    def _status(self, module: Installed) -> str:
-        if self.cluster is None:
-            return "unknown"
-        nodes = None if module.config is None else module.config.nodes(self.cluster.config)
-        return self.cluster.status(module.name, nodes).value
 
     # Modules
 
@@ -277,7 +194,7 @@ class Service:
     def _runtime(self, name: str) -> ModuleRuntime:
         if name not in self.runtimes:
             self.runtimes[name] = ModuleRuntime(
-                name, self.node, self.registry, self.bus, self.mapper, self._facts_due.set
+                name, self.node, self.registry, self.bus, self.mapper, self.joined.changed
             )
         return self.runtimes[name]
 
@@ -287,7 +204,7 @@ class Service:
         facts = {
             "installed": module is not None,
             "configured": module is not None and module.config is not None,
-            "in_cluster": self.cluster is not None,
+            "in_cluster": bool(self.joined),
             "running": known is not None and known.running and not known.ending,
             "mode": module.mode if module is not None else "",
             "problem": module.problem if module is not None else "",
@@ -295,7 +212,7 @@ class Service:
         action = str(fields["action"])
         way = plan(action, name, facts)
         if isinstance(way, Refusal):
-            text = f"{way.text} ({self._cluster_problem})" if way.code == "no_cluster" else way.text
+            text = f"{way.text} ({self.joined.problem})" if way.code == "no_cluster" else way.text
             raise BusError(way.code, text)
         runtime = self._runtime(name)
         if runtime.forcing and way is not Way.FORCE:
@@ -369,19 +286,14 @@ class Service:
                 "boot": "on" if module.boot else "off",
                 "signature": module.config.signature if module.config is not None else "",
             }
-            cluster[module.name] = self._status(module)
-        return {"node": self.node, "modules": modules, "cluster": cluster, "cluster_problem": self._cluster_problem}
+            cluster[module.name] = self.joined.status(module)
+        return {"node": self.node, "modules": modules, "cluster": cluster, "cluster_problem": self.joined.problem}
 
     async def _members(self, request: Request) -> Fields:
-        if self.cluster is None:
-            raise BusError("no_cluster", f"this server is in no cluster: {self._cluster_problem}")
-        return self.cluster.members()
+        return self.joined.members()
 
     async def _cluster_status(self, request: Request) -> Fields:
-        module = self.registry.get(self._module(request))
-        if module is None or self.cluster is None:
-            return {"value": "unknown", "servers": []}
-        return {"value": self._status(module), "servers": self.cluster.servers_of(module.name)}
+        return self.joined.servers_of(self.registry.get(self._module(request)))
 
     async def _control(self, request: Request) -> Fields:
         name = self._module(request)
@@ -439,19 +351,19 @@ class Service:
     async def _shutdown(self, request: Request) -> Fields:
         who = request.text("who", "SYSTEM")
         running = sorted(name for name, runtime in self.runtimes.items() if runtime.running)
-        self._keep(self.stop_modules(who))
+        self._beside.start(self._stop_all(who))
         return {"modules": running}
 
     async def _reload(self, request: Request) -> Fields:
         await self.reload()
-        return {"cluster": self.cluster is not None, "problem": self._cluster_problem}
+        return {"cluster": bool(self.joined), "problem": self.joined.problem}
 
     async def _respawn(self, request: Request) -> Fields:
         name = self._module(request)
         fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
         fields.setdefault("action", "start")
         fields.setdefault("who", "automatic")
-        self._keep(self._runtime(name).respawn(fields))
+        self._beside.start(self._runtime(name).respawn(fields))
         return {"accepted": True}
 
     async def _ended(self, request: Request) -> Fields:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from nfsbox.admin.watch import Watch
 from safekit.bus.endpoint import BusError, BusTimeout, UnknownTarget
 from safekit.process.frame import Context
+from safekit.process.tasks import Beside, told
 
 #: Seconds within which a started nfsbox must answer.
 START_S: Final = 20.0
@@ -38,7 +39,7 @@ class Asking:
         self._on_death = on_death
         self._watch: Watch | None = None
         self._died = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = Beside(lambda error: context.log.event("internal", text=f"nfsadmin: {told(error)}"))
 
     # --- nfsbox -------------------------------------------------------------------------------------------
 
@@ -136,14 +137,5 @@ class Asking:
     # --- beside the operations ----------------------------------------------------------------------------
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run beside the operations; a defect in it is logged, not lost."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            self._tasks.discard(done)
-            if not done.cancelled() and (error := done.exception()) is not None:
-                self.context.log.event("internal", text=f"nfsadmin: {type(error).__name__}: {error}")
-
-        task.add_done_callback(ended)
-        return task
+        """Run beside the operations."""
+        return self._beside.start(coroutine)
