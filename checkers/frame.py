@@ -126,7 +126,7 @@ async def resolve(name: str, port: int, kind: int) -> Addresses:
     asked = _asking.get(key)
     if asked is None or asked.done():
         asked = _asking[key] = asyncio.ensure_future(_ask(name, port, kind))
-        # its failure may come when nobody waits any more
+        # the failure of a look-up may come when nobody waits for it any more
         asked.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         if key in _known:

@@ -201,7 +201,7 @@ def _differing(module: str, signature: str) -> list[str]:
     try:
         nodes = request_sync("safeadmin", "members", timeout=2.0).get("nodes", {})
     except BusError:
-        return []  # this server is in no cluster now
+        return []  # this server is in no cluster now: there is nobody to compare with
     return [
         f"{name} ({known['signature'][:16]}, {known['date']})"
         for name, node in nodes.items()

@@ -89,7 +89,7 @@ def align(paths: ModulePaths) -> str:
     if known is None or not known.configured or known.id == module_id(paths):
         return ""
     if ids_in_use().get(known.id, paths.module) != paths.module:
-        return ""  # it is told as a difference when the module is configured
+        return ""  # other ids are told as a difference when the module is configured
     former = module_id(paths)
     write_atomic(paths.id_file, f"{known.id}\n".encode())
     return f"the id of module {paths.module} is now {known.id}, as on {known.node} (it was {former})"

@@ -42,7 +42,7 @@ def breach(proc: Proc, count: int) -> Criterion | None:
 
 
 def enable(watch: Watch, now: float, polltimer: float) -> Watch:
-    """Its class was enabled: start from nothing seen."""
+    """The class of this <proc> was enabled: start from nothing seen."""
     polls = max(watch.proc.start_after - 1, 1)
     return Watch(watch.proc, enabled=True, judged_from=now + polls * polltimer)
 
@@ -53,7 +53,7 @@ def resume(watch: Watch, seen: bool, now: float, polltimer: float) -> Watch:
 
 
 def disable(watch: Watch) -> Watch:
-    """Its class was disabled: what dies now is meant to."""
+    """The class of this <proc> was disabled: what dies now is meant to."""
     return Watch(watch.proc)
 
 

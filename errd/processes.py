@@ -32,12 +32,12 @@ class Matcher:
         return self._argregex is None or bool(self._argregex.search(process.command))
 
     def select(self, processes: Iterable[Process]) -> tuple[Process, ...]:
-        """Those that match."""
+        """The processes that match."""
         return tuple(process for process in processes if self(process))
 
 
 def own(module: str, found: Sequence[Process], watched: Iterable[Process]) -> tuple[Process, ...]:
-    """Those of `found` that a command for the module may end.
+    """The processes of `found` that a command for the module may end.
 
     A process is the module's own when the module started it, or one of its <proc> counts it (`watched`), or when it
     descends from such a one. The programs of the product never are, nor what another module started: whoever may

@@ -66,7 +66,7 @@ def remove_dead(name: str, *, kill: bool = False) -> None:
         kernel.send_signal(state.keeper.pid, signal.SIGKILL)
         kernel.wait_gone(state.keeper.pid, state.keeper.start, 10)
     for process in state.machines.values() if state is not None else ():
-        # They die with the keeper; the kernel may still be busy with it.
+        # Its machines die with the keeper; the kernel may still be busy with that.
         if process.alive:
             kernel.send_signal(process.pid, signal.SIGKILL)
         kernel.wait_gone(process.pid, process.start, 20)
@@ -91,7 +91,7 @@ def start_keeper(plan: Plan, image_path: str, directory: Path) -> None:
         keeper.stdin.write(json.dumps(description) + "\n")
         keeper.stdin.close()
     except BrokenPipeError:
-        pass  # it died; the next lines say why
+        pass  # the keeper died; the next lines say why
     ready, _, _ = select.select([keeper.stdout], [], [], 20)
     line = keeper.stdout.readline() if ready else ""
     keeper.stdout.close()

@@ -127,7 +127,7 @@ class Keeper:
         # The disk goes before the processes: what they write while they are being killed was never written.
         for name, process in zip(names, processes, strict=True):
             if self.plan.disks and name != CLIENT:
-                with suppress(FileNotFoundError):  # it has just ended by itself
+                with suppress(FileNotFoundError):  # the process has just ended by itself
                     disk.power_off(Path(f"/proc/{process.pid}/root{init.DATA}"))
         for process in processes:
             kernel.send_signal(process.pid, signal.SIGKILL)

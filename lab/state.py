@@ -59,7 +59,7 @@ class State:
     keeper: Process
     image: str | None
     complete: bool = False
-    machines: dict[str, Process] = field(default_factory=dict)  # those that are powered on
+    machines: dict[str, Process] = field(default_factory=dict)  # the machines that are powered on
     faults: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -361,7 +361,7 @@ class Session:
                 return
             above = path.rpartition(b"/")[0]
             if path and not tree.is_directory(above):
-                # It can only be made when what is above it is there.
+                # An entry can only be made when the directory above it is there.
                 self._again(control, walker, root, above, True)
             if remote.is_dir:
                 new = local is None or not local.is_dir

@@ -288,7 +288,7 @@ class Api:
 
         result = await self.commands.run(words, timeout, alive)
         if upload is not None:
-            upload.remove()  # it may hold keys: whoever has the answer can rely on its having gone
+            upload.remove()  # the upload may hold keys: whoever has the answer can rely on its having gone
         content = json.dumps(_result(result, timeout), ensure_ascii=False).encode()
         if who.signed is not None:
             content += b"\n" + answer_mac(who.signed.key, who.signed.nonce, 200, content).encode() + b"\n"

@@ -20,7 +20,8 @@ PATIENCE_S: Final = 140.0
 
 
 class Recovery:
-    """One at a time. `remade`: mounted again after a death in a pair, waiting for `alone`."""
+    """One recovery at a time. `remade`: the directories are mounted again after a death in a pair, and wait for
+    `alone`."""
 
     def __init__(self, asking: Asking, standing: Standing) -> None:
         self._asking, self._standing = asking, standing
@@ -46,7 +47,8 @@ class Recovery:
         self._task, self.remade = None, False
 
     async def ended(self) -> None:
-        """Let it end before the next operation; one that failed is tried again then. Raises BusError when it fails."""
+        """Let the recovery end before the next operation; one that failed is tried again then. Raises BusError when
+        that fails too."""
         if self._task is None:
             return
         if self._task.done() and self._failed(self._task):

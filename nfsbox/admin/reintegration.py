@@ -49,7 +49,7 @@ class Reintegration:
             self.fail(f"reintegre cannot be started: {error.text}")
 
     async def abandon(self) -> None:
-        """End it without a word to heart, which knows."""
+        """End the reintegration without a word to heart, which knows."""
         if not self.active:
             return
         self.active = False
@@ -63,7 +63,7 @@ class Reintegration:
             self.fail(reason or "the connection to the primary was lost")
 
     def fail(self, reason: str) -> None:
-        """It cannot be completed now."""
+        """The reintegration cannot be completed now."""
         if not self.active:
             return
         self._asking.context.log.event("reintegration_failed", reason=reason)

@@ -151,7 +151,8 @@ class Roles:
         """`second fullsync`. It is on disk before anything else: whatever dies before the reintegration begins, and
         however often it is tried, the wish holds until it has begun; from then on an interruption is resumed."""
         self._standing.state = state = generations.full_demanded(state, new_number())
-        if self._standing.role != "secondary":  # there a state begins the stream: the new connection brings it
+        # A secondary begins its stream with a state: the new connection brings this one.
+        if self._standing.role != "secondary":
             await self._asking.nfsbox("state_set", state=generations.to_fields(state))
         return state
 

@@ -97,7 +97,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
 
     def _revisit_file(self, file: File) -> None:
         if is_hidden(file.path):
-            # It has another name, which nobody knows here: everything is compared again.
+            # The file has another name, which nobody knows here: everything is compared again.
             self.engine.revisit.add(self.index, b"", recursive=True)
         else:
             self.engine.revisit.add(self.index, file.path)

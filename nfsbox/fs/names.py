@@ -319,7 +319,7 @@ class Names(Base):
         directory = stat.S_ISDIR(status.st_mode)
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
         if directory and self.engine.due_directories:
-            self.engine.flush_times()  # they are kept by path
+            self.engine.flush_times()  # times that are due are kept by path
         replaced = self.tree.status(target)
         if replaced is not None:
             self._bind_before_loss(replaced)
@@ -335,7 +335,7 @@ class Names(Base):
                 self.tree.rename(source, target)
             except OSError:
                 if hidden is not None and hidden[0] == target and hidden[1] is not None:
-                    hidden[1].orphan, hidden[1].path = False, target  # it kept its name after all
+                    hidden[1].orphan, hidden[1].path = False, target  # the replaced file kept its name after all
                 raise
             self.engine.files.renamed(self.index, source, target)
             if replaced is not None:
@@ -371,7 +371,7 @@ class Names(Base):
         found = self.tree.lstat(one), self.tree.lstat(other)
         directory = any(stat.S_ISDIR(status.st_mode) for status in found)
         if directory and engine.due_directories:
-            engine.flush_times()  # they are kept by path
+            engine.flush_times()  # times that are due are kept by path
         above = parent(one)
         aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
         moves = ((found[0], one, aside), (found[1], other, one), (found[0], aside, other))

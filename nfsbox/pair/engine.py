@@ -218,7 +218,7 @@ class Engine:
                 if self.roots[file.root].tree.lstat(file.named).st_ino == file.inode:
                     return file.named
             except OSError:
-                pass  # it has lost that name
+                pass  # the file has lost that name
         return file.path
 
     def flush_times(self) -> None:
@@ -243,7 +243,7 @@ class Engine:
             try:
                 attr = pack_attr(Set.MTIME, mtime=self.roots[root].tree.lstat(path).st_mtime_ns)
             except OSError:
-                continue  # it is gone: nobody asks for its time
+                continue  # the entry is gone: nobody asks for its time
             if file is None:
                 stream.send(Op.PSETATTR, root, body=attr + path, flags=0)
             elif file.session == stream.identity and not file.orphan:

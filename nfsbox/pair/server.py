@@ -160,7 +160,7 @@ class Server:
             return
         old = engine.stream
         if old is not None and old.peer == peer:
-            # It would not connect if it still had that one: nobody has noticed here, because nothing was sent.
+            # The secondary would not connect if it still had that stream: nobody has noticed here, as nothing was sent.
             old.fail("the secondary connected again")
         if engine.stream is not None:
             refuse(channel, Refusal.BUSY, f"this server has a secondary already ({engine.stream.peer})")

@@ -62,7 +62,7 @@ def parse_entry(line: str) -> Entry | None:
 
 
 def _append(entry: Entry) -> None:
-    """One line at the end. A log that cannot be written must not stop the command: it says so instead."""
+    """One line at the end. A log that cannot be written must not stop the command, which says so instead."""
     log = path()
     data = format_entry(entry).encode("utf-8", "surrogateescape")
     try:

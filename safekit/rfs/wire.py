@@ -413,7 +413,7 @@ class Channel:
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it was not connected any more, which is what is wanted
+            pass  # the socket was not connected any more, which is what is wanted
 
     def close(self) -> None:
         """Cut and free. No thread may be inside the channel any more."""

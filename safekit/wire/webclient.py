@@ -201,7 +201,7 @@ def _until_arrived(connection: socket.socket, total: int, sent: Callable[[int], 
         elif time.monotonic() - since > IDLE_SECONDS:
             raise TimeoutError
         if select.select([connection], [], [], 0.05)[0]:
-            return  # it answers already
+            return  # the web service answers already
     if sent is not None:
         sent(total)
 
