@@ -23,6 +23,7 @@ from nfsbox.fs import switch
 from nfsbox.fs.mount import Mount, MountFailure
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.pair.latency import Totals
 from nfsbox.pair.secondary import Applier
 from nfsbox.pair.server import Server
 from nfsbox.pair.stream import State, Stream
@@ -133,6 +134,7 @@ class Box:
         self._started = False
         self._samples: deque[tuple[int, int]] = deque(maxlen=_AVERAGE + 1)
         self._shown = (0, 0)
+        self._totals = Totals()
         self._next_checkpoint = 0.0
         self._awaiting_since = 0.0
 
@@ -625,6 +627,22 @@ class Box:
         self.place = replace(self.place, listen=(listen, self.place.listen[1]))
         if self._server is not None and self._server.listens_elsewhere(listen):
             self._listen()
+
+    def figures(self) -> Fields:
+        """For monitoring, see safekit.disk.stats: what a primary has sent since it started."""
+        engine = self.engine
+        progress = self._server.progress if self._server is not None else {}
+        files, directories = self._tracker.counts() if self._tracker.active else (0, 0)
+        operations, sent = self._totals.add(engine.stream)
+        return {
+            "operations": operations,
+            "sent_bytes": sent,
+            "latency": engine.latency.told(),
+            "behind": files + directories,
+            "held": engine.held,
+            "reintegration_bytes": progress.get("bytes", 0),
+            "reintegration_total": progress.get("bytes_total", 0),
+        }
 
     def status(self) -> Fields:
         """See control.py. Never waits."""

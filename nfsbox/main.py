@@ -7,11 +7,13 @@ import logging
 import os
 import resource
 import sys
+import time
 from typing import NoReturn
 
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
 from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.process.frame import Context, run
 from safekit.wire.keys import KeysNow
 
@@ -27,10 +29,14 @@ def _handler(_context: Context) -> Handler:
     return handle
 
 
-async def _ticks(box: Box) -> None:
+async def _ticks(box: Box, context: Context) -> None:
+    published = 0.0
     while True:
         await asyncio.sleep(1.0)
         await asyncio.to_thread(box.tick)
+        if time.monotonic() - published >= STATS_SECONDS:
+            published = time.monotonic()
+            publish(context.paths, "nfsbox", {"late": round(context.lateness.worst(60), 3), **box.figures()})
 
 
 async def _main(context: Context) -> int:
@@ -60,7 +66,7 @@ async def _main(context: Context) -> int:
         context.log.event("internal", text=f"nfsbox: {error.text}")
         return 2
     _served.append(Control(box))
-    tasks = [asyncio.create_task(announcer.run()), asyncio.create_task(_ticks(box))]
+    tasks = [asyncio.create_task(announcer.run()), asyncio.create_task(_ticks(box, context))]
     await context.stopping.wait()
     try:
         await asyncio.to_thread(box.release)

@@ -16,7 +16,7 @@ from aiohttp import web
 from safekit.bus.endpoint import Endpoint
 from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
-from safewebserver import pages
+from safewebserver import metrics, pages
 from safewebserver.api import PREFIX, Api, ApiError, Handler, reply
 from safewebserver.assets import PAGES, Console
 from safewebserver.deploy import Deploy
@@ -113,7 +113,8 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
                 raise ApiError(403, "origin", "requests from pages of other sites are refused")
             if request.path in PAGES and pages.loopback(request.host):
                 raise web.HTTPFound("/safekit/localhost.html")
-            if not is_public(request.path):
+            named = request.path == metrics.PATH and metrics.allowed.covers(request.remote)
+            if not is_public(request.path) and not named:
                 who = request["caller"] = on_behalf(await who_asks(gate, sessions, request), request.query)
                 if who.anonymous and request.method not in ("GET", "HEAD") and not known_host(request.host):
                     text = "without passwords, changes are accepted under an address or a name of cluster.xml only"
@@ -167,5 +168,5 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
         Console(),
     ):
         app.add_routes(part.routes())
-    app.add_routes(pages.routes())
+    app.add_routes([*pages.routes(), web.get(metrics.PATH, metrics.metrics)])
     return app

@@ -24,11 +24,13 @@ from heart.core.state import State
 from heart.core.values import Beat, Command, Reason, Role, Sibling
 from heart.shell import configured, proof
 from heart.shell.effects import Effects
+from heart.shell.figures import TakeOvers
 from heart.shell.links import Links
 from heart.shell.publish import History, LifeSign, Published, RunningMark
 from heart.shell.telling import PEER_FILE, Telling
 from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
+from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process.frame import Context
 from safekit.process.scripts import ScriptRunner
@@ -103,6 +105,7 @@ class Shell:
         self._neighbours = PermanentNeighbours()
         self.neighbours_due = asyncio.Event()
         self._retrying = False
+        self._take_overs = TakeOvers()
         self._differs_since = 0.0
         self.die: Callable[[int], object] = os._exit
 
@@ -132,6 +135,8 @@ class Shell:
             self._look_at_peer(self.state.peer)
         self.published.flush()
         self._record(decision.reasons)
+        heard = max((link.arrivals.last for link in self._links.now), default=0.0)
+        self._take_overs.note(self.state.role, self.state.color, heard, time.monotonic(), time.time())
         self._schedule()
 
     def _perform(self, action: Action) -> None:
@@ -317,6 +322,15 @@ class Shell:
             await asyncio.sleep(due - time.monotonic())
             self.context.lateness.note(due)
 
+    async def _publish_figures(self) -> None:
+        """For monitoring; see safekit.disk.stats."""
+        while True:
+            now = time.monotonic()
+            heartbeats = {link.route.ident: link.arrivals.told(now, link.refused) for link in self._links.now}
+            late = round(self.context.lateness.worst(60), 3)
+            publish(self.context.paths, "heart", {"late": late, "heartbeats": heartbeats, **self._take_overs.told()})
+            await asyncio.sleep(STATS_SECONDS)
+
     def rekey(self) -> None:
         self._sealer.use(self.rotation.keys[0])
         for link in self._links.now:
@@ -359,6 +373,7 @@ class Shell:
         self.start_task(self._watch_supervisor())
         self.start_task(self.effects.processes.adopt())
         self.start_task(self._watch_cluster())
+        self.start_task(self._publish_figures())
         self.start_task(follow_keys(self.context.module, self.rotation, self.rekey))
         if self.plan.setup.mirror:
             self.start_task(self._keep_neighbours())

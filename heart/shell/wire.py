@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, cast
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 
 from heart.core.values import Beat, Color, Decided, Role, SwapNotice
+from heart.shell.figures import Arrivals
 from safekit.model.agreement import MAX_NAMES, Agreement
 from safekit.wire import protocol
 from safekit.wire.seal import Opener, Sealer, SealError
@@ -222,6 +224,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         self._opening = False
         self.problem = ""
         self.sent = self.accepted = self.refused = 0
+        self.arrivals = Arrivals(route.pulse)
 
     @property
     def usable(self) -> bool:
@@ -296,6 +299,7 @@ class LinkSocket(asyncio.DatagramProtocol):
             return
         if beat.node == opened.sender:
             self.accepted += 1
+            self.arrivals.note(time.monotonic())
             self._heard(self.route.ident, beat)
 
     def close(self) -> None:

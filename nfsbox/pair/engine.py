@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from nfsbox.pair.commit import Disks
 from nfsbox.pair.files import File, Files
+from nfsbox.pair.latency import Latency
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import write_atomic
@@ -133,6 +134,7 @@ class Engine:
         self.due_directories: set[tuple[int, bytes]] = set()
         self.held = 0  # threads whose change waits for the fate of a lost peer
         self._holding = threading.Lock()
+        self.latency = Latency()
         self.generation = 0  # rises with every role change: what caches hold is void
         self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
@@ -182,7 +184,9 @@ class Engine:
         resynchronised, else 0. Raises EIO when this server left its role without that acknowledgement."""
         if stream is None:
             return 0
+        began = time.monotonic()
         code = stream.wait(number)
+        self.latency.note(time.monotonic() - began)
         if code == errno.ENOTCONN:
             if stream.was is State.PAIRED:
                 self._count_held(1)
