@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from safekit.process.table import lives, start_time
 
 MAX_ENTRIES = 4096
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[A-Za-z0-9_.:-]{1,64}")
+SERVICES = ("safewebserver", "safeagent", "safenotify")
+"""Processes of the server, which have no module before their name."""
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,63}}/[A-Za-z0-9_.:-]{{1,64}}|{'|'.join(SERVICES)}")
 
 
 @dataclass(frozen=True, slots=True)

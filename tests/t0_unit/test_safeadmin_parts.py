@@ -16,7 +16,7 @@ from safeadmin.adminlog import MAX_BYTES, AdminLog, Complaints
 from safeadmin.boot import BootRecord
 from safeadmin.clusterstatus import ClusterStatus, cluster_status
 from safeadmin.facts import FactsTable, ModuleFacts, NodeFacts, pack, version
-from safeadmin.mapper import Mapper
+from safeadmin.mapper import SERVICES, Mapper
 from safekit.model.codec import from_json
 from safekit.wire.membership import Membership, Pulse, Row, Rules
 
@@ -188,6 +188,15 @@ def test_facts_of_very_many_modules_are_cut_to_a_datagram() -> None:
     data = pack(NodeFacts("ab", "", False, many))
     assert len(data) <= wire.MAX_FACTS
     assert len(from_json(NodeFacts, data).modules) > 200
+
+
+def test_the_mapper_knows_the_processes_of_the_server() -> None:
+    mapper = Mapper()
+    for name in SERVICES:
+        assert mapper.register(name, 4000, os.getpid()) is not None and mapper.lookup(name) is not None
+    for name in ("safeadmin", "other", "", "/heart", "safeagent/", "safeagentx"):
+        with pytest.raises(ValueError):
+            mapper.register(name, 4000, os.getpid())
 
 
 def test_the_mapper_knows_living_processes_only() -> None:
