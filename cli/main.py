@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "webserver": ("9.2", "boot", "Start or stop the web service."),
     "safeagent": ("9.2", "boot", "Start or stop the SNMP agent."),
+    "notify": ("9.2", "notify", "Tell people what happens, by mail or webhook."),
     "boot": ("9.2", "boot", "Choose what starts when the server boots."),
     "shutdown": ("9.2", "boot", "Stop all running modules."),
     "cluster": ("9.3", "cluster", "Configure the cluster: servers, networks, key."),

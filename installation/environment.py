@@ -27,7 +27,9 @@ ENVIRONMENT = f"{SAFE}/private/env"
 DISTRIBUTION_WHEELS = "/usr/share/python-wheels"
 CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 # Programs of third-party packages that the product starts; what else they bring stays out of the way.
-SPEAK_TLS = frozenset({"safekit", "safelab", "safewebserver", "safeagent", "modulecheck", "splitbraincheck"})
+SPEAK_TLS = frozenset(
+    {"safekit", "safelab", "safewebserver", "safenotify", "safekairosdbd", "modulecheck", "splitbraincheck"}
+)
 PRODUCT_LIST = "product-packages"
 KEPT_PROGRAMS = ("supervisord", "supervisorctl")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from installation.agent import install_agent
+from installation.agent import install_agent, install_kairosdb, install_notify
 from installation.environment import install_command, prepare_environment, prepare_licenses
 from installation.firewall import firewall_setting, forget_firewall, setup_firewall
 from installation.native import build_libraries
@@ -127,6 +127,8 @@ def install(
     install_settings(target)
     web = install_web(target, gid, opened=open_web)
     agent_saved = install_agent(target, gid)
+    install_notify(target, gid)
+    install_kairosdb(source, target)
     service = install_service(target)
     firewall_line = setup_firewall(target, gid, firewall)
     lines = [

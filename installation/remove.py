@@ -106,6 +106,7 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
         "web/bin",
         "web/htdocs",
         "snmp/mib",
+        "KairosDB",
     ):
         shutil.rmtree(target.safe / name, ignore_errors=True)
     for kind in ("generic", "demo", "other"):

@@ -11,8 +11,11 @@ ACCOUNT = "safekit"
 UNIT = "safeadmin.service"
 WEB_UNIT = "safewebserver.service"
 AGENT_UNIT = "safeagent.service"
-UNITS = (UNIT, WEB_UNIT, AGENT_UNIT)
-BOOT_SETTINGS = {WEB_UNIT: ("boot.web", "on"), AGENT_UNIT: ("boot.snmp", "off")}
+NOTIFY_UNIT = "safenotify.service"
+UNITS = (UNIT, WEB_UNIT, AGENT_UNIT, NOTIFY_UNIT)
+BOOT_SETTINGS = {
+    WEB_UNIT: ("boot.web", "on"), AGENT_UNIT: ("boot.snmp", "off"), NOTIFY_UNIT: ("boot.notify", "off")
+}  # fmt: skip
 """Files of SAFEVAR that say whether a unit starts at boot, and what holds without one (`safekit boot`)."""
 UNIT_FILES = "/etc/systemd/system"
 WANTED_BY = "/etc/systemd/system/multi-user.target.wants"
@@ -132,8 +135,9 @@ def install_service(target: Target) -> str:
         for unit in enabled:
             systemctl("enable", unit)
             systemctl("restart", unit)
-        if AGENT_UNIT not in enabled:
-            systemctl("try-restart", AGENT_UNIT)
+        for unit in UNITS:
+            if unit not in enabled and unit != WEB_UNIT:
+                systemctl("try-restart", unit)  # one that was started by hand
         return f"{names}: started, and start at boot"
     for unit in enabled:
         link = target.at(f"{WANTED_BY}/{unit}")

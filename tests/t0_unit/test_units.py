@@ -47,9 +47,10 @@ def test_the_unit_is_closed_as_far_as_its_job_allows(name: str, exposure: int) -
     assert not [key for key in settings(path) if OWN_MOUNTS.match(key)]
 
 
-def test_what_strangers_speak_to_is_closed() -> None:
-    """The agent runs no scripts and no commands: it may have a name space of its own."""
-    path = CHECKOUT / "private/conf/systemd/safeagent.service"
+@pytest.mark.parametrize("name", ["safeagent", "safenotify", "safeKairosDBd"])
+def test_what_speaks_to_other_systems_is_closed(name: str) -> None:
+    """It runs no scripts and no commands: it may have a name space of its own."""
+    path = CHECKOUT / f"private/conf/systemd/{name}.service"
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=45", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr

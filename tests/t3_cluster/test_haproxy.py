@@ -7,21 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from pair import Pair, archive, wait_for
+from site_scripts import END, SERVER
 
 from lab.cluster import Lab, Node
 
 MIRROR_PORT, FARM_PORT = 7001, 7002
-SERVER = """#!/bin/sh
-mkdir -p /run/site{port} && hostname > /run/site{port}/name
-setsid python3 -m http.server {port} --directory /run/site{port} >/dev/null 2>&1 </dev/null &
-echo $! > /run/site{port}.pid
-"""
-END = """#!/bin/sh
-[ -f /run/site{port}.pid ] || exit 0
-kill "$(cat /run/site{port}.pid)" 2>/dev/null
-rm -f /run/site{port}.pid
-exit 0
-"""
 MIRROR = """<safe><service mode="mirror"><heart pulse="200" timeout="2000">
 <heartbeat name="default"/><heartbeat name="repli"/></heart><user/></service></safe>
 """

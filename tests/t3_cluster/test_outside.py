@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pair import Pair, archive, wait_for
-from test_haproxy import END, SERVER
+from site_scripts import END, SERVER
 
 from lab.cluster import Lab, Node
 
