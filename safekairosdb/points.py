@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safekit.disk.resources import Resource
+if TYPE_CHECKING:
+    from safekit.disk.resources import Resource
 
 REPEAT_SECONDS = 60.0
 """So that a graph has no holes where nothing changes."""
