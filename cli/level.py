@@ -15,6 +15,7 @@ from safekit import __version__
 _OS_RELEASE = Path("/etc/os-release")
 _FIELD = re.compile(r"^\s*([A-Za-z_ ]+?)\s*[:=]\s*(.*?)\s*$")
 DEMO = "Demo (No license)"
+FREE = "SafeKit is free software (GPL-3.0-or-later): nothing here ends or stops for lack of a license"
 
 
 def os_name(text: str) -> str:
@@ -77,6 +78,7 @@ def level_command(module: str | None, as_json: bool) -> int:
         return show_json({name.lower(): value for name, value in facts.items()})
     for name, value in facts.items():
         click.echo(f"{name} : {value}")
+    click.echo(FREE)
     if module or session().module:
         from cli.scripts import run_module_script
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from installation.source import MODULE_KINDS, Source
 from installation.target import Target, make_directory, replace_tree, write_file
 
-PRIVATE_FOLDERS = ("conf", "bin")
+PRIVATE_FOLDERS = ("conf", "bin", "cloud")
 MONITOR = "webconsole/monitor"
 """Lists of modules for the console, made by administrators (guide 14.6.2); ours is the one to copy."""
 PACKED_KINDS = tuple(kind for kind in MODULE_KINDS if kind != "backup")

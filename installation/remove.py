@@ -102,6 +102,7 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
         "private/conf",
         "private/bin",
         "private/lib",
+        "private/cloud",
         "licenses",
         "web/bin",
         "web/htdocs",

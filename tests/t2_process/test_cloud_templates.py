@@ -1,0 +1,165 @@
+"""Templates and recipes for clouds: AWS by cfn-lint and moto, Azure and GCP by their references (docs/cloud.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safekit.model import ports
+
+boto3 = pytest.importorskip("boto3")
+moto = pytest.importorskip("moto")
+CLOUD = Path(__file__).resolve().parents[2] / "private/cloud"
+BETWEEN = {("udp", 4800), ("udp", ports.heart_port(1)), ("udp", ports.farm_port(1)), ("tcp", ports.rfs_port(1))}
+FOR_PEOPLE = {("tcp", 9010), ("tcp", 9453), ("tcp", 9001)}
+
+
+def test_cfn_lint_finds_nothing() -> None:
+    command = [str(Path(sys.executable).with_name("cfn-lint")), str(CLOUD / "aws.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def aws_template() -> dict[str, Any]:
+    from cfnlint.decode.cfn_yaml import load
+
+    found: dict[str, Any] = load(str(CLOUD / "aws.yaml"))
+    return found
+
+
+def test_ports_of_the_security_groups() -> None:
+    """CLO-007: as getports says for the first module."""
+    rules = aws_template()["Resources"]["Group"]["Properties"]["SecurityGroupIngress"]
+    aws = {(rule["IpProtocol"], rule["FromPort"]) for rule in rules if isinstance(rule["FromPort"], int)}
+    assert aws == BETWEEN | FOR_PEOPLE | {("tcp", 22)}
+    azure = json.loads((CLOUD / "azure.json").read_text())["resources"][0]["properties"]["securityRules"]
+    told = {(r["properties"]["protocol"].lower(), r["properties"]["destinationPortRange"]) for r in azure}
+    assert {(p, int(n)) for p, n in told if n.isdecimal()} == BETWEEN | FOR_PEOPLE | {("tcp", 22)}
+    walls = json.loads((CLOUD / "gcp.tf.json").read_text())["resource"]["google_compute_firewall"].values()
+    gcp = {(a["protocol"], n) for wall in walls for a in wall["allow"] for n in a["ports"]}
+    assert {(p, int(n)) for p, n in gcp if n.isdecimal()} == BETWEEN | FOR_PEOPLE | {("tcp", 22)}
+
+
+def test_probes_come_from_where_the_providers_send_them() -> None:
+    azure = (CLOUD / "azure.json").read_text()
+    assert '"AzureLoadBalancer"' in azure and "168.63.129.16" in azure
+    walls = json.loads((CLOUD / "gcp.tf.json").read_text())["resource"]["google_compute_firewall"]
+    assert walls["probes"]["source_ranges"] == ["35.191.0.0/16", "130.211.0.0/22"]
+    for name in ("aws.yaml", "azure.json", "gcp.tf.json"):
+        assert "/var/modules/" in (CLOUD / name).read_text() and "/ready.txt" in (CLOUD / name).read_text()
+
+
+@pytest.fixture
+def ec2(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    with moto.mock_aws():
+        yield boto3.client("ec2", region_name="eu-west-1")
+
+
+def servers(ec2: Any) -> tuple[str, str, str, str]:
+    """VPC, subnet and two instances."""
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
+    image = ec2.describe_images()["Images"][0]["ImageId"]
+    made = ec2.run_instances(ImageId=image, MinCount=2, MaxCount=2, SubnetId=subnet)["Instances"]
+    return vpc, subnet, made[0]["InstanceId"], made[1]["InstanceId"]
+
+
+def test_the_balancer_is_taken_as_the_template_says(ec2: Any) -> None:
+    """CLO-001: target group, health check, attributes and listener, by the provider's calls (moto probes nothing)."""
+    elb = boto3.client("elbv2", region_name="eu-west-1")
+    vpc, subnet, one, two = servers(ec2)
+    told = aws_template()["Resources"]["Targets"]["Properties"]
+    made = elb.create_target_group(
+        Name="safekit", VpcId=vpc, Protocol=told["Protocol"], Port=80, TargetType=told["TargetType"],
+        HealthCheckProtocol=told["HealthCheckProtocol"], HealthCheckPort=told["HealthCheckPort"],
+        HealthCheckPath="/var/modules/mirror/ready.txt", HealthCheckIntervalSeconds=told["HealthCheckIntervalSeconds"],
+        HealthyThresholdCount=told["HealthyThresholdCount"], UnhealthyThresholdCount=told["UnhealthyThresholdCount"],
+    )["TargetGroups"][0]  # fmt: skip
+    assert (made["HealthCheckPort"], made["HealthCheckPath"]) == ("9010", "/var/modules/mirror/ready.txt")
+    elb.register_targets(TargetGroupArn=made["TargetGroupArn"], Targets=[{"Id": one}, {"Id": two}])
+    balancer = elb.create_load_balancer(Name="safekit", Type="network", Subnets=[subnet])["LoadBalancers"][0]
+    action = {"Type": "forward", "TargetGroupArn": made["TargetGroupArn"]}
+    elb.create_listener(
+        LoadBalancerArn=balancer["LoadBalancerArn"], Protocol="TCP", Port=80, DefaultActions=[action]
+    )  # fmt: skip
+    health = elb.describe_target_health(TargetGroupArn=made["TargetGroupArn"])["TargetHealthDescriptions"]
+    assert {each["Target"]["Id"] for each in health} == {one, two}
+
+
+def move(monkeypatch: pytest.MonkeyPatch, instance: str, *words: str) -> int:
+    monkeypatch.setenv("AWS_INSTANCE_ID", instance)
+    return int(runpy.run_path(str(CLOUD / "aws-move-address"))["main"](list(words)))
+
+
+def test_a_route_follows_the_primary(ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vpc, _, one, two = servers(ec2)
+    table = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+
+    def target() -> str:
+        routes = ec2.describe_route_tables(RouteTableIds=[table])["RouteTables"][0]["Routes"]
+        return str(next(r["NetworkInterfaceId"] for r in routes if r.get("DestinationCidrBlock") == "192.168.9.9/32"))
+
+    def interface(instance: str) -> str:
+        found = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+        return str(found["NetworkInterfaces"][0]["NetworkInterfaceId"])
+
+    for instance in (one, two, two, one):
+        assert move(monkeypatch, instance, "route", table, "192.168.9.9/32") == 0
+        assert target() == interface(instance)
+
+
+def test_a_secondary_address_follows_the_primary(ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto does not take the address away from the other instance, as AWS does: it is assigned, that is all."""
+    _, _, one, two = servers(ec2)
+    for instance in (one, two):
+        assert move(monkeypatch, instance, "address", "10.0.1.100") == 0
+        found = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+        held = [a["PrivateIpAddress"] for a in found["NetworkInterfaces"][0]["PrivateIpAddresses"]]
+        assert "10.0.1.100" in held
+
+
+def test_a_refusal_fails_the_start(
+    ec2: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, one, _ = servers(ec2)
+    assert move(monkeypatch, one, "route", "rtb-00000000", "192.168.9.9/32") == 1
+    assert "aws-move-address:" in capsys.readouterr().err
+    assert move(monkeypatch, one, "address") == 2
+
+
+def test_references_of_the_azure_template() -> None:
+    """CLO-002. Not deployed, not checked by Azure's schemas: parameters, names and the script are."""
+    template = json.loads((CLOUD / "azure.json").read_text())
+    text = json.dumps(template["resources"]) + json.dumps(template["outputs"])
+    assert set(re.findall(r"parameters\('(\w+)'\)", text)) == set(template["parameters"])
+    assert set(re.findall(r"variables\('(\w+)'\)", text)) == set(template["variables"])
+    made = {(r["type"], r["name"]) for r in template["resources"]}
+    for kind, name in re.findall(r"resourceId\('(Microsoft\.\w+/\w+)', '([\w-]+)'\)", text):
+        assert (kind, name) in made, (kind, name)
+    copies = {r["copy"]["name"] for r in template["resources"] if "copy" in r}
+    plain = {d for r in template["resources"] for d in r.get("dependsOn", []) if not d.startswith("[")}
+    assert plain <= copies
+    lines = template["variables"]["install"].format("password", "https://x/y.deb", "mirror")
+    assert subprocess.run(["bash", "-n"], input=lines, text=True, capture_output=True).returncode == 0
+
+
+def test_references_of_the_gcp_configuration() -> None:
+    """CLO-003. Not applied, not checked by Terraform: variables, resources and the script are."""
+    data = json.loads((CLOUD / "gcp.tf.json").read_text())
+    text = json.dumps(data)
+    used = set(re.findall(r"\$\{var\.(\w+)", text))
+    assert used == set(data["variable"]), used ^ set(data["variable"])
+    for kind, name in re.findall(r"\$\{(google_\w+)\.(\w+)\.\w+\}", text):
+        assert name in data["resource"][kind], (kind, name)
+    script = data["resource"]["google_compute_instance"]["server1"]["metadata_startup_script"]
+    assert subprocess.run(["bash", "-n"], input=re.sub(r"\$\{var\.\w+\}", "x", script), text=True).returncode == 0
