@@ -71,6 +71,29 @@ def deconfigure_modules(target: Target) -> list[str]:
     return done
 
 
+def open_directories(target: Target) -> list[str]:
+    """Modules stay, but nothing serves their directories any more: the data is its users' again; one line each."""
+    if not target.is_this_system:
+        return []
+    from safekit.configuration import ConfigureError, active
+    from safekit.model import directories
+    from safekit.model.findings import ConfigError
+
+    done = []
+    for record in sorted(target.safe.glob("private/modules/*/conf/active.json")):
+        name = record.parents[1].name
+        if name.startswith("."):
+            continue
+        try:
+            rfs = active(name).rfs
+            for replicated in rfs.replicated if rfs is not None else ():
+                if rfs is not None and directories.open_to_users(rfs.backing(replicated)):
+                    done.append(f"{replicated.dir} can be entered by its users again")
+        except (ConfigureError, ConfigError, OSError) as error:
+            done.append(f"Warning: the data of module {name} stays root's: {error}; give it mode and owner by hand")
+    return done
+
+
 def uninstall(target: Target, *, everything: bool) -> list[str]:
     """Take the product away; modules are saved as .safe files, and stay with all states unless `everything`.
 
@@ -92,6 +115,7 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
             subprocess.run([tool, *prefix, ACCOUNT], capture_output=True, check=False)
         done.append(f"{target.safe}, {target.safevar}, {SAFEINI} and the user and group {ACCOUNT} are removed")
         return done
+    done += open_directories(target)
     modules = target.safe / "modules"
     for directory in sorted(modules.iterdir()) if modules.is_dir() else ():
         if (directory / "conf" / "userconfig.xml").is_file():

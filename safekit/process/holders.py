@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from safekit.process import table
 
 #: Processes that begin while we look are looked at as well, so many times.
 ROUNDS: Final = 5
+#: Seconds after which a holder is none who only comes by.
+PATIENCE: Final = 5.0
 #: Holders that a message names.
 TOLD: Final = 5
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
@@ -278,8 +281,16 @@ def holders(directory: bytes, ignored: Iterable[int] = ()) -> list[Holder]:
     return found
 
 
-def objection(directory: bytes) -> tuple[str, str] | None:
-    """Why no role can be taken with the data of this directory: (the problem, the next step)."""
+def objection(directory: bytes, patience: float = PATIENCE) -> tuple[str, str] | None:
+    """Why no role can be taken with the data of this directory: (the problem, the next step). Whoever only comes by (a
+    backup, a search through all files) has `patience` seconds to go."""
+    end = time.monotonic() + patience
+    while (found := _objection(directory)) is not None and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _objection(directory: bytes) -> tuple[str, str] | None:
     shown = os.fsdecode(directory)
     inside = mounted_below(directory)
     if inside:

@@ -8,14 +8,18 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, wait_for
 
 from cli.directory import directory_command
+from installation.remove import open_directories
 from safekit.disk import placeholder
 from safekit.model import directories
 from safekit.model.codec import to_json
@@ -94,6 +98,15 @@ def test_no_role_while_a_process_holds_the_data(make: MakeNode, how: str) -> Non
     node("primary")
     (node.mount / "file").write_text("y")
     node("release")
+
+
+def test_who_only_comes_by_holds_up_nobody(make: MakeNode) -> None:
+    """A search through all files, at boot."""
+    node = make()
+    (node.backing / "sub").mkdir()
+    with running(*python(f"os.chdir(r'{node.mount}/sub')")) as process:
+        threading.Timer(1.5, process.kill).start()
+        node("prepare")
 
 
 def test_a_secondary_is_held_up_as_well(tmp_path: Path) -> None:
@@ -347,3 +360,8 @@ def test_an_administrator_opens_the_data_of_a_stopped_module(
     run("open")
     node("prepare")
     assert not as_user("ls", f"{node.backing}/")
+    node("release")
+    # The product is taken away, the modules stay: nobody would open the data any more.
+    uninstalled: Any = SimpleNamespace(is_this_system=True, safe=safe)
+    assert open_directories(uninstalled) == [f"{node.mount} can be entered by its users again"]
+    assert as_user("ls", f"{node.mount}/") and open_directories(uninstalled) == []
