@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,8 @@ class ModuleView:
     resources: Mapping[str, Resource]
     peer_server: str = "unknown"
     """The other server as safeadmin sees it: up, down or unknown."""
+    given_up: str = ""
+    """The newest quarantine: what this server gave up after a split brain; "" for none."""
 
     @property
     def transient(self) -> bool:
@@ -70,6 +73,7 @@ class ModuleView:
                 and (uptodate.value, uptodate.setter) == ("down", "config")
                 and "state.local" not in self.resources,
                 self.peer_server == "up",
+                self.given_up,
             )
         )
 
@@ -109,13 +113,23 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
         heart,
         resources,
         str(known.get("cluster") or "unknown"),
+        str(known.get("given_up") or ""),
     )
+
+
+def _given_up(paths: ModulePaths) -> str:
+    try:
+        names = os.listdir(paths.var / "quarantine")
+    except OSError:
+        return ""  # there is none, or it is not for this user
+    return max((name for name in names if not name.startswith(".")), default="")
 
 
 def read_module(module: str, known: Mapping[str, Any]) -> ModuleView:
     """The view now, without progress."""
     paths = ModulePaths(module)
-    return view_of(module, {**known, "past": of_another_boot(paths.marker)}, load(paths.resources))
+    told = {**known, "past": of_another_boot(paths.marker), "given_up": _given_up(paths)}
+    return view_of(module, told, load(paths.resources))
 
 
 def as_data(view: ModuleView, running: Progress | None, *, resources: bool) -> dict[str, Any]:

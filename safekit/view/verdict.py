@@ -42,6 +42,8 @@ class Situation:
     """Configured, and never synchronised with the other server."""
     peer_up: bool = False
     """safeadmin of the other server answers: a silent module is stopped there, not lost."""
+    given_up: str = ""
+    """The quarantine of what this server gave up after a split brain, "" when there is none."""
 
     def is_(self, name: str, value: str) -> bool:
         """True when the resource has that value."""
@@ -100,6 +102,15 @@ def _differing(s: Situation) -> str:
 
 def _same_everywhere(s: Situation) -> str:
     return f"give every server the right configuration: safekit -H SERVERS -E {s.module} on the server that has it"
+
+
+def _look_at_quarantine(s: Situation) -> str:
+    if not s.given_up:
+        return ""
+    return (
+        f"look at what this server gave up after a split brain: safekit quarantine show -m {s.module} {s.given_up}, "
+        f"then safekit quarantine clean -m {s.module} {s.given_up}"
+    )
 
 
 def _start_here(s: Situation) -> str:
@@ -297,7 +308,10 @@ def _pair(s: Situation) -> Verdict:
     if s.color == "green" and s.remote_color == "green":
         where = "here" if s.state == "PRIM" else "on the other server"
         return Verdict(
-            Kind.PROTECTED, max(s.since, s.remote_since), f"the application runs {where}, its secondary is ready", ""
+            Kind.PROTECTED,
+            max(s.since, s.remote_since),
+            f"the application runs {where}, its secondary is ready",
+            _look_at_quarantine(s),
         )
     if s.state == "PRIM" and s.remote_color == "magenta" and s.color == "green":
         only = "; the newest data are only here" if s.replicates else ""

@@ -147,3 +147,10 @@ def test_what_does_not_fit_is_named() -> None:
     assert "the files of the module differ" in judge(situation("PRIM green", "SECOND green", OTHER_FILES)).text("")
     farm = judge(situation("UP green", resources={**MISFIT, "farm.g": "100%"}, mode="farm"))
     assert farm.kind is Kind.DEGRADED and "the module id" in farm.reason
+
+
+def test_what_was_given_up_after_a_split_brain_is_named_until_it_is_removed() -> None:
+    pair = situation("SECOND green", "PRIM green")
+    told = judge(replace(pair, given_up="20260131-101500"))
+    assert told.kind is Kind.PROTECTED and "safekit quarantine show -m AM 20260131-101500" in told.next_step
+    assert judge(pair).next_step == ""

@@ -291,4 +291,7 @@ def test_t4_2_10_split_brain(pair: Pair) -> None:
     # What the sacrificed server acknowledged while it was split off is given up, as the guide says, and kept.
     kept = json.loads(second.safekit("quarantine", "list", "-m", pair.module, "--json").stdout)
     assert len(kept) == 1 and kept[0]["kept"] and kept[0]["rule"] == "split_brain"
+    assert f"safekit quarantine show -m {pair.module} {kept[0]['id']}" in second.safekit("state").stdout
+    second.safekit("quarantine", "clean", "-m", pair.module, "--all")
+    assert "quarantine" not in second.safekit("state").stdout
     pair.verify(prim, servers=[prim])
