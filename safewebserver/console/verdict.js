@@ -70,6 +70,10 @@ function pair(seen, serving) {
     }
     return made("degraded", "moving", { node: first.node }, [first]);
   }
+  if (first?.row.state === "PRIM") {
+    // Its heartbeats reach the secondary, only its web service does not answer us.
+    return made(first.row.verdict.kind === "protected" ? "protected" : "degraded", "pair_unseen", { node: first.node }, [first]);
+  }
   if (first) {
     const stopped = seen.find((each) => each.row.state === "STOP");
     const waits = seen.find((each) => each.row.state === "WAIT");

@@ -142,6 +142,7 @@ def row(state: str, color: str, **more: object) -> dict[str, object]:
     ("rows", "kind", "key"),
     [
         ([row("PRIM", "green"), row("SECOND", "green")], "protected", "pair"),
+        ([row("PRIM", "green", verdict={"kind": "protected", "reason": ""})], "protected", "pair_unseen"),
         ([row("PRIM", "green", failover="off"), row("SECOND", "green")], "degraded", "failover_off"),
         ([row("ALONE", "green"), row("SECOND", "magenta")], "degraded", "copying"),
         ([row("ALONE", "green"), row("STOP", "red")], "degraded", "alone_stopped"),
