@@ -39,6 +39,8 @@ MAX_NAME = 128
 LONG_SECONDS = 86400.0
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,15})?", re.ASCII)
 PROBE_SECONDS = 3.0
+PATIENT = ("/snapshot", "/deploy", "/archive", "cluster/apply", "/configurations")
+PATIENT_SECONDS = 300.0
 
 
 def on_behalf(who: Caller, query: Mapping[str, str]) -> Caller:
@@ -241,6 +243,8 @@ class RelayApi:
                 body,
                 content_type=request.content_type if body else "application/json",
                 secret=bool(body) and request.method == "PUT",
+                # A command says every second that it lives; a snapshot or a deployment is silent until its end.
+                silent=PATIENT_SECONDS if path.endswith(PATIENT) else IDLE_SECONDS,
             )
         except Unreachable as error:
             body_ = {"error": error.kind, "text": f"{node}: {error.text}", "next_step": error.next_step, "node": node}

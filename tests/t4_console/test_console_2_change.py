@@ -230,7 +230,7 @@ def uninstall(console: Console, cluster: Cluster, module: str, nodes: set[str]) 
         box.set_checked(box.get_attribute("name") in nodes)
     console.confirm()
     console.confirm()
-    expect(console.page.locator(f"tr[data-module={module}]")).to_have_count(0, timeout=60_000)
+    expect(console.page.locator(f"tr[data-module={module}]")).to_have_count(0, timeout=150_000)
     for node in cluster.nodes:
         if node.name in nodes:
             assert "backup" in node.run(["ls", f"/opt/safekit/Application_Modules/backup/{module}.safe"]).stdout

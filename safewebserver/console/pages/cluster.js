@@ -52,7 +52,8 @@ export function xmlOf(draft, before) {
 export function problems(draft, self) {
   const found = [];
   const names = draft.machines.map((each) => each.name.trim());
-  const addresses = draft.machines.flatMap((each) => Object.values(each.addresses)).map((each) => each.trim()).filter(Boolean);
+  // Two networks may have the same address of a server; two servers may not.
+  const addresses = draft.machines.flatMap((each) => [...new Set(Object.values(each.addresses).map((one) => one.trim()))]).filter(Boolean);
   if (!draft.machines.length) found.push(t("cluster.none"));
   if (names.some((each) => !each)) found.push(t("cluster.unnamed"));
   if (new Set(names).size < names.length) found.push(t("cluster.twice"));
