@@ -71,7 +71,8 @@ def test_the_description_names_every_route_and_no_other(web: WebServer) -> None:
     from safewebserver.app import make_app
     from safewebserver.assets import PAGES
 
-    pages = {*PAGES, "/safekit/pages.css", "/safekit/mosaic.html", "/safekit/localhost.html", "/console/{hash}/{path}"}
+    pages = {*PAGES, *(f"/safekit/{name}" for name in ("pages.css", "mosaic.html", "localhost.html"))}
+    pages |= {"/console/{hash}/{path}", "/metrics"}
     app = make_app(None, Api(None, None))  # type: ignore[arg-type]
     found = {(r.method, r.resource.canonical) for r in app.router.routes() if r.resource is not None}
     served = {(method, path) for method, path in found if path not in pages and method != "HEAD"}
