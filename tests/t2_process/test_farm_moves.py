@@ -262,6 +262,27 @@ def test_halves_that_meet_again_keep_the_connections_of_both(
         assert result["broken"] == {} and result["exchanges"] > 500, result
 
 
+@pytest.mark.parametrize("arpreroute", [True, False])
+def test_halves_that_meet_again_tell_the_network_where_the_address_is(
+    net: FarmNetwork, tmp_path: Path, arpreroute: bool
+) -> None:
+    """While they were apart, n2 spoke for its half; n1 speaks for the whole farm again."""
+    net.install(tmp_path, farm_vip("vmac_directed", VIP4, arpreroute=arpreroute))
+    net.start()
+    alone, *rest = net.servers
+    assert net.client.ping(VIP4)
+    halves(net, True)
+    try:
+        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), "two farms", 5)
+        net.client.run("ip", "neigh", "flush", "to", VIP4)
+        wait_until(lambda: net.client.ping(VIP4), "the client reaches its half", 5)
+        wait_until(lambda: net.client.neighbour(VIP4) == rest[0].mac, "and knows it by the MAC of n2", 5)
+    finally:
+        halves(net, False)
+    wait_until(net.agreed, "one farm again", 5)
+    wait_until(lambda: net.client.neighbour(VIP4) == alone.mac, "the client is told", 8)
+
+
 # Opens connections, is silent until a line arrives, then says something on each; how they end, and after what time.
 IDLE = r"""
 import json, socket, sys, time

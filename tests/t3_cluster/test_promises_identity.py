@@ -134,7 +134,7 @@ def knows(pair: Pair, node: Node, other: Node) -> bool:
 
 @pytest.mark.parametrize("what", ["directory", "address"])
 def test_a_secondary_with_another_configuration_is_refused_until_it_fits(pair: Pair, what: str) -> None:
-    pair.expect("config_conflict", "action_rule", "transition_rule", "config_differs")
+    pair.expect("config_conflict", "action_rule", "transition_rule", "config_differs", "not_uptodate", "advice_prim")
     prim, second = formed(pair)
     second.safekit("stop", "-m", pair.module)
     pair.wait(second, "STOP red")
