@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests.heart import SetResource
 from safekit.process.frame import Context
 
 HEART_TIMEOUT = 2.0
@@ -63,14 +64,8 @@ class Reporter:
 
     async def _deliver(self, value: str) -> bool:
         try:
-            await self.context.bus.request(
-                f"{self.context.module}/heart",
-                "set",
-                HEART_TIMEOUT,
-                resource=self.resource,
-                value=value,
-                who=self.context.name,
-            )
+            order = SetResource(self.resource, value, self.context.name)
+            await self.context.bus.ask(self.context.module, order, HEART_TIMEOUT)
         except BusError as error:
             self.context.log.debug(f"{self.context.name}: {self.resource} {value} not delivered yet: {error}")
             return False

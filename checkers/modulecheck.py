@@ -14,6 +14,7 @@ from pathlib import Path
 from checkers.frame import Reporter, configured, probe_periodically, until_stopped
 from checkers.http import HttpError, get
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests.heart import Control
 from safekit.disk import resources
 from safekit.disk.modulestate import MAX_DOCUMENT, PATH, BadDocument, ModuleState, decode
 from safekit.disk.paths import safe
@@ -99,15 +100,8 @@ class Observed:
     async def _stopstart(self) -> None:
         for _ in range(TRIES):
             try:
-                await self.context.bus.request(
-                    f"{self.context.module}/heart",
-                    "control",
-                    2.0,
-                    action="stopstart",
-                    who="modulecheck",
-                    identity="modulecheck",
-                    args=[],
-                )
+                order = Control("stopstart", who="modulecheck", identity="modulecheck")
+                await self.context.bus.ask(self.context.module, order)
                 return
             except BusError as error:
                 self.context.log.info(f"modulecheck: stopstart not accepted yet: {error}")

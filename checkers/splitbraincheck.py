@@ -17,7 +17,10 @@ from collections.abc import Awaitable, Callable
 from checkers.frame import Reporter, probe_periodically, until_stopped
 from checkers.http import HttpError, get, split_url
 from checkers.icmp import Pinger
-from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import BusError, Handler
+from safekit.bus.requests.safeadmin import GetMembers
+from safekit.bus.requests.splitbraincheck import SPLITBRAINCHECK, Isolated, Verdict
 from safekit.model.types import SplitbrainCheck
 from safekit.process.frame import Context, run
 
@@ -47,7 +50,7 @@ async def node_answers(context: Context, node: str, timeout: float) -> bool:
     begin = loop.time()
     while True:
         try:
-            members = await context.bus.request("safeadmin", "members", max(timeout, 0.1))
+            members = await context.bus.ask("", GetMembers(), max(timeout, 0.1))
         except BusError:
             members = {}
         ages = ((members.get("nodes") or {}).get(node) or {}).get("lans") or {}
@@ -82,14 +85,12 @@ class Witness:
         async with self._turn:
             return await self.probe(TIMEOUT)
 
-    async def handle(self, request: Request) -> dict[str, object] | None:
-        """isolated() -> {witness: up|down}: a verdict taken after the question."""
-        if request.op != "isolated":
-            raise BusError("unknown_op", f"splitbraincheck does not serve {request.op!r}")
+    async def verdict(self, _: Isolated) -> Verdict:
+        """Taken after the question."""
         # beside a look in progress: that one may have begun before the networks failed
         answered = await self.probe(VERDICT_SECONDS)
         self.reporter.set(answered)
-        return {"witness": "up" if answered else "down"}
+        return Verdict("up" if answered else "down")
 
     def close(self) -> None:
         """Close the sockets."""
@@ -106,7 +107,7 @@ def main() -> None:
         if found is None or found.ident != context.arguments.ident:
             raise KeyError(f"splitbraincheck {context.arguments.ident} is not in the configuration")
         witnesses.append(Witness(context, found))
-        return witnesses[0].handle
+        return Service(SPLITBRAINCHECK, [(Isolated, witnesses[0].verdict)]).handle
 
     async def check(context: Context) -> None:
         witness = witnesses[0]

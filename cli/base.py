@@ -18,6 +18,7 @@ import click
 from cli.argv import two_dashes
 
 if TYPE_CHECKING:
+    from safekit.bus.asking import Answer, Ask
     from safekit.disk.paths import ModulePaths
 
 GROUP = "safekit"
@@ -104,13 +105,15 @@ def require_admin() -> dict[str, Any]:
     current = session()
     if current.admin_state is not None:
         return current.admin_state
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safeadmin import GetState
 
     announced = False
     for _ in range(ADMIN_TRIES):
         started = time.monotonic()
         try:
-            current.admin_state = request_sync("safeadmin", "state", timeout=ADMIN_INTERVAL)
+            current.admin_state = ask_sync("", GetState(), ADMIN_INTERVAL)
             break
         except BusError as error:
             if error.code == "permission":
@@ -140,13 +143,16 @@ def require_admin() -> dict[str, Any]:
 LOOK = "safekit state -v shows what runs; safekit log shows what happened"
 
 
-def bus(target: str, op: str, timeout: float = 5.0, next_step: str = LOOK, **fields: Any) -> dict[str, Any]:
-    """A request on the local bus. Raises Failure with the refusal of the process that was asked, and `next_step` where
-    that names none."""
-    from safekit.bus.message import BusError, BusTimeout, UnknownTarget, request_sync
+def ask(
+    module: str, request: Ask[Answer], timeout: float = 5.0, next_step: str = LOOK, *, instance: str = ""
+) -> Answer:
+    """Ask a process of a module, or safeadmin. Raises Failure with the refusal of the process that was asked, and
+    `next_step` where that names none."""
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError, BusTimeout, UnknownTarget
 
     try:
-        return request_sync(target, op, timeout=timeout, **fields)
+        return ask_sync(module, request, timeout, instance)
     except (BusTimeout, UnknownTarget) as error:
         raise Failure(error.text, LOOK) from None
     except BusError as error:

@@ -10,7 +10,7 @@ import click
 
 from cli.base import (
     Failure,
-    bus,
+    ask,
     command,
     identity_options,
     installed_modules,
@@ -23,6 +23,7 @@ from cli.base import (
     who,
 )
 from cli.control import CONTROL_TIMEOUT
+from safekit.bus.requests.safeadmin import Shutdown
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths, safe, safevar
 
@@ -139,7 +140,7 @@ def shutdown_command(timeout: float, **_: object) -> int:
 
     modules = require_admin().get("modules", {})
     running = sorted(name for name, known in modules.items() if known.get("running"))
-    bus("safeadmin", "shutdown", CONTROL_TIMEOUT, who=who())
+    ask("", Shutdown(who()), CONTROL_TIMEOUT)
     for name in running:
         wait_until(name, lambda view: not view.running, timeout, "stop", "")
         click.echo(f"{name}: stopped")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from cli.base import FILE, Failure, SafekitGroup, bus, command, json_option, require_admin, show_json
+from cli.base import FILE, Failure, SafekitGroup, ask, command, json_option, require_admin, show_json
+from safekit.bus.requests.safeadmin import GetMembers, GetState, Reload
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import cluster_dir, safevar
 from safekit.net.firewall import follow_cluster
@@ -131,12 +132,13 @@ def _apply(path: Path, key: str | None) -> ClusterConfig:
 def consequences(config: ClusterConfig, node: str) -> list[str]:
     """What a new configuration does to modules that run now: here, and on servers that it leaves out."""
     from cli.clusterimpact import lost_servers, on_module
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
     from safekit.configuration import ConfigureError, active
 
     try:
-        nodes = request_sync("safeadmin", "members", timeout=2.0)
-        running = request_sync("safeadmin", "state", timeout=2.0)["modules"]
+        nodes = ask_sync("", GetMembers())
+        running = ask_sync("", GetState())["modules"]
     except BusError:
         return []  # in no cluster yet: nothing runs
     found = lost_servers(config, nodes.get("nodes", {}))
@@ -157,11 +159,9 @@ def _present_key() -> bytes | None:
 
 def reload_admin(*, joined: bool) -> None:
     """Have safeadmin read the cluster configuration again. Raises Failure when it is not `joined` afterwards."""
-    answer = bus("safeadmin", "reload", RELOAD_TIMEOUT)
-    if joined and not answer.get("cluster"):
-        raise Failure(
-            f"safeadmin cannot use the cluster configuration: {answer.get('problem')}", "journalctl -u safeadmin"
-        )
+    answer = ask("", Reload(), RELOAD_TIMEOUT)
+    if joined and not answer.cluster:
+        raise Failure(f"safeadmin cannot use the cluster configuration: {answer.problem}", "journalctl -u safeadmin")
 
 
 @command(
@@ -249,7 +249,7 @@ def _nodes() -> dict[str, Any]:
     """What safeadmin knows of each node of the cluster. Raises Failure when there is no cluster."""
     if not (cluster_dir() / "cluster.json").exists():
         raise Failure("the cluster is not configured", "safekit cluster config cluster.xml")
-    answer = bus("safeadmin", "members")
+    answer = ask("", GetMembers())
     return dict(answer.get("nodes", {}))
 
 

@@ -8,9 +8,10 @@ from typing import NoReturn
 
 import click
 
-from cli.base import Failure, bus, command, json_option, module_option, module_paths, require_admin, show_json
+from cli.base import Failure, ask, command, json_option, module_option, module_paths, require_admin, show_json
 from cli.ids import align, elsewhere
 from cli.progress import Live
+from safekit.bus.requests import heart
 from safekit.configuration import (
     ConfigureError,
     active_stamp,
@@ -76,7 +77,7 @@ def config_command(module: str | None) -> int:
         problem = follow(paths.module, configured=True)
     _warn(problem)
     if state != "STOP":
-        bus(f"{paths.module}/heart", "reload", 15.0)
+        ask(paths.module, heart.Reload(), 15.0)
         click.echo(
             f"module {paths.module} is configured (id {result.config.id}); it goes on with the new configuration"
         )
@@ -196,10 +197,12 @@ def confinfo_command(module: str | None, as_json: bool) -> int:
 def _differing(module: str, signature: str) -> list[str]:
     """The servers that have another configuration of the module applied, as safeadmin knows. The module's key is
     part of the signature."""
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safeadmin import GetMembers
 
     try:
-        nodes = request_sync("safeadmin", "members", timeout=2.0).get("nodes", {})
+        nodes = ask_sync("", GetMembers()).get("nodes", {})
     except BusError:
         return []  # this server is in no cluster now: there is nobody to compare with
     return [

@@ -13,7 +13,7 @@ import click
 
 from cli.base import (
     Failure,
-    bus,
+    ask,
     command,
     identity_options,
     module_option,
@@ -23,6 +23,7 @@ from cli.base import (
     session,
     who,
 )
+from safekit.bus.requests.safeadmin import Control
 
 if TYPE_CHECKING:
     from safekit.disk.paths import ModulePaths
@@ -36,21 +37,22 @@ STARTS = ("start", "prim", "primforce", "second")
 _MIRROR_ONLY = "is for mirror modules only"
 
 
-def control(module: str | None, action: str, *, mirror: bool = False, **fields: Any) -> int:
+def control(
+    module: str | None, action: str, *, mirror: bool = False, nosync: bool = False, fullsync: bool = False
+) -> int:
     """Send one control command. Raises Failure when the module cannot take it."""
     paths = module_paths(module, configured=True)
     known = require_admin().get("modules", {}).get(paths.module, {})
     mode = known.get("mode")
     if mirror and mode not in (None, "", "mirror"):
         raise Failure(f"safekit {action} {_MIRROR_ONLY}; {paths.module} is a {mode} module", "safekit module listid")
-    identity = session().identity
+    identity = session().identity or ""
     if action in STARTS and not identity and not known.get("running"):
         _refuse_holders(paths)
-    automatic = {"identity": identity} if identity else {}
-    told = {"module": paths.module, "action": action, "who": identity or who(), **automatic, **fields}
+    told = Control(paths.module, action, identity or who(), identity, nosync, fullsync)
 
     def order() -> None:
-        bus("safeadmin", "control", CONTROL_TIMEOUT, f"safekit state -m {paths.module}", **told)
+        ask("", told, CONTROL_TIMEOUT, f"safekit state -m {paths.module}")
 
     try:
         order()

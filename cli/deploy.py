@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from cli.base import FILE, Failure, bus, command, module_option, module_paths, session
+from cli.base import FILE, Failure, ask, command, module_option, module_paths, session
 from cli.configure import refuse, running_state, show_findings
 from cli.ids import free_id, ids_in_use, module_id
+from safekit.bus.requests import heart
 from safekit.configuration import STABLE_STATES, ConfigureError, active, apply, current_signature
 from safekit.disk.archive import ArchiveError, unpack
 from safekit.disk.files import locked, write_atomic
@@ -89,7 +90,7 @@ def _replace(paths: ModulePaths, archive: Path, number: int, state: str, *, conf
         raise
     shutil.rmtree(former, ignore_errors=True)
     if configure and state != "STOP":
-        bus(f"{paths.module}/heart", "reload", 15.0)
+        ask(paths.module, heart.Reload(), 15.0)
 
 
 def _is_active(paths: ModulePaths) -> bool:

@@ -346,10 +346,12 @@ def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
 
 def _key_holders() -> frozenset[str]:
     """The servers that prove to safeadmin, all the time, that they have the present key of the cluster."""
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safeadmin import GetMembers
 
     try:
-        nodes = request_sync("safeadmin", "members", timeout=2.0).get("nodes", {})
+        nodes = ask_sync("", GetMembers()).get("nodes", {})
     except BusError:
         return frozenset()  # not in a cluster yet, or no safeadmin: nothing is known
     return frozenset(str(name) for name, known in nodes.items() if known.get("answers") and name != node_name())

@@ -6,8 +6,9 @@ import os
 
 import click
 
-from cli.base import Failure, bus, command, identity_options, module_option, module_paths, session, who
+from cli.base import Failure, ask, command, identity_options, module_option, module_paths, session, who
 from cli.settings import change_setting
+from safekit.bus.requests import errd as asked
 
 _SETTINGS = {"suspend": "off", "resume": "on"}
 _LEVELS = ("test", "terminate", "9", "15")
@@ -52,11 +53,11 @@ def errd_command(verb: str, proc_class: str | None, module: str | None, **_: obj
         return change_setting(module, "errd", _SETTINGS[verb])
     name = _errd(module)
     if verb == "list":
-        for line in bus(f"{name}/errd", "list").get("lines", ()):
+        for line in ask(name, asked.ListWatched()).lines:
             click.echo(line)
         return 0
-    answer = bus(f"{name}/errd", verb, proc_class=proc_class)
-    if not answer.get("procs"):
+    assert proc_class is not None
+    if not ask(name, (asked.Enable if verb == "enable" else asked.Disable)(proc_class)).procs:
         raise Failure(
             f"no <proc> of module {name} has class={proc_class!r}", f"safekit errd list -m {name} shows the classes"
         )
@@ -87,24 +88,15 @@ def kill_command(name: str, argregex: str | None, level: str, module: str | None
     killed after two seconds.
     """
     target = _errd(module)
-    answer = bus(
-        f"{target}/errd",
-        "kill",
-        KILL_TIMEOUT,
-        name=name,
-        argregex=argregex or "",
-        level=level,
-        caller=os.getpid(),
-        who=session().identity or who(),
-    )
-    for line in answer.get("lines", ()):
+    order = asked.Kill(name, level, session().identity or who(), argregex or "", os.getpid())
+    found = ask(target, order, KILL_TIMEOUT)
+    for line in found.lines:
         click.echo(line)
-    count, foreign = int(answer.get("count", 0)), int(answer.get("foreign", 0))
-    click.echo(f"{count} processes" + ("" if level == "test" else f", level {level}"))
-    if not foreign:
+    click.echo(f"{found.count} processes" + ("" if level == "test" else f", level {level}"))
+    if not found.foreign:
         return 0
-    left = f"{foreign} other processes of that name do not belong to module {target}: they are left alone"
-    if not count:
+    left = f"{found.foreign} other processes of that name do not belong to module {target}: they are left alone"
+    if not found.count:
         raise Failure(left, f"name them in a <proc> of the module's <errd> if they do; safekit errd list -m {target}")
     click.echo(left, err=True)
     return 0

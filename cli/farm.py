@@ -30,10 +30,12 @@ def status(paths: ModulePaths) -> tuple[dict[str, Any], bool]:
 
     Raises Failure when there is neither.
     """
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests import vipd
 
     try:
-        return request_sync(f"{paths.module}/vipd", "status", timeout=ASK_SECONDS), True
+        return ask_sync(paths.module, vipd.GetStatus(), ASK_SECONDS), True
     except BusError:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             view = json.loads((paths.var / "farm.json").read_text())["view"]
@@ -46,10 +48,12 @@ def status(paths: ModulePaths) -> tuple[dict[str, Any], bool]:
 
 
 def _counters(paths: ModulePaths) -> list[dict[str, Any]]:
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests import vipd
 
     try:
-        return list(request_sync(f"{paths.module}/vipd", "counters", timeout=ASK_SECONDS).get("rules", []))
+        return list(ask_sync(paths.module, vipd.GetCounters(), ASK_SECONDS).get("rules", []))
     except BusError:
         return []
 

@@ -37,10 +37,12 @@ class Elsewhere:
 
 def elsewhere() -> tuple[Elsewhere, ...]:
     """The modules of the other servers that are known; none while this server is in no cluster."""
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safeadmin import GetMembers
 
     try:
-        told = request_sync("safeadmin", "members", timeout=1.0)
+        told = ask_sync("", GetMembers(), 1.0)
     except BusError:
         return ()
     nodes: dict[str, Any] = told.get("nodes") or {}

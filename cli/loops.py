@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import click
 
-from cli.base import Failure, bus, command, identity_options, module_option, module_paths, require_admin, session, who
+from cli.base import Failure, ask, command, identity_options, module_option, module_paths, require_admin, session, who
+from safekit.bus.requests import heart
+from safekit.bus.requests.safeadmin import SetResource
 from safekit.disk.paths import ModulePaths
 
 LIMIT_REACHED, FAILED = 1, 2
@@ -44,13 +46,15 @@ def _running(paths: ModulePaths) -> bool:
     return bool(require_admin().get("modules", {}).get(paths.module, {}).get("running"))
 
 
-def _of_heart(paths: ModulePaths, operation: str) -> Counter:
+def _of_heart(
+    paths: ModulePaths, request: type[heart.CountLoop] | type[heart.CheckLoop] | type[heart.ResetLoop]
+) -> Counter:
     """What heart answers. Raises Failure."""
     try:
-        answer = bus(f"{paths.module}/heart", operation, identity=session().identity or "", who=who())
+        answer = ask(paths.module, request(session().identity or "", who()))
     except Failure as failure:
         raise Failure(failure.text, failure.next_step, FAILED) from None
-    return Counter(int(answer["count"]), int(answer["maxloop"]), bool(answer["reached"]))
+    return Counter(answer.count, answer.maxloop, answer.reached)
 
 
 def _left_behind(paths: ModulePaths) -> Counter:
@@ -81,7 +85,7 @@ def incloop_command(module: str | None, **_: object) -> int:
             f"safekit checkloop -m {paths.module} shows the count; safekit start -m {paths.module}",
             FAILED,
         )
-    return _of_heart(paths, "incloop").show(paths.module)
+    return _of_heart(paths, heart.CountLoop).show(paths.module)
 
 
 @command("checkloop", example="safekit checkloop -m mirror")
@@ -93,7 +97,7 @@ def checkloop_command(module: str | None, **_: object) -> int:
     Of a stopped module it tells the count that the module was stopped with.
     """
     paths = _paths(module)
-    return (_of_heart(paths, "checkloop") if _running(paths) else _left_behind(paths)).show(paths.module)
+    return (_of_heart(paths, heart.CheckLoop) if _running(paths) else _left_behind(paths)).show(paths.module)
 
 
 @command("resetloop", example="safekit resetloop -m mirror", modifies="by hand")
@@ -103,8 +107,8 @@ def resetloop_command(module: str | None, **_: object) -> int:
     """Set the counter to 0, that of a stopped module too. Exit code 2 for an error."""
     paths = _paths(module)
     if _running(paths):
-        _of_heart(paths, "resetloop")
+        _of_heart(paths, heart.ResetLoop)
         return 0
     if _left_behind(paths).count:
-        bus("safeadmin", "set", module=paths.module, resource=_COUNT, value="0", who=session().identity or who())
+        ask("", SetResource(paths.module, _COUNT, "0", session().identity or who()))
     return 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
-from cli.base import Failure, bus, command, identity_options, module_option, module_paths, require_admin, session, who
+from cli.base import Failure, ask, command, identity_options, module_option, module_paths, require_admin, session, who
 from cli.control import CONTROL_TIMEOUT
+from safekit.bus.requests import heart
+from safekit.bus.requests.safeadmin import SetResource
 
 _STATES = ("up", "down", "init", "unknown")
 
@@ -29,7 +31,7 @@ def change_setting(module: str | None, setting: str, value: str, *, mirror: bool
             f"module {paths.module} is {view.state} ({view.color}): not a stable state",
             f"safekit waitstart -m {paths.module}, then the same command again",
         )
-    bus(f"{paths.module}/heart", "control", CONTROL_TIMEOUT, action=setting, value=value, who=who())
+    ask(paths.module, heart.Control(setting, who(), value=value), CONTROL_TIMEOUT)
     return 0
 
 
@@ -96,14 +98,6 @@ def set_command(module: str | None, resource: str, value: str, identity: str | N
     state = value.lower()
     if state not in (*_STATES, "on", "off"):
         raise Failure(f"{value!r} is not a state", "write one of: " + ", ".join((*_STATES, "on", "off")))
-    bus(
-        "safeadmin",
-        "set",
-        CONTROL_TIMEOUT,
-        module=paths.module,
-        resource=resource,
-        value=state,
-        who=identity or session().identity or who(),
-        identity=identity or session().identity or who(),
-    )
+    order = SetResource(paths.module, resource, state, identity or session().identity or who())
+    ask("", order, CONTROL_TIMEOUT)
     return 0

@@ -22,10 +22,12 @@ def progress(view: ModuleView) -> Progress | None:
     serving = view.state in ("ALONE", "PRIM") and view.remote_state == "SECOND" and view.remote_color == "magenta"
     if not (reintegrating or serving):
         return None
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.nfsadmin import GetStatus
 
     try:
-        return progress_of(request_sync(f"{view.module}/nfsadmin", "status", timeout=0.5))
+        return progress_of(ask_sync(view.module, GetStatus(), 0.5))
     except BusError:
         return None
 

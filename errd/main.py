@@ -11,14 +11,17 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from errd.core import Criterion, Watch, disable, enable, judge, resource_value, resume
 from errd.memory import MemoryFile
 from errd.processes import Matcher, own
 from errd.services import State, service_state
-from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import BusError, Handler
+from safekit.bus.requests import errd as asked
+from safekit.bus.requests import heart
 from safekit.disk import resources
 from safekit.disk.files import write_atomic
 from safekit.model.regex import posix_regex
@@ -43,15 +46,15 @@ def _end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def bounded(lines: list[str]) -> list[str]:
+def bounded(lines: list[str]) -> tuple[str, ...]:
     """What fits into one answer; the file errdlist has everything."""
-    kept, size = [], 0
+    kept, size = list[str](), 0
     for line in lines[:MAX_LISTED]:
         size += len(line.encode("utf-8", "replace"))
         if size > MAX_ANSWER:
             break
         kept.append(line)
-    return kept
+    return tuple(kept)
 
 
 class Watcher:
@@ -95,61 +98,61 @@ class Watcher:
 
     # ------------------------------------------------------------------ commands
 
-    async def handle(self, request: Request) -> dict[str, object] | None:
-        """enable(proc_class), disable(proc_class), list(), kill(name, argregex, level), reload(), wake()."""
-        if request.op in ("enable", "disable"):
-            wanted = request.text("proc_class")
-            known = [watch for watch in self.watches if watch.proc.proc_class == wanted]
-            now = asyncio.get_running_loop().time()
-            self.watches = [
-                watch
-                if watch.proc.proc_class != wanted
-                else enable(watch, now, self.configuration.polltimer)
-                if request.op == "enable"
-                else disable(watch)
-                for watch in self.watches
-            ]
-            self._remember()
-            self.wake.set()
-            return {"procs": len(known)}
-        if request.op == "kill":
-            return await self._kill(request)
-        if request.op == "wake":
-            self.wake.set()
-            return None
-        if request.op == "list":
-            return {"lines": bounded(self.listing())}
-        if request.op == "reload":
-            self.reload()
-            return None
-        raise BusError("unknown_op", f"errd does not serve {request.op!r}")
+    def service(self) -> Service:
+        """What errd serves."""
+        return Service(
+            asked.ERRD,
+            [
+                (asked.Enable, self._enable),
+                (asked.Disable, self._disable),
+                (asked.ListWatched, self._list),
+                (asked.Kill, self._kill),
+                (asked.Look, self._look),
+                (asked.Reload, self._reload),
+            ],
+        )
 
-    async def _kill(self, request: Request) -> dict[str, object]:
-        """Send a signal to the module's processes of a name; their lines, and how many others have that name.
+    async def _enable(self, ask: asked.Enable) -> asked.Watched:
+        now = asyncio.get_running_loop().time()
+        return self._switch(ask.proc_class, lambda watch: enable(watch, now, self.configuration.polltimer))
 
-        The caller and errd are spared.
-        """
-        name, level = request.text("name"), request.text("level")
-        expression = str(request.fields.get("argregex") or "") or None
+    async def _disable(self, ask: asked.Disable) -> asked.Watched:
+        return self._switch(ask.proc_class, disable)
+
+    def _switch(self, proc_class: str, change: Callable[[Watch], Watch]) -> asked.Watched:
+        known = sum(watch.proc.proc_class == proc_class for watch in self.watches)
+        self.watches = [change(watch) if watch.proc.proc_class == proc_class else watch for watch in self.watches]
+        self._remember()
+        self.wake.set()
+        return asked.Watched(known)
+
+    async def _list(self, _: asked.ListWatched) -> asked.Lines:
+        return asked.Lines(bounded(self.listing()))
+
+    async def _look(self, _: asked.Look) -> None:
+        self.wake.set()
+
+    async def _reload(self, _: asked.Reload) -> None:
+        self.reload()
+
+    async def _kill(self, ask: asked.Kill) -> asked.Killed:
         try:
-            matcher = Matcher(name, None, expression and posix_regex(expression))
+            matcher = Matcher(ask.name, None, posix_regex(ask.argregex) if ask.argregex else None)
         except re.error as error:
             raise BusError("bad_request", f"argregex is not a regular expression: {error}") from None
-        spared = {os.getpid(), int(request.fields.get("caller") or 0)}
         everything = programs()
+        spared = {os.getpid(), ask.caller}
         named = [process for process in matcher.select(everything) if process.pid not in spared]
         found = own(self.context.module, named, self._watched(everything))
-        if level != "test":
-            number = signal.SIGKILL if level == "9" else signal.SIGTERM
+        if ask.level != "test":
+            number = signal.SIGKILL if ask.level == "9" else signal.SIGTERM
             for process in found:
                 process.send(number)
-            self.context.log.event(
-                "killed", signal=number.name, count=len(found), name=name, who=request.text("who", request.sender)
-            )
-            if level == "terminate":
+            self.context.log.event("killed", signal=number.name, count=len(found), name=ask.name, who=ask.who)
+            if ask.level == "terminate":
                 await self._survivors(found)
         lines = [f"{p.pid} {p.name} {p.line} (parent={p.parent})" for p in found]
-        return {"lines": bounded(lines), "count": len(found), "foreign": len(named) - len(found)}
+        return asked.Killed(len(found), len(named) - len(found), bounded(lines))
 
     def _watched(self, everything: Sequence[Process]) -> Iterator[Process]:
         """All that the <proc> of the module count, enabled or not."""
@@ -287,9 +290,7 @@ class Watcher:
             if self._published.get(name) == value:
                 continue
             with contextlib.suppress(BusError):
-                await self.context.bus.request(
-                    f"{self.context.module}/heart", "set", 1.0, resource=name, value=value, who="errd"
-                )
+                await self.context.bus.ask(self.context.module, heart.SetResource(name, value, "errd"), 1.0)
                 self._published[name] = value
 
     # ------------------------------------------------------------------ reacting
@@ -308,9 +309,7 @@ class Watcher:
     async def _ask(self, action: str) -> None:
         for _ in range(10):
             try:
-                await self.context.bus.request(
-                    f"{self.context.module}/heart", "control", 2.0, action=action, who="errd", identity="errd", args=[]
-                )
+                await self.context.bus.ask(self.context.module, heart.Control(action, "errd", "errd"))
                 return
             except BusError as error:
                 self.context.log.info(f"errd: {action} not accepted yet: {error}")
@@ -388,7 +387,7 @@ def main() -> None:
 
     def handler(context: Context) -> Handler:
         processes.append(Watcher(context))
-        return processes[0].handle
+        return processes[0].service().handle
 
     async def watch(context: Context) -> int:
         return await processes[0].run()

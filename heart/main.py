@@ -1,15 +1,6 @@
 """heart: the process that decides for a mirror module (guide 4.2, 5, 13.3, 13.18).
 
-Bus operations:
-
-control(action, who, identity, nosync, fullsync, value)   a command; refused with a sentence
-set(resource, value, who)                                a resource; {changed}
-event(kind, reason)                                      news from nfsadmin and vipd
-pair(peer)                                               end of a reintegration: memory first
-process(name, on)                                        have the supervisor run or end a process
-status()                                                 state, peer, loop counter, last decisions
-reload()                                                 dynamic configuration
-incloop, checkloop, resetloop                            maxloop counter: {count, maxloop, reached}
+What it can be asked stands in safekit.bus.requests.heart.
 """
 
 from __future__ import annotations
@@ -25,7 +16,9 @@ from heart.shell.configured import Unusable
 from heart.shell.following import CLUSTER_FILE, Following
 from heart.shell.publish import RunningMark
 from heart.shell.shell import FIRST_COMMAND_SECONDS, Shell
+from safekit.bus import asking
 from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.bus.requests import heart as asked
 from safekit.disk.resources import valid_name
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
@@ -44,29 +37,35 @@ class Service:
         self.shell = shell
         self.following = following
 
-    async def handle(self, request: Request) -> dict[str, Any] | None:
-        """One request.  Raises BusError for a refusal."""
-        operation = getattr(self, f"_{request.op}", None)
-        if operation is None or request.op.startswith("_"):
-            raise BusError("unknown_op", f"heart does not serve {request.op!r}")
-        return await operation(request)  # type: ignore[no-any-return]
+    def requests(self) -> asking.Service:
+        """What heart serves."""
+        return asking.Service(
+            asked.HEART,
+            [
+                (asked.Control, self._control),
+                (asked.SetResource, self._set),
+                (asked.Event, self._event),
+                (asked.Pair, self._pair),
+                (asked.RunProcess, self._process),
+                (asked.Reload, self._reload),
+                (asked.GetStatus, self._status),
+                (asked.CountLoop, self._count_loop),
+                (asked.ResetLoop, self._reset_loop),
+                (asked.CheckLoop, self._check_loop),
+            ],
+        )
 
-    async def _control(self, request: Request) -> dict[str, Any]:
-        fields = request.fields
-        identity = fields.get("identity")
-        who = str(identity or request.text("who", "root"))
-        option = "nosync" if fields.get("nosync") else "fullsync" if fields.get("fullsync") else ""
-        option = option or str(fields.get("value") or "")
-        for word in fields.get("args") or []:
-            option = option or str(word)
+    async def _control(self, ask: asked.Control) -> asked.Accepted:
+        who = ask.identity or ask.who
+        options = ("nosync" if ask.nosync else "", "fullsync" if ask.fullsync else "", ask.value, *ask.args)
         command = Command(
-            action=request.text("action"),
+            action=ask.action,
             who="boot" if who in BOOT_WORDS else who,
-            automatic=bool(identity),
-            option=option,
+            automatic=bool(ask.identity),
+            option=next(filter(None, options), ""),
         )
         await self._answered(lambda token: Ordered(_with_token(command, token)))
-        return {"accepted": True}
+        return asked.Accepted()
 
     async def _answered(self, make: Any) -> None:
         try:
@@ -76,46 +75,38 @@ class Service:
         if not reply.ok:
             raise BusError(reply.code, reply.text)
 
-    async def _set(self, request: Request) -> dict[str, Any]:
-        name, value = request.text("resource"), request.text("value")
-        if not valid_name(name):
-            raise BusError("bad_request", f"{name!r} is not a resource name; write class.id")
-        if not 0 < len(value) <= 256 or value.split() != [value]:
-            raise BusError("bad_request", f"{value!r} is not a resource value; write one word")
-        return {"changed": self.shell.set_resource(name, value, request.text("who", request.sender))}
+    async def _set(self, ask: asked.SetResource) -> asked.Changed:
+        if not valid_name(ask.resource):
+            raise BusError("bad_request", f"{ask.resource!r} is not a resource name; write class.id")
+        if not 0 < len(ask.value) <= 256 or ask.value.split() != [ask.value]:
+            raise BusError("bad_request", f"{ask.value!r} is not a resource value; write one word")
+        return asked.Changed(self.shell.set_resource(ask.resource, ask.value, ask.who))
 
-    async def _event(self, request: Request) -> dict[str, Any]:
-        kind = request.text("kind")
-        if kind in NEWS:
-            fields = request.fields
-            self.shell.feed(Replication(kind, str(fields.get("reason", "")), str(fields.get("attempt", ""))))
+    async def _event(self, ask: asked.Event) -> None:
+        if ask.kind in NEWS:
+            self.shell.feed(Replication(ask.kind, ask.reason, ask.attempt))
         else:
-            self.shell.context.log.debug(f"{request.sender}: {kind} {request.fields.get('reason', '')}")
-        return {}
+            self.shell.context.log.debug(f"{ask.kind}: {ask.reason}")
 
-    async def _pair(self, request: Request) -> dict[str, Any]:
+    async def _pair(self, _: asked.Pair) -> None:
         await self._answered(PairAsked)
-        return {}
 
-    async def _process(self, request: Request) -> dict[str, Any]:
-        name, on = request.text("name"), bool(request.fields.get("on"))
-        if name not in ("nfsbox", "reintegre", "nfscheck", "arpreroute"):
-            raise BusError("bad_request", f"{name!r} is not a process that can be asked for")
+    async def _process(self, ask: asked.RunProcess) -> None:
+        if ask.name not in ("nfsbox", "reintegre", "nfscheck", "arpreroute"):
+            raise BusError("bad_request", f"{ask.name!r} is not a process that can be asked for")
         processes = self.shell.effects.processes
         try:
-            await (processes.start_process(name) if on else processes.stop_process(name))
+            await (processes.start_process(ask.name) if ask.on else processes.stop_process(ask.name))
         except Exception as error:
             raise BusError("supervisor", str(error)) from error
-        return {}
 
-    async def _reload(self, request: Request) -> dict[str, Any]:
+    async def _reload(self, _: asked.Reload) -> None:
         try:
             await self.following.reload()
         except (Unconfigured, Unusable, RuleError, RulesFileError, OSError, ValueError) as error:
             raise BusError("unusable", str(error)) from None
-        return {}
 
-    async def _status(self, request: Request) -> dict[str, Any]:
+    async def _status(self, _: asked.GetStatus) -> asking.Document:
         s = self.shell.state
         peer = s.peer
         return {
@@ -136,26 +127,25 @@ class Service:
             ],
         }
 
-    async def _incloop(self, request: Request) -> dict[str, Any]:
-        await self._loop("incloop", request)
-        return self._count()
+    async def _count_loop(self, ask: asked.CountLoop) -> asked.Counter:
+        await self._loop("incloop", ask.identity or ask.who)
+        return self._counter()
 
-    async def _resetloop(self, request: Request) -> dict[str, Any]:
-        await self._loop("resetloop", request)
-        return self._count()
+    async def _reset_loop(self, ask: asked.ResetLoop) -> asked.Counter:
+        await self._loop("resetloop", ask.identity or ask.who)
+        return self._counter()
 
-    async def _checkloop(self, request: Request) -> dict[str, Any]:
-        return self._count()
+    async def _check_loop(self, _: asked.CheckLoop) -> asked.Counter:
+        return self._counter()
 
-    async def _loop(self, action: str, request: Request) -> None:
-        who = str(request.fields.get("identity") or request.text("who", request.sender))
+    async def _loop(self, action: str, who: str) -> None:
         command = Command(action, who, True)
         await self._answered(lambda token: Ordered(_with_token(command, token)))
 
-    def _count(self) -> dict[str, Any]:
+    def _counter(self) -> asked.Counter:
         s = self.shell.state
         reached = loop_reached(s.loop_count, s.loop_since, time.monotonic(), s.setup.maxloop, s.setup.loop_interval)
-        return {"count": s.loop_count, "maxloop": s.setup.maxloop, "reached": reached}
+        return asked.Counter(s.loop_count, s.setup.maxloop, reached)
 
 
 def _with_token(command: Command, token: int) -> Command:
@@ -179,7 +169,7 @@ class Heart:
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
-        self.service: Service | None = None
+        self.service: asking.Service | None = None
 
     def handler(self, context: Context) -> Handler:
         """Requests wait until heart knows its state."""
@@ -203,7 +193,7 @@ class Heart:
             context.log.event("internal", text=f"heart cannot start: {error}")
             return 1
         following = Following(shell)
-        self.service = Service(shell, following)
+        self.service = Service(shell, following).requests()
         mark = shell.mark.state()
         resources = shell.published.loaded()
         shell.published.clear_remote()

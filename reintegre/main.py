@@ -15,7 +15,9 @@ from reintegre.plan import Trust
 from reintegre.primary import Primary, ProtocolFault, Service
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
+from safekit.bus import asking
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests.reintegre import REINTEGRE, Reconfigure
 from safekit.model.types import Rfs
 from safekit.process.frame import Context, run
 from safekit.rfs import journal, quarantine
@@ -241,12 +243,10 @@ async def serve(context: Context) -> int:
 def reload_on_order(context: Context) -> Callable[..., Any]:
     """A dynamic configuration changes reidetail while we run."""
 
-    async def handle(request: Any) -> None:
-        if request.op != "reconfigure":
-            raise BusError("unknown_op", f"reintegre does not serve {request.op!r}")
+    async def reconfigure(_: Reconfigure) -> None:
         context.reload()
 
-    return handle
+    return asking.Service(REINTEGRE, [(Reconfigure, reconfigure)]).handle
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from safeadmin import forcestop
 from safeadmin.modules import Registry
 from safeadmin.watched import Watched
-from safekit.bus.endpoint import Endpoint, Fields
+from safekit.bus.endpoint import Endpoint
+from safekit.bus.requests.heart import Control
 from safekit.bus.message import BusError
 from safekit.log.module import ModuleLog
 from safekit.model.types import ModuleConfig, User
@@ -31,7 +32,7 @@ class Forcing:
         bus: Endpoint,
         watched: Watched,
         beside: Beside,
-        forward: Callable[[Fields], Awaitable[Fields]],
+        forward: Callable[[Control], Awaitable[None]],
     ) -> None:
         self._name, self._log, self._registry, self._bus = name, log, registry, bus
         self._watched, self._beside, self._forward = watched, beside, forward
@@ -43,14 +44,14 @@ class Forcing:
         """A forced stop is at work."""
         return self._task is not None and not self._task.done()
 
-    async def ask(self, fields: Fields) -> None:
+    async def ask(self, order: Control) -> None:
         """What `safekit forcestop` does; returns when it has begun."""
-        who = str(fields.get("identity") or fields.get("who") or "root")
+        who = order.identity or order.who
         impatient = time.monotonic() - self._asked_at < IMPATIENCE_SECONDS
         self._asked_at = time.monotonic()
         if self._watched.heart and not impatient:
             with contextlib.suppress(BusError):
-                await self._forward(fields)
+                await self._forward(order)
                 self._beside.start(self._later(who, self._patience()))
                 return
         self._beside.start(self.run(who, announce=True))

@@ -10,6 +10,7 @@ from safeadmin.adminlog import AdminLog
 from safeadmin.cluster import Cluster
 from safeadmin.facts import NodeFacts
 from safeadmin.modules import Installed, Registry
+from safekit.bus.requests.safeadmin import OtherServer
 from safekit.bus.endpoint import BusError, Fields
 from safekit.disk.paths import cluster_dir, node_name, safevar
 from safekit.model.types import ClusterConfig
@@ -103,11 +104,11 @@ class Joined:
         nodes = None if module.config is None else module.config.nodes(self._cluster.config)
         return self._cluster.status(module.name, nodes).value
 
-    def servers_of(self, module: Installed | None) -> Fields:
+    def servers_of(self, module: Installed | None) -> OtherServer:
         """cluster() of a module, and what each server tells of it."""
         if module is None or self._cluster is None:
-            return {"value": "unknown", "servers": []}
-        return {"value": self.status(module), "servers": self._cluster.servers_of(module.name)}
+            return OtherServer("unknown")
+        return OtherServer(self.status(module), tuple(self._cluster.servers_of(module.name)))
 
     def members(self) -> Fields:
         """The cluster as seen here. Raises BusError when this server is in none."""

@@ -17,8 +17,9 @@ from safeadmin.modules import Registry
 from safeadmin.processes import SUPERVISORD, Member, describe_status, end_processes, find, product
 from safeadmin.startup import LAST_WORK_SECONDS, Startup
 from safeadmin.watched import Watched
-from safekit.bus.endpoint import Endpoint, Fields
+from safekit.bus.endpoint import Endpoint
 from safekit.bus.message import BusError, BusTimeout, UnknownTarget
+from safekit.bus.requests.heart import Control
 from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import load
@@ -141,19 +142,20 @@ class ModuleRuntime:
 
     # Starting and ending
 
-    async def start(self, fields: Fields) -> Fields:
+    async def start(self, order: Control) -> None:
         """Start the processes of a stopped module and hand the command to its heart.
 
         Raises BusError with what failed and where to look."""
         async with self._lock:
             self.adopt()
             if self.running and not await self._watched.until(lambda: not self.running, LAST_WORK_SECONDS):
-                return await self.forward(fields)
+                await self.forward(order)
+                return
             await self._startup.clear_leftovers()
             self._startup.look_for_obstacles()
             await self._begin()
             try:
-                return await self.forward(fields)
+                await self.forward(order)
             except BusError:
                 self._beside.start(self._retire())
                 raise
@@ -178,7 +180,7 @@ class ModuleRuntime:
             await self._startup.dismiss()
             self._beside.start(self._startup.end())
 
-    async def respawn(self, fields: Fields) -> None:
+    async def respawn(self, order: Control) -> None:
         """heart has stopped the module because its supervisord died: when heart is gone, start again."""
         if not await self._watched.until(lambda: not self.heart, LAST_WORK_SECONDS):
             await end_processes(product(self.name, lambda name: name == "heart"))
@@ -187,27 +189,26 @@ class ModuleRuntime:
                 if not self._watched.supervised:
                     await self._startup.clear_leftovers()
                     await self._begin()
-                await self.forward(fields)
+                await self.forward(order)
             except BusError as error:
                 self.log.event("internal", text=f"the module could not be started again: {error.text}")
 
     # Asking
 
-    async def forward(self, fields: Fields) -> Fields:
+    async def forward(self, order: Control) -> None:
         """Give a command to heart. Raises BusError: heart's refusal, or that it does not answer."""
         try:
-            reply = await self._bus.request(f"{self.name}/heart", "control", ANSWER_SECONDS, **fields)
+            await self._bus.ask(self.name, order, ANSWER_SECONDS)
         except (BusTimeout, UnknownTarget):
             raise BusError(
                 "heart_hangs",
                 f"heart of module {self.name} does not answer; if this lasts: safekit forcestop -m {self.name}",
             ) from None
-        return {key: value for key, value in reply.items() if key not in ("re", "ok")}
 
     async def stop(self, action: str, who: str, bound: float) -> None:
         """Orderly stop; forced when it does not end within `bound` seconds. Returns when it is done."""
         try:
-            await self.forward({"action": action, "who": who})
+            await self.forward(Control(action, who))
         except BusError as error:
             self.log.event("internal", text=f"{action}: {error.text}")
             await self._forcing.run(who, announce=False)
@@ -216,10 +217,10 @@ class ModuleRuntime:
             self.log.event("internal", text=f"{action}: not stopped after {bound:.0f} s, it is forced")
             await self._forcing.run(who, announce=False)
 
-    async def forcestop(self, fields: Fields) -> None:
+    async def forcestop(self, order: Control) -> None:
         """The way out: asks heart, and does without it when it hangs, is gone, or is asked again."""
         self.adopt()
-        await self._forcing.ask(fields)
+        await self._forcing.ask(order)
 
     def close(self) -> None:
         """Stop watching; the module goes on."""

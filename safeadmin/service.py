@@ -1,18 +1,6 @@
 """What safeadmin answers on the local bus, and the order of its start and stop (guide 9.2 to 9.4, 10.1).
 
-Operations (all texts of refusals are `cause; next step`):
-
-map_register, map_lookup(name), map_list        the port mapper
-state()                                         modules, cluster() of each, this node
-members()                                       the cluster as seen here
-cluster(module)                                 up, down or unknown, and what the servers tell of the module
-control(module, action, who, identity, ...)     see actions.py; who "boot" and "automatic" are heart's words for
-                                                the start at boot and the start that nobody asked for
-set(module, resource, value, who)               through heart, or into the file of a stopped module
-boot(module, value=None)                        on, off, or ask
-shutdown(who)                                   stop all modules
-reload()                                        read the cluster configuration again
-respawn(module, action, ...), ended(module)     from heart
+What it can be asked stands in safekit.bus.requests.safeadmin.
 """
 
 from __future__ import annotations
@@ -20,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from safeadmin.actions import Refusal, Way, plan
 from safeadmin.adminlog import AdminLog
@@ -30,7 +18,11 @@ from safeadmin.mapper import Mapper
 from safeadmin.modules import Installed, Registry
 from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
-from safekit.bus.endpoint import ADMIN, BusError, Endpoint, Fields, Request
+from safekit.bus.asking import Document
+from safekit.bus.asking import Service as Asked
+from safekit.bus.endpoint import ADMIN, BusError, Endpoint
+from safekit.bus.requests import heart
+from safekit.bus.requests import safeadmin as asked
 from safekit.disk.files import locked, write_atomic
 from safekit.disk.paths import ModulePaths, mapper_port, safevar, valid_module_name
 from safekit.disk.resources import ResourceWriter, valid_name
@@ -44,8 +36,6 @@ HEART_SECONDS = 30.0
 REGISTRATION_GRACE = 1.5
 """A young safeadmin has asked the processes to register and does not know them all yet."""
 STOP_MARGIN = 60.0
-
-Operation = Callable[[Request], Awaitable[Fields | None]]
 
 
 class Service:
@@ -61,22 +51,24 @@ class Service:
         self._started = time.monotonic()
         self._record = BootRecord(safevar())
         self._beside = Beside(lambda error: log.error(f"defect in safeadmin: {told(error)}"))
-        self._operations: dict[str, Operation] = {
-            "map_register": self._map_register,
-            "map_lookup": self._map_lookup,
-            "map_list": self._map_list,
-            "ping": self._ping,
-            "state": self._state,
-            "members": self._members,
-            "cluster": self._cluster_status,
-            "control": self._control,
-            "set": self._set,
-            "boot": self._boot,
-            "shutdown": self._shutdown,
-            "reload": self._reload,
-            "respawn": self._respawn,
-            "ended": self._ended,
-        }
+        self._asked = Asked(
+            ADMIN,
+            [
+                (asked.Register, self._register),
+                (asked.Lookup, self._lookup),
+                (asked.ListProcesses, self._list_processes),
+                (asked.GetState, self._state),
+                (asked.GetMembers, self._members),
+                (asked.GetOtherServer, self._other_server),
+                (asked.Control, self._control),
+                (asked.SetResource, self._set),
+                (asked.Boot, self._boot),
+                (asked.Shutdown, self._shutdown),
+                (asked.Reload, self._reload),
+                (asked.Respawn, self._respawn),
+                (asked.Ended, self._ended),
+            ],
+        )
 
     @property
     def node(self) -> str:
@@ -88,7 +80,7 @@ class Service:
     async def start(self) -> None:
         """Take the port, find the modules that run, join the cluster. Raises OSError when the port is taken,
         BusError when the bus key cannot be read."""
-        self.bus = await Endpoint.open(ADMIN, self._serve, port=mapper_port())
+        self.bus = await Endpoint.open(ADMIN, self._asked.handle, port=mapper_port())
         self._ask_to_register()
         for name, members in find_all().items():
             self._runtime(name).adopt(members)
@@ -128,7 +120,7 @@ class Service:
             return
         self.log.info(f"module {module.name} is started: its boot setting is on")
         try:
-            await self._perform(module.name, {"action": "start", "who": "boot"})
+            await self._perform(module.name, heart.Control("start", "boot"))
         except BusError as error:
             self.log.error(f"module {module.name} was not started at boot: {error.text}")
             ModuleLog(module.name, ADMIN, self.node).event("internal", text=f"not started at boot: {error.text}")
@@ -181,7 +173,7 @@ class Service:
     async def _reload_heart(self, name: str) -> None:
         try:
             # A heart that was just restarted is found again.
-            await self.bus.request(f"{name}/heart", "reload", HEART_SECONDS)
+            await self.bus.ask(name, heart.Reload(), HEART_SECONDS)
         except BusError as error:
             self.log.error(f"module {name} did not take the cluster configuration up: {error.text}")
 
@@ -198,7 +190,7 @@ class Service:
             )
         return self.runtimes[name]
 
-    async def _perform(self, name: str, fields: Fields) -> Fields:
+    async def _perform(self, name: str, order: heart.Control) -> asked.Taken:
         """Do what control asks. Raises BusError."""
         module, known = self.registry.get(name), self.runtimes.get(name)
         facts = {
@@ -209,8 +201,7 @@ class Service:
             "mode": module.mode if module is not None else "",
             "problem": module.problem if module is not None else "",
         }
-        action = str(fields["action"])
-        way = plan(action, name, facts)
+        way = plan(order.action, name, facts)
         if isinstance(way, Refusal):
             text = f"{way.text} ({self.joined.problem})" if way.code == "no_cluster" else way.text
             raise BusError(way.code, text)
@@ -218,62 +209,45 @@ class Service:
         if runtime.forcing and way is not Way.FORCE:
             raise BusError("stopping", f"module {name} is being stopped by force; safekit waitstop -m {name}")
         if way is Way.NOTHING:
-            return {"accepted": True, "note": f"module {name} is stopped already"}
+            return asked.Taken(note=f"module {name} is stopped already")
         if way is Way.FORCE:
-            await runtime.forcestop(fields)
-            return {"accepted": True}
-        if way is Way.SPAWN:
+            await runtime.forcestop(order)
+        elif way is Way.SPAWN:
             # Equivalent to stop, then start (guide 9.4).
-            start = {**fields, "action": "start"} if action == "stopstart" else fields
-            return {"accepted": True, **await runtime.start(start)}
-        return {"accepted": True, **await runtime.forward(fields)}
+            await runtime.start(replace(order, action="start") if order.action == "stopstart" else order)
+        else:
+            await runtime.forward(order)
+        return asked.Taken()
 
     # Operations
 
-    async def _serve(self, request: Request) -> Fields | None:
-        operation = self._operations.get(request.op)
-        if operation is None:
-            raise BusError("unknown_op", f"safeadmin does not know {request.op!r}")
-        return await operation(request)
-
-    def _module(self, request: Request) -> str:
-        name = request.text("module")
+    def _module(self, name: str) -> str:
+        """A name that may be used in paths. Raises BusError."""
         if not valid_module_name(name):
             raise BusError("bad_request", f"{name!r} is not a module name; safekit module list")
         return name
 
-    async def _ping(self, request: Request) -> Fields:
-        return {"node": self.node}
-
-    async def _map_register(self, request: Request) -> Fields:
-        name, pid, port = request.text("name"), request.fields.get("pid"), request.fields["_port"]
-        life = request.text("life", "")
-        if not isinstance(pid, int):
-            raise BusError("bad_request", "map_register: field 'pid' must be a number")
+    async def _register(self, ask: asked.Register) -> None:
         try:
-            entry = self.mapper.register(name, port, pid, life)
+            entry = self.mapper.register(ask.name, ask.port, ask.pid, ask.life)
         except ValueError as error:
             raise BusError("bad_request", str(error)) from None
         if entry is not None:
             self._remember_ports()
-        if entry is not None and name.endswith("/heart"):
-            self._runtime(name.partition("/")[0]).heart_registered(entry.pid, entry.born)
-        return {}
+        if entry is not None and ask.name.endswith("/heart"):
+            self._runtime(ask.name.partition("/")[0]).heart_registered(entry.pid, entry.born)
 
-    async def _map_lookup(self, request: Request) -> Fields:
-        name = request.text("name")
-        entry = self.mapper.lookup(name)
+    async def _lookup(self, ask: asked.Lookup) -> asked.Place:
+        entry = self.mapper.lookup(ask.name)
         while entry is None and time.monotonic() - self._started < REGISTRATION_GRACE:
             await asyncio.sleep(0.02)
-            entry = self.mapper.lookup(name)
-        if entry is None:
-            return {"port": 0, "pid": 0}
-        return {"port": entry.port, "pid": entry.pid, "incarnation": entry.incarnation}
+            entry = self.mapper.lookup(ask.name)
+        return asked.Place(0, 0) if entry is None else asked.Place(entry.port, entry.pid, entry.incarnation)
 
-    async def _map_list(self, request: Request) -> Fields:
-        return {"processes": {e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()}}
+    async def _list_processes(self, _: asked.ListProcesses) -> asked.Processes:
+        return asked.Processes({e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()})
 
-    async def _state(self, request: Request) -> Fields:
+    async def _state(self, _: asked.GetState) -> Document:
         modules, cluster = {}, {}
         for module in self.registry.all():
             runtime = self.runtimes.get(module.name)
@@ -289,31 +263,28 @@ class Service:
             cluster[module.name] = self.joined.status(module)
         return {"node": self.node, "modules": modules, "cluster": cluster, "cluster_problem": self.joined.problem}
 
-    async def _members(self, request: Request) -> Fields:
+    async def _members(self, _: asked.GetMembers) -> Document:
         return self.joined.members()
 
-    async def _cluster_status(self, request: Request) -> Fields:
-        return self.joined.servers_of(self.registry.get(self._module(request)))
+    async def _other_server(self, ask: asked.GetOtherServer) -> asked.OtherServer:
+        return self.joined.servers_of(self.registry.get(self._module(ask.module)))
 
-    async def _control(self, request: Request) -> Fields:
-        name = self._module(request)
-        request.text("action"), request.text("who")
-        fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
-        return await self._perform(name, fields)
+    async def _control(self, ask: asked.Control) -> asked.Taken:
+        order = heart.Control(ask.action, ask.who, ask.identity, ask.nosync, ask.fullsync, ask.value, ask.args)
+        return await self._perform(self._module(ask.module), order)
 
-    async def _set(self, request: Request) -> Fields:
-        name, resource, value = self._module(request), request.text("resource"), request.text("value")
-        who = request.text("who", request.sender)
-        if not valid_name(resource):
-            raise BusError("bad_request", f"{resource!r} is not a resource name; write class.id")
+    async def _set(self, ask: asked.SetResource) -> asked.Changed:
+        name, value = self._module(ask.module), ask.value
+        if not valid_name(ask.resource):
+            raise BusError("bad_request", f"{ask.resource!r} is not a resource name; write class.id")
         if not 0 < len(value) <= 256 or value.split() != [value]:
             raise BusError("bad_request", f"{value!r} is not a resource value; write one word")
         if self.registry.get(name) is None:
             raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
         if self._running(name):
-            reply = await self.bus.request(f"{name}/heart", "set", SET_SECONDS, resource=resource, value=value, who=who)
-            return {"changed": bool(reply.get("changed", True))}
-        return {"changed": await asyncio.to_thread(self._set_stopped, name, resource, value, who)}
+            told = await self.bus.ask(name, heart.SetResource(ask.resource, value, ask.who), SET_SECONDS)
+            return asked.Changed(told.changed)
+        return asked.Changed(await asyncio.to_thread(self._set_stopped, name, ask.resource, value, ask.who))
 
     def _set_stopped(self, name: str, resource: str, value: str, who: str) -> bool:
         paths = ModulePaths(name)
@@ -331,41 +302,31 @@ class Service:
             ModuleLog(name, ADMIN, self.node).event("resource_set", name=resource, value=value, who=who)
         return changed
 
-    async def _boot(self, request: Request) -> Fields:
-        name = self._module(request)
+    async def _boot(self, ask: asked.Boot) -> asked.BootSetting:
+        name = self._module(ask.module)
         paths = ModulePaths(name)
-        value = request.fields.get("value")
         if self.registry.get(name) is None:
             raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
-        if value is not None:
-            if value not in ("on", "off"):
-                raise BusError("bad_request", f"{value!r} is no boot setting; use on or off")
+        if ask.value is not None:
             try:
                 paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
-                write_atomic(paths.boot_file, f"{value}\n".encode())
+                write_atomic(paths.boot_file, f"{ask.value}\n".encode())
             except OSError as error:
                 raise BusError("cannot_write", f"{paths.boot_file}: {error.strerror}; free space or rights") from None
         module = self.registry.get(name)
-        return {"boot": "on" if module is not None and module.boot else "off"}
+        return asked.BootSetting("on" if module is not None and module.boot else "off")
 
-    async def _shutdown(self, request: Request) -> Fields:
-        who = request.text("who", "SYSTEM")
+    async def _shutdown(self, ask: asked.Shutdown) -> asked.Stopping:
         running = sorted(name for name, runtime in self.runtimes.items() if runtime.running)
-        self._beside.start(self._stop_all(who))
-        return {"modules": running}
+        self._beside.start(self._stop_all(ask.who))
+        return asked.Stopping(tuple(running))
 
-    async def _reload(self, request: Request) -> Fields:
+    async def _reload(self, _: asked.Reload) -> asked.Reloaded:
         await self.reload()
-        return {"cluster": bool(self.joined), "problem": self.joined.problem}
+        return asked.Reloaded(bool(self.joined), self.joined.problem)
 
-    async def _respawn(self, request: Request) -> Fields:
-        name = self._module(request)
-        fields = {k: v for k, v in request.fields.items() if k not in ("module", "_port")}
-        fields.setdefault("action", "start")
-        fields.setdefault("who", "automatic")
-        self._beside.start(self._runtime(name).respawn(fields))
-        return {"accepted": True}
+    async def _respawn(self, ask: asked.Respawn) -> None:
+        self._beside.start(self._runtime(self._module(ask.module)).respawn(heart.Control(ask.action, ask.who)))
 
-    async def _ended(self, request: Request) -> Fields:
-        await self._runtime(self._module(request)).ended()
-        return {"accepted": True}
+    async def _ended(self, ask: asked.Ended) -> None:
+        await self._runtime(self._module(ask.module)).ended()

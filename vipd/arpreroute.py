@@ -11,10 +11,14 @@ import asyncio
 import contextlib
 import ipaddress
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import BusError, Handler
+from safekit.bus.requests import arpreroute as asked
+from safekit.bus.requests.vipd import GetAnnouncements
 from safekit.net import addresses as net
 from safekit.net.frames import FrameSocket
 from safekit.process.frame import Context, run
@@ -45,21 +49,20 @@ class ArpReroute:
         self._changed = asyncio.Event()
         self.sent = 0
 
-    async def handle(self, request: Request) -> dict[str, Any] | None:
-        """Bus operations: announce(announcements), which replaces what was announced before; status."""
-        match request.op:
-            case "announce":
-                self._replace(request.fields.get("announcements"))
-                return {"announcing": sorted(self._repeaters)}
-            case "status":
-                return {
-                    "announcing": sorted(ip for ip, r in self._repeaters.items() if r.next is not None),
-                    "sent": self.sent,
-                }
-        raise BusError("unknown_op", f"arpreroute does not serve {request.op!r}")
+    def service(self) -> Service:
+        """What arpreroute serves."""
+        return Service(asked.ARPREROUTE, [(asked.Announce, self._announce), (asked.GetStatus, self._status)])
 
-    def _replace(self, wanted: Any) -> None:
-        if not isinstance(wanted, list) or len(wanted) > MAX_ANNOUNCEMENTS:
+    async def _announce(self, ask: asked.Announce) -> asked.Announcing:
+        self._replace(ask.announcements)
+        return asked.Announcing(tuple(sorted(self._repeaters)))
+
+    async def _status(self, _: asked.GetStatus) -> asked.Status:
+        due = sorted(ip for ip, repeater in self._repeaters.items() if repeater.next is not None)
+        return asked.Status(tuple(due), self.sent)
+
+    def _replace(self, wanted: Sequence[dict[str, Any]]) -> None:
+        if len(wanted) > MAX_ANNOUNCEMENTS:
             raise BusError("bad_request", f"announce: a list of at most {MAX_ANNOUNCEMENTS} announcements is wanted")
         try:
             asked = [Announcement.from_fields(entry) for entry in wanted]
@@ -103,7 +106,7 @@ class ArpReroute:
         """What is held already. vipd may start after us: then it tells us when it takes an address."""
         for _ in range(ASK_TRIES):
             try:
-                held = await self._context.bus.request(f"{self._context.module}/vipd", "announcements", timeout=1.0)
+                held = await self._context.bus.ask(self._context.module, GetAnnouncements(), 1.0)
             except BusError:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 1.0)
@@ -111,7 +114,7 @@ class ArpReroute:
                     return
                 continue
             if not self._repeaters:
-                self._replace(held.get("announcements"))
+                self._replace(held.announcements)
             return
 
     def _emit(self) -> float | None:
@@ -160,7 +163,7 @@ def main() -> NoReturn:
 
     def handler(context: Context) -> Handler:
         made.append(ArpReroute(context))
-        return made[0].handle
+        return made[0].service().handle
 
     async def body(_: Context) -> None:
         await made[0].main()

@@ -1,9 +1,7 @@
 """vipd: the virtual addresses of a module.
 
 In a farm module see vipd.farm.process. In a mirror module it holds them while heart says so; see vipd.holder.
-Bus operations, each answered when it is done: vip_init (at start, in WAIT: remove what a crash left), vip_expect
-(vip_set is about to follow), vip_set, vip_unset, vip_announce (the other server may
-have told the network that it has them), status, announcements, reload (the cluster configuration has changed).
+What it can be asked stands in safekit.bus.requests.vipd; each request is answered when it is done.
 """
 
 from __future__ import annotations
@@ -12,7 +10,10 @@ import asyncio
 import contextlib
 from typing import Any, NoReturn
 
-from safekit.bus.endpoint import BusError, Handler, Request
+from safekit.bus.asking import Document, Service
+from safekit.bus.endpoint import BusError, Handler
+from safekit.bus.requests import vipd as asked
+from safekit.bus.requests.heart import Event
 from safekit.disk import resources
 from safekit.model.types import Vip
 from safekit.net.packets import mac_text
@@ -53,33 +54,46 @@ class Vipd:
         self._teller = Teller(context, self.holder.announcements)
         self.watcher = Watcher(context.log, self.holder, self._notify_heart)
 
-    async def handle(self, request: Request) -> dict[str, Any] | None:
-        """One bus request; it waits until the addresses at start have been looked at."""
-        await self._ready.wait()
-        match request.op:
-            case "vip_set":
-                await self._virtual_mac.set()
-                return {"set": await self.holder.acquire()}
-            case "vip_expect":
-                await self.holder.expect()
-                return {}
-            case "vip_unset":
-                return {"unset": await self._release("vip_unset")}
-            case "vip_init":
-                return {"removed": await self._release("vip_leftover")}
-            case "vip_announce":
-                self.holder.announce_all(contested=True)
-                return {}
-            case "announcements":
-                return {"announcements": [a.to_fields() for a in self.holder.announcements()]}
-            case "reload":
-                self._context.reload()
-                self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
-                await self.holder.follow()
-                return {}
-            case "status":
-                return self._status()
-        raise BusError("unknown_op", f"vipd does not serve {request.op!r}")
+    def service(self) -> Service:
+        """What vipd of a mirror serves."""
+        return Service(
+            asked.VIPD,
+            [
+                (asked.Set, self._set),
+                (asked.Expect, self._expect),
+                (asked.Unset, self._unset),
+                (asked.Init, self._init),
+                (asked.AnnounceAgain, self._announce),
+                (asked.GetAnnouncements, self._announcements),
+                (asked.Reload, self._reload),
+                (asked.GetStatus, self._status),
+            ],
+            self._ready.wait,
+        )
+
+    async def _set(self, _: asked.Set) -> asked.IsSet:
+        await self._virtual_mac.set()
+        return asked.IsSet(tuple(await self.holder.acquire()))
+
+    async def _expect(self, _: asked.Expect) -> None:
+        await self.holder.expect()
+
+    async def _unset(self, _: asked.Unset) -> asked.IsUnset:
+        return asked.IsUnset(tuple(await self._release("vip_unset")))
+
+    async def _init(self, _: asked.Init) -> asked.Removed:
+        return asked.Removed(tuple(await self._release("vip_leftover")))
+
+    async def _announce(self, _: asked.AnnounceAgain) -> None:
+        self.holder.announce_all(contested=True)
+
+    async def _announcements(self, _: asked.GetAnnouncements) -> asked.Announcements:
+        return asked.Announcements(tuple(a.to_fields() for a in self.holder.announcements()))
+
+    async def _reload(self, _: asked.Reload) -> None:
+        self._context.reload()
+        self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
+        await self.holder.follow()
 
     async def _release(self, code: str) -> list[str]:
         removed = await self.holder.release(code)
@@ -144,9 +158,10 @@ class Vipd:
         self.watcher.conflict(ip, mac, who, interface)
 
     def _notify_heart(self, kind: str, **fields: Any) -> None:
-        self._context.bus.notify(f"{self._context.module}/heart", "event", kind=kind, **fields)
+        reason = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._context.bus.tell(self._context.module, Event(kind, reason))
 
-    def _status(self) -> dict[str, Any]:
+    async def _status(self, _: asked.GetStatus) -> Document:
         missing = self.watcher.missing()
         held = [
             {
@@ -174,7 +189,7 @@ def main() -> NoReturn:
 
     def handler(context: Context) -> Handler:
         made.append(FarmVipd(context) if context.config.service.mode == "farm" else Vipd(context))
-        return made[0].handle
+        return made[0].service().handle
 
     async def body(_: Context) -> None:
         await made[0].main()

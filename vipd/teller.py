@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests.arpreroute import Announce
 from safekit.process.frame import Context
 from vipd.announce import Announcement
 
@@ -28,11 +29,9 @@ class Teller:
             await self.changed.wait()
             self.changed.clear()
             for _ in range(TRIES):
-                told = [announcement.to_fields() for announcement in self._announcements()]
+                told = tuple(announcement.to_fields() for announcement in self._announcements())
                 try:
-                    await self._context.bus.request(
-                        f"{self._context.module}/arpreroute", "announce", timeout=1.0, announcements=told
-                    )
+                    await self._context.bus.ask(self._context.module, Announce(told), 1.0)
                     break
                 except BusError:
                     with contextlib.suppress(TimeoutError):

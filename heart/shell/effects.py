@@ -13,7 +13,10 @@ from typing import Any
 from heart.core.actions import Effect, Processes, Rfs, Scripts, Vip, Witness
 from heart.core.events import Done
 from heart.shell.processes import ModuleProcesses
+from safekit.bus.asking import Ask
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import vipd
+from safekit.bus.requests.splitbraincheck import Isolated
 from safekit.process.frame import Context
 from safekit.process.scripts import ScriptRunner
 from safekit.process.supervision import SupervisorError
@@ -30,6 +33,15 @@ WITNESS_ANSWER = 4.0
 """More than a verdict takes (checkers.splitbraincheck.VERDICT_SECONDS)."""
 WITNESS_SECONDS = 3.0
 """Until a witness that is not there counts as one that does not answer."""
+
+_VIP: dict[str, Callable[[], Ask[Any]]] = {
+    "init": vipd.Init,
+    "set": vipd.Set,
+    "unset": vipd.Unset,
+    "announce": vipd.AnnounceAgain,
+    "join": vipd.Join,
+    "leave": vipd.Leave,
+}
 
 
 class Effects:
@@ -105,7 +117,7 @@ class Effects:
             options |= self._peer_fields()
         if effect.operation == "primary" and self._context.config.vip is not None:
             # it asks the network about the addresses meanwhile
-            self._context.bus.notify(f"{self._context.module}/vipd", "vip_expect")
+            self._context.bus.tell(self._context.module, vipd.Expect())
         await self._able(effect.operation)
         reply = await self._context.bus.request(f"{self._context.module}/nfsadmin", effect.operation, limit, **options)
         return Done(token, consistent=bool(reply.get("consistent", True)), unapplied=bool(reply.get("unapplied")))
@@ -132,9 +144,8 @@ class Effects:
         if self._context.config.vip is None:
             return
         try:
-            name = f"farm_{operation}" if operation in ("join", "leave") else f"vip_{operation}"
             await self.processes.ensure("vipd")
-            await self._context.bus.request(f"{self._context.module}/vipd", name, VIP_SECONDS)
+            await self._context.bus.ask(self._context.module, _VIP[operation](), VIP_SECONDS)
         except SupervisorError as error:
             self._context.log.event("vip_failed", operation=operation, reason=str(error))
         except BusError as error:
@@ -150,10 +161,8 @@ class Effects:
         deadline = loop.time() + WITNESS_SECONDS
         while True:
             try:
-                reply = await self._context.bus.request(
-                    f"{self._context.module}/splitbraincheck.{ident}", "isolated", WITNESS_ANSWER
-                )
-                return Done(token, reply.get("witness") == "up")
+                verdict = await self._context.bus.ask(self._context.module, Isolated(), WITNESS_ANSWER, instance=ident)
+                return Done(token, verdict.witness == "up")
             except BusError as error:
                 if loop.time() >= deadline:
                     return Done(token, False, error.code, f"splitbraincheck does not answer: {error.text}")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from heart.core.actions import Processes
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import errd
+from safekit.bus.requests.safeadmin import Lookup
 from safekit.model.checkers import Checker
 from safekit.process.frame import Context
 from safekit.process.supervision import Supervisor, SupervisorError
@@ -81,11 +83,11 @@ class ModuleProcesses:
             await asyncio.gather(*(self.start_checker(c, fresh=not step.keep) for c in self._of(step.phase)))
         await self._watch_all()
         if step.errd:
-            await self._errd_class("enable", step.phase)
+            await self._errd_class(errd.Enable, step.phase)
 
     async def _end(self, step: Processes) -> None:
         if step.errd:
-            await self._errd_class("disable", step.phase)
+            await self._errd_class(errd.Disable, step.phase)
         await asyncio.gather(*(self.stop_checker(checker) for checker in self._of(step.phase)))
         names = self.programs(step.phase)
         for name in (*reversed(names), *(("reintegre",) if "nfsbox" in names else ())):
@@ -94,20 +96,20 @@ class ModuleProcesses:
     def _of(self, phase: str) -> tuple[Checker, ...]:
         return tuple(checker for checker in self.checkers if checker.when == phase)
 
-    async def _errd_class(self, operation: str, phase: str) -> None:
+    async def _errd_class(self, request: type[errd.Enable] | type[errd.Disable], phase: str) -> None:
         """A class that errd does not take up is told: its processes would die unseen."""
-        errd = self._context.config.errd
-        if errd is None or not any(proc.proc_class == phase for proc in errd.procs):
+        configured = self._context.config.errd
+        if configured is None or not any(proc.proc_class == phase for proc in configured.procs):
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ERRD_SECONDS
         while True:
             try:
-                await self._context.bus.request(f"{self._context.module}/errd", operation, 1.0, proc_class=phase)
+                await self._context.bus.ask(self._context.module, request(phase), 1.0)
                 return
             except BusError as error:
                 if loop.time() >= deadline:
-                    self._context.log.event("errd_unreachable", operation=operation, name=phase, reason=error.text)
+                    self._context.log.event("errd_unreachable", operation=request.op, name=phase, reason=error.text)
                     return
                 await asyncio.sleep(LOOK)
 
@@ -184,12 +186,10 @@ class ModuleProcesses:
 
     async def _pid(self, bus_name: str) -> int:
         try:
-            reply = await self._context.bus.request(
-                "safeadmin", "map_lookup", 1.0, name=f"{self._context.module}/{bus_name}"
-            )
+            place = await self._context.bus.ask("", Lookup(f"{self._context.module}/{bus_name}"), 1.0)
         except BusError:
             return UNKNOWN_PID
-        return int(reply.get("pid") or UNKNOWN_PID)
+        return place.pid or UNKNOWN_PID
 
     async def _ends(self, pid: int, patience: float) -> bool:
         """True when the process is gone within `patience` seconds."""
@@ -226,12 +226,12 @@ class ModuleProcesses:
         """A dynamic configuration: errd takes the new one up, or begins.  Raises SupervisorError."""
         if await self._alive("errd"):
             with contextlib.suppress(BusError):
-                await self._context.bus.request(f"{self._context.module}/errd", "reload", 2.0)
+                await self._context.bus.ask(self._context.module, errd.Reload())
         else:
             await self.start_process("errd")
             await self._watch_all()
         for phase in phases:
-            await self._errd_class("enable", phase)
+            await self._errd_class(errd.Enable, phase)
 
     async def runs(self, name: str) -> bool:
         """Whether that process of the module is there."""

@@ -30,6 +30,7 @@ from heart.shell.publish import History, LifeSign, Published, RunningMark
 from heart.shell.telling import PEER_FILE, Telling
 from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import errd, safeadmin
 from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process.frame import Context
@@ -146,7 +147,7 @@ class Shell:
             case Remember(values):
                 self.published.remember(values, self._setters)
                 if any(name == "usersetting.errd" for name, _ in values) and self.context.config.errd is not None:
-                    self.context.bus.notify(f"{self.context.module}/errd", "wake")
+                    self.context.bus.tell(self.context.module, errd.Look())
             case Forget(names):
                 self.published.forget(names)
             case Send():
@@ -423,10 +424,10 @@ class Shell:
         while True:
             value, siblings = "unknown", self.state.siblings
             with contextlib.suppress(BusError):
-                reply = await self.context.bus.request("safeadmin", "cluster", 1.0, module=self.context.module)
-                value = str(reply.get("cluster", reply.get("value", "unknown")))
+                told = await self.context.bus.ask("", safeadmin.GetOtherServer(self.context.module), 1.0)
+                value = told.value
                 servers = {self.context.node, self.plan.setup.peer, *self.plan.members}
-                siblings = tuple(_sibling(told) for told in reply.get("servers") or () if told.get("node") in servers)
+                siblings = tuple(_sibling(each) for each in told.servers if each.get("node") in servers)
             if (value, siblings) != (self.state.cluster, self.state.siblings):
                 self.feed(ClusterView(value, siblings))
             await asyncio.sleep(CLUSTER_SECONDS)
@@ -470,11 +471,12 @@ class Shell:
                 break
             await asyncio.sleep(0.02)
         assert self.exit is not None
-        operation = "respawn" if self.exit.respawn else "ended"
+        module = self.context.module
+        told = safeadmin.Respawn(module) if self.exit.respawn else safeadmin.Ended(module)
         try:
-            await self.context.bus.request("safeadmin", operation, 2.0, module=self.context.module)
+            await self.context.bus.ask(module, told)
         except BusError as error:
-            self.context.log.debug(f"safeadmin was not told {operation}: {error.text}")
+            self.context.log.debug(f"safeadmin was not told {told.op}: {error.text}")
             with contextlib.suppress(Exception):
                 await self.effects.supervisor.shutdown()
         self.ended.set()

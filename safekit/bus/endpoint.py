@@ -19,9 +19,9 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, cast
 
+from safekit.bus.asking import Answer, Ask, answered, name_of, request_fields
 from safekit.bus.message import (
     ADMIN,
     LOOKUP_INTERVAL,
@@ -33,6 +33,7 @@ from safekit.bus.message import (
     BusError,
     BusTimeout,
     Fields,
+    Request,
     Restarted,
     UnknownTarget,
     addressed,
@@ -70,22 +71,6 @@ REGISTER_AGAIN = "register_again"
 NOTIFY_SECONDS = 2.0
 _REMEMBERED_REPLIES = 256
 _ENVELOPE = frozenset(("id", "op", "from", "to", "incarnation"))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a handler gets: the operation, the name of the sender, the fields."""
-
-    op: str
-    sender: str
-    fields: Fields = field(default_factory=dict)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """A string field. Raises BusError('bad_request') when it is missing or not a string."""
-        value = self.fields.get(name, default)
-        if not isinstance(value, str):
-            raise BusError("bad_request", f"{self.op}: field {name!r} must be a string")
-        return value
 
 
 Handler = Callable[[Request], Awaitable[Fields | None]]
@@ -160,7 +145,7 @@ class Endpoint(asyncio.DatagramProtocol):
             await asyncio.sleep(REGISTER_INTERVAL)
 
     def _register(self) -> None:
-        fields = {"name": self.name, "pid": os.getpid(), "life": self.incarnation}
+        fields = {"name": self.name, "pid": os.getpid(), "port": self.port, "life": self.incarnation}
         message = {**fields, "id": 0, "op": "map_register", "from": self.name}
         self._send(addressed(message, self._admin, ADMIN), self._admin_port)
 
@@ -317,6 +302,16 @@ class Endpoint(asyncio.DatagramProtocol):
         except BusTimeout:
             self._addresses.pop(target, None)
             raise
+
+    async def ask(self, module: str, ask: Ask[Answer], timeout: float = 2.0, instance: str = "") -> Answer:
+        """Ask a process of a module, or safeadmin, and wait for its typed answer. Raises as `request`."""
+        fields = request_fields(ask)
+        reply = await self.request(name_of(module, ask, instance), ask.op, timeout, repeatable=ask.repeatable, **fields)
+        return answered(ask, reply)
+
+    def tell(self, module: str, ask: Ask[Any]) -> None:
+        """Ask without waiting for the answer; what is told to a process that is not there is lost."""
+        self.notify(name_of(module, ask), ask.op, **request_fields(ask))
 
     async def _refresh(self, target: str) -> None:
         with contextlib.suppress(BusError):

@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -84,6 +84,22 @@ class UnknownTarget(BusError):
 
     def __init__(self, target: str) -> None:
         super().__init__("unknown_target", f"{target} is not running")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler gets: the operation, the name of the sender, the fields."""
+
+    op: str
+    sender: str
+    fields: Fields = field(default_factory=dict)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string field. Raises BusError('bad_request') when it is missing or not a string."""
+        value = self.fields.get(name, default)
+        if not isinstance(value, str):
+            raise BusError("bad_request", f"{self.op}: field {name!r} must be a string")
+        return value
 
 
 def bus_key() -> bytes:

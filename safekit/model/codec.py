@@ -26,6 +26,8 @@ def to_data(value: Any) -> Any:
     """The tree as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_data(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_data(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -61,6 +63,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _decode(kind: Any, data: Any, path: str, lenient: bool) -> Any:
+    if kind is Any:
+        return data
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(typing.cast(type, kind), data, path, lenient)
     origin = typing.get_origin(kind)
@@ -69,6 +73,11 @@ def _decode(kind: Any, data: Any, path: str, lenient: bool) -> Any:
             if data == choice and type(data) is type(choice):
                 return choice
         raise _wrong(path, data, " or ".join(map(repr, typing.get_args(kind))))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise _wrong(path, data, "an object")
+        item_kind = typing.get_args(kind)[1]
+        return {str(key): _decode(item_kind, item, f"{path}[{key!r}]", lenient) for key, item in data.items()}
     if origin is tuple:
         return _decode_tuple(typing.get_args(kind), data, path, lenient)
     if origin in (types.UnionType, typing.Union):

@@ -24,7 +24,10 @@ import asyncio
 import contextlib
 from typing import Any
 
-from safekit.bus.endpoint import BusError, Request
+from safekit.bus.asking import Document, Service
+from safekit.bus.endpoint import BusError
+from safekit.bus.requests import vipd as asked
+from safekit.bus.requests.heart import Event
 from safekit.model.types import Vip
 from safekit.net import addresses as net
 from safekit.net.addresses import Address, Link
@@ -71,39 +74,64 @@ class FarmVipd:
         self._farm: Farm | None = None
         self._unusable = ""
 
-    async def handle(self, request: Request) -> dict[str, Any] | None:
-        """One bus request; it waits until what was there at start has been looked at."""
-        await self._ready.wait()
-        if request.op == "announcements":
-            return {"announcements": [a.to_fields() for a in self._announcements()]}
-        farm = self._farm
-        if farm is None:
+    def service(self) -> Service:
+        """What vipd of a farm serves; it waits until what was there at start has been looked at."""
+        return Service(
+            asked.VIPD,
+            [
+                (asked.Set, self._set_all),
+                (asked.Unset, self._unset_all),
+                (asked.Init, self._init),
+                (asked.Join, self._join),
+                (asked.Leave, self._leave),
+                (asked.GetCounters, self._counters),
+                (asked.GetAnnouncements, self._told),
+                (asked.Reload, self._reload),
+                (asked.GetStatus, self._status),
+            ],
+            self._ready.wait,
+        )
+
+    def _usable(self) -> Farm:
+        if self._farm is None:
             raise BusError("farm_unusable", self._unusable)
-        match request.op:
-            case "vip_init":
-                await farm.stop(remove=True)
-                await farm.clean(await self._layout(quiet=True))
-                removed = await self.holder.release("vip_leftover")
-                await farm.observe()
-                return {"removed": removed}
-            case "vip_set":
-                return {"set": await self._set(farm)}
-            case "farm_join":
-                return await farm.join()
-            case "farm_leave":
-                return await farm.leave()
-            case "vip_unset":
-                return {"unset": await self._unset(farm)}
-            case "counters":
-                return farm.counters()
-            case "reload":
-                self._context.reload()
-                self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
-                await farm.follow()
-                return {}
-            case "status":
-                return {**farm.status(), **self._held(), "datagrams": farm.datagrams()}
-        raise BusError("unknown_op", f"vipd of a farm module does not serve {request.op!r}")
+        return self._farm
+
+    async def _set_all(self, _: asked.Set) -> asked.IsSet:
+        return asked.IsSet(tuple(await self._set(self._usable())))
+
+    async def _unset_all(self, _: asked.Unset) -> asked.IsUnset:
+        return asked.IsUnset(tuple(await self._unset(self._usable())))
+
+    async def _init(self, _: asked.Init) -> asked.Removed:
+        farm = self._usable()
+        await farm.stop(remove=True)
+        await farm.clean(await self._layout(quiet=True))
+        removed = await self.holder.release("vip_leftover")
+        await farm.observe()
+        return asked.Removed(tuple(removed))
+
+    async def _join(self, _: asked.Join) -> Document:
+        return await self._usable().join()
+
+    async def _leave(self, _: asked.Leave) -> asked.Left:
+        return asked.Left((await self._usable().leave())["connections"])
+
+    async def _counters(self, _: asked.GetCounters) -> Document:
+        return self._usable().counters()
+
+    async def _told(self, _: asked.GetAnnouncements) -> asked.Announcements:
+        return asked.Announcements(tuple(a.to_fields() for a in self._announcements()))
+
+    async def _reload(self, _: asked.Reload) -> None:
+        farm = self._usable()
+        self._context.reload()
+        self._wires.expect(peer_addresses(self._context.cluster, self._context.node))
+        await farm.follow()
+
+    async def _status(self, _: asked.GetStatus) -> Document:
+        farm = self._usable()
+        return {**farm.status(), **self._held(), "datagrams": farm.datagrams()}
 
     async def main(self) -> None:
         """Run until SIGTERM. Addresses and filters stay: their removal is heart's order."""
@@ -207,7 +235,8 @@ class FarmVipd:
         self.watcher.conflict(ip, mac, who, interface)
 
     def _notify_heart(self, kind: str, **fields: Any) -> None:
-        self._context.bus.notify(f"{self._context.module}/heart", "event", kind=kind, **fields)
+        reason = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._context.bus.tell(self._context.module, Event(kind, reason))
 
     def _held(self) -> dict[str, Any]:
         missing = self.watcher.missing()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests.heart import SetResource
 from safekit.process.frame import Context
 
 HEART_SECONDS = 1.0
@@ -38,9 +39,7 @@ class Publisher:
         try:
             for name, value in values.items():
                 if self._taken.get(name) != value:
-                    await self._context.bus.request(
-                        f"{self._context.module}/heart", "set", timeout=1.0, resource=name, value=value, who="vipd"
-                    )
+                    await self._context.bus.ask(self._context.module, SetResource(name, value, "vipd"), HEART_SECONDS)
                     self._taken[name] = value
         except BusError:
             return False
