@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import types
 import typing
 from typing import Any, TypeVar
@@ -37,6 +36,8 @@ def to_data(value: Any) -> Any:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text of a dataclass tree, keys in the order of the fields."""
+    import json  # requests on the bus need the rest of this module only, and their start must be short
+
     return json.dumps(to_data(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -45,6 +46,8 @@ def from_json(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
 
     Raises CodecError.
     """
+    import json
+
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

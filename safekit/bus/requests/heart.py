@@ -62,8 +62,8 @@ class CountLoop(Ask[Counter]):
     process = HEART
     op = "incloop"
     repeatable = False
-    identity: str
-    who: str
+    identity: str = ""
+    who: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class ResetLoop(Ask[Counter]):
 
     process = HEART
     op = "resetloop"
-    identity: str
-    who: str
+    identity: str = ""
+    who: str = ""
 
 
 @dataclass(frozen=True, slots=True)
