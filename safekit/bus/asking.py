@@ -58,10 +58,9 @@ def name_of(module: str, ask: Ask[Any], instance: str = "") -> str:
 
 
 def request_fields(ask: Ask[Any]) -> Fields:
-    """The fields of a request as they go over the wire: those that differ from their defaults."""
-    declared = dataclasses.fields(ask)  # type: ignore[arg-type]
-    given = ((field, getattr(ask, field.name)) for field in declared)
-    return {field.name: to_data(value) for field, value in given if value != field.default}
+    """The fields of a request as they go over the wire."""
+    names = [field.name for field in dataclasses.fields(ask)]  # type: ignore[arg-type]
+    return {name: to_data(getattr(ask, name)) for name in names}
 
 
 def answer_fields(answer: Any) -> Fields:

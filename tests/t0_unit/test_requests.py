@@ -41,10 +41,11 @@ def test_every_request_says_whom_it_asks_and_what_is_answered() -> None:
         assert answer == Document or dataclasses.is_dataclass(answer), kind
 
 
-def test_what_goes_over_the_wire_is_what_differs_from_the_defaults() -> None:
-    assert request_fields(errd.Kill("vi", "9", "root")) == {"name": "vi", "level": "9", "who": "root"}
-    order = safeadmin.Control("am", "swap", "root", nosync=True)
-    assert request_fields(order) == {"module": "am", "action": "swap", "who": "root", "nosync": True}
+def test_what_goes_over_the_wire() -> None:
+    kill = errd.Kill("vi", "9", "root")
+    assert request_fields(kill) == {"name": "vi", "level": "9", "who": "root", "argregex": "", "caller": 0}
+    order = request_fields(safeadmin.Control("am", "failover", "root", args=("off",)))
+    assert (order["action"], order["nosync"], order["args"]) == ("failover", False, ["off"])
     assert name_of("am", heart.GetStatus()) == "am/heart"
     assert name_of("am", safeadmin.GetState()) == "safeadmin"
     assert name_of("am", splitbraincheck.Isolated(), "witness") == "am/splitbraincheck.witness"

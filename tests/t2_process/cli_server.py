@@ -91,7 +91,15 @@ class NotedAdmin:
         self.asked.append((request.op, fields))
         if self.refusal is not None:
             raise bus.BusError(*self.refusal)
-        return {"accepted": True, "changed": True, "cluster": True, "problem": "", "count": 4, "maxloop": 3, "reached": True}
+        return {
+            "accepted": True,
+            "changed": True,
+            "cluster": True,
+            "problem": "",
+            "count": 4,
+            "maxloop": 3,
+            "reached": True,
+        }
 
 
 @dataclass

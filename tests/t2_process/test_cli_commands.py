@@ -134,7 +134,7 @@ def test_control(
     make_module()
     assert server.run(*words, "-m", "mirror").returncode == 0
     op, fields = admin.asked[0]
-    assert (op, fields["action"], fields.get(field_name, False)) == ("control", action, value), "left out: its default"
+    assert (op, fields["action"], fields[field_name]) == ("control", action, value)
 
 
 def test_a_refusal_is_shown_with_the_next_step(server: Server, admin: NotedAdmin) -> None:
