@@ -76,7 +76,7 @@ class FakeServer:
     async def _heart(self, request: Request) -> dict[str, Any] | None:
         fields = {key: value for key, value in request.fields.items() if not key.startswith("_")}
         self.told.append((time.monotonic(), request.op, fields))
-        return None
+        return {"changed": True, "accepted": True}
 
     async def __aenter__(self) -> FakeServer:
         self.endpoints.append(await Endpoint.open("safeadmin", self._mapper, port=int(self.environment["SAFEMAPPER"])))

@@ -168,7 +168,7 @@ class Node:
             known = 1 if request.text("name") in self.played else 0
             return {"port": self.ports.get(request.text("name"), known), "pid": 0}
         if request.op == "cluster":
-            return {"cluster": "up"}
+            return {"value": "up"}
         self.note("safeadmin", request.op)
         return {"accepted": True}
 

@@ -13,7 +13,7 @@ HEART = "heart"
 class Changed:
     """Whether the resource had another value before."""
 
-    changed: bool
+    changed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

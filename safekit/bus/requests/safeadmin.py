@@ -125,7 +125,7 @@ class Control(Ask[Taken]):
 class Changed:
     """Whether the resource had another value before."""
 
-    changed: bool
+    changed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Reloaded:
     """Whether this server is in a cluster now, and why it is not."""
 
     cluster: bool
-    problem: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

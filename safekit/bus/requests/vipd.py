@@ -14,7 +14,7 @@ VIPD = "vipd"
 class Removed:
     """Addresses that were there."""
 
-    removed: tuple[str, ...]
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Expect(Ask[Done]):
 class IsSet:
     """Addresses that are held."""
 
-    set: tuple[str, ...]
+    set: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Set(Ask[IsSet]):
 class IsUnset:
     """Addresses that were held."""
 
-    unset: tuple[str, ...]
+    unset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
