@@ -295,6 +295,9 @@ class Endpoint(asyncio.DatagramProtocol):
         refusal), BusTimeout, UnknownTarget, Restarted.
         """
         deadline = time.monotonic() + timeout
+        if not repeatable:
+            # What was known may be a life that has ended; asked there, nobody could tell whether it was heard.
+            self._addresses.pop(target, None)
         address = await self._found(target, deadline)
         try:
             left = max(deadline - time.monotonic(), 0.05)

@@ -218,6 +218,23 @@ def test_what_must_not_be_done_twice_is_not_asked_of_a_successor() -> None:
     run(scenario)
 
 
+def test_what_must_not_be_done_twice_goes_to_the_life_that_is_there_now() -> None:
+    """The address of an earlier life is no reason to doubt."""
+
+    async def scenario(client: endpoint.Endpoint) -> None:
+        asked = list[str]()
+        first = await opened("AM/vipd", 0, asked)
+        await client.request("AM/vipd", "hello")
+        await first.close()
+        second = await opened("AM/vipd", 0, asked)
+        await asyncio.sleep(0.1)
+        assert (await client.request("AM/vipd", "swap", 5.0, repeatable=False))["who"] == "AM/vipd"
+        assert asked == ["hello", "swap"]
+        await second.close()
+
+    run(scenario)
+
+
 def test_strangers_are_ignored() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
