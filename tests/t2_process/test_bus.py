@@ -160,7 +160,7 @@ def test_a_port_that_is_anothers_by_now_does_not_obey(other: str, told: str) -> 
         second = await opened("AM/vipd", 0, meant)
         await asyncio.sleep(0.1)
         if told == "request":
-            assert (await client.request("AM/vipd", "stop", repeatable=False))["who"] == "AM/vipd"
+            assert (await client.request("AM/vipd", "stop"))["who"] == "AM/vipd"
         else:
             client.notify("AM/vipd", "stop")
             await asyncio.sleep(0.3)
