@@ -15,6 +15,7 @@ import signal
 from pathlib import Path
 
 from checkers.frame import configured
+from safekit import syscalls
 from safekit.process import offspring, ordinary
 from safekit.process.frame import Context, run
 from safekit.process.table import descendants
@@ -22,7 +23,6 @@ from safekit.process.table import descendants
 OUTPUT_LIMIT = 1 << 20
 GRACE = 3.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def command(userbin: Path, program: str, module: str, resource: str, arguments: str) -> list[str]:
@@ -80,10 +80,8 @@ async def _bounded_copy(reader: asyncio.StreamReader, path: Path) -> None:
 
 async def check(context: Context) -> None:
     """Run one <custom> checker."""
-    import ctypes
-
     custom = configured(context, context.config.check.custom, context.arguments.ident)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    syscalls.adopt_orphans()
     output = context.paths.log_dir / f"custom.{custom.ident}.out"
     run = (context.module, f"custom.{custom.ident}/")
     # a predecessor that was killed could not end its program

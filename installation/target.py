@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from safekit import syscalls
 
 SAFE = "/opt/safekit"
 SAFEVAR = "/var/safekit"
@@ -83,28 +84,25 @@ def replace_tree(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EXDEV)
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Both change places in one step; False where the file system cannot. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _CANNOT:
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+    try:
+        syscalls.exchange(one, other)
+    except OSError as error:
+        if error.errno in _CANNOT:
+            return False
+        raise
+    return True
 
 
 def make_durable(directory: Path) -> None:
     """All of its file system is on disk: what is renamed afterwards survives a power failure whole."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
+        syscalls.sync_filesystem(descriptor)
     finally:
         os.close(descriptor)
 

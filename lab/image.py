@@ -22,6 +22,7 @@ from installation.web import install_web
 from lab import kernel, rootfs
 from lab.errors import LabError
 from lab.state import live_labs
+from safekit import syscalls
 
 IMAGES = ".images"
 _KEPT = 3
@@ -114,9 +115,9 @@ def build(building: Path, labs: Path) -> None:
         install(source, target, quiet=True)
     else:
         _fresh_state(target)
-    kernel.detach(root / "run")
+    syscalls.detach(root / "run")
     for mounted in reversed(rootfs.host_mounts(labs)):
-        kernel.detach(root / mounted.lstrip("/"))
+        syscalls.detach(root / mounted.lstrip("/"))
 
 
 def _fresh_state(target: Target) -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from installation.environment import interpreter
-from lab import disk, kernel, rootfs
+from lab import disk, rootfs
 from lab.units import Phase, Service, parse
+from safekit import syscalls
 
 CONTROL = "/run/safelab.sock"
 DATA = "/data"
@@ -84,7 +85,7 @@ def build_root(machine: Machine) -> Path:
 def enter_root(root: Path) -> None:
     os.chdir(root)
     subprocess.run(["pivot_root", ".", "."], check=True)
-    kernel.detach(".")
+    syscalls.detach(".")
     os.chdir("/")
 
 
@@ -234,7 +235,7 @@ class Init:
 def main() -> int:
     machine = Machine(**json.loads(sys.stdin.readline()))
     host_pid = os.readlink("/proc/self")  # the host's /proc is still the one that is mounted
-    kernel.name_process("safelab-init")
+    syscalls.name_process("safelab-init")
     faulthandler.register(signal.SIGUSR1)
     os.umask(0o022)
     socket.sethostname(machine.name)

@@ -25,6 +25,7 @@ from lab.faults import Faults
 from lab.plan import CLIENT, Plan
 from lab.state import SOCKET, Process, State, labs_directory, remove_directory
 from lab.switch import Switch
+from safekit import syscalls
 
 BOOT_TIMEOUT = 30.0
 OFF_TIMEOUT = 20.0
@@ -77,7 +78,7 @@ class Keeper:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                preexec_fn=kernel.die_with_parent,
+                preexec_fn=syscalls.die_with_parent,
                 start_new_session=True,
             )
         self.children[name] = child
@@ -308,7 +309,7 @@ class Keeper:
 def main() -> int:
     description = json.loads(sys.stdin.readline())
     plan = Plan.from_json(description["plan"])
-    kernel.name_process("safelab-keeper")
+    syscalls.name_process("safelab-keeper")
     faulthandler.register(signal.SIGUSR1)
     os.umask(0o022)
     kernel.unshare(kernel.CLONE_NEWNET)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,7 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
-MNT_DETACH = 2
 OVERLAYFS_MAGIC = 0x794C7630
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -52,20 +48,6 @@ def bind(source: str | Path, target: str | Path, *, read_only: bool = False) -> 
     mount(str(source), target, "", MS_BIND)
     if read_only:
         mount(str(source), target, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
-
-
-def detach(target: str | Path) -> None:
-    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
-
-
-def die_with_parent() -> None:
-    """The calling process gets SIGKILL when the thread that made it ends."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
-
-
-def name_process(name: str) -> None:
-    """The name that ps shows, at most 15 characters."""
-    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
 
 
 def on_overlay(path: Path) -> bool:

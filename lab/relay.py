@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 
-from lab import kernel
+from safekit import syscalls
 
 _SOL_PACKET = 263
 _PACKET_VNET_HDR = 15
@@ -63,7 +63,7 @@ def open_interface(name: str) -> socket.socket:
 
 def main(first: str, second: str, milliseconds: float) -> None:
     """Run for ever; the keeper ends us."""
-    kernel.name_process("safelab-relay")
+    syscalls.name_process("safelab-relay")
     left, right = open_interface(first), open_interface(second)
     directions = {left: Direction(right, milliseconds / 1000), right: Direction(left, milliseconds / 1000)}
     selector = selectors.DefaultSelector()

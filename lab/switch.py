@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import kernel
 from lab.errors import LabError
 from lab.faults import Faults, rules
 from lab.plan import Cable, Plan
 from lab.state import Process
+from safekit import syscalls
 
 
 def command(words: list[str], text: str | None = None) -> None:
@@ -134,7 +134,7 @@ class Switch:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                preexec_fn=kernel.die_with_parent,
+                preexec_fn=syscalls.die_with_parent,
             )
         self._relays[cable.node, cable.lan] = relay
         assert relay.stdout is not None

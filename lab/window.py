@@ -23,6 +23,7 @@ from pathlib import Path
 from lab import kernel
 from lab.errors import LabError
 from lab.state import Process, lab_directory, load
+from safekit import syscalls
 
 PORTS = (9010, 9011, 9012, 9453)
 NOTE = "window.json"
@@ -160,7 +161,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 if __name__ == "__main__":
-    kernel.name_process("safelab-window")
+    syscalls.name_process("safelab-window")
     try:
         asyncio.run(Window(sys.argv[1]).serve())
     except LabError as error:

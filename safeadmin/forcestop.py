@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
-import os
 
 from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, product, with_descendants
+from safekit import syscalls
 from safekit.bus.endpoint import Endpoint
 from safekit.bus.message import BusError
 from safekit.disk.files import locked
@@ -33,7 +32,6 @@ SCRIPT_MARGIN = 5.0
 STOPS, OTHERS = ("stop_",), ("custom.", "handler.")
 """Runs of which even what detached itself is ended. That of a start script is for the stop scripts."""
 MAX_LAYERS = 8
-_MNT_DETACH = 2
 _LAST = ("circlog",)
 _ORDERLY: tuple[tuple[str, str, float, dict[str, bool]], ...] = (
     ("vipd", "vip_unset", 3.0, {}),
@@ -118,16 +116,16 @@ def _unmount(config: ModuleConfig | None, log: ModuleLog) -> None:
     """Stale mounts over the replicated directories, and the symbolic links of a stopped module."""
     if config is None or config.rfs is None:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
     for replicated in config.rfs.replicated:
         directory, suffix = replicated.dir, config.rfs.suffix
         # A mount may lie over another one after a crash: take off what is there, a bounded number of times.
         for _ in range(MAX_LAYERS):
             if not any(m.point == directory and m.fstype.startswith("fuse") for m in directories.mounts()):
                 break
-            if libc.umount2(os.fsencode(directory), _MNT_DETACH) != 0:
-                reason = os.strerror(ctypes.get_errno())
-                log.event("internal", text=f"{directory} cannot be unmounted: {reason}; umount -l {directory}")
+            try:
+                syscalls.detach(directory)
+            except OSError as error:
+                log.event("internal", text=f"{directory} cannot be unmounted: {error.strerror}; umount -l {directory}")
                 break
         try:
             if directories.state(directory, suffix, directories.mounts()) is directories.State.INTERRUPTED:

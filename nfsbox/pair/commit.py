@@ -9,8 +9,8 @@ import threading
 from collections.abc import Sequence
 
 from safekit.rfs.exclusions import parent
-from safekit.rfs.system import sync_filesystem
 from safekit.rfs.tree import Tree, open_top
+from safekit.syscalls import sync_filesystem
 
 
 class Disks:

@@ -30,9 +30,9 @@ from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
-from safekit.rfs.system import sync_filesystem
 from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
+from safekit.syscalls import sync_filesystem
 
 
 class Role(Enum):

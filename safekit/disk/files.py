@@ -85,11 +85,13 @@ def _write_reserved(path: Path, data: bytes, mode: int) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    import ctypes  # what is hardly ever needed costs no command its start
+    from safekit import syscalls  # what is hardly ever needed costs no command its start
 
-    at_cwd, exchange = -100, 2
-    libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
+    try:
+        syscalls.exchange(one, other)
+    except OSError:
+        return False
+    return True
 
 
 def sync_directory(path: Path) -> None:

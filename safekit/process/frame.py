@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import gc
 import os
 import resource
@@ -22,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
+from safekit import syscalls
 from safekit.bus.endpoint import BusError, Endpoint, Handler, Request
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.log.module import ModuleLog
@@ -34,8 +34,6 @@ KEPT = 1000
 """Measures in memory: a minute of them at the shortest pulse that is useful."""
 REALTIME_MEASURED, MEASURED = 1.0, 10.0
 """Seconds between two measures of lateness: of a process that has to be on time, of the others."""
-_PR_SET_NAME = 15
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 class Lateness:
@@ -113,19 +111,14 @@ def load_cluster() -> ClusterConfig:
         raise Unconfigured(f"{path}: {error}; run safekit cluster config again") from None
 
 
-def set_process_name(name: str) -> None:
-    """Name in ps, top and ss, also when started as `python -m`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-
-
 def lock_memory() -> str | None:
     """Keep this process in memory, page by page as it is touched. The reason when the system refuses."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        return os.strerror(ctypes.get_errno())
+    try:
+        syscalls.lock_memory()
+    except OSError as error:
+        return error.strerror
     return None
 
 
@@ -147,7 +140,7 @@ def run_realtime(priority: int = 10) -> str | None:
 def give_back_memory() -> None:
     """Return to the system what compiling and loading have left: about 5% of a small process."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    syscalls.trim_memory()
 
 
 def _own_log(paths: ModulePaths, name: str) -> None:
@@ -184,7 +177,7 @@ def run(
     full_name = name if instance is None else f"{name}.{getattr(arguments, instance)}"
     if not module:
         parser.error("the module is missing: -m AM or SAFEMODULE")
-    set_process_name(name)
+    syscalls.name_process(name)
     os.umask(0o007)
     os.environ["SAFEMODULE"] = module
     paths = ModulePaths(module)

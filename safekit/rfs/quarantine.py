@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from safekit.disk.files import sync_directory
-from safekit.rfs.system import sync_filesystem
 from safekit.rfs.tree import Tree
+from safekit.syscalls import sync_filesystem
 
 #: Bytes that one quarantine holds, the share of the free bytes that it takes at most, how many are kept.
 LIMIT: Final = 1 << 30

@@ -68,11 +68,6 @@ def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None, a
         _check(_libc.utimensat(above, target, times, _AT_SYMLINK_NOFOLLOW))
 
 
-def sync_filesystem(descriptor: int) -> None:
-    """syncfs(2). Raises OSError."""
-    _check(_libc.syncfs(descriptor))
-
-
 _STATX_BTIME = 0x800
 _BTIME = struct.Struct("@qI")
 

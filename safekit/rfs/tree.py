@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from safekit.rfs import top
-from safekit.rfs.system import birth_ns, set_times, sync_filesystem
+from safekit.rfs.system import birth_ns, set_times
+from safekit.syscalls import sync_filesystem
 
 _OPENAT2: Final = 437
 _FCHMODAT2: Final = 452
