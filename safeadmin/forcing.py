@@ -11,8 +11,8 @@ from safeadmin import forcestop
 from safeadmin.modules import Registry
 from safeadmin.watched import Watched
 from safekit.bus.endpoint import Endpoint
-from safekit.bus.requests.heart import Control
 from safekit.bus.message import BusError
+from safekit.bus.requests.heart import Control
 from safekit.log.module import ModuleLog
 from safekit.model.types import ModuleConfig, User
 from safekit.process.tasks import Beside
