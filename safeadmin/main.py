@@ -15,13 +15,12 @@ from typing import Any
 from safeadmin.adminlog import AdminLog, Complaints
 from safeadmin.service import Service
 from safeadmin.systemd import Notifier
-from safekit import syscalls
 from safekit.bus.endpoint import BusError
 from safekit.disk.files import locked, write_atomic
 from safekit.disk.paths import bus_key_file, mapper_port, node_name, safevar
 from safekit.net.firewall import restore
 from safekit.process import stacks
-from safekit.process.frame import Lateness, lock_memory, run_realtime
+from safekit.process.frame import Lateness, lock_memory, run_realtime, set_process_name
 from safekit.wire.seal import new_key
 
 GROUP = "safekit"
@@ -102,7 +101,7 @@ def _defect(log: AdminLog, context: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point. Exit status 1 when the daemon cannot run; the reason is in its log and on standard error."""
-    syscalls.name_process("safeadmin")
+    set_process_name("safeadmin")
     stacks.write_on_signal()
     os.umask(0o007)
     notifier = Notifier()

@@ -18,14 +18,14 @@ from safeagent.engine import Agent
 from safeagent.inventory import Action, Files, Inventory, Module, Outcome, load_numbers, save_numbers
 from safeagent.traps import Sender
 from safeagent.tree import Counters, Host, Tree
-from safekit import __version__, syscalls
+from safekit import __version__
 from safekit.bus.endpoint import BusError, Endpoint, Request
 from safekit.disk.paths import ModulePaths, node_name, safe
 from safekit.disk.watch import DirectoryWatch
 from safekit.log import commands
 from safekit.log.tail import Tail
 from safekit.model.snmpd import AgentSettings, parse_settings
-from safekit.process.frame import give_back_memory
+from safekit.process.frame import give_back_memory, set_process_name
 
 NAME = "safeagent"
 MAX_FILE = 1 << 20
@@ -233,7 +233,7 @@ async def _serve() -> int:
 
 def main() -> int:
     """Answer until SIGTERM. 1 when a port cannot be had."""
-    syscalls.name_process(NAME)
+    set_process_name(NAME)
     os.umask(0o007)
     try:
         return asyncio.run(_serve())

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from safekit import syscalls
 from safekit.process import stacks
+from safekit.process.frame import set_process_name
 from safewebserver.permissions import command_word
 
 NAME = "safewebserver.f"
@@ -107,7 +107,7 @@ def _child(words: list[str], output: int) -> NoReturn:
 
 def main() -> int:
     """Entry point: the descriptor of the socket is the argument."""
-    syscalls.name_process(NAME)
+    set_process_name(NAME)
     stacks.write_on_signal()
     # A terminal's Ctrl-C is for the service, which closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

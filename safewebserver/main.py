@@ -12,9 +12,9 @@ import sys
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from safekit import syscalls
 from safekit.bus.endpoint import Endpoint, Request
 from safekit.process import stacks
+from safekit.process.frame import set_process_name
 from safewebserver.api import Api
 from safewebserver.app import make_app
 from safewebserver.child import Commands
@@ -77,7 +77,7 @@ async def _serve() -> int:
 
 def main() -> int:
     """Serve until SIGTERM. 2 when the settings are wrong, 1 when a port cannot be had."""
-    syscalls.name_process(NAME)
+    set_process_name(NAME)
     stacks.write_on_signal()
     os.umask(0o007)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -111,6 +111,12 @@ def load_cluster() -> ClusterConfig:
         raise Unconfigured(f"{path}: {error}; run safekit cluster config again") from None
 
 
+def set_process_name(name: str) -> None:
+    """Name in ps, top and ss, also when started as `python -m`; a system that refuses leaves it as it is."""
+    with contextlib.suppress(OSError):
+        syscalls.name_process(name)
+
+
 def lock_memory() -> str | None:
     """Keep this process in memory, page by page as it is touched. The reason when the system refuses."""
     with contextlib.suppress(ValueError, OSError):
@@ -177,7 +183,7 @@ def run(
     full_name = name if instance is None else f"{name}.{getattr(arguments, instance)}"
     if not module:
         parser.error("the module is missing: -m AM or SAFEMODULE")
-    syscalls.name_process(name)
+    set_process_name(name)
     os.umask(0o007)
     os.environ["SAFEMODULE"] = module
     paths = ModulePaths(module)
