@@ -1,8 +1,14 @@
 """Netlink without a library: requests, dumps and attributes, as few as the product needs.
 
-The commands must answer within 150 ms and every module runs several daemons, so neither the 280 ms nor the
-14 MB that importing a netlink library costs are affordable in each of them; one request here takes less than
-a millisecond. Blocking calls, bounded by a time-out: the kernel answers at once or holds a lock for long.
+The figures behind "without" (pyroute2 0.9.7, Python 3.11): importing any part of it imports all of it, which is 237
+modules, 120 to 150 ms of processor time and 13.3 MB of private memory (PSS 10.4 MB before, 23.7 MB after), in every
+process that does; opening its socket and reading links and addresses adds 0.1 MB. A process of the product has 10 to
+16 MB, and an idle server with one module is to have 100 MB: vipd, arpreroute, intfcheck, ipcheck and safeadmin together
+would pay 66 MB, two of them 27 MB. What this module and safekit.net.addresses cost is 0.9 MB, and a request takes less
+than a millisecond; commands must answer within 150 ms. So pyroute2 is what the tests compare this with
+(tests/t2_process/test_net_reference.py), not what the processes run.
+
+Blocking calls, bounded by a time-out: the kernel answers at once or holds a lock for long.
 """
 
 from __future__ import annotations
