@@ -16,6 +16,7 @@ from typing import Any
 
 from safekit import __version__
 from safekit.bus.endpoint import BusError, Endpoint
+from safekit.bus.requests.nfsadmin import GetStatus
 from safekit.configuration import list_modules
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.disk.resources import load
@@ -146,7 +147,7 @@ class Look:
         if not moves or self._bus is None:
             return None
         try:
-            found = progress_of(await self._bus.request(f"{row['module']}/nfsadmin", "status", timeout=0.5))
+            found = progress_of(await self._bus.ask(row["module"], GetStatus(), 0.5))
         except BusError:
             return None
         if found is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safekit.bus.endpoint import BusError, Endpoint
+from safekit.bus.requests.safeadmin import GetState
 from safekit.configuration import list_modules
 from safekit.disk.files import boot_identity, of_another_boot
 from safekit.disk.paths import ModulePaths, valid_module_name
@@ -79,7 +80,7 @@ class Modules:
         if time.monotonic() - self._asked >= ADMIN_SECONDS:
             self._answer = {}
             with contextlib.suppress(BusError):
-                self._answer = await self._bus.request("safeadmin", "state", timeout=1.0)
+                self._answer = await self._bus.ask("", GetState(), 1.0)
             self._asked = time.monotonic()
         return self._answer
 

@@ -165,12 +165,10 @@ class ModuleProcesses:
     async def registered(self, bus_name: str) -> bool:
         """Whether a process of that name lives, as far as safeadmin knows."""
         try:
-            reply = await self._context.bus.request(
-                "safeadmin", "map_lookup", REGISTERED_SECONDS, name=f"{self._context.module}/{bus_name}"
-            )
+            place = await self._context.bus.ask("", Lookup(f"{self._context.module}/{bus_name}"), REGISTERED_SECONDS)
         except BusError:
             return False
-        return bool(reply.get("port"))
+        return place.port != 0
 
     async def ensure(self, name: str) -> None:
         """Have a process run that is about to be asked something. Raises SupervisorError."""
