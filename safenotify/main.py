@@ -29,6 +29,8 @@ from safenotify.events import Event, Events, Limit, View, headline, speaks
 NAME = "safenotify"
 LOOK_SECONDS = 2.0
 DECISIONS = 5
+DECIDED_SECONDS = 5.0
+"""A decision comes a moment before the change that it makes."""
 MAX_HISTORY = 64 << 10
 
 
@@ -43,13 +45,16 @@ def look() -> Iterator[View]:
             known = {"running": running, "heart": running, "mode": service["mode"], "id": 1}
             view = view_of(name, known, load(paths.resources))
             verdict = view.verdict
-            down = (
-                tuple(r.name for r in view.resources.values() if r.value == "down" and "." in r.name) if running else ()
-            )
+            down = tuple(n for n, r in view.resources.items() if running and r.value == "down" and _checked(n))
             yield View(
                 name, view.mode, view.state, view.color, view.since, view.remote_state, verdict.kind.value,
                 verdict.reason, verdict.next_step, down,
             )  # fmt: skip
+
+
+def _checked(name: str) -> bool:
+    """What a checker or a heartbeat found, not the module's own notes, which the verdict puts into words."""
+    return not name.startswith(("state.", "rfs.", "usersetting.", "remote."))
 
 
 def decisions(module: str, since: float) -> list[str]:
@@ -86,7 +91,7 @@ def message_of(event: Event, node: str, skipped: int) -> dict[str, Any]:
     peer = peer_of(node)
     after, subject = event.after, headline(event, node, peer)
     lines = [f"{subject}, at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.began))}.", ""]
-    reasons = decisions(after.module, event.began - 30)
+    reasons = decisions(after.module, event.began - DECIDED_SECONDS)
     if reasons:
         lines += ["Because:", *(f"  {text}" for text in reasons), ""]
     if after.serves:

@@ -80,11 +80,11 @@ class AgentServer:
         (self.safe / "modules" / name / "conf").mkdir(parents=True, exist_ok=True)
         var = self.var / "modules" / name
         (var / "log").mkdir(parents=True, exist_ok=True)
-        (var / "id").write_text(str(number))
+        write_atomic(var / "id", f"{number}\n".encode(), durable=False)
         text = "".join(f"{k} {v} {date:.3f} heart\n" for k, v in resources.items())
         write_atomic(var / "resources", text.encode(), durable=False)
         if runs:
-            (var / "running").write_text(boot_identity())
+            write_atomic(var / "running", boot_identity().encode(), durable=False)
         else:
             (var / "running").unlink(missing_ok=True)
 

@@ -115,10 +115,7 @@ class Node:
         active.mkdir(parents=True)
         (active / "active.json").write_text(json.dumps({"service": {"mode": "mirror"}}))
         self.module("SECOND green", "PRIM")
-        why = self.var / "modules/web/why"
-        why.mkdir()
-        decision = {"number": 1, "time": time.time() + 1, "rule": "failover", "text": "no heartbeat of A for 30 s"}
-        (why / "decisions.jsonl").write_text(json.dumps(decision) + "\n")
+        (self.var / "modules/web/why").mkdir()
         self.output = root / "output"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -127,8 +124,13 @@ class Node:
         var.mkdir(parents=True, exist_ok=True)
         write_atomic(var / "running", boot_identity().encode(), durable=False)
         values = dict(zip(("state.local", "state.color"), state.split(), strict=True)) | {"state.remote": remote}
+        values |= {"tcp.web": "down" if remote == "UNKNOWN" else "up", "rfs.paired": "down"}
         text = "".join(f"{k} {v} {time.time():.3f} heart\n" for k, v in values.items())
         write_atomic(var / "resources", text.encode(), durable=False)
+
+    def decide(self, text: str) -> None:
+        decision = {"number": 1, "time": time.time(), "rule": "failover", "text": text}
+        (self.var / "modules/web/why/decisions.jsonl").write_text(json.dumps(decision) + "\n")
 
     def settings(self, text: str) -> None:
         (self.safe / "conf/notify.conf").write_text(f"{text}\n[limits]\nsettle = 1\n")
@@ -180,6 +182,7 @@ def mail(port: int) -> str:
 def test_a_failover_is_one_mail_that_says_why(node: Node, sink: tuple[Sink, int], hook: int) -> None:
     node.settings(mail(sink[1]) + f"\n[webhook]\nurl = http://127.0.0.1:{hook}/x")
     node.start()
+    node.decide("no heartbeat of A for 30 s")
     node.module("ALONE magenta", "UNKNOWN")
     time.sleep(2.5)
     node.module("ALONE green", "UNKNOWN")
@@ -189,6 +192,7 @@ def test_a_failover_is_one_mail_that_says_why(node: Node, sink: tuple[Sink, int]
     letter = sink[0].letters[0].decode()
     assert "Subject: [SafeKit] web failed over from A to B" in letter and "no heartbeat of A for 30 s" in letter
     assert "The application answers on B since" in letter and "A is UNKNOWN" in letter and "Auto-Submitted" in letter
+    assert "Down: tcp.web." in letter and "rfs.paired" not in letter
     told = Hook.got[0]
     assert (told["module"], told["before"], told["state"], told["verdict"]) == ("web", "SECOND", "ALONE", "degraded")
     assert told["states"] == ["ALONE magenta", "ALONE green"]

@@ -220,6 +220,63 @@ def test_prometheus_sees_a_failover(lab: Lab) -> None:
         one.safekit("waitstate", "-m", "db", "SECOND", timeout=90)
 
 
+HOOK = """
+import http.server, sys
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        open("/root/told", "ab").write(data + b"\\n")
+        self.send_response(204); self.end_headers()
+http.server.ThreadingHTTPServer(("", 8099), Hook).serve_forever()
+"""
+
+
+def test_one_message_for_an_event_of_two_servers(lab: Lab) -> None:
+    """A swap and a power failure: both servers see a dozen changes, and somebody reads one message for each."""
+    client = lab.client
+    client.write("/root/hook.py", HOOK)
+    hook = client.popen(["python3", "/root/hook.py"])
+    prim, other = lab if state(lab.node("node1"), "db") == "PRIM" else reversed(list(lab))
+    for node in lab:
+        url = f"http://{client.address()}:8099/"
+        node.write("/opt/safekit/conf/notify.conf", f"[webhook]\nurl = {url}\n[limits]\nsettle = 4\n")
+        assert "webhook: delivered" in node.safekit("notify", "test").stdout
+        node.safekit("notify", "on")
+        assert json.loads(node.safekit("notify", "status", "--json").stdout)["channels"] == ["webhook"]
+
+    def told() -> list[dict[str, str]]:
+        lines = client.run("cat /root/told 2>/dev/null", check=False).stdout.splitlines()
+        return [found for line in lines if "test" not in (found := json.loads(line)) and found["module"] == "db"]
+
+    try:
+        time.sleep(6)  # what it finds at its start is no event
+        prim.safekit("swap", "-m", "db")
+        wait_for(lambda: told(), 60, lambda: str(told()), 0.5)
+        time.sleep(8)
+        assert [found["subject"] for found in told()] == [
+            f"[SafeKit] db runs on {other.name} now, {prim.name} is its secondary"
+        ]
+        other.poweroff()
+        wait_for(lambda: len(told()) > 1, 60, lambda: str(told()), 0.5)
+        time.sleep(8)
+        assert len(told()) == 2, told()
+        last = told()[1]
+        assert last["subject"] == f"[SafeKit] db failed over from {other.name} to {prim.name}"
+        assert "Because:" in last["text"] and "The application answers on" in last["text"], last["text"]
+        print(last["text"])
+    finally:
+        for node in lab:
+            if node.is_on:
+                node.safekit("notify", "off", check=False)
+        if not other.is_on:
+            other.poweron()
+        for name in ("db", "web"):
+            other.safekit("start", "-m", name, check=False)
+        prim.safekit("waitstate", "-m", "db", "PRIM", timeout=90)
+        hook.kill()
+        hook.wait()
+
+
 @pytest.mark.parametrize("what", ["swap", "drain", "poweroff"])
 def test_the_longest_wait_of_a_client_behind_a_balancer(lab: Lab, what: str) -> None:
     """CLO-005, CLO-006. Probes every 300 ms, two to switch. What a client waits is told, and bounded generously."""
