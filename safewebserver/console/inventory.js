@@ -66,7 +66,7 @@ function edit(cluster) {
 function Edit({ cluster, close }) {
   const [name, setName] = useState(cluster?.name ?? `cluster${clusters.value.length + 1}`);
   const [host, setHost] = useState(cluster?.host ?? "");
-  const local = /^(localhost|127\.|\[?::1)/.test(host.trim());
+  const local = /^(localhost|127\.0\.0\.1|\[?::1\]?)$/.test(host.trim());
   const bad = !name.trim() || !/^[A-Za-z0-9.:_[\]-]+$/.test(host.trim()) || local
     || clusters.value.some((each) => each !== cluster && each.name === name.trim());
   const done = () => {

@@ -31,6 +31,7 @@ SPREAD = """([nodes, modules, now]) => {
   }]));
   const channel = new BroadcastChannel("safekit");
   channel.postMessage({ kind: "lead", id: 1 });
+  setInterval(() => channel.postMessage({ kind: "beat", id: 1 }), 500);
   const data = { me: "node1", user: "admin", role: "Admin", time: now, order: nodes, nodes: all };
   channel.postMessage({ kind: "event", type: "snapshot", data });
 }"""

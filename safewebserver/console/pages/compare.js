@@ -36,11 +36,11 @@ export function Compare() {
   ].sort((a, b) => Number(b.differs) - Number(a.differs));
   return html`<section class="page"><div class="page-head"><div><h1>${t("compare.title")}</h1>
       <p class="muted">${rows.some((each) => each.differs) ? t("compare.differs", { count: rows.filter((each) => each.differs).length }) : t("compare.equal")}</p></div></div>
-    <div class="scroll"><table class="grid"><thead><tr><th>${t("compare.what")}</th>${names.map((name) => html`<th>${name}</th>`)}<th><span class="hidden">${t("table.actions")}</span></th></tr></thead>
+    <div class="scroll" tabindex="0"><table class="grid"><thead><tr><th>${t("compare.what")}</th>${names.map((name) => html`<th>${name}</th>`)}<th><span class="hidden">${t("table.actions")}</span></th></tr></thead>
     <tbody>${rows.map((each) => html`<tr class=${each.differs ? "differs" : ""}><th scope="row">${each.differs && html`<span class="red"><${Icon} shape="warn" title=${t("compare.differ")} /></span> `}${each.label}</th>
       ${each.values.map((value) => html`<td><code class=${each.differs ? "red" : ""}>${value ?? html`<span class="muted">${t("state.unreachable")}</span>`}</code></td>`)}
       <td>${each.extra && each.differs && level.value >= 3 && html`<${Button} kind="small" onClick=${() => void give(each.extra.module, each.extra.places.map((/** @type {any} */ p) => p.node))}>${t("compare.give", { node: me.value })}<//>`}</td></tr>`)}</tbody></table></div>
-    ${level.value >= 2 && html`<h2>${t("compare.applied")}</h2><${Panel} state=${state}>${(/** @type {any} */ data) => html`<div class="scroll"><table class="grid"><thead><tr><th>${t("table.module")}</th>
+    ${level.value >= 2 && html`<h2>${t("compare.applied")}</h2><${Panel} state=${state}>${(/** @type {any} */ data) => html`<div class="scroll" tabindex="0"><table class="grid"><thead><tr><th>${t("table.module")}</th>
       ${names.map((name) => html`<th>${name}</th>`)}</tr></thead><tbody>${Object.entries(data).map(([module, by]) => html`<tr><th scope="row">${module}</th>
       ${names.map((name) => {
         const one = /** @type {any} */ (by)[name];

@@ -52,7 +52,7 @@ function NewModule({ node, kind, template, close }) {
 
 function Installed() {
   if (!modules.value.length) return html`<div class="empty">${t("empty.modules")}</div>`;
-  return html`<div class="scroll"><table class="grid"><tbody>${modules.value.map((entry) => html`<tr key=${entry.module} data-module=${entry.module}><th scope="row">${entry.module}</th><td><${Kind} kind=${entry.verdict.kind} /></td>
+  return html`<div class="scroll" tabindex="0"><table class="grid"><tbody>${modules.value.map((entry) => html`<tr key=${entry.module} data-module=${entry.module}><th scope="row">${entry.module}</th><td><${Kind} kind=${entry.verdict.kind} /></td>
     ${order.value.map((node) => {
       const place = entry.places.find((each) => each.node === node);
       return html`<td key=${node}>${place && html`<span class="muted">${node}</span>${" "}<${State} row=${place.row} reachable=${place.reachable} age=${age(place)} />`}</td>`;

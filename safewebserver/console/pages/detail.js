@@ -58,7 +58,7 @@ export function Resources(props) {
       const rows = Object.entries(data.resources).filter(([name, r]) => !HIDDEN.test(name)
         && (!bad || tone(name, /** @type {any} */ (r).value) === "red") && `${name} ${resourceLabel(name)}`.toLowerCase().includes(text.toLowerCase()))
         .sort(([a], [b]) => place(a) - place(b) || a.localeCompare(b));
-      return html`<div class="scroll"><table class="grid resources"><thead><tr><th>${t("resources.name")}</th><th>${t("resources.value")}</th>
+      return html`<div class="scroll" tabindex="0"><table class="grid resources"><thead><tr><th>${t("resources.name")}</th><th>${t("resources.value")}</th>
         <th>${t("resources.since")}</th><th>${t("resources.setter")}</th></tr></thead><tbody>
         ${rows.map(([name, value]) => {
           const r = /** @type {{value: string, since: number, setter: string}} */ (value);
@@ -140,7 +140,7 @@ export function joined(entries) {
 
 /** @param {{rows: any[]}} props */
 export function CommandTable({ rows }) {
-  return html`<div class="scroll"><table class="grid"><thead><tr><th>${t("commands.at")}</th><th>${t("commands.words")}</th>
+  return html`<div class="scroll" tabindex="0"><table class="grid"><thead><tr><th>${t("commands.at")}</th><th>${t("commands.words")}</th>
     <th>${t("commands.result")}</th></tr></thead><tbody>${rows.map((row, i) => html`<tr key=${i}><td class="nowrap">${when(row.at)}</td>
       <td><code>safekit ${row.arguments}</code></td>
       <td class="nowrap">${row.code === null ? t("commands.running")

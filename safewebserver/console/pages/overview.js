@@ -187,7 +187,7 @@ function Step({ entry }) {
 
 /** @param {{all: Entry[]}} props */
 function Table({ all }) {
-  return html`<div class="scroll"><table class="grid"><thead><tr><th>${t("table.module")}</th><th>${t("table.verdict")}</th>
+  return html`<div class="scroll" tabindex="0"><table class="grid"><thead><tr><th>${t("table.module")}</th><th>${t("table.verdict")}</th>
       <th>${t("table.serves")}</th><th>${t("table.since")}</th>${order.value.map((name) => html`<th key=${name}>${name}</th>`)}
       <th><span class="hidden">${t("table.actions")}</span></th></tr></thead>
     <tbody>${all.map((entry) => html`<tr key=${entry.module} data-module=${entry.module}>

@@ -58,7 +58,7 @@ function Lanes({ data, text }) {
   let day = "";
   return html`${data.servers.filter((/** @type {any} */ s) => s.error).map((/** @type {any} */ s) => html`<p class="note warn">${s.name}: ${s.error}</p>`)}
     ${off.map((/** @type {any} */ s) => html`<p class="note warn">${t("timeline.clock", { node: s.name, seconds: s.ahead.toFixed(1), within: s.within.toFixed(1) })}</p>`)}
-    <div class="scroll"><table class="lanes"><thead><tr><th>${t("commands.at")}</th>${data.servers.map((/** @type {any} */ s) => html`<th key=${s.name}>${s.name}</th>`)}</tr></thead>
+    <div class="scroll" tabindex="0"><table class="lanes"><thead><tr><th>${t("commands.at")}</th>${data.servers.map((/** @type {any} */ s) => html`<th key=${s.name}>${s.name}</th>`)}</tr></thead>
     <tbody>${rows.map((/** @type {any} */ e, /** @type {number} */ i) => {
       const date = new Date(e.at * 1000).toDateString();
       const turned = date !== day;
