@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from safekit.bus.requests import errd as asked
 from safekit.bus.requests import heart
 from safekit.disk import resources
 from safekit.disk.files import write_atomic
-from safekit.model.regex import posix_regex
+from safekit.model.regex import BadExpression
 from safekit.model.types import Errd, Proc, User
 from safekit.process import offspring, ordinary
 from safekit.process.frame import Context, run
@@ -137,8 +136,8 @@ class Watcher:
 
     async def _kill(self, ask: asked.Kill) -> asked.Killed:
         try:
-            matcher = Matcher(ask.name, None, posix_regex(ask.argregex) if ask.argregex else None)
-        except re.error as error:
+            matcher = Matcher(ask.name, None, ask.argregex if ask.argregex else None)
+        except BadExpression as error:
             raise BusError("bad_request", f"argregex is not a regular expression: {error}") from None
         everything = programs()
         spared = {os.getpid(), ask.caller}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from safekit.model.regex import Expression
 from safekit.model.types import Proc
 from safekit.process.ownership import module_of, product_program
 from safekit.process.table import Process, descendants, named
@@ -15,21 +15,21 @@ class Matcher:
 
     def __init__(self, name: str, nameregex: str | None = None, argregex: str | None = None) -> None:
         self._name = name
-        self._nameregex = re.compile(nameregex) if nameregex is not None else None
-        self._argregex = re.compile(argregex) if argregex is not None else None
+        self._nameregex = Expression(nameregex) if nameregex is not None else None
+        self._argregex = Expression(argregex) if argregex is not None else None
 
     @classmethod
     def of(cls, proc: Proc) -> Matcher:
-        """The matcher of a configured <proc>. Raises re.error, which the configuration check excludes."""
+        """The matcher of a configured <proc>. Raises BadExpression, which the configuration check excludes."""
         return cls(proc.name, proc.nameregex, proc.argregex)
 
     def __call__(self, process: Process) -> bool:
         if self._nameregex is not None:
-            if not self._nameregex.search(process.name):
+            if not self._nameregex.found_in(process.name):
                 return False
         elif not named(process, self._name):
             return False
-        return self._argregex is None or bool(self._argregex.search(process.command))
+        return self._argregex is None or self._argregex.found_in(process.command)
 
     def select(self, processes: Iterable[Process]) -> tuple[Process, ...]:
         """The processes that match."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 
+from safekit.model.regex import BadExpression
 from safekit.process import standard
 from safekit.process.table import Process, chosen, processes, tree_lines
 
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     try:
         found = chosen(table, None if name == "all" else name, pattern)
-    except re.error as error:
+    except BadExpression as error:
         print(f"processtree: {pattern!r} is not a regular expression: {error}", file=sys.stderr)
         return 2
     own = _ancestors(table)

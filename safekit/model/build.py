@@ -15,7 +15,6 @@ from safekit.model import ports
 from safekit.model.build_check import build_check, build_errd
 from safekit.model.findings import Finding, Places
 from safekit.model.read import Reader
-from safekit.model.regex import posix_regex
 from safekit.model.types import (
     DEFAULT_REIPACKETSIZE,
     DEFAULT_SUFFIX,
@@ -344,7 +343,7 @@ class Builder:
             at = f"{path}.{target}[{len(lists[target])}]"
             self.places.note(at, child.line_of(attribute), f"{child.tag} {attribute}")
             value = child.attributes[attribute]
-            lists[target].append(posix_regex(value) if attribute == "regexpath" else posixpath.normpath(value))
+            lists[target].append(value if attribute == "regexpath" else posixpath.normpath(value))
 
         for child in node.named("tocheck"):
             take(child, "path", "tocheck")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from safekit.model.findings import Finding, Places
 from safekit.model.programs import ACTIONS
+from safekit.model.regex import BadExpression, Expression
 from safekit.model.types import (
     ClusterConfig,
     Errd,
@@ -219,7 +220,7 @@ class _Checker:
                     self.error(f"{path}.{field}[{index}]", message)
         for index, expression in enumerate(replicated.notreplicated_regex):
             at = f"{path}.notreplicated_regex[{index}]"
-            self._regex(expression.encode("utf-8", "surrogateescape"), at)
+            self._regex(expression, at, of_names=True)
             if expression.startswith("/"):
                 self.warn(at, "paths are matched relative to the replicated directory and never begin with /")
 
@@ -340,11 +341,11 @@ class _Checker:
                     f"expected another name than {proc.proc_class}",
                 )
 
-    def _regex(self, expression: str | bytes, path: str) -> None:
+    def _regex(self, expression: str, path: str, *, of_names: bool = False) -> None:
         """Compiled as it will be used: on names of files, which are bytes, or on commands, which are text."""
         try:
-            re.compile(expression)
-        except (re.error, OverflowError, RecursionError) as error:
+            Expression(expression, of_names=of_names)
+        except BadExpression as error:
             self.error(path, f"not a regular expression: {error}; expected one as in man regex")
 
     def _checkers(self) -> None:

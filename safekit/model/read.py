@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from safekit.model.findings import Places
-from safekit.model.regex import posix_regex
 from safekit.model.xmlload import Node
 
 
@@ -28,9 +27,8 @@ class Reader:
         return value.strip() if attribute != "value" else value
 
     def expression(self, attribute: str, field: str) -> str | None:
-        """A regular expression in Python's notation."""
-        value = self.optional(attribute, field)
-        return None if value is None else posix_regex(value)
+        """A regular expression, as it is written."""
+        return self.optional(attribute, field)
 
     def text(self, attribute: str, field: str, default: str) -> str:
         value = self.optional(attribute, field)

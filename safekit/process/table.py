@@ -7,10 +7,11 @@ later goes by its number and its start time together.
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from safekit.model.regex import Expression
 
 COMMAND_LIMIT = 65536
 """Bytes of a command line that are looked at."""
@@ -190,16 +191,17 @@ def named(process: Process, name: str) -> bool:
 
 
 def chosen(table: Iterable[Process], name: str | None, pattern: str | None) -> list[Process]:
-    """The processes of a name (None: every name) whose command matches `pattern` somewhere. Raises re.error.
+    """The processes of a name (None: every name) whose command matches `pattern` somewhere. Raises
+    BadExpression.
 
     A program that was started by another name than its file's is found by both.
     """
-    wanted = None if pattern is None else re.compile(pattern)
+    wanted = None if pattern is None else Expression(pattern)
     return [
         process
         for process in table
         if (name is None or named(process, name) or os.path.basename((*process.arguments, "")[0]) == name)
-        and (wanted is None or wanted.search(process.command))
+        and (wanted is None or wanted.found_in(process.command))
     ]
 
 

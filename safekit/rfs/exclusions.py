@@ -3,8 +3,9 @@ place holders for files that were unlinked while open. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+
+from safekit.model.regex import BadExpression, Expression
 
 #: libfuse renames a file that is unlinked while open; such a name exists on this server only.
 HIDDEN = b".fuse_hidden"
@@ -36,8 +37,8 @@ class Exclusions:
         self._patterns = []
         for expression in expressions:
             try:
-                self._patterns.append(re.compile(expression.encode(), re.DOTALL))
-            except re.error as error:
+                self._patterns.append(Expression(expression, of_names=True))
+            except BadExpression as error:
                 raise ValueError(f"notreplicated regexpath {expression!r}: {error}") from None
         self.any = bool(self._paths or self._patterns)
         self._memory: dict[bytes, bool] = {b"": False}
@@ -50,13 +51,16 @@ class Exclusions:
         if known is None:
             if len(self._memory) > 65536:
                 self._memory = {b"": False}
-            known = self._memory[path] = (
-                path in self._paths
-                or is_hidden(path)
-                or any(pattern.fullmatch(path) for pattern in self._patterns)
-                or self.match(parent(path))
-            )
+            # From the top, and not by recursion: a path may have two thousand parts.
+            known, above = False, b""
+            for part in path.split(b"/"):
+                above = above + b"/" + part if above else part
+                known = known or self._is_meant(above)
+            self._memory[path] = known
         return known
+
+    def _is_meant(self, path: bytes) -> bool:
+        return path in self._paths or is_hidden(path) or any(pattern.is_whole(path) for pattern in self._patterns)
 
     @staticmethod
     def _hidden_part(path: bytes) -> bool:

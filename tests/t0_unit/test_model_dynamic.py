@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from safekit.model import directories, dynamic, schema
 from safekit.model.checks import overlap, valid_netmask
 from safekit.model.findings import Places
-from safekit.model.regex import posix_regex
+from safekit.model.regex import BadExpression, Expression
 from safekit.model.types import (
     Check,
     Errd,
@@ -132,6 +133,26 @@ def test_netmasks() -> None:
     assert not any(map(valid_netmask, ("255.0.255.0", "0.0.0.0", "24", "255.255.255", "0.0.0.255", "", "x")))
 
 
-def test_classes_of_posix_expressions() -> None:
-    assert posix_regex("[[:digit:]]+[[:alpha:]_]") == "[0-9]+[a-zA-Z_]"
-    assert posix_regex(r".*\.tmp") == r".*\.tmp"
+def test_expressions_of_man_regex() -> None:
+    word = Expression("^[[:digit:]]+[[:alpha:]_]$")
+    assert word.found_in("12_") and not word.found_in("_12")
+    assert Expression("oracle_.*").found_in("ora oracle_1"), "a part is enough for commands"
+    name = Expression(r"cache/.*\.tmp", of_names=True)
+    assert name.is_whole(b"cache/\xff\n.tmp") and not name.is_whole(b"a/cache/x.tmp")
+    assert Expression("é+$").found_in("caf\udcff é")
+
+
+@pytest.mark.parametrize("text", ["(a", "[a", r"(a)\1", "a(?=b)", "a{5000}", "\udcff"])
+def test_what_is_no_expression_is_refused_with_a_reason(text: str) -> None:
+    with pytest.raises(BadExpression) as caught:
+        Expression(text)
+    assert len(str(caught.value)) > 5
+
+
+@pytest.mark.parametrize("expression", [".*4242.*", "(a+)+$", "(a|a)*b", "([a-z]+)*[0-9]"])
+def test_no_text_of_a_stranger_costs_more_than_its_length(expression: str) -> None:
+    """An engine that tries again and again takes from 11 seconds to for ever for each of these."""
+    begun = time.process_time()
+    assert not Expression(expression).found_in("a" * 120_000 + "!")
+    assert not Expression(expression, of_names=True).is_whole(b"a" * 120_000 + b"!")
+    assert time.process_time() - begun < 2
