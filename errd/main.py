@@ -136,7 +136,7 @@ class Watcher:
 
     async def _kill(self, ask: asked.Kill) -> asked.Killed:
         try:
-            matcher = Matcher(ask.name, None, ask.argregex if ask.argregex else None)
+            matcher = Matcher(ask.name, None, ask.argregex or None)
         except BadExpression as error:
             raise BusError("bad_request", f"argregex is not a regular expression: {error}") from None
         everything = programs()

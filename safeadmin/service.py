@@ -16,15 +16,16 @@ from safeadmin.boot import BootRecord
 from safeadmin.joined import Joined
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Installed, Registry
+from safeadmin.ownport import open_own_port
 from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
 from safekit.bus.asking import Document
 from safekit.bus.asking import Service as Asked
-from safekit.bus.endpoint import ADMIN, BusError, Endpoint
+from safekit.bus.endpoint import BusError
 from safekit.bus.requests import heart
 from safekit.bus.requests import safeadmin as asked
 from safekit.disk.files import locked, write_atomic
-from safekit.disk.paths import ModulePaths, mapper_port, safevar, valid_module_name
+from safekit.disk.paths import ModulePaths, safevar, valid_module_name
 from safekit.disk.resources import ResourceWriter, valid_name
 from safekit.log.module import ModuleLog
 from safekit.model.types import User
@@ -80,7 +81,7 @@ class Service:
     async def start(self) -> None:
         """Take the port, find the modules that run, join the cluster. Raises OSError when the port is taken,
         BusError when the bus key cannot be read."""
-        self.bus = await Endpoint.open(ADMIN, self._asked.handle, port=mapper_port())
+        self.bus = await open_own_port(self._asked.handle, self.log)
         self._ask_to_register()
         for name, members in find_all().items():
             self._runtime(name).adopt(members)

@@ -79,11 +79,11 @@ Handler = Callable[[Request], Awaitable[Fields | None]]
 class Endpoint(asyncio.DatagramProtocol):
     """One process on the bus."""
 
-    def __init__(self, name: str, handler: Handler, key: bytes, admin_port: int) -> None:
+    def __init__(self, name: str, handler: Handler, key: bytes, admin_port: int | None) -> None:
         self.name = name
         self._handler = handler
         self._key = key
-        self._admin_port = admin_port
+        self._fixed_admin_port = admin_port
         self._transport: asyncio.DatagramTransport | None = None
         self._waiting: dict[int, asyncio.Future[Fields]] = {}
         self._ids = itertools.count(int.from_bytes(os.urandom(5), "big") << 20)
@@ -100,7 +100,7 @@ class Endpoint(asyncio.DatagramProtocol):
 
         Raises BusError when the key cannot be read, OSError when the port is taken.
         """
-        endpoint = cls(name, handler, bus_key(), admin_port or mapper_port())
+        endpoint = cls(name, handler, bus_key(), admin_port)
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
@@ -147,12 +147,13 @@ class Endpoint(asyncio.DatagramProtocol):
     def _register(self) -> None:
         fields = {"name": self.name, "pid": os.getpid(), "port": self.port, "life": self.incarnation}
         message = {**fields, "id": 0, "op": "map_register", "from": self.name}
-        self._send(addressed(message, self._admin, ADMIN), self._admin_port)
+        admin = self._admin
+        self._send(addressed(message, admin, ADMIN), admin.port)
 
     @property
     def _admin(self) -> Address:
-        """safeadmin is whoever holds its port and its name, in any life."""
-        return Address(self._admin_port)
+        """safeadmin is whoever holds its port and its name, in any life. Another life may have another port."""
+        return Address(self._fixed_admin_port or mapper_port())
 
     def ask_to_register(self, port: int) -> None:
         """Have the endpoint of that port, whosever it is, register with the mapper now."""

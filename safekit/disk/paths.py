@@ -68,6 +68,22 @@ def node_name() -> str:
 
 
 def mapper_port() -> int:
+    """Local UDP port at which safeadmin is: the configured one, or the one that it had to take instead."""
+    configured = configured_mapper_port()
+    try:
+        words = admin_port_file().read_text(encoding="ascii").split()
+        instead_of, taken = (int(word) for word in words)
+    except (OSError, ValueError):
+        return configured
+    return taken if instead_of == configured and 0 < taken < 65536 else configured
+
+
+def admin_port_file() -> Path:
+    """The configured port of safeadmin and the one that it has, there only while another program holds the first."""
+    return safevar() / "safeadmin.port"
+
+
+def configured_mapper_port() -> int:
     """Local UDP port of safeadmin: attribute `mapper` of /etc/safeini.xml (guide 10.2.3.2), 6259 by default.
 
     The environment variable SAFEMAPPER wins; a file that cannot be read or parsed means the default.

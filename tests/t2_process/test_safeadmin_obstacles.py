@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,62 @@ def test_nothing_is_started(tmp_path: Path) -> None:
             until("it runs", lambda: node.module("am")["running"])
         finally:
             node.destroy()
+
+
+class Squatter:
+    """A program of any user on the local port of safeadmin, which answers everything with bytes of its own."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", port))
+        self.socket.settimeout(0.1)
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while not self._leaving.is_set():
+            with contextlib.suppress(TimeoutError):
+                data, origin = self.socket.recvfrom(65536)
+                self.socket.sendto(data[:-1] + b"x", origin)
+
+    def close(self) -> None:
+        self._leaving.set()
+        self._thread.join(5)
+        self.socket.close()
+
+
+def test_a_stranger_on_the_port_of_a_dead_safeadmin(tmp_path: Path) -> None:
+    """Commands and running processes find safeadmin at another port, until it is started with its own one free."""
+    node = Node(tmp_path)
+    node.configure_cluster(cluster({"n1": "127.0.0.1", "n2": "127.0.0.2"}, free_port()), new_key())
+    node.configure_module("am")
+    try:
+        node.start()
+        node.started("am")
+        node.stop(signal.SIGKILL)
+        squatter = Squatter(node.mapper)
+        try:
+            node.start()
+            told = (node.safevar / "safeadmin.log").read_text()
+            assert f"UDP port {node.mapper} of 127.0.0.1 is held by a program that is no safeadmin" in told
+            assert f"ss -lunp 'sport = {node.mapper}'" in told
+            until("heart is found again", lambda: reached(node, "am/heart"), 10)
+            second = subprocess.run([str(node.programs / "safeadmin")], env=node.environment, timeout=20, check=False)
+            assert second.returncode == 1, "one safeadmin for a server, wherever it is"
+        finally:
+            squatter.close()
+        node.stop(signal.SIGKILL)
+        node.start()
+        assert not (node.safevar / "safeadmin.port").exists()
+        until("heart is found at the usual port", lambda: reached(node, "am/heart"), 10)
+    finally:
+        node.destroy()
+
+
+def reached(node: Node, name: str) -> bool:
+    try:
+        node.request(name, "ping", 0.5)
+    except BusError as error:
+        return error.code not in ("timeout", "unknown_target", "unknown")
+    return True
