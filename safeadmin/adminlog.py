@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from time import monotonic
 
 from safekit.log.module import now
+from safekit.log.refusals import Refusals
 
 MAX_BYTES = 1 << 20
 MAX_TEXT = 2000
-REPEAT_SECONDS = 3600.0
-MAX_SUBJECTS = 256
 
 
 class AdminLog:
@@ -63,37 +61,23 @@ class AdminLog:
 class Complaints:
     """Says once what is wrong with a subject (a peer's address), then is silent for an hour.
 
-    The number of subjects is bounded: hostile datagrams can come from any address.
+    Hostile datagrams can come from any address: see safekit.log.refusals.
     """
 
     def __init__(self, log: AdminLog) -> None:
         self._log = log
-        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._refusals = Refusals()
 
-    def say(self, subject: str, problem: str, text: str, now_: float | None = None) -> bool:
-        """Log `text` unless this problem of this subject was logged within the hour; True if logged."""
-        when = monotonic() if now_ is None else now_
-        last, silent = self._said.get((subject, problem), (float("-inf"), 0))
-        if when - last < REPEAT_SECONDS:
-            self._said[subject, problem] = (last, silent + 1)
+    def say(self, subject: str, problem: str, text: str, now_: float | None = None, *, stranger: bool = False) -> bool:
+        """Log `text` unless this problem of this subject was logged lately; True if logged. `stranger`: the
+        configuration does not name the subject."""
+        silent = self._refusals.say(subject, problem, monotonic() if now_ is None else now_, stranger=stranger)
+        if silent is None:
             return False
-        full = len(self._said) >= MAX_SUBJECTS and when - next(iter(self._said.values()))[0] < REPEAT_SECONDS
-        if full and (subject, problem) not in self._said:
-            return False  # datagrams whose senders' addresses are made up: no line for each of them
-        again = f" ({silent} more since it was last said)" if silent else ""
-        self._log.error(text + again)
-        self._said[subject, problem] = (when, 0)
-        self._said.move_to_end((subject, problem))
-        while len(self._said) > MAX_SUBJECTS:
-            self._said.popitem(last=False)
+        self._log.error(text + (f" ({silent} more since it was last said)" if silent else ""))
         return True
 
     def settle(self, subject: str, text: str) -> None:
-        """The subject is all right: log it if there was a complaint, and complain again at once next time."""
-        if not self._said:
-            return
-        problems = [key for key in self._said if key[0] == subject]
-        for key in problems:
-            del self._said[key]
-        if problems:
+        """The subject is all right: log it if there was a complaint."""
+        if self._refusals.settle(subject):
             self._log.info(text)

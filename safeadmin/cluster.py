@@ -28,6 +28,7 @@ DRAIN = 512
 """Datagrams taken in one wake-up: enough that a burst never looks like silence, and bounded."""
 RESOLVE_SECONDS = 10.0
 REPLAYS_UNTIL_COMPLAINT = 20
+HEARD_SECONDS = 30.0
 PATIENCE_SECONDS = 3.0
 """Servers learn of a new key or configuration one after the other: what differs for a moment is no complaint."""
 MAX_SOURCES = 64
@@ -295,11 +296,14 @@ class Cluster:
             self._send(link, number, message)
 
     def _reject(self, source: str, error: SealError) -> None:
+        peers = {address[0]: self.names[number] for link in self._links for number, address in link.peers.items()}
+        stranger = source not in peers
         if error.kind == "replay":
-            # Reordering gives a few; a long row means that the peer's clock and memory went back.
-            self._replays = {source: self._replays.get(source, 0) + 1} | {
-                k: v for k, v in list(self._replays.items())[:MAX_SOURCES] if k != source
-            }
+            # Who recorded datagrams can send them again, and reordering gives a few. Only where the server itself is
+            # heard no more may its clock and memory have gone back.
+            if stranger or self._heard_lately(error.sender):
+                return
+            self._replays[source] = self._replays.get(source, 0) + 1
             if self._replays[source] < REPLAYS_UNTIL_COMPLAINT:
                 return
         if error.kind == "key" and not self._lasts(source):
@@ -311,12 +315,17 @@ class Cluster:
             "replay": "its datagrams are older than what it sent before: restart safeadmin here if its disk was "
             "replaced",
         }[error.kind]
-        peers = ((number, address[0]) for link in self._links for number, address in link.peers.items())
-        node = next((self.names[number] for number, address in peers if address == source), "")
+        node = peers.get(source, "")
         if node:
             self._problems[node] = f"its datagrams are rejected: {error.detail}"
         name = f"{node} ({source})" if node else source
-        self._complaints.say(source, error.kind, f"datagrams of {name} are rejected: {error.detail}; {advice}")
+        text = f"datagrams of {name} are rejected: {error.detail}; {advice}"
+        self._complaints.say(source, error.kind, text, stranger=stranger)
+
+    def _heard_lately(self, name: str) -> bool:
+        """Whether a server was understood on some lan within the last seconds."""
+        now, number = time.monotonic(), self.names.index(name)
+        return any(now - link.heard_at.get(number, -HEARD_SECONDS) < HEARD_SECONDS for link in self._links)
 
     def _lasts(self, source: str) -> bool:
         """Whether this source has not been understood for a while."""

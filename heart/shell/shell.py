@@ -32,6 +32,7 @@ from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests import errd, safeadmin
 from safekit.disk.stats import STATS_SECONDS, publish
+from safekit.log.refusals import Refusals
 from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process.frame import Context
 from safekit.process.scripts import ScriptRunner
@@ -89,6 +90,7 @@ class Shell:
         self.effects.processes.checkers = self.plan.checkers
         self.effects.processes.silenced = self._silenced
         self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
+        self._refusals = Refusals()
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
         self._sequence = 0
@@ -235,8 +237,9 @@ class Shell:
         self.feed(Heard(ident, heard))
 
     def _rejected(self, peer: str, ident: str, reason: str) -> None:
-        # Each reason once: whoever can send to this port could fill the log with reasons that change.
-        self.complain((peer, f"{ident} {reason}"), reason, code="peer_rejected", peer=peer, wire=f"heartbeat.{ident}")
+        stranger = all(peer != link.peer_address for link in self._links.now)
+        if self._refusals.say(peer, f"{ident} {reason}", time.monotonic(), stranger=stranger) is not None:
+            self.context.log.event("peer_rejected", reason=reason, peer=peer, wire=f"heartbeat.{ident}")
 
     def complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
         """Say something once, until it changes."""

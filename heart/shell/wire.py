@@ -231,6 +231,11 @@ class LinkSocket(asyncio.DatagramProtocol):
         """Whether it is bound and knows where its peer is."""
         return self._transport is not None and self.places is not None
 
+    @property
+    def peer_address(self) -> str:
+        """Where the peer is; "" before it was looked up."""
+        return str(self.places.peer[0]) if self.places is not None else ""
+
     async def look_up(self) -> Places:
         """The addresses of both ends now. Raises OSError for a name that has none."""
         loop = asyncio.get_running_loop()

@@ -45,10 +45,12 @@ SealProblem = Literal["malformed", "version", "key", "replay"]
 
 
 class SealError(Exception):
-    """A datagram that must be ignored. `kind` says why; `detail` is for a log line."""
+    """A datagram that must be ignored. `kind` says why; `detail` is for a log line. `sender`: the server in whose
+    name a replayed one is."""
 
-    def __init__(self, kind: SealProblem, detail: str) -> None:
+    def __init__(self, kind: SealProblem, detail: str, sender: str = "") -> None:
         super().__init__(detail)
+        self.sender = sender
         self.kind = kind
         self.detail = detail
 
@@ -225,7 +227,7 @@ class Opener:
         sender, aead = known
         seen = self._seen[sender]
         if not seen.fresh(epoch, counter):
-            raise SealError("replay", f"old datagram of {sender}")
+            raise SealError("replay", f"old datagram of {sender}", sender)
         header = datagram[: _HEADER.size]
         try:
             payload = aead.decrypt(_NONCE.pack(epoch, counter), datagram[_HEADER.size :], header)

@@ -253,12 +253,13 @@ def test_complaints_are_said_once_an_hour_and_end_with_good_news(tmp_path: Path)
     complaints.settle("10.0.0.2", "fine again")
     complaints.settle("10.0.0.2", "fine again")
     assert path.read_text().count("fine again") == 1
-    assert complaints.say("10.0.0.2", "key", "another key", 3602.0)
+    assert not complaints.say("10.0.0.2", "key", "another key", 3602.0), "forged between genuine ones: once a minute"
+    assert complaints.say("10.0.0.2", "key", "another key", 3662.0)
     for number in range(1000):
-        complaints.say(f"10.1.{number >> 8}.{number & 255}", "key", "x", 1.0)
-    assert len(complaints._said) <= 256
-    assert path.read_text().count(" | x\n") <= 256, "made up addresses do not fill the log"
-    assert complaints.say("10.3.0.1", "key", "x", 9000.0), "an hour later there is room again"
+        complaints.say(f"10.1.{number >> 8}.{number & 255}", "key", "x", 1.0, stranger=True)
+    assert path.read_text().count(" | x\n") <= 64, "made up addresses do not fill the log"
+    assert complaints.say("10.0.0.9", "key", "a server", 1.0), "and take room from no server"
+    assert complaints.say("10.3.0.1", "key", "x", 9000.0, stranger=True), "an hour later there is room again"
 
 
 def test_a_boot_is_served_once(tmp_path: Path) -> None:

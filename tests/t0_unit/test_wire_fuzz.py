@@ -243,5 +243,6 @@ def test_senders_that_are_made_up_do_not_fill_the_log(tmp_path: Path) -> None:
     complaints = Complaints(AdminLog(path, "n1"))
     draw = random.Random(5)
     for _ in range(COUNT):
-        complaints.say(f"10.{draw.randrange(256)}.{draw.randrange(256)}.1", "malformed", "nonsense", 1.0)
-    assert len(path.read_text().splitlines()) <= 256
+        complaints.say(f"10.{draw.randrange(256)}.{draw.randrange(256)}.1", "malformed", "x", 1.0, stranger=True)
+    assert len(path.read_text().splitlines()) <= 64
+    assert complaints.say("10.9.9.1", "malformed", "a server of the cluster", 1.0), "strangers take no room from it"

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safekit.log.module import ModuleLog
+from safekit.log.refusals import Refusals
 from safekit.model.types import Lan
 from safekit.wire.seal import Opener, Sealer, SealError
 
 RETRY_SECONDS = 5.0
 DRAIN = 512
 """Datagrams taken in one wake-up: a burst must not look like silence, and is bounded."""
-MAX_COMPLAINTS = 256
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 
 Receive = Callable[[str, bytes], None]
@@ -53,6 +54,7 @@ class Links:
         self._links: dict[str, _Link] = {}
         self._task: asyncio.Task[None] | None = None
         self._told: set[tuple[str, str]] = set()
+        self._refusals = Refusals()
         self.sent = self.accepted = self.refused = 0
 
     async def open(self) -> None:
@@ -121,8 +123,9 @@ class Links:
 
     def complain(self, subject: str, kind: str, reason: str) -> None:
         """Say once what is wrong with a subject."""
-        if (subject, kind) not in self._told and len(self._told) < MAX_COMPLAINTS:
-            self._told.add((subject, kind))
+        known = any(subject == address[0] for link in self._links.values() for address in link.peers.values())
+        stranger = not known and subject not in self._names
+        if self._refusals.say(subject, kind, time.monotonic(), stranger=stranger) is not None:
             self._log.event("peer_rejected", peer=subject, wire="farm", reason=reason)
 
     async def _retry(self) -> None:
@@ -176,7 +179,7 @@ class Links:
         return link
 
     def _unusable(self, lan: Lan, reason: str) -> None:
-        if (lan.name, reason) not in self._told and len(self._told) < MAX_COMPLAINTS:
+        if (lan.name, reason) not in self._told:
             self._told.add((lan.name, reason))
             self._log.event("farm_lan", lan=lan.name, reason=reason)
 
