@@ -21,7 +21,7 @@ from safeadmin.processes import find_all
 from safeadmin.runtime import ModuleRuntime
 from safekit.bus.asking import Document
 from safekit.bus.asking import Service as Asked
-from safekit.bus.endpoint import BusError
+from safekit.bus.endpoint import ADMIN, BusError
 from safekit.bus.requests import heart
 from safekit.bus.requests import safeadmin as asked
 from safekit.disk.files import locked, write_atomic
