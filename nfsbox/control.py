@@ -50,26 +50,31 @@ takes the stream, so that nothing changes unseen between an answer and the strea
 ====================  ==============================================================================================
 info                  -> {state, zone_size, packet, session, roots: [dir], journal}
 dirty                 -> {reliable: bool, cursor} then `dirty_next` (cursor) -> {files: [[root, path, ino, [zones]|
-                      None=all]], dirs: [[root, path]], cursor|None}; dirs stand for something else than before:
-                      what either server recorded below them is compared whole
+                      None=all]], gens: of each, dirs: [[root, path]],
+                      marks: [[root, path, since]], cursor|None}; dirs stand for something else than before: what
+                      either server recorded below them is compared whole; entries of marks may have been made or
+                      removed since a moment of the primary's clock, ns
 list                  (root, path, cursor=0) -> {entries: [[name, mode, uid, gid, size, atime, mtime, ino, nlink, rdev,
-                      blocks, extra, ctime]], cursor|None}; extra = {t: target, x: {name: value}} or None; at most
+                      blocks, extra, ctime, gen]], cursor|None}; ino and gen together are the file (a number of an
+                      inode is used again); extra = {t: target, x: {name: value}} or None; at most
                       4096 entries a reply; the first reply has `self`: the same for the directory
 stat                  (root, path) -> {entry: [...]|None}
-hash                  (root, path, zones: [[off, len]]) -> {ino, size, digests: [16 bytes]} blake2b; beyond the end: b""
+hash                  (root, path, zones: [[off, len]]) -> {ino, gen, size, digests: [16 bytes]} blake2b; beyond
+                      the end: b""
 push_entry            (root, path, fresh=False) make or correct the entry at the secondary: type, mode, owner, times,
                       xattrs, link target, size (content is not sent); fresh: a file as a new object, without content.
-                      -> {kind: "file"|"dir"|"other"|"gone", size, ino, fresh: it has no content there}
+                      -> {kind: "file"|"dir"|"other"|"gone", size, ino, gen, fresh: it has no content there}
 push_files            (root, paths) make small regular files at the secondary, whole.
-                      -> {files: [[kind, ino, size, errno]]}; kind single: push it by itself
-push_zone             (root, path, off, len) -> {sent: bytes, ino}; holes stay holes
+                      -> {files: [[kind, ino, size, errno]], gens: of each}; kind single: push it by itself
+push_zone             (root, path, off, len) -> {sent: bytes, ino, gen}; holes stay holes
 push_link             (root, existing, path) make path a hard link of existing. -> {open: bool}: written meanwhile,
                       by whichever name: its content must be compared once more
 push_delete           (root, path) remove at the secondary if it does not exist here. -> {gone: bool}
 finish                (root, path) times and size of a file whose zones are all pushed. -> {}
 flush                 commit at the secondary (reicommit). -> {}
-revisit               -> {paths: [[root, path, below: bool]]} taken off the list: compare these entries again, and
-                      everything below when `below`
+revisit               -> {paths: [[root, path, below: bool]], doubts: [[root, ino, gen]]} taken off the list: compare
+                      these entries again, and everything below when `below`; of doubts the content, too, whatever
+                      was found before (gen 0: of all files)
 end                   (server=0) -> {done: bool, revisit: count, state: map|None}: True once the primary is paired
                       durably and the secondary works strictly; False when there are paths to revisit first
 progress              (files, files_total, bytes, bytes_total, ...) shown by `status` of the primary. -> {}

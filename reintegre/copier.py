@@ -6,8 +6,9 @@ position k of the stream and on the primary at position n.  If no operation betw
 reads show what both servers hold at the later position: equal now, and every later operation changes both alike.
 If one does, the last such operation set the byte on the server that was read later, and sets it on the other when
 that one gets there: equal again.  The argument needs no atomic read and no lock, but that both reads were of one
-file.  So a pair (inode there, inode here) is noted as equal, not a name, and every name that a rename gave away
-meanwhile is looked at again (`revisit`): if its two inodes are no noted pair, its content is compared.
+file.  So a pair (file there, file here) is noted as equal, each by its inode with its generation, not a name, and every
+name that a rename gave away meanwhile is looked at again (`revisit`): if its two files are no noted pair, its content
+is compared.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from reintegre.local import LocalTree
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
 from reintegre.progress import Meter
+from safekit.rfs.identity import Identity
 from safekit.rfs.wire import SMALL, WireError
 
 #: Bytes compared by one request: long enough to hide the round trip, short enough for `reitimeout`.
@@ -74,7 +76,7 @@ class FileWork:
 
     root: int
     path: bytes
-    ino: int
+    file: Identity
     size: int
     content: Content
     zones: frozenset[int] | None = None
@@ -93,25 +95,29 @@ class Outcome:
 
 
 class Pairs:
-    """Files known equal: (root, inode there) -> inode here. Safe from any thread."""
+    """Files known equal: (root, which file there) -> which file here. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._pairs: dict[tuple[int, int], int] = {}
+        self._pairs: dict[tuple[int, Identity], Identity] = {}
         self._lock = threading.Lock()
 
-    def note(self, root: int, there: int, here: int) -> None:
+    def note(self, root: int, there: Identity, here: Identity) -> None:
         """The contents of the two are equal from now on."""
         with self._lock:
             self._pairs[root, there] = here
 
-    def forget(self, root: int, there: int) -> None:
-        """The content must be compared again."""
+    def forget(self, root: int, there: Identity) -> None:
+        """The content must be compared again; of all files, when it is not known which one."""
         with self._lock:
-            self._pairs.pop((root, there), None)
+            if there.generation:
+                self._pairs.pop((root, there), None)
+            else:
+                self._pairs.clear()
 
-    def equal(self, root: int, there: int, here: int) -> bool:
-        """Whether the two were noted."""
-        return self._pairs.get((root, there)) == here
+    def equal(self, root: int, there: Identity, here: Identity) -> bool:
+        """Whether the two were noted. Of a file whose generation nobody tells, nothing is known: another one may have
+        the number of its inode by now."""
+        return bool(there.generation and here.generation) and self._pairs.get((root, there)) == here
 
 
 class Copier:
@@ -170,26 +176,25 @@ class Copier:
             return [self.file(work) for work in works]
         return [self._copied(work, *answer) for work, answer in zip(works, answers, strict=True)]
 
-    def _copied(self, work: FileWork, kind: str, ino: int, size: int, code: int) -> Outcome:
+    def _copied(self, work: FileWork, kind: str, file: Identity, size: int, code: int) -> Outcome:
         if kind == "single":
             return self.file(work)
         if code and code not in MOVED:
             where = "primary" if kind == "gone" else "secondary"
             return Outcome(0, fault=of_one(work.path, OSError(code, f"{os.strerror(code)} on the {where}")))
         self._meter.compared(work.size)
-        if code or kind != "file" or ino != work.ino:
+        if code or kind != "file" or not file.same(work.file):
             return Outcome(0, again=bool(code) or kind != "gone")
         self._meter.copied(size)
-        here = self._trees[work.root].inode(work.path)
+        here = self._trees[work.root].identity(work.path)
         if here is not None:
-            self._pairs.note(work.root, ino, here)
+            self._pairs.note(work.root, file, here)
         return Outcome(size, written=True)
 
     def _file(self, work: FileWork) -> Outcome:
-        ino = work.ino
         if work.attributes or work.content is Content.COPY:
             kind, now, fresh, size = self._primary.push_entry(work.root, work.path)
-            if kind != "file" or now not in (0, ino):
+            if kind != "file" or not now.same(work.file):
                 self._meter.compared(work.size)
                 return Outcome(0, again=kind != "gone")
             if fresh:
@@ -206,31 +211,33 @@ class Copier:
         )
         self._uncommitted = 0
         if work.content is Content.COPY:
-            here = self._trees[work.root].entry(work.path)
+            here = self._trees[work.root].identity(work.path)
             outcome = self._push(work, zones)
-            number = here.ino if here else None
         else:
-            outcome, number = self._compare(work, list(zones))
+            outcome, here = self._compare(work, list(zones))
         if outcome.written:  # which set a time of its own
-            self._primary.finish(work.root, work.path)
-        if not outcome.again and number is not None and work.content is not Content.ZONES:
-            self._pairs.note(work.root, ino, number)
+            _, now, fresh, _ = self._primary.push_entry(work.root, work.path)
+            if fresh or not now.same(work.file):
+                # Here it had another name, which it has not there: it was made anew, without what was just written.
+                return replace(outcome, again=True)
+        if not outcome.again and here is not None and work.content is not Content.ZONES:
+            self._pairs.note(work.root, work.file, here)
         return outcome
 
-    def _compare(self, work: FileWork, zones: list[int]) -> tuple[Outcome, int | None]:
+    def _compare(self, work: FileWork, zones: list[int]) -> tuple[Outcome, Identity | None]:
         tree = self._trees[work.root]
-        number: int | None = None
+        file: Identity | None = None
         copied, written = 0, False
         per_batch = max(1, BATCH // self._zone)
         for begin in range(0, len(zones), per_batch):
             batch = zones[begin : begin + per_batch]
             pieces = [(zone * self._zone, self._zone) for zone in batch]
             here = self._executor.submit(tree.hash, work.path, pieces)
-            ino, _, theirs = self._primary.hash(work.root, work.path, pieces)
+            there, _, theirs = self._primary.hash(work.root, work.path, pieces)
             mine = here.result()
-            if ino != work.ino or mine is None or number not in (None, mine.ino):
+            if not there.same(work.file) or mine is None or file not in (None, mine.file):
                 return Outcome(copied, again=True, written=written), None
-            number = mine.ino
+            file = mine.file
             different = [zone for zone, a, b in zip(batch, theirs, mine.digests, strict=True) if a != b]
             self._meter.compared(self._bytes(work, [z for z in batch if z not in set(different)]))
             sent = self._push(work, different)
@@ -238,14 +245,14 @@ class Copier:
             written = written or sent.written
             if sent.again:
                 return Outcome(copied, again=True, written=written), None
-        return Outcome(copied, written=written), number
+        return Outcome(copied, written=written), file
 
     def _push(self, work: FileWork, zones: Iterable[int]) -> Outcome:
         copied, written = 0, False
         for offset, length in ranges(zones, self._zone, work.size, self._packet):
             self._check()
-            sent, ino = self._primary.push_zone(work.root, work.path, offset, length)
-            if ino is not None and ino != work.ino:
+            sent, there = self._primary.push_zone(work.root, work.path, offset, length)
+            if not there.same(work.file):
                 return Outcome(copied, again=True, written=written)
             copied += sent
             written = True

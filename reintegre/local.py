@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from reintegre.plan import Entry
+from safekit.rfs.identity import Identity
+from safekit.rfs.system import generation
 from safekit.rfs.tree import Tree
 
 Excluded = Callable[[bytes], bool]
@@ -31,7 +33,7 @@ def join(parent: bytes, name: bytes) -> bytes:
 class Hashed:
     """Digests of ranges of one open file, and which file it was."""
 
-    ino: int
+    file: Identity
     size: int
     digests: tuple[bytes, ...]
 
@@ -51,14 +53,24 @@ class LocalTree:
             status = data.lstat(relative)
             target = _target(status, partial(data.readlink, relative))
             xattrs = _attributes(partial(data.xattrs, relative, acl=self._acl))
+            number = data.generation(relative)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return _entry(relative.rpartition(b"/")[2], status, target, xattrs)
+        return _entry(relative.rpartition(b"/")[2], status, target, xattrs, number)
 
-    def inode(self, relative: bytes) -> int | None:
-        """Number of one entry, None when there is none."""
-        status = self.data.status(relative)
-        return None if status is None else status.st_ino
+    def identity(self, relative: bytes) -> Identity | None:
+        """Which file that is, None when there is none."""
+        try:
+            return self.data.identity(relative)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def birth(self, relative: bytes) -> int:
+        """When a file was made, ns; the end of time when this file system does not tell, 0 when there is none."""
+        try:
+            return self.data.birth_ns(relative) or 1 << 63
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
     def is_directory(self, relative: bytes) -> bool:
         """Whether there is a directory of that name."""
@@ -78,9 +90,10 @@ class LocalTree:
                         status = inside.lstat(name)
                         target = _target(status, partial(inside.readlink, name))
                         xattrs = _attributes(partial(inside.xattrs, name, acl=self._acl))
+                        number = inside.generation(name)
                     except FileNotFoundError:
                         continue
-                    found[name] = _entry(name, status, target, xattrs)
+                    found[name] = _entry(name, status, target, xattrs, number)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         return found
@@ -94,7 +107,9 @@ class LocalTree:
                 return None
             raise
         try:
-            return Hashed(status.st_ino, status.st_size, tuple(_digests(descriptor, ranges)))
+            return Hashed(
+                Identity(status.st_ino, generation(descriptor)), status.st_size, tuple(_digests(descriptor, ranges))
+            )
         finally:
             os.close(descriptor)
 
@@ -115,7 +130,7 @@ def _attributes(read: Callable[[], dict[bytes, bytes]]) -> dict[bytes, bytes]:
         return {}
 
 
-def _entry(name: bytes, status: os.stat_result, target: bytes | None, xattrs: dict[bytes, bytes]) -> Entry:
+def _entry(name: bytes, status: os.stat_result, target: bytes | None, xattrs: dict[bytes, bytes], number: int) -> Entry:
     return Entry(
         name,
         status.st_mode,
@@ -131,6 +146,7 @@ def _entry(name: bytes, status: os.stat_result, target: bytes | None, xattrs: di
         status.st_ctime_ns,
         target,
         xattrs,
+        number,
     )
 
 

@@ -42,7 +42,7 @@ def size_text(size: int) -> str:
 def local_records(context: Context, trees: list[LocalTree]) -> Records:
     """What this server changed itself while it was primary, and the peer or its own disk may lack."""
     changes = journal.load(context.paths.rfs).changes
-    found = Records(moved=set(changes.moved), entered=changes.directories)
+    found = Records(moved=set(changes.moved), entered_here=changes.directories)
     for item in journal.expand(changes, [tree.data for tree in trees]):
         found.add(item, ours=True)
     return found
@@ -122,7 +122,7 @@ class Run:
     def _quarantine(self, verdict: dict[str, Any]) -> quarantine.Quarantine:
         changes = journal.load(self.context.paths.rfs).changes
         trees = [tree.data for tree in self.trees]
-        items = (item for item in journal.expand(changes, trees) if not self.trees[item[0]].excluded(item[1]))
+        items = (item[:4] for item in journal.expand(changes, trees) if not self.trees[item[0]].excluded(item[1]))
         named = [(r.dir, tree) for r, tree in zip(self.rfs.replicated, trees, strict=True)]
         return quarantine.keep(
             self.context.paths.var / "quarantine",
@@ -162,6 +162,7 @@ class Run:
         for item in theirs.files:
             records.add(item, ours=False)
         records.moved |= theirs.moved
+        records.entered_there = theirs.entered
         return records
 
     def _limits(self, zone: int, packet: int) -> Limits:

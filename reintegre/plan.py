@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final
 
 from safekit.rfs.generations import Kind, Verdict
+from safekit.rfs.identity import Identity
 
 NS: Final = 1_000_000_000
 Zones = frozenset[int]
@@ -36,6 +37,12 @@ class Entry:
     ctime: int = 0
     target: bytes | None = None
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    generation: int = 0
+
+    @property
+    def identity(self) -> Identity:
+        """Which file it is, as long as it lives."""
+        return Identity(self.ino, self.generation)
 
     @property
     def type(self) -> int:

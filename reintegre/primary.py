@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from reintegre.plan import Entry
 from reintegre.records import Item
+from safekit.rfs.identity import Identity
 from safekit.rfs.wire import unpack_time
 
 
@@ -30,11 +31,13 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """What the primary recorded. moved: directories that stand for something else than they did."""
+    """What the primary recorded. moved: directories that stand for something else than they did; entered: since when
+    entries of a directory were made or removed there, ns of its clock."""
 
     reliable: bool
     files: Sequence[Item]
     moved: frozenset[tuple[int, bytes]] = frozenset()
+    entered: Mapping[tuple[int, bytes], int] = field(default_factory=dict)
 
 
 def entry(fields: Sequence[Any]) -> Entry:
@@ -58,9 +61,14 @@ def entry(fields: Sequence[Any]) -> Entry:
             int(rest[0]) if rest else 0,
             target,
             xattrs,
+            int(rest[1]) if len(rest) > 1 else 0,
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ProtocolFault(f"malformed entry: {error}") from None
+
+
+def _file(answer: Mapping[str, Any]) -> Identity:
+    return Identity(int(answer.get("ino") or 0), int(answer.get("gen") or 0))
 
 
 class Primary:
@@ -79,13 +87,20 @@ class Primary:
         answer = self._call("dirty")
         files: list[Item] = []
         directories: set[tuple[int, bytes]] = set()
+        entered: dict[tuple[int, bytes], int] = {}
         reliable, cursor = bool(answer["reliable"]), answer.get("cursor")
         while cursor is not None:
             page = self._call("dirty_next", cursor=cursor)
-            files += [(int(root), bytes(path), int(inode), zones) for root, path, inode, zones in page["files"]]
+            named = page["files"]
+            generations = page.get("gens") or [0] * len(named)  # a release before knows none
+            files += [
+                (int(root), bytes(path), int(inode), zones, int(generation))
+                for (root, path, inode, zones), generation in zip(named, generations, strict=True)
+            ]
+            entered.update(((int(root), bytes(path)), int(since)) for root, path, since in page.get("marks", ()))
             directories.update((root, path) for root, path in page["dirs"])
             cursor = page["cursor"]
-        return Dirty(reliable, files, frozenset(directories))
+        return Dirty(reliable, files, frozenset(directories), entered)
 
     def pages(self, root: int, path: bytes) -> Iterator[tuple[Entry | None, list[Entry]]]:
         """The directory itself (with its first page only) and its entries, page by page. Raises FileNotFoundError,
@@ -106,35 +121,37 @@ class Primary:
         """When a file was made, ns; the end of time when the primary cannot tell."""
         return int(self._call("stat", root=root, path=path).get("birth") or 1 << 63)
 
-    def hash(self, root: int, path: bytes, ranges: Sequence[tuple[int, int]]) -> tuple[int, int, list[bytes]]:
-        """Inode, size and digests. Raises ProtocolFault when a digest is missing."""
+    def hash(self, root: int, path: bytes, ranges: Sequence[tuple[int, int]]) -> tuple[Identity, int, list[bytes]]:
+        """Which file, size and digests. Raises ProtocolFault when a digest is missing."""
         answer = self._call("hash", root=root, path=path, zones=[list(r) for r in ranges])
         digests = [bytes(d) for d in answer["digests"]]
         if len(digests) != len(ranges):
             raise ProtocolFault(f"{len(digests)} digests for {len(ranges)} zones")
-        return int(answer["ino"]), int(answer["size"]), digests
+        return _file(answer), int(answer["size"]), digests
 
-    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, int, bool, int]:
-        """Make or correct an entry here: its kind, its inode on the primary, whether it has no content yet, and its
-        size at this point of the stream. fresh: as a new object."""
+    def push_entry(self, root: int, path: bytes, *, fresh: bool = False) -> tuple[str, Identity, bool, int]:
+        """Make or correct an entry here: its kind, which file it is on the primary, whether it has no content yet,
+        and its size at this point of the stream. fresh: as a new object."""
         answer = self._call("push_entry", root=root, path=path, **({"fresh": True} if fresh else {}))
-        return str(answer["kind"]), int(answer.get("ino") or 0), bool(answer.get("fresh")), int(answer.get("size") or 0)
+        return str(answer["kind"]), _file(answer), bool(answer.get("fresh")), int(answer.get("size") or 0)
 
-    def push_files(self, root: int, paths: Sequence[bytes]) -> list[tuple[str, int, int, int]]:
-        """Make regular files here, whole: kind, inode on the primary, bytes, errno of each. Kind "single": it must be
-        pushed by itself. Raises OSError with EOPNOTSUPP when the primary is of an older release."""
-        answer = [
-            (str(kind), int(ino), int(size), int(code))
-            for kind, ino, size, code in self._call("push_files", root=root, paths=list(paths))["files"]
+    def push_files(self, root: int, paths: Sequence[bytes]) -> list[tuple[str, Identity, int, int]]:
+        """Make regular files here, whole: kind, which file on the primary, bytes, errno of each. Kind "single": it
+        must be pushed by itself. Raises OSError with EOPNOTSUPP when the primary is of an older release."""
+        answer = self._call("push_files", root=root, paths=list(paths))
+        files = answer["files"]
+        generations = answer.get("gens") or [0] * len(files)
+        if not len(files) == len(generations) == len(paths):
+            raise ProtocolFault(f"{len(files)} answers for {len(paths)} files")
+        return [
+            (str(kind), Identity(int(ino), int(generation)), int(size), int(code))
+            for (kind, ino, size, code), generation in zip(files, generations, strict=True)
         ]
-        if len(answer) != len(paths):
-            raise ProtocolFault(f"{len(answer)} answers for {len(paths)} files")
-        return answer
 
-    def push_zone(self, root: int, path: bytes, offset: int, length: int) -> tuple[int, int | None]:
-        """Send a range of a file: bytes sent, and the inode they came from."""
+    def push_zone(self, root: int, path: bytes, offset: int, length: int) -> tuple[int, Identity]:
+        """Send a range of a file: bytes sent, and which file they came from."""
         answer = self._call("push_zone", root=root, path=path, off=offset, len=length)
-        return int(answer["sent"]), answer.get("ino")
+        return int(answer["sent"]), _file(answer)
 
     def push_link(self, root: int, existing: bytes, path: bytes) -> bool:
         """Make `path` a further name of `existing` here. True when what was written meanwhile may have gone to the
@@ -145,19 +162,16 @@ class Primary:
         """Remove an entry here if the primary has none."""
         return bool(self._call("push_delete", root=root, path=path)["gone"])
 
-    def finish(self, root: int, path: bytes) -> None:
-        """Times and size after the last zone."""
-        self._call("finish", root=root, path=path)
-
     def flush(self) -> None:
         """Everything sent so far is on this server's disk when it returns."""
         self._call("flush")
 
-    def revisit(self) -> list[tuple[int, bytes, bool]]:
-        """Entries to compare again, taken off the primary's list; True: with everything below."""
-        return [
-            (item[0], item[1], bool(item[2]) if len(item) > 2 else False) for item in self._call("revisit")["paths"]
-        ]
+    def revisit(self) -> tuple[list[tuple[int, bytes, bool]], list[tuple[int, Identity]]]:
+        """Entries to compare again, taken off the primary's list, True: with everything below; and files whose content
+        may differ although it was found equal."""
+        answer = self._call("revisit")
+        paths = [(item[0], item[1], bool(item[2]) if len(item) > 2 else False) for item in answer["paths"]]
+        return paths, [(int(root), Identity(int(ino), int(gen))) for root, ino, gen in answer.get("doubts", ())]
 
     def end(self, server: int) -> tuple[bool, int, dict[str, Any] | None]:
         """True and the primary's state when both servers are paired; else how many entries are to be revisited."""

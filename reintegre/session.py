@@ -17,6 +17,7 @@ from reintegre.primary import Primary, ProtocolFault, Service
 from reintegre.progress import Meter
 from reintegre.records import Key, Records
 from reintegre.walk import Found, Walker
+from safekit.rfs.identity import Identity
 
 WALKERS = 2
 QUEUED_FILES = 4096
@@ -242,8 +243,12 @@ class Session:
     def _later(self, root: int, path: bytes) -> None:
         """Look at an entry again. Raises ProtocolFault when that happens without end."""
         with self._changed:
-            tries = self._tries[root, path] = self._tries.get((root, path), 0) + 1
             self._revisit.add((root, path, False))
+        self._tried(root, path)
+
+    def _tried(self, root: int, path: bytes) -> None:
+        with self._changed:
+            tries = self._tries[root, path] = self._tries.get((root, path), 0) + 1
         if tries > MOST_TRIES:
             raise ProtocolFault(f"{path!r} cannot be made equal: {tries} attempts failed")
 
@@ -323,15 +328,18 @@ class Session:
         walker = self._walker(control)
         reported = False
         while True:
-            self._links(control)
+            linked = self._links(control)
             self._times(control)
             self._settle()
             if not reported:
                 # Nothing is left but what changes under our hands: the figures of the copy are known.
                 self._report()
                 reported = True
-            waiting = [*control.revisit(), *self._take()]
-            if waiting:
+            paths, doubts = control.revisit()
+            for root, file in doubts:
+                self._pairs.forget(root, file)
+            waiting = [*paths, *self._take()]
+            if waiting or not linked:
                 for root, path, deep in waiting:
                     self._again(control, walker, root, path, deep)
                 self._settle()
@@ -377,32 +385,50 @@ class Session:
             return
         walker.try_entry(root, path, remote, local, True)
 
-    def _links(self, control: Primary) -> None:
+    def _links(self, control: Primary) -> bool:
+        """Names that belong together on the primary do here. False when something had to be done for that: it may move
+        what was found right before."""
         self._settle()
         with self._found.lock:
-            links, self._found.links = self._found.links, []
-        for root, first, path in links:
-            tree = self._trees[root]
-            one, other = tree.entry(first), tree.entry(path)
-            if one is not None and other is not None and one.ino == other.ino:
-                continue
-            there, name = control.stat(root, first), control.stat(root, path)
-            if there is not None and name is not None and there.ino == name.ino:
-                try:
-                    if control.push_link(root, first, path):
-                        self._pairs.forget(root, there.ino)
-                        self._later(root, first)
-                except OSError as error:
-                    if error.errno in MOVED:
-                        self._later(root, path)
-                    else:
-                        self._fault(of_one(path, error))
-                self._hooks.detail(f"link {path!r} to {first!r}")
-            elif name is not None:
-                # The name that stood for the file is gone: this one does.
+            groups = [(root, file, tuple(names)) for (root, file), names in self._found.names.items()]
+        right = True
+        for root, file, names in groups:
+            for path in names[1:]:
+                self._check()
+                right = self._linked(control, root, file, names[0], path) and right
+        return right
+
+    def _linked(self, control: Primary, root: int, file: Identity, first: bytes, path: bytes) -> bool:
+        tree = self._trees[root]
+        one, other = tree.identity(first), tree.identity(path)
+        if one is not None and one == other:
+            return True
+        there, name = control.stat(root, first), control.stat(root, path)
+        if name is None or not name.identity.same(file):
+            # That name stands for another file by now, or for none: the stream has brought that.
+            with self._found.lock:
+                self._found.names[root, file].pop(path, None)
+            return True
+        if there is None or not there.identity.same(file):
+            # The name that stood for the file is gone: the next one does.
+            with self._found.lock:
+                self._found.names[root, file].pop(first, None)
+            self._later(root, path)
+            return False
+        try:
+            if control.push_link(root, first, path):
+                self._pairs.forget(root, file)
+                self._later(root, first)
+        except OSError as error:
+            if error.errno not in MOVED:
+                self._fault(of_one(path, error))
                 with self._found.lock:
-                    self._found.first_name[root, name.ino] = path
-                self._later(root, path)
+                    self._found.names[root, file].pop(path, None)
+                return False
+            self._later(root, path)
+        self._hooks.detail(f"link {path!r} to {first!r}")
+        self._tried(root, path)
+        return False
 
     def _times(self, control: Primary) -> None:
         """Entries made or removed in a directory moved its time."""

@@ -13,16 +13,21 @@ from reintegre.plan import Content, Entry, Trust, Zones, content, same_attribute
 from reintegre.primary import Primary
 from reintegre.progress import Meter
 from reintegre.records import Records
+from safekit.rfs.identity import Identity
 
 
 @dataclass
 class Found:
-    """What the walk leaves for later. Filled by several threads; `lock` guards the maps of links."""
+    """What the walk leaves for later. Filled by several threads; `lock` guards the maps of links.
+
+    names: of each file of the primary with several names, those that were seen, the one first under which its content
+    is dealt with. owner: the file of the primary that a file with several names stands for here. Both know files by
+    inode and generation, so that an inode that is freed and used again is another file. A name stays noted to the end:
+    which names belong together is looked at until nothing is left to do."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    first_name: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    owner: dict[tuple[int, int], int] = field(default_factory=dict)
-    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)
+    names: dict[tuple[int, Identity], dict[bytes, None]] = field(default_factory=dict)
+    owner: dict[tuple[int, Identity], Identity] = field(default_factory=dict)
     directories: list[tuple[int, bytes, int]] = field(default_factory=list)
 
 
@@ -120,48 +125,55 @@ class Walker:
             self._detail(f"entry {path!r}")
 
     def _file(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:
-        if remote.nlink > 1 and self._linked(root, path, remote):
+        if remote.nlink > 1 and (first := self._linked(root, path, remote)) is not None:
+            here = self._trees[root].identity(first) if again else None
+            if again and (here is None or not self._pairs.equal(root, remote.identity, here)):
+                self._later(root, first)
             return
         if local is not None and local.nlink > 1 and not self._owned(root, local, remote):
             self._primary.push_entry(root, path, fresh=True)
             local = None
         known, zones = self._known(root, path, remote, local)
         if again:
-            equal = local is not None and self._pairs.equal(root, remote.ino, local.ino)
+            equal = local is not None and self._pairs.equal(root, remote.identity, local.identity)
             decision = (
                 Content.SKIP if equal else Content.COMPARE if local is not None and local.is_file else Content.COPY
             )
         else:
             decision = content(self._trust, remote, local, zones, known)
-        attributes = local is None or not same_attributes(remote, local)
+        # What has several names here and one there becomes a file of its own, whatever it holds.
+        shared = local is not None and local.nlink > 1 and remote.nlink == 1
+        attributes = local is None or shared or not same_attributes(remote, local)
         if decision is Content.SKIP and not attributes:
             return
         zones = zones if decision is Content.ZONES else None
         size = remote.size
         self._meter.found(0 if decision is Content.SKIP else size)
-        self._give_file(FileWork(root, path, remote.ino, size, decision, zones, attributes))
+        self._give_file(FileWork(root, path, remote.identity, size, decision, zones, attributes))
 
     def _known(self, root: int, path: bytes, remote: Entry, local: Entry | None) -> tuple[bool, Zones | None]:
-        """What is recorded of a file; a new one of the primary, where this server may have lost that, is whole."""
+        """What is recorded of a file; a new one of either server, where the other one may have lost that, is whole."""
         known, zones = self._recorded.find(root, path, remote, local)
-        since = self._recorded.born_after(root, path)
-        if local is None or since is None or remote.ctime < since or (known and zones is None):
+        if local is None or (known and zones is None):
             return known, zones
-        return (True, None) if self._primary.birth(root, path) >= since else (known, zones)
+        there, here = self._recorded.born_after(root, path)
+        new = (here is not None and local.ctime >= here and self._trees[root].birth(path) >= here) or (
+            there is not None and remote.ctime >= there and self._primary.birth(root, path) >= there
+        )
+        return (True, None) if new else (known, zones)
 
-    def _linked(self, root: int, path: bytes, remote: Entry) -> bool:
-        """True when `path` is a further name of a file that is dealt with under another one."""
+    def _linked(self, root: int, path: bytes, remote: Entry) -> bytes | None:
+        """The name under which a file is dealt with, when `path` is a further one."""
         with self._found.lock:
-            first = self._found.first_name.setdefault((root, remote.ino), path)
-            if first == path:
-                return False
-            self._found.links.append((root, first, path))
-            return True
+            names = self._found.names.setdefault((root, remote.identity), {})
+            names[path] = None
+            first = next(iter(names))
+        return None if first == path else first
 
     def _owned(self, root: int, local: Entry, remote: Entry) -> bool:
         """False when the local file already stands for another file of the primary."""
         with self._found.lock:
-            return self._found.owner.setdefault((root, local.ino), remote.ino) == remote.ino
+            return self._found.owner.setdefault((root, local.identity), remote.identity) == remote.identity
 
 
 def _same(remote: Entry, local: Entry) -> bool:

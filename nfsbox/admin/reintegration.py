@@ -117,7 +117,7 @@ class Reintegration:
             "newer_than": found.newer_than,
             "overwrites": found.overwrites,
             "source_idle": source.idle_ns,
-            "target_idle": state.idle_ns,
+            "target_idle": generations.unproved_since(state),
             "server": state.server,
             "generation": state.current,
         }

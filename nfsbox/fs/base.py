@@ -16,6 +16,7 @@ from nfsbox.pair.engine import Engine, Root
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
+from safekit.rfs.identity import Identity
 from safekit.rfs.system import ENCODING
 from safekit.rfs.wire import Op
 
@@ -52,7 +53,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
         if not is_hidden(relative):
             return relative
         file = self.engine.files.get(self.index, self.tree.lstat(relative).st_ino)
-        return relative if file is None else self.engine.visible(file)
+        return relative if file is None else self.engine.visible(file) or relative
 
     def _change(
         self,
@@ -82,7 +83,12 @@ class Base(fuse.Operations):  # type: ignore[misc]
             stream = engine.stream
             if stream is None:
                 return
-            number = send(stream)
+            try:
+                number = send(stream)
+            except OSError as error:
+                # It was made here, and cannot be told: the two differ from now on.
+                stream.fail(f"a change could not be read back ({error.strerror})")
+                raise
             lenient = engine.lenient(stream)
             if lenient and always_revisit:
                 for path in paths:
@@ -96,11 +102,28 @@ class Base(fuse.Operations):  # type: ignore[misc]
             engine.settled()
 
     def _revisit_file(self, file: File) -> None:
+        """A change of its content has failed at the peer."""
+        self.engine.revisit.doubt(self.index, Identity(file.inode, file.generation))
         if is_hidden(file.path):
             # The file has another name, which nobody knows here: everything is compared again.
             self.engine.revisit.add(self.index, b"", recursive=True)
         else:
             self.engine.revisit.add(self.index, file.path)
+
+    def _identity(self, path: bytes, status: os.stat_result) -> Identity | None:
+        """Which file has that name, for the record; None for a directory."""
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        return Identity(status.st_ino, self.tree.generation(path) if self.engine.tracker.active else 0)
+
+    def _undo(self, remove: Callable[[bytes], None], path: bytes) -> None:
+        """What was made and could not be completed goes again: nobody was told of it. Under the order lock."""
+        try:
+            remove(path)
+        except OSError as error:
+            stream = self.engine.stream
+            if stream is not None:
+                stream.fail(f"what could not be completed cannot be removed ({error.strerror})")
 
     def _directory_mtime(self, path: bytes) -> int:
         return self.tree.lstat(parent(path)).st_mtime_ns

@@ -17,6 +17,7 @@ from nfsbox.pair.files import File
 from nfsbox.pair.push import export
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
+from safekit.rfs.identity import Identity
 from safekit.rfs.system import ENCODING
 from safekit.rfs.tree import ACL_PREFIX
 from safekit.rfs.wire import Op, Set, pack_attr
@@ -164,7 +165,11 @@ class Names(Base):
 
         def apply() -> None:
             local(relative)
-            self._give(relative, mode)
+            try:
+                self._give(relative, mode)
+            except OSError:
+                self._undo(self.tree.rmdir if stat.S_ISDIR(mode) else self.tree.unlink, relative)
+                raise
 
         def send(stream: Stream) -> int:
             now = self.tree.lstat(relative)
@@ -195,7 +200,11 @@ class Names(Base):
 
         def apply() -> None:
             self.tree.symlink(text, relative)
-            self._give(relative, stat.S_IFLNK)
+            try:
+                self._give(relative, stat.S_IFLNK)
+            except OSError:
+                self._undo(self.tree.unlink, relative)
+                raise
 
         def send(stream: Stream) -> int:
             now = self.tree.lstat(relative)
@@ -213,11 +222,11 @@ class Names(Base):
             self.tree.link(old, new)
             return
         local = self._excluded(old)
-        inode = 0 if local else self.tree.lstat(old).st_ino
+        file = Identity(0) if local else self._identity(old, self.tree.lstat(old)) or Identity(0)
 
         def record() -> None:
             self._record_names(new)
-            self.engine.tracker.linked(self.index, inode, old, new)
+            self.engine.tracker.linked(self.index, file, old, new)
 
         if local:
             temporary = self._temporary(old) if is_hidden(old) else None
@@ -225,12 +234,15 @@ class Names(Base):
             def apply() -> None:
                 self.tree.link(old, new)
                 if temporary is not None:  # what is written from now on, the peer needs
-                    temporary.local, temporary.named, temporary.era = False, new, -1
+                    temporary.local, temporary.orphan = False, False
+                    temporary.named, temporary.era = new, -1
 
             def send(stream: Stream) -> int:
                 number = self._export(stream, new)
                 if temporary is not None:
-                    stream.bind(temporary)
+                    if not stream.bind(temporary):
+                        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                    stream.rebind(temporary, new)  # the file that the peer knew by that number may have lost its names
                 return number
 
             self._change(
@@ -247,6 +259,7 @@ class Names(Base):
             lambda: self.tree.link(old, new),
             lambda stream: self._send_name(stream, Op.LINK, new, old + new, extra=len(old)),
             record=record,
+            always_revisit=True,
         )
 
     def _temporary(self, path: bytes) -> File | None:
@@ -287,8 +300,6 @@ class Names(Base):
             lambda stream: self._send_name(stream, Op.UNLINK, relative, relative),
             record=lambda: self._record_names(relative),
         )
-        if status.st_nlink == 1:
-            self.engine.tracker.gone(self.index, status.st_ino)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
@@ -317,6 +328,7 @@ class Names(Base):
         self.engine.check_writable()
         status = self.tree.lstat(source)
         directory = stat.S_ISDIR(status.st_mode)
+        file = self._identity(source, status)
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
         if directory and self.engine.due_directories:
             self.engine.flush_times()  # times that are due are kept by path
@@ -328,7 +340,7 @@ class Names(Base):
 
         def record() -> None:
             self._record_names(*kept)
-            self.engine.tracker.renamed(self.index, status.st_ino, source, target, directory=directory)
+            self.engine.tracker.renamed(self.index, file, source, target)
 
         def apply() -> None:
             try:
@@ -350,8 +362,6 @@ class Names(Base):
             return self._send_name(stream, Op.RENAME, target, source + target, extra=len(source))
 
         self._change(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
-        if replaced is not None and replaced.st_nlink == 1 and not stat.S_ISDIR(replaced.st_mode):
-            self.engine.tracker.gone(self.index, replaced.st_ino)
 
     def exchange(
         self, first: bytes, second: bytes, swap: Callable[[Callable[[], None]], None], paths_lock: threading.Lock
@@ -374,13 +384,13 @@ class Names(Base):
             engine.flush_times()  # times that are due are kept by path
         above = parent(one)
         aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
-        moves = ((found[0], one, aside), (found[1], other, one), (found[0], aside, other))
+        files = self._identity(one, found[0]), self._identity(other, found[1])
+        moves = ((files[0], one, aside), (files[1], other, one), (files[0], aside, other))
 
         def record() -> None:
             self._record_names(one, other)
-            for status, old, new in moves:
-                folder = stat.S_ISDIR(status.st_mode)
-                engine.tracker.renamed(self.index, status.st_ino, old, new, directory=folder)
+            for file, old, new in moves:
+                engine.tracker.renamed(self.index, file, old, new)
 
         def apply() -> None:
             stream = engine.stream
@@ -435,8 +445,6 @@ class Names(Base):
 
         engine.note_hidden(self.index, hidden)
         self._change((source,), apply, send, record=lambda: self._record_names(source))
-        if status.st_nlink == 1:
-            engine.tracker.gone(self.index, status.st_ino)
 
     def _bind_before_loss(self, status: os.stat_result) -> None:
         """A name is about to go: an open file that has others must be known to the peer by its fid first."""

@@ -28,7 +28,8 @@ from nfsbox.pair.engine import Engine, Role, Root
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
-from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, fallocate, write_pieces
+from safekit.rfs.identity import Identity
+from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, fallocate, generation, write_pieces
 from safekit.rfs.tree import entries
 from safekit.rfs.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
 
@@ -183,13 +184,7 @@ class Operations(Names):
             if era != engine.tracker.era:
                 self._record_names(relative)  # a checkpoint came in between, and forgets what was recorded
             descriptor = self.tree.create(relative, flags, mode)
-            uid, gid, _ = fuse.fuse_get_context()
-            if uid or gid:
-                above = self.tree.lstat(parent(relative))
-                os.fchown(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
-                if mode & SPECIAL_BITS:
-                    os.fchmod(descriptor, stat.S_IMODE(mode))
-            status = os.fstat(descriptor)
+            status = self._give_or_undo(descriptor, relative, mode)
             file = engine.files.opened(self.index, status.st_ino, relative, local=False)
             stream = engine.stream
             lenient = False
@@ -198,8 +193,10 @@ class Operations(Names):
                 lenient = engine.lenient(stream)
         self.handles[descriptor] = file
         try:
-            if engine.tracker.created(self.index, status.st_ino, relative, status.st_ctime_ns):
-                file.zones, file.era = None, engine.tracker.era
+            file.generation = generation(descriptor)
+            born, era = Identity(status.st_ino, file.generation), engine.tracker.era
+            if engine.tracker.created(self.index, born, relative, status.st_ctime_ns):
+                file.zones, file.era = None, era
             fi.fh = descriptor
             fi.keep_cache = 1 if self._keep_pages(status) else 0
             code = engine.settle(stream, number)
@@ -212,6 +209,25 @@ class Operations(Names):
             engine.settled()
         return 0
 
+    def _give_or_undo(self, descriptor: int, relative: bytes, mode: int) -> os.stat_result:
+        """The status of a new file, which is the caller's now. When it cannot be given to him, nothing of it stays."""
+        try:
+            return self._give_new(descriptor, relative, mode)
+        except BaseException:
+            os.close(descriptor)
+            self._undo(self.tree.unlink, relative)
+            raise
+
+    def _give_new(self, descriptor: int, relative: bytes, mode: int) -> os.stat_result:
+        """As `_give`, by descriptor. The status that results. Raises OSError, as where quotas are exceeded."""
+        uid, gid, _ = fuse.fuse_get_context()
+        if uid or gid:
+            above = self.tree.lstat(parent(relative))
+            os.fchown(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
+            if mode & SPECIAL_BITS:
+                os.fchmod(descriptor, stat.S_IMODE(mode))
+        return os.fstat(descriptor)
+
     def _create_local(self, relative: bytes, flags: int, mode: int, fi: Any) -> None:
         """What is not replicated changes on both servers, here behind the kernel's back: it may exist by now."""
         try:
@@ -221,8 +237,7 @@ class Operations(Names):
                 raise
             descriptor, status = self.tree.open_file(relative, flags | fi.flags & os.O_TRUNC)
         else:
-            self._give(relative, mode)
-            status = os.fstat(descriptor)
+            status = self._give_or_undo(descriptor, relative, mode)
         self._opened(descriptor, status, relative, fi)
 
     def _create_temporary(self, relative: bytes, mode: int, fi: Any) -> int:
@@ -232,8 +247,7 @@ class Operations(Names):
         self.engine.note_hidden(self.index, relative)
         with self._unseen(relative):
             descriptor = self.tree.create(relative, os.O_RDWR, mode)
-        self._give(relative, mode)
-        status = os.fstat(descriptor)
+            status = self._give_or_undo(descriptor, relative, mode)
         self.hidden.add(status.st_ino)
         self._opened(descriptor, status, relative, fi).temporary = True
         return 0
@@ -282,7 +296,7 @@ class Operations(Names):
         if file.era != engine.tracker.era or (
             zones is not None and (zone not in zones or (last != zone and (last not in zones or last - zone > 1)))
         ):
-            self._record(file, zone, last)
+            self._record(file, fh, zone, last)
         if flags & kernel.WRITE_KILL_SUIDGID:
             self._clear_privileges(fh, file)
         number = 0
@@ -292,15 +306,13 @@ class Operations(Names):
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if file.era != engine.tracker.era:
-                self._record(file, zone, last)  # a checkpoint came in between, and forgets what was recorded
+                self._record(file, fh, zone, last)  # a checkpoint came in between, and forgets what was recorded
             file.version += 1
             stream = engine.stream
-            if stream is None or file.orphan:
+            if stream is None or file.orphan or (file.session != stream.identity and not stream.bind(file)):
                 stream = None
                 done = os.pwrite(fh, data, offset) if size <= PIECE else write_pieces(fh, data, offset)
             else:
-                if file.session != stream.identity:
-                    stream.bind(file)
                 stream.replicated += size
                 try:
                     number, done = self._send_and_write(stream, file, fh, offset, request)
@@ -315,7 +327,7 @@ class Operations(Names):
                 if not stream.strict:
                     lenient = engine.lenient(stream)
             file.version += 1
-            file.times_due = True
+            self._time_due(file)
         if stream is not None:
             try:
                 code = engine.settle(stream, number)
@@ -325,6 +337,12 @@ class Operations(Names):
                 if lenient:
                     engine.settled()
         return done
+
+    def _time_due(self, file: File) -> None:
+        """The peer gets the time of a change within a second, also of a file that stays open. Under the order lock."""
+        if not file.times_due:
+            file.times_due = True
+            self.engine.due_files.add(file)
 
     @staticmethod
     def _end(fh: int, offset: int) -> int:
@@ -349,14 +367,16 @@ class Operations(Names):
         number = stream.send_write(self.index, file.fid, offset + at, frame)
         return number, at + os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
 
-    def _record(self, file: File, first: int, last: int) -> None:
+    def _record(self, file: File, fh: int, first: int, last: int) -> None:
         tracker = self.engine.tracker
         era = tracker.era
         if not file.orphan:
+            if not file.generation:
+                file.generation = generation(fh)
             if last - first > _MOST_ZONES:
-                tracker.whole(self.index, file.path)
+                tracker.whole(self.index, self.engine.visible(file) or file.path)
                 last = first
-            file.zones = tracker.touch(self.index, file.inode, file.path, first, last)
+            file.zones = tracker.touch(self.index, Identity(file.inode, file.generation), file.path, first, last)
         else:
             file.zones = None
         file.era = era
@@ -390,7 +410,8 @@ class Operations(Names):
                 os.fchmod(fh, stat.S_IMODE(mode) & ~bits)
 
         def send(stream: Stream) -> int:
-            stream.bind(file)
+            if not stream.bind(file):
+                return stream.send(Op.PING, 0)
             if capability:
                 stream.send(Op.REMOVEXATTR, self.index, file.fid, body=_CAPABILITY.encode(), flags=0)
             return stream.send(Op.SETATTR, self.index, file.fid, body=pack_attr(Set.MODE, stat.S_IMODE(mode) & ~bits))
@@ -431,12 +452,12 @@ class Operations(Names):
         if low != high:
             # What is cut off may come back as a hole: all of it. What is added was nowhere before.
             zones = (low // self._zone, low // self._zone if length > size else (high - 1) // self._zone)
-            self._record(file, *zones)
+            self._record(file, fh, *zones)
         else:
             zones = (0, 0)
         if self.kill_privileges:
             self._clear_privileges(fh, file)
-        self._on_handle(file, zones, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
+        self._on_handle(file, fh, zones, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Allocate, or punch a hole: modes that move data are left to the application."""
@@ -450,13 +471,21 @@ class Operations(Names):
         # Behind the end there was nothing before, and the size is compared anyway.
         end = max(min(offset + length, os.fstat(fh).st_size), offset + 1)
         zones = (offset // self._zone, (end - 1) // self._zone)
-        self._record(file, *zones)
+        self._record(file, fh, *zones)
         self._on_handle(
-            file, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
+            file, fh, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
         )
 
     def _on_handle(
-        self, file: File, zones: tuple[int, int], local: Callable[[], Any], op: Op, a: int, b: int = 0, extra: int = 0
+        self,
+        file: File,
+        fh: int,
+        zones: tuple[int, int],
+        local: Callable[[], Any],
+        op: Op,
+        a: int,
+        b: int = 0,
+        extra: int = 0,
     ) -> None:
         """A change of content other than a write, in zones that were recorded."""
         engine = self.engine
@@ -466,16 +495,17 @@ class Operations(Names):
             if not engine.writable:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if file.era != engine.tracker.era:
-                self._record(file, *zones)  # a checkpoint came in between
+                self._record(file, fh, *zones)  # a checkpoint came in between
             file.version += 1
             try:
                 local()
             finally:
                 file.version += 1
-            file.times_due = True
+            self._time_due(file)
             stream = None if file.orphan else engine.stream
+            if stream is not None and not stream.bind(file):
+                stream = None
             if stream is not None:
-                stream.bind(file)
                 number = stream.send(op, self.index, file.fid, a, b, extra=extra)
                 lenient = engine.lenient(stream)
         try:

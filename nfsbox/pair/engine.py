@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
-from safekit.rfs.exclusions import Exclusions
+from safekit.rfs.exclusions import Exclusions, is_hidden
+from safekit.rfs.identity import Identity
 from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
 from safekit.syscalls import sync_filesystem
@@ -76,15 +78,28 @@ class Settings:
 
 @dataclass
 class Revisit:
-    """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it."""
+    """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it. doubts:
+    files whose content the secondary may lack, although it was found equal before."""
 
     entries: dict[tuple[int, bytes], bool] = field(default_factory=dict)
+    doubts: set[tuple[int, Identity]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, root: int, path: bytes, *, recursive: bool = False) -> None:
         """From any thread: one that adds the entry alone must not undo that another asked for what is below it."""
         with self._lock:
             self.entries[root, path] = recursive or self.entries.get((root, path), False)
+
+    def doubt(self, root: int, file: Identity) -> None:
+        """The secondary may lack what was written to a file."""
+        with self._lock:
+            self.doubts.add((root, file))
+
+    def take_doubts(self) -> set[tuple[int, Identity]]:
+        """Take the doubts. Behind the entries: a doubt is noted before its entry."""
+        with self._lock:
+            taken, self.doubts = self.doubts, set()
+        return taken
 
     def take(self, most: int) -> dict[tuple[int, bytes], bool]:
         """Take entries off the list."""
@@ -108,6 +123,31 @@ MAX_NOTES: Final = 1 << 20
 
 def _note(root: int, path: bytes) -> bytes:
     return b"%d %s\0" % (root, path)
+
+
+def find_name(tree: Tree, exclusions: Exclusions, inode: int) -> bytes | None:
+    """A replicated name of a file that is open, by the number of its inode; None when it has none. Looks everywhere."""
+    pending = [b""]
+    while pending:
+        directory = pending.pop()
+        try:
+            with tree.inside(directory) as inside:
+                for entry in inside.entries():
+                    path = directory + b"/" + entry.name if directory else entry.name
+                    if exclusions.match(path):
+                        continue
+                    if entry.kind == stat.S_IFDIR:
+                        pending.append(path)
+                    elif entry.inode == inode:
+                        return path
+        except OSError:
+            continue  # removed meanwhile
+    return None
+
+
+def _inode(tree: Tree, path: bytes) -> int:
+    status = tree.status(path)
+    return 0 if status is None else status.st_ino
 
 
 class Refused(Exception):
@@ -145,6 +185,7 @@ class Engine:
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
+        self._strict_epoch = 0  # of the record: began when the secondary became strict
         self._unsettled: set[int] = set()  # threads with an operation whose fate at the peer is not noted yet
 
     # --- used by every change -------------------------------------------------------------------------------
@@ -215,15 +256,19 @@ class Engine:
         """See `lenient`."""
         self._unsettled.discard(threading.get_ident())
 
-    def visible(self, file: File) -> bytes:
-        """The path by which the peer knows a file, if it has one there. Under the order lock it stays true."""
-        if file.named is not None:
-            try:
-                if self.roots[file.root].tree.lstat(file.named).st_ino == file.inode:
-                    return file.named
-            except OSError:
-                pass  # the file has lost that name
-        return file.path
+    def visible(self, file: File) -> bytes | None:
+        """A path by which the peer knows a file; None for one that has lost all its names. Under the order lock it
+        stays true."""
+        tree = self.roots[file.root].tree
+        for path in (file.path, file.named):
+            if path is not None and not is_hidden(path) and _inode(tree, path) == file.inode:
+                return path
+        if file.orphan:
+            return None
+        # It was opened by a name that is gone. Where the others are, nobody has noted.
+        file.named = find_name(tree, self.roots[file.root].exclusions, file.inode)
+        file.orphan = file.named is None and not file.temporary
+        return file.named
 
     def flush_times(self) -> None:
         """Send the times that have changed since the last call. They are no part of what is acknowledged: a peer
@@ -465,18 +510,18 @@ class Engine:
 
     def checkpoint(self, timeout: float = 600.0) -> bool:
         """Put everything of the older epochs on both disks and forget them. False when the pair broke."""
-        count = self.tracker.epoch()
-        if not count:
+        number = self.tracker.epoch()
+        if not self.tracker.waiting:
             return True
         with self.order:
             stream = self.stream
             if stream is None or stream.state is not State.PAIRED:
                 return False
-            number = stream.send(Op.CHECKPOINT, 0, flags=0)
+            sent = stream.send(Op.CHECKPOINT, 0, flags=0)
         self.sync_backing()
-        if stream.wait_late(number, timeout):
+        if stream.wait_late(sent, timeout):
             return False
-        self.tracker.checkpointed(count)
+        self.tracker.checkpointed(number)
         return True
 
     def sync_backing(self) -> None:
@@ -489,7 +534,7 @@ class Engine:
         """First phase of END of the session `of`: None when there are entries to revisit; else the stream, strict from
         this point of the order on, with everything before on both disks. Raises Refused when it broke, OSError when
         the disk here refuses: then nothing recorded is forgotten."""
-        self.tracker.epoch()
+        self._strict_epoch = self.tracker.epoch()
         with self.order:
             stream = self.stream
             if stream is None or stream is not of or stream.state is State.LOST:
@@ -516,4 +561,4 @@ class Engine:
             if self.stream is not stream or stream.state is State.LOST:
                 raise Refused("the stream to the secondary broke")
             stream.state = stream.was = State.PAIRED
-        self.tracker.paired()
+        self.tracker.paired(self._strict_epoch)

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 class File:
     """An open regular file. `path` is its present path; `orphan` once its last name is gone: nobody but the present
     openers will ever see what is written then. `version` is odd while a change is under way, and rises with every
-    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole). `temporary`: made without a name
-    (O_TMPFILE), under a place holder, which is its `path` to the end; `named`: the name that it was given since."""
+    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole). `generation`: of its inode, 0
+    until it was asked for. `temporary`: made without a name (O_TMPFILE), under a place holder, which is its `path` to
+    the end; `named`: another name by which others see it. As long as it is open, no other file has its inode number."""
 
     __slots__ = (
         "era",
         "fid",
+        "generation",
         "inode",
         "local",
         "named",
@@ -33,6 +35,7 @@ class File:
     def __init__(self, root: int, inode: int, path: bytes, *, local: bool) -> None:
         self.root = root
         self.inode = inode
+        self.generation = 0
         self.path = path
         self.local = local
         self.orphan = False

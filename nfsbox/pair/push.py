@@ -19,7 +19,8 @@ from nfsbox.pair.engine import Engine, Root
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import parent
-from safekit.rfs.system import PUNCH_HOLE
+from safekit.rfs.identity import NOBODY, Identity
+from safekit.rfs.system import PUNCH_HOLE, generation
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER_SIZE, SMALL, Flag, Op, Set, WireError, pack_attr
 
@@ -57,7 +58,7 @@ class Pushed:
 
     kind: str
     size: int = 0
-    inode: int = 0
+    file: Identity = NOBODY
     fresh: bool = False
 
 
@@ -67,7 +68,7 @@ class Small:
     the secondary, or of reading it here."""
 
     kind: str
-    inode: int = 0
+    file: Identity = NOBODY
     size: int = 0
     code: int = 0
 
@@ -106,7 +107,7 @@ def send_entry(
     if stat.S_ISREG(status.st_mode):
         file = engine.files.get(root.index, status.st_ino)
         if file is not None:
-            stream.rebind(file)
+            stream.rebind(file, path)
     return number, status
 
 
@@ -142,10 +143,11 @@ class Pusher:
             stream = self._stream()
             try:
                 number, status = send_entry(engine, root, stream, path, fresh=fresh)
+                file = Identity(status.st_ino, root.tree.generation(path))
             except (FileNotFoundError, NotADirectoryError):
                 return Pushed("gone")
         self._wait(stream, number)
-        return Pushed(kind_of(status.st_mode), status.st_size, status.st_ino, stream.was_fresh(number))
+        return Pushed(kind_of(status.st_mode), status.st_size, file, stream.was_fresh(number))
 
     def link(self, root: Root, existing: bytes, path: bytes) -> bool:
         """Make `path` another name of `existing`, if it is one here. True when the file was written
@@ -235,13 +237,15 @@ class Pusher:
             return Small("gone"), 0
         try:
             size, inode = status.st_size, status.st_ino
+            identity = Identity(inode, generation(descriptor))
             # Names that belong together, and holes, want more than that.
             if status.st_nlink > 1 or size > SMALL or (size and _extent(descriptor, 0, size) != (0, size)):
-                return Small("single", inode, size), 0
+                return Small("single", identity, size), 0
             with engine.order:
                 if tree.lstat(path).st_ino != inode:
-                    return Small("single", inode, size), 0
+                    return Small("single", identity, size), 0
                 file = engine.files.opened(root.index, inode, path, local=False)
+                file.generation = identity.generation
                 version = file.version
             try:
                 # Without the lock, so that nobody waits for the disk.
@@ -265,21 +269,21 @@ class Pusher:
             status = root.tree.lstat(path)
             size = status.st_size
             if status.st_ino != file.inode or status.st_nlink > 1 or size != len(data):
-                return Small("single", status.st_ino, size), 0
+                return Small("single", Identity(file.inode, file.generation), size), 0
             if engine.stream is not stream:
                 raise WireError(errno.ENOTCONN, stream.reason or "the stream to the secondary broke")
             attr, more = entry_body(root.tree, path, status, acl=engine.settings.acl, fresh=False)
             number = stream.send(
                 Op.FILE, root.index, b=size, body=b"".join((attr, path, more, data)), extra=len(path), flags=_PUSHED
             )
-            stream.rebind(file)
+            stream.rebind(file, path)
             stream.reintegrated += size
-            return Small("file", file.inode, size), number
+            return Small("file", Identity(file.inode, file.generation), size), number
 
     # --- content --------------------------------------------------------------------------------------------
 
-    def zone(self, root: Root, path: bytes, offset: int, length: int) -> tuple[int, int]:
-        """Send a range of a file; the bytes of data sent, and the inode. A range beyond the end is nothing.
+    def zone(self, root: Root, path: bytes, offset: int, length: int) -> tuple[int, Identity]:
+        """Send a range of a file; the bytes of data sent, and which file. A range beyond the end is nothing.
         Raises FileNotFoundError, OSError, WireError."""
         engine = self.engine
         descriptor, status = root.tree.open_file(path, os.O_RDONLY)
@@ -290,8 +294,11 @@ class Pusher:
                 if root.tree.lstat(path).st_ino != inode:
                     raise FileNotFoundError(errno.ENOENT, "another file has this name now")
                 file = engine.files.opened(root.index, inode, path, local=False)
+                if file.path != path:
+                    file.named = path
             try:
-                return self._ranges(stream, root, file, descriptor, offset, length), inode
+                sent = self._ranges(stream, root, file, descriptor, offset, length)
+                return sent, Identity(inode, generation(descriptor))
             finally:
                 with engine.order:
                     if engine.files.closed(file) and file.session == stream.identity:
@@ -339,7 +346,7 @@ class Pusher:
                     got = os.preadv(descriptor, [view[HEADER_SIZE:]], offset)
                 if self.engine.stream is not stream:
                     raise WireError(errno.ENOTCONN, stream.reason or "the stream to the secondary broke")
-                stream.bind(file)
+                _bind(stream, file)
                 return stream.send_write(root.index, file.fid, offset, view[: HEADER_SIZE + got], _PUSHED)
         raise AssertionError("unreachable: the seventh attempt does not look at the version")
 
@@ -348,7 +355,7 @@ class Pusher:
         with engine.order:
             if self.engine.stream is not stream:
                 raise WireError(errno.ENOTCONN, stream.reason or "the stream to the secondary broke")
-            stream.bind(file)
+            _bind(stream, file)
             data_at, _ = _extent(descriptor, offset, offset + length)
             hole = min(length, data_at - offset)
             # What was written into the hole meanwhile has been sent as a write, or will be, after this.
@@ -357,6 +364,11 @@ class Pusher:
                 if hole
                 else stream.send(Op.PING, 0)
             )
+
+
+def _bind(stream: Stream, file: File) -> None:
+    if not stream.bind(file):
+        raise FileNotFoundError(errno.ENOENT, "the file has lost its names")
 
 
 def _extent(descriptor: int, offset: int, end: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from nfsbox.pair.engine import Engine, Refused, Root
 from nfsbox.pair.push import Bucket, Pusher
 from nfsbox.pair.stream import Stream
 from safekit.rfs import journal
+from safekit.rfs.system import generation
 from safekit.rfs.wire import Channel, Op, WireError, decode_map, expect, pack_time, valid_path
 
 log = logging.getLogger("nfsbox")
@@ -71,7 +72,8 @@ class Service:
         self._context = context
         self._engine = context.engine
         self._listing: tuple[int, bytes, list[bytes]] = (-1, b"", [])
-        self._dirty: Iterator[tuple[int, bytes, int, list[int] | None]] = iter(())
+        self._dirty: Iterator[journal.Item] = iter(())
+        self._marks: Iterator[list[Any]] = iter(())
         self._moved: Iterator[tuple[int, bytes]] = iter(())
         self._page = 0
         self._operations: dict[str, Callable[[Fields], Fields]] = {
@@ -170,6 +172,7 @@ class Service:
         trees = [root.tree for root in self._engine.roots]
         self._dirty = journal.expand(changes, trees)
         self._moved = journal.moved_directories(changes, trees)
+        self._marks = ([root, path, since] for (root, path), since in changes.directories.items())
         self._page = 1
         return {"reliable": self._engine.tracker.reliable, "cursor": 1}
 
@@ -177,21 +180,27 @@ class Service:
         if self._number(request, "cursor") != self._page:
             raise BadRequest("dirty_next out of order")
         files: list[list[Any]] = []
+        generations: list[int] = []
         roots = self._engine.roots
         directories = [[root, path] for root, path in islice(self._moved, MAX_ENTRIES)]
         if len(directories) == MAX_ENTRIES:
             self._page += 1
             return {"files": [], "dirs": directories, "cursor": self._page}
+        marks = list(islice(self._marks, MAX_ENTRIES))
+        if marks:
+            self._page += 1
+            return {"files": [], "dirs": directories, "marks": marks, "cursor": self._page}
         zones = 0
-        for root, path, inode, numbers in self._dirty:
+        for root, path, inode, numbers, number in self._dirty:
             if not roots[root].exclusions.match(path):
                 files.append([root, path, inode, numbers])
+                generations.append(number)
                 zones += len(numbers or ())
             if len(files) >= MAX_ENTRIES or zones > 100_000:
                 self._page += 1
-                return {"files": files, "dirs": directories, "cursor": self._page}
+                return {"files": files, "gens": generations, "dirs": directories, "cursor": self._page}
         self._page = 0
-        return {"files": files, "dirs": directories, "cursor": None}
+        return {"files": files, "gens": generations, "dirs": directories, "cursor": None}
 
     def _entry(self, root: Root, path: bytes, name: bytes) -> list[Any] | None:
         tree = root.tree
@@ -201,6 +210,7 @@ class Service:
             if status.st_mode & 0o170000 == 0o120000:
                 extra["t"] = tree.readlink(path)
             xattrs = tree.xattrs(path, acl=self._engine.settings.acl)
+            generation = tree.generation(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -223,6 +233,7 @@ class Service:
             status.st_blocks,
             extra or None,
             status.st_ctime_ns,
+            generation,
         ]
 
     def _op_list(self, request: Fields) -> Fields:
@@ -261,6 +272,7 @@ class Service:
             raise BadRequest("invalid zones")
         descriptor, status = root.tree.open_file(path, os.O_RDONLY)
         try:
+            number = generation(descriptor)
             digests = []
             for zone in zones:
                 if not isinstance(zone, list) or len(zone) != 2:
@@ -271,13 +283,20 @@ class Service:
                 digests.append(digest(descriptor, offset, length))
         finally:
             os.close(descriptor)
-        return {"ino": status.st_ino, "size": status.st_size, "digests": digests}
+        return {"ino": status.st_ino, "gen": number, "size": status.st_size, "digests": digests}
 
     # --- pushing --------------------------------------------------------------------------------------------
 
     def _op_push_entry(self, request: Fields) -> Fields:
         pushed = self._context.pusher.entry(self._root(request), self._path(request), fresh=bool(request.get("fresh")))
-        return {"kind": pushed.kind, "size": pushed.size, "ino": pushed.inode, "fresh": pushed.fresh}
+        file = pushed.file
+        return {
+            "kind": pushed.kind,
+            "size": pushed.size,
+            "ino": file.inode,
+            "gen": file.generation,
+            "fresh": pushed.fresh,
+        }
 
     def _op_push_files(self, request: Fields) -> Fields:
         root, paths = self._root(request), request.get("paths")
@@ -285,13 +304,16 @@ class Service:
             raise BadRequest("invalid paths")
         names = [self._path({"path": path}) for path in paths]
         pushed = self._context.pusher.files(root, names)
-        return {"files": [[small.kind, small.inode, small.size, small.code] for small in pushed]}
+        return {
+            "files": [[small.kind, small.file.inode, small.size, small.code] for small in pushed],
+            "gens": [small.file.generation for small in pushed],
+        }
 
     def _op_push_zone(self, request: Fields) -> Fields:
-        sent, inode = self._context.pusher.zone(
+        sent, file = self._context.pusher.zone(
             self._root(request), self._path(request), self._number(request, "off"), self._number(request, "len")
         )
-        return {"sent": sent, "ino": inode}
+        return {"sent": sent, "ino": file.inode, "gen": file.generation}
 
     def _op_push_link(self, request: Fields) -> Fields:
         pusher = self._context.pusher
@@ -311,8 +333,12 @@ class Service:
     # --- the end --------------------------------------------------------------------------------------------
 
     def _op_revisit(self, _request: Fields) -> Fields:
-        taken = self._engine.revisit.take(MAX_ENTRIES)
-        return {"paths": [[root, path, recursive] for (root, path), recursive in taken.items()]}
+        revisit = self._engine.revisit
+        taken = revisit.take(MAX_ENTRIES)
+        return {
+            "paths": [[root, path, recursive] for (root, path), recursive in taken.items()],
+            "doubts": [[root, *file] for root, file in revisit.take_doubts()],
+        }
 
     def _op_end(self, request: Fields) -> Fields:
         server = request.get("server", 0)

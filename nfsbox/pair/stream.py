@@ -59,7 +59,7 @@ class Stream:
         locktimeout: float,
         on_lost: Callable[[Stream, State, str], None],
         on_slow: Callable[[], None] = lambda: None,
-        visible: Callable[[File], bytes] = lambda file: file.path,
+        visible: Callable[[File], bytes | None] = lambda file: file.path,
     ) -> None:
         self.channel = channel
         channel.on_slow = self._on_slow = on_slow
@@ -132,19 +132,24 @@ class Stream:
         self._next_fid += 1
         return self._next_fid
 
-    def bind(self, file: File) -> None:
-        """Make sure that the secondary knows the file by its fid."""
+    def bind(self, file: File) -> bool:
+        """Make sure that the secondary knows the file by its fid. False for one that has no name there: what is
+        written to it nobody will ever see."""
         if file.session != self.identity:
+            path = self._visible(file)
+            if path is None:
+                return False
             file.fid = self.new_fid()
             file.session = self.identity
-            self.send(Op.OPEN, file.root, file.fid, body=self._visible(file), flags=0)
+            self.send(Op.OPEN, file.root, file.fid, body=path, flags=0)
             if not self.strict:
                 self.bound.add((file.root, file.inode))
+        return True
 
-    def rebind(self, file: File, path: bytes | None = None) -> None:
-        """The secondary has another inode at the file's path (or at `path`, another name of it) now."""
+    def rebind(self, file: File, path: bytes) -> None:
+        """The secondary has another inode at `path`, a name of the file, now."""
         if file.session == self.identity:
-            self.send(Op.OPEN, file.root, file.fid, body=self._visible(file) if path is None else path, flags=0)
+            self.send(Op.OPEN, file.root, file.fid, body=path, flags=0)
 
     # --- acknowledgements ----------------------------------------------------------------------------------
 

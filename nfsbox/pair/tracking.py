@@ -1,78 +1,154 @@
 """The journal of changes on disk (R4): one small synchronous record per newly touched zone or directory, written
 before the change is acknowledged, never one per write.
 
-Files `changes.<n>` in the module's rfs directory. Zeroes are written ahead, so that a record changes no size and
-one fdatasync puts it on disk. A new file begins an epoch; in PAIRED mode an older epoch is deleted once both
-servers have everything of it on disk (checkpoint), in ALONE mode nothing is forgotten until the end of a
-resynchronisation. A file whose beginning cannot be read makes the whole record unreliable: then zones cannot be
-told, and the resynchronisation falls back as the guide says (5.4).
+Files `changes.<n>` in the module's rfs directory, one for each epoch. Zeroes are written ahead, so that a record
+changes no size and one fdatasync puts it on disk. In PAIRED mode an older epoch is deleted once both servers have
+everything of it on disk (checkpoint); in ALONE mode nothing is forgotten until the end of a resynchronisation, only
+written shorter. Nothing else forgets: what is recorded of a removed file stays, because a power failure may bring the
+file back.
+
+Only the last epoch is written to; what the others say does not change any more, so that they are read and merged
+without the lock. A file whose beginning cannot be read makes the whole record unreliable: then zones cannot be told,
+and the resynchronisation falls back as the guide says (5.4).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from safekit.disk.files import sync_directory
 from safekit.rfs.changes import Changes, Kind, Mode, Record, renaming
 from safekit.rfs.exclusions import parent
+from safekit.rfs.identity import Identity
 from safekit.rfs.journal import MAGIC, PREFIX, Loaded, epoch_files, epoch_number
 
 log = logging.getLogger("nfsbox")
 
 CHUNK: Final = 256 << 10
-#: A journal longer than this that says little is written anew, bytes.
+#: Bytes of journals above which they are written shorter, unless they have not grown to twice what was needed then.
 COMPACT_AT: Final = 16 << 20
 #: New files of an epoch that are remembered, so that writing them again needs no record.
 MAX_FRESH: Final = 200_000
+#: Records of the current epoch that are copied under the lock; more are set aside by a new epoch first.
+COPIED: Final = 10_000
+_NEW: Final = ".changes.new"
+_SHORTER: Final = ".changes.shorter"
+
+# System calls of the record, each under a name of its own, so that a test makes exactly one of them fail.
+_allocate = os.pwrite
+_write = os.pwrite
+_commit = os.fdatasync
+_settle = os.fsync
+_install = os.rename
+_remove = os.unlink
+_sync_directory = sync_directory
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
 
 
 class Journal:
     """One epoch's file. Raises OSError when the disk refuses; the change it tells of must then not be made."""
 
-    def __init__(self, path: Path, zone_size: int) -> None:
+    def __init__(self, path: Path, zone_size: int, records: Iterable[Record] = (), *, temporary: str = _NEW) -> None:
+        """Made with its first records: it has its name when all of them are on disk."""
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
+        under_way = path.with_name(temporary)
+        self._fd = _create(under_way)
         self.length = 0
         self._allocated = 0
-        self._grow()
-        header = MAGIC + b"%d\n" % zone_size
-        os.pwrite(self._fd, header, 0)
-        self.length = len(header)
-        os.fsync(self._fd)
-        sync_directory(path.parent)
+        try:
+            self._put(MAGIC + b"%d\n" % zone_size)
+            for record in records:
+                self._put(record.pack())
+            _settle(self._fd)
+            _install(under_way, path)
+            _sync_directory(path.parent)
+        except OSError:
+            self.close()
+            for made in (under_way, path):
+                with contextlib.suppress(OSError):
+                    _remove(made)
+            raise
 
     def _grow(self) -> None:
-        os.pwrite(self._fd, bytes(CHUNK), self._allocated)
+        _whole(_allocate, self._fd, bytes(CHUNK), self._allocated)
+        _settle(self._fd)
         self._allocated += CHUNK
-        os.fsync(self._fd)
 
-    def append(self, record: Record, *, durable: bool) -> None:
-        """Add a record; with `durable` it and all before it are on disk when the call returns."""
-        data = record.pack()
+    def _put(self, data: bytes) -> None:
         while self.length + len(data) > self._allocated:
             self._grow()
-        os.pwrite(self._fd, data, self.length)
+        _whole(_write, self._fd, data, self.length)
         self.length += len(data)
-        if durable:
-            os.fdatasync(self._fd)
+
+    def append(self, record: Record, *, durable: bool) -> None:
+        """Add a record; with `durable` it and all before it are on disk when the call returns. After a failure it is
+        not there, and the next one takes its place: the system forgets what it could not write."""
+        data = record.pack()
+        before = self.length
+        try:
+            self._put(data)
+            if durable:
+                _commit(self._fd)
+        except OSError:
+            self.length = before
+            with contextlib.suppress(OSError):
+                os.pwrite(self._fd, bytes(min(len(data), self._allocated - before)), before)
+            raise
 
     def sync(self) -> None:
         """Put everything on disk."""
-        os.fdatasync(self._fd)
+        _commit(self._fd)
 
     def close(self) -> None:
         """Free the descriptor; the file stays."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
-Epoch = tuple[Journal | None, Path, Changes]
+def _whole(write: object, descriptor: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += write(descriptor, data[done:], offset + done)  # type: ignore[operator]
+
+
+@dataclass(slots=True)
+class Epoch:
+    """What one file of the journal tells. `renames`: what they concern in older epochs, in their order."""
+
+    number: int
+    journal: Journal
+    changes: Changes = field(default_factory=Changes)
+    renames: list[Record] = field(default_factory=list)
+
+    def apply(self, record: Record) -> None:
+        """Add what a record tells."""
+        self.changes.apply(record)
+        if record.kind is Kind.RENAME and record.path != record.path2:
+            self.renames.append(record)
+
+
+def _merged(epochs: Iterable[Epoch], mode: Mode) -> Changes:
+    """What epochs tell together, oldest first."""
+    merged = Changes()
+    for epoch in epochs:
+        for record in epoch.renames:
+            merged.apply(record)
+        merged.merge(epoch.changes)
+    merged.mode = mode
+    return merged
 
 
 class Tracker:
@@ -85,16 +161,22 @@ class Tracker:
         self.mode = Mode.ALONE
         self.reliable = True
         self._lock = threading.Lock()
-        self._journal: Journal | None = None
-        self._epochs: list[Epoch] = []  # oldest first, the last is current
-        self._fresh: OrderedDict[tuple[int, int], None] = OrderedDict()  # in the order in which they were made
+        # Oldest first, the last is written to; empty while nothing is recorded. Readers without the lock take the
+        # tuple once: it is replaced, never changed.
+        self._epochs: tuple[Epoch, ...] = ()
+        self._since = 0  # number of the first epoch whose records count: older ones may be forgotten at any time
+        # Which file had the number of an inode when it was made in this era; in the order in which they were made.
+        self._fresh: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._complained = False
+        self._needed = 0  # bytes of the journals when they were written shorter last
+        self._shortening: threading.Thread | None = None
         self._clock = time.time_ns() - time.monotonic_ns()
 
     # --- life ---------------------------------------------------------------------------------------------
 
     def start(self, mode: Mode, inherited: Loaded | None) -> None:
-        """Begin to record; what an earlier life recorded is kept (None: nothing to keep). Raises OSError."""
+        """Begin to record; what an earlier life recorded is kept (None: nothing to keep). Raises OSError; what it
+        recorded is then on disk as it was."""
         with self._lock:
             self._close_epochs()
             old = epoch_files(self.directory)
@@ -102,62 +184,74 @@ class Tracker:
             self.reliable = inherited.reliable if inherited is not None else True
             self.mode = mode
             self._begin(kept)
+            self._void()
             for path in old:
-                path.unlink()
-            sync_directory(self.directory)
+                _remove(path)
+            _sync_directory(self.directory)
 
     def stop(self, *, clean: bool) -> None:
         """End; with `clean` the journal says that the product stopped in order."""
         with self._lock:
-            if self._journal is not None and clean:
-                self._journal.append(Record(Kind.CLOSED), durable=True)
-            self._close_epochs()
+            try:
+                if self._epochs and clean:
+                    self._epochs[-1].journal.append(Record(Kind.CLOSED), durable=True)
+            finally:
+                self._close_epochs()
+        shortening = self._shortening
+        if shortening is not None:
+            shortening.join()
 
     @property
     def active(self) -> bool:
-        return self._journal is not None
+        return bool(self._epochs)
 
     def _close_epochs(self) -> None:
-        for journal, _, _ in self._epochs:
-            if journal is not None:
-                journal.close()
-        self._epochs = []
-        self._journal = None
+        for epoch in self._epochs:
+            epoch.journal.close()
+        self._epochs = ()
+        self._needed = 0
         self._void()
 
     def _void(self) -> None:
-        self.era += 1
+        """Only what the current epoch records from now on counts as recorded."""
+        self._since = self._epochs[-1].number if self._epochs else 0
         self._fresh = OrderedDict()
+        self.era += 1  # last: whoever reads the new era must not find what counted in the old one
 
-    def _begin(self, kept: Changes, earlier: Sequence[Epoch] = ()) -> None:
-        """A new epoch with what is `kept`, behind `earlier` ones: what files remember of being recorded is void."""
-        self._write(kept, earlier)
-        self._void()
-
-    def _write(self, kept: Changes, earlier: Sequence[Epoch]) -> None:
+    def _begin(self, kept: Changes) -> None:
         existing = epoch_files(self.directory)
-        path = self.directory / f"{PREFIX}{epoch_number(existing[-1]) + 1 if existing else 1}"
-        journal = Journal(path, self.zone_size)
+        number = epoch_number(existing[-1]) + 1 if existing else 1
         kept.mode = self.mode
-        for record in kept.snapshot():
-            journal.append(record, durable=False)
-        journal.sync()
-        # Replaced, never changed: `touch_directory` and `counts` read the list without the lock.
-        self._epochs = [*earlier, (journal, path, kept)]
-        self._journal = journal
+        journal = Journal(self.directory / f"{PREFIX}{number}", self.zone_size, kept.snapshot())
+        if self._epochs:
+            self._epochs[-1].journal.close()
+        self._epochs = (*self._epochs, Epoch(number, journal, kept))
 
     # --- records ------------------------------------------------------------------------------------------
 
-    @property
-    def _current(self) -> Changes:
-        return self._epochs[-1][2]
+    def _counting(self) -> tuple[Epoch, ...]:
+        """The epochs whose records are not forgotten before this era ends, the current one last."""
+        epochs = self._epochs
+        return (
+            epochs
+            if epochs and epochs[0].number >= self._since
+            else tuple(e for e in epochs if e.number >= self._since)
+        )
+
+    def _marked(self, root: int, path: bytes) -> int | None:
+        """Since when entries of a directory may be new, as far as this era has recorded it."""
+        marks = [e.changes.directories.get((root, path)) for e in self._counting()]
+        return min((mark for mark in marks if mark is not None), default=None)
+
+    def _moved(self, root: int, path: bytes) -> bool:
+        return any((root, path) in epoch.changes.moved for epoch in self._counting())
 
     def _add(self, record: Record, *, durable: bool) -> None:
-        journal = self._journal
-        if journal is None:
+        epochs = self._epochs
+        if not epochs:
             return
         try:
-            journal.append(record, durable=durable)
+            epochs[-1].journal.append(record, durable=durable)
         except OSError as error:
             if not self._complained:
                 log.error(
@@ -169,178 +263,248 @@ class Tracker:
             self._complained = True
             raise
         self._complained = False
-        for _, _, changes in self._epochs if record.kind is Kind.RENAME else self._epochs[-1:]:
-            changes.apply(record)
-        if journal.length > COMPACT_AT and self.mode is Mode.ALONE:
-            self._compact()
+        epochs[-1].apply(record)
+        if epochs[-1].journal.length > COMPACT_AT and self.mode is Mode.ALONE:
+            self._shorten()
 
-    def _compact(self) -> None:
-        old = self._epochs
-        self._write(self._merged(), ())  # the era goes on: what was recorded still is
-        for journal, path, _ in old:
-            if journal is not None:
-                journal.close()
-            path.unlink()
-        sync_directory(self.directory)
-
-    def touch(self, root: int, inode: int, path: bytes, first: int, last: int) -> set[int] | None:
+    def touch(self, root: int, file: Identity, path: bytes, first: int, last: int) -> set[int] | None:
         """Record zones first..last of a file before they change. Returns the zones recorded so far in this era,
         None when the file is new and recorded whole with its directory. Raises OSError."""
         with self._lock:
-            if self._journal is None:
+            if not self._epochs or self._fresh.get((root, file.inode)) == file.generation:
                 return None
-            if (root, inode) in self._fresh:
-                return None
-            needed = self._current.zones_to_record(root, inode, first, last)
+            key = (root, *file)
+            counting = self._counting()
+            needed = counting[-1].changes.zones_to_record(root, file, first, last)
+            if needed is not None and len(counting) > 1:
+                known = _zones(counting, key)
+                if all(zone in known for zone in range(first, last + 1)):
+                    return known
             if needed is not None:
-                self._add(Record(Kind.ZONES, root, inode, needed[0], needed[1], path), durable=True)
-            return self._current.files[root, inode].zones
+                self._add(Record(Kind.ZONES, root, file.inode, *needed, path, generation=file.generation), durable=True)
+            return counting[-1].changes.files[key].zones if len(counting) == 1 else _zones(counting, key)
 
     def touch_directory(self, root: int, path: bytes, now_ns: int | None = None) -> None:
         """Record that entries of a directory are about to be made or moved in. Raises OSError."""
-        # Without the lock, for every name that is made: an entry appears here once it is on disk, and that an epoch
-        # which begins now does not have it is found by whoever makes the change, under the order lock.
-        epochs = self._epochs
-        if not epochs or (root, path) in epochs[-1][2].directories:
+        if self._marked(root, path) is not None:  # without the lock: nothing that counts is forgotten in this era
             return
         with self._lock:
             since = time.time_ns() - 2_000_000_000 if now_ns is None else now_ns
             self._add(Record(Kind.DIRECTORY, root, a=since, path=path), durable=True)
 
-    def created(self, root: int, inode: int, path: bytes, ctime_ns: int) -> bool:
+    def created(self, root: int, file: Identity, path: bytes, ctime_ns: int) -> bool:
         """A file was made; its directory is recorded. True when it is covered whole by that."""
         with self._lock:
-            if self._journal is None:
-                return False
-            place = (root, parent(path))
-            since = self._current.directories.get(place)
-            if since is None:
+            above = parent(path)
+            since = self._marked(root, above)
+            if since is None or not file.generation:
                 return False
             if ctime_ns < since:
                 # The clock was set back: the mark of the directory must cover this file.
-                self._add(Record(Kind.DIRECTORY, root, a=ctime_ns, path=place[1]), durable=True)
+                self._add(Record(Kind.DIRECTORY, root, a=ctime_ns, path=above), durable=True)
             if len(self._fresh) >= MAX_FRESH:
                 self._fresh.popitem(last=False)  # the oldest: files are written soon after they are made
-            self._fresh[root, inode] = None
+            self._fresh[root, file.inode] = file.generation
             return True
 
-    def renamed(self, root: int, inode: int, old: bytes, new: bytes, *, directory: bool) -> None:
-        """Before a rename: what is recorded below `old` will be found at `new`. Raises OSError."""
+    def renamed(self, root: int, file: Identity | None, old: bytes, new: bytes) -> None:
+        """Before a rename, of a directory when there is no `file`: what is recorded below `old` will be found at
+        `new`. Raises OSError."""
         with self._lock:
-            if self._journal is None:
+            if not self._epochs:
                 return
-            if not directory and self._new_name(root, inode, old, new):
+            if file is not None and self._new_name(root, file, old, new):
                 return
-            known = any((root, inode) in changes.files for _, _, changes in self._epochs)
-            if known or directory or (root, new) not in self._current.moved:
-                self._add(renaming(root, inode, old, new, file=not directory), durable=True)
+            known = file is None or any((root, *file) in epoch.changes.files for epoch in self._epochs)
+            if known or not self._moved(root, new):
+                self._add(renaming(root, file, old, new), durable=True)
 
-    def linked(self, root: int, inode: int, old: bytes, new: bytes) -> None:
+    def linked(self, root: int, file: Identity, old: bytes, new: bytes) -> None:
         """Before a file gets another name: the peer may have another one of that name. Raises OSError."""
         with self._lock:
-            if self._journal is None or self._new_name(root, inode, old, new):
-                return
-            if (root, new) not in self._current.moved:
-                self._add(renaming(root, inode, new, new, file=True), durable=True)
+            if self._epochs and not self._new_name(root, file, old, new) and not self._moved(root, new):
+                self._add(renaming(root, file, new, new), durable=True)
 
-    def _new_name(self, root: int, inode: int, old: bytes, new: bytes) -> bool:
+    def _new_name(self, root: int, file: Identity, old: bytes, new: bytes) -> bool:
         """True for a file that is covered by the mark of its directory, and at its new name is as well."""
-        if (root, inode) not in self._fresh:
+        if self._fresh.get((root, file.inode)) != file.generation:
             return False
-        above = (root, parent(new))
-        directories = self._current.directories
-        since = directories.get((root, parent(old)))
+        since = self._marked(root, parent(old))
         if since is None:
             return False
-        if directories.get(above, since + 1) > since:
-            self._add(Record(Kind.DIRECTORY, root, a=since, path=above[1]), durable=True)
+        above = self._marked(root, parent(new))
+        if above is None or above > since:
+            self._add(Record(Kind.DIRECTORY, root, a=since, path=parent(new)), durable=True)
         return True
 
     def whole(self, root: int, path: bytes) -> None:
         """So much of a file is about to change that it is compared whole. Raises OSError."""
         with self._lock:
-            if self._journal is not None and (root, path) not in self._current.moved:
-                self._add(renaming(root, 0, path, path, file=True), durable=True)
-
-    def gone(self, root: int, inode: int) -> None:
-        """The last name of a file is removed and nobody has it open."""
-        with self._lock:
-            self._fresh.pop((root, inode), None)
-            # Not on disk: a power failure may bring the file back, but not take the record of its removal away.
-            for _, _, changes in self._epochs:
-                changes.files.pop((root, inode), None)
+            if self._epochs and not self._moved(root, path):
+                self._add(renaming(root, Identity(0), path, path), durable=True)
 
     # --- epochs -------------------------------------------------------------------------------------------
 
     def epoch(self) -> int:
-        """Begin a new epoch; returns how many older ones wait for a checkpoint. Raises OSError."""
+        """Begin a new epoch; returns its number: what older ones tell may be forgotten when both servers have it on
+        disk. Raises OSError."""
         with self._lock:
-            if self._journal is not None and (self._current or len(self._epochs) > 1):
-                self._begin(Changes(), self._epochs)
-            return len(self._epochs) - 1
+            if self._epochs and (self._epochs[-1].changes or len(self._epochs) > 1):
+                self._begin(Changes())
+                self._void()
+            return self._epochs[-1].number if self._epochs else 0
 
-    def checkpointed(self, count: int) -> None:
-        """Both servers have everything of the `count` oldest epochs on disk: forget them, unless the peer was lost
+    @property
+    def waiting(self) -> bool:
+        """Whether there are older epochs."""
+        return len(self._epochs) > 1
+
+    def checkpointed(self, number: int) -> None:
+        """Both servers have everything of the epochs before `number` on disk: forget them, unless the peer was lost
         meanwhile."""
         with self._lock:
-            if self.mode is not Mode.PAIRED:
-                return
-            dropped, self._epochs = self._epochs[:count], self._epochs[count:]
-            for journal, path, _ in dropped:
-                if journal is not None:
-                    journal.close()
-                path.unlink()
+            if self.mode is Mode.PAIRED:
+                self._forget(number)
 
     def alone(self) -> None:
         """From now on nothing is forgotten. Durable. Raises OSError."""
         with self._lock:
-            self.mode = Mode.ALONE
-            if self._journal is not None:
+            before, self.mode = self.mode, Mode.ALONE
+            try:
                 self._add(Record(Kind.MODE, a=Mode.ALONE), durable=True)
+            except OSError:
+                self.mode = before
+                raise
 
-    def paired(self) -> None:
-        """The peer has everything up to the epoch that began with its strictness: keep that one only. Durable."""
+    def paired(self, number: int) -> None:
+        """The peer has everything up to epoch `number`, which began with its strictness: keep what was recorded since.
+        Durable. Raises OSError."""
         with self._lock:
-            self.mode = Mode.PAIRED
             self.reliable = True
-            if self._journal is None:
+            before, self.mode = self.mode, Mode.PAIRED
+            if not self._epochs:
                 return
-            self._add(Record(Kind.MODE, a=Mode.PAIRED), durable=True)
-            dropped, self._epochs = self._epochs[:-1], self._epochs[-1:]
-            for journal, path, _ in dropped:
-                if journal is not None:
-                    journal.close()
-                path.unlink()
-            sync_directory(self.directory)
+            try:
+                self._add(Record(Kind.MODE, a=Mode.PAIRED), durable=True)
+            except OSError:
+                self.mode = before
+                raise
+            self._forget(number)
+            _sync_directory(self.directory)
+
+    def _forget(self, number: int) -> None:
+        """The epochs before `number`. Their files go first: what cannot be removed is not forgotten."""
+        for epoch in [e for e in self._epochs if e.number < number]:
+            _remove(epoch.journal.path)
+            epoch.journal.close()
+            self._epochs = tuple(e for e in self._epochs if e is not epoch)
+        self._needed = 0
+
+    # --- writing it shorter -------------------------------------------------------------------------------
+
+    def _shorten(self) -> None:
+        """Under the lock: have a thread write the journals shorter, if that is due. What they tell is set aside by a
+        new epoch, and goes on counting as recorded; who changes something meanwhile does not wait."""
+        size = sum(epoch.journal.length for epoch in self._epochs)
+        if size < 2 * self._needed or (self._shortening is not None and self._shortening.is_alive()):
+            return
+        self._needed = size  # a disk that is full is not asked again with every record
+        try:
+            self._begin(Changes())
+        except OSError as error:
+            log.warning("the record of changes could not be written shorter: %s", error.strerror)
+            return
+        closed = self._epochs[:-1]
+        groups = [[e for e in closed if e.number < self._since], [e for e in closed if e.number >= self._since]]
+        self._shortening = threading.Thread(
+            target=self._write_shorter, args=([g for g in groups if g],), name="shorten", daemon=True
+        )
+        self._shortening.start()
+
+    def _write_shorter(self, groups: list[list[Epoch]]) -> None:
+        needed = 0
+        for group in groups:
+            merged = _merged(group, Mode.ALONE)
+            last = group[-1]
+            try:
+                shorter = Journal(
+                    last.journal.path.with_name(_SHORTER + ".whole"),
+                    self.zone_size,
+                    merged.snapshot(),
+                    temporary=_SHORTER,
+                )
+                shorter.close()
+            except OSError as error:
+                log.warning("the record of changes could not be written shorter: %s; it stays as it is", error.strerror)
+                return
+            needed += shorter.length
+            with self._lock:
+                if not self._replace(group, Epoch(last.number, shorter, merged, _renames(group))):
+                    return
+        with self._lock:
+            if self._epochs:
+                self._needed = needed
+
+    def _replace(self, group: list[Epoch], shorter: Epoch) -> bool:
+        """Under the lock: one epoch in the place of several. Until the older files are removed they say the same once
+        more. False when the record was begun anew meanwhile."""
+        under_way = shorter.journal.path
+        shorter.journal.path = group[-1].journal.path
+        try:
+            if not all(any(epoch is known for known in self._epochs) for epoch in group):
+                _remove(under_way)
+                return False
+            _install(under_way, shorter.journal.path)
+            _sync_directory(self.directory)
+            rest = [epoch for epoch in self._epochs if not any(epoch is old for old in group)]
+            self._epochs = tuple(sorted([shorter, *rest], key=lambda epoch: epoch.number))
+            for epoch in group[:-1]:
+                _remove(epoch.journal.path)
+            return True
+        except OSError as error:
+            log.warning("the record of changes could not be written shorter: %s; it stays as it is", error.strerror)
+            return False
+
+    # --- the clock ----------------------------------------------------------------------------------------
 
     def watch_clock(self) -> None:
         """Call every second: a clock set back by more than a second voids what is known of new files."""
         with self._lock:
             now = time.time_ns() - time.monotonic_ns()
-            if now < self._clock - 1_000_000_000 and self._journal is not None:
+            if now < self._clock - 1_000_000_000 and self._epochs:
                 moved = self._clock - now
-                for (root, path), since in list(self._current.directories.items()):
+                marks = {place: since for e in self._counting() for place, since in e.changes.directories.items()}
+                for (root, path), since in marks.items():
                     self._add(Record(Kind.DIRECTORY, root, a=since - moved, path=path), durable=False)
-                self._journal.sync()
+                self._epochs[-1].journal.sync()
             self._clock = now
 
-    def _merged(self) -> Changes:
-        merged = Changes()
-        for _, _, changes in self._epochs:
-            merged.merge(changes)
-        merged.mode = self.mode
-        return merged
+    # --- what is recorded ---------------------------------------------------------------------------------
 
     def snapshot(self) -> Changes:
         """A copy of everything recorded."""
         with self._lock:
-            return self._merged()
+            if self._epochs and len(self._epochs[-1].changes) > COPIED:
+                with contextlib.suppress(OSError):  # copied under the lock then
+                    self._begin(Changes())
+            epochs = self._epochs
+            current = [Epoch(e.number, e.journal, _merged([e], self.mode), list(e.renames)) for e in epochs[-1:]]
+        return _merged([*epochs[:-1], *current], self.mode)
 
     def counts(self) -> tuple[int, int]:
         """Files and directories recorded. Without the lock, which is held while the disk writes a record: `status` is
         answered by the thread of the bus, which must not wait for a disk that hangs."""
         epochs = self._epochs
         return (
-            sum(len(changes.files) for _, _, changes in epochs),
-            sum(len(changes.directories) for _, _, changes in epochs),
+            sum(len(epoch.changes.files) for epoch in epochs),
+            sum(len(epoch.changes.directories) for epoch in epochs),
         )
+
+
+def _zones(epochs: Iterable[Epoch], key: tuple[int, int, int]) -> set[int]:
+    changes = (epoch.changes.files.get(key) for epoch in epochs)
+    return set().union(*(change.zones for change in changes if change is not None))
+
+
+def _renames(epochs: Iterable[Epoch]) -> list[Record]:
+    return [record for epoch in epochs for record in epoch.renames]

@@ -1,7 +1,9 @@
 """What may differ from the peer: zones of files and directories whose entries were made since a moment. Pure.
 
-A file is known by (root, inode) and carries the path under which it was last seen, so that neither its own rename
-nor one of a directory above loses it. A directory mark means: entries in it that were made at `since` (time of that
+A file is known by (root, inode, generation) and carries the path under which it was last seen, so that neither its own
+rename nor one of a directory above loses it, and no file that has the number of its inode later is taken for it. What
+is recorded of a file that is gone stays: a power failure may bring the file back.
+A directory mark means: entries in it that were made at `since` (time of that
 file system, ns) or later may be new; their content is compared whole, new directories recursively.
 A name that was given to something else (`moved`) stands for other content than at the peer: zones say nothing of what
 is there, or below it, so it is compared whole.
@@ -17,8 +19,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from safekit.rfs.identity import Identity
+
 FRAME: Final = struct.Struct("<II")  # length of payload, CRC-32 of payload
-RECORD: Final = struct.Struct("<BxHIQQQ")  # kind, root, length of first path, inode, a, b
+RECORD: Final = struct.Struct("<BxHIQQQQ")  # kind, root, length of first path, inode, a, b, generation
+#: As the release before wrote it, which knew no generations.
+RECORD_1: Final = struct.Struct("<BxHIQQQ")
 MAX_PAYLOAD: Final = RECORD.size + 2 * 65536
 
 #: Zones recorded at once grow with the number of records of a file: a random writer costs few records.
@@ -29,10 +35,10 @@ _MOST: Final = 64
 class Kind(IntEnum):
     """Kinds of records."""
 
-    ZONES = 1  # inode, a first zone, b count; path
+    ZONES = 1  # inode, generation, a first zone, b count; path
     DIRECTORY = 2  # a since; path
-    RENAME = 3  # old path, new path; a 1: of one file, inode; both paths alike: the name is new to what it stands for
-    GONE = 4  # inode
+    RENAME = 3  # old path, new path; a 1: of a file, inode, generation; paths alike: new to what it stands for
+    GONE = 4  # of a release before; it says nothing any more
     MODE = 5  # a: see Mode
     CLOSED = 6  # the product stopped in order; nothing follows
 
@@ -71,42 +77,47 @@ class Record:
     b: int = 0
     path: bytes = b""
     path2: bytes = b""
+    generation: int = 0
 
     def pack(self) -> bytes:
         """Bytes of the record, with length and checksum."""
-        payload = RECORD.pack(self.kind, self.root, len(self.path), self.inode, self.a, self.b) + self.path + self.path2
+        head = RECORD.pack(self.kind, self.root, len(self.path), self.inode, self.a, self.b, self.generation)
+        payload = head + self.path + self.path2
         return FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def unpack(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[Record, int]]:
+def unpack(
+    data: bytes | memoryview, offset: int = 0, *, layout: struct.Struct = RECORD
+) -> Iterator[tuple[Record, int]]:
     """Records and the offset behind each, up to the first that is damaged or not written."""
     end = len(data)
-    while offset + FRAME.size + RECORD.size <= end:
+    while offset + FRAME.size + layout.size <= end:
         size, crc = FRAME.unpack_from(data, offset)
         start = offset + FRAME.size
-        if not RECORD.size <= size <= MAX_PAYLOAD or start + size > end:
+        if not layout.size <= size <= MAX_PAYLOAD or start + size > end:
             return
         payload = bytes(data[start : start + size])
         if zlib.crc32(payload) != crc:
             return
-        kind, root, length, inode, a, b = RECORD.unpack_from(payload)
-        if kind not in set(Kind) or RECORD.size + length > size:
+        kind, root, length, inode, a, b, *generation = layout.unpack_from(payload)
+        if kind not in set(Kind) or layout.size + length > size:
             return
-        rest = payload[RECORD.size :]
+        rest = payload[layout.size :]
         offset = start + size
-        yield Record(Kind(kind), root, inode, a, b, rest[:length], rest[length:]), offset
+        yield Record(Kind(kind), root, inode, a, b, rest[:length], rest[length:], *generation), offset
 
 
-def torn(data: bytes, offset: int) -> int:
+def torn(data: bytes, offset: int, *, layout: struct.Struct = RECORD) -> int:
     """Where what was being written at `offset`, the end of the good records, ends: a power failure may leave a part of
     it. Behind that nothing has been written yet."""
     (size,) = struct.unpack_from("<I", data.ljust(offset + 4, b"\0"), offset)
-    return int(min(offset + FRAME.size + (size if RECORD.size <= size <= MAX_PAYLOAD else RECORD.size), len(data)))
+    return int(min(offset + FRAME.size + (size if layout.size <= size <= MAX_PAYLOAD else layout.size), len(data)))
 
 
-def renaming(root: int, inode: int, old: bytes, new: bytes, *, file: bool) -> Record:
-    """The record of a rename; of `new` being a new name with `old` the same."""
-    return Record(Kind.RENAME, root, inode, a=int(file), path=old, path2=new)
+def renaming(root: int, file: Identity | None, old: bytes, new: bytes) -> Record:
+    """The record of a rename of a file, None: of a directory; of `new` being a new name with `old` the same."""
+    inode, generation = file or (0, 0)
+    return Record(Kind.RENAME, root, inode, a=int(file is not None), path=old, path2=new, generation=generation)
 
 
 def moved(names: Container[tuple[int, bytes]], root: int, path: bytes) -> bool:
@@ -125,7 +136,7 @@ class Changes:
     """The set, built from records in order."""
 
     def __init__(self) -> None:
-        self.files: dict[tuple[int, int], FileChange] = {}
+        self.files: dict[tuple[int, int, int], FileChange] = {}  # by root, inode, generation
         self.directories: dict[tuple[int, bytes], int] = {}
         self.moved: set[tuple[int, bytes]] = set()
         self.mode = Mode.PAIRED
@@ -134,30 +145,34 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.files or self.directories or self.moved)
 
+    def __len__(self) -> int:
+        return len(self.files) + len(self.directories) + len(self.moved)
+
     def apply(self, record: Record) -> None:
         """Add what a record tells."""
         self.closed = False
         match record.kind:
             case Kind.ZONES:
-                change = self.files.get((record.root, record.inode))
+                key = record.root, record.inode, record.generation
+                change = self.files.get(key)
                 if change is None:
-                    change = self.files[record.root, record.inode] = FileChange(record.path)
+                    change = self.files[key] = FileChange(record.path)
                 change.path = record.path
                 change.zones.update(range(record.a, record.a + record.b))
                 change.records += 1
             case Kind.DIRECTORY:
-                key = (record.root, record.path)
-                self.directories[key] = min(record.a, self.directories.get(key, record.a))
+                place = record.root, record.path
+                self.directories[place] = min(record.a, self.directories.get(place, record.a))
             case Kind.RENAME:
                 self.moved.add((record.root, record.path2))
                 if record.a:
-                    change = self.files.get((record.root, record.inode))
+                    change = self.files.get((record.root, record.inode, record.generation))
                     if change is not None and change.path == record.path:
                         change.path = record.path2
                 else:
                     self._rename(record.root, record.path, record.path2)
             case Kind.GONE:
-                self.files.pop((record.root, record.inode), None)
+                pass
             case Kind.MODE:
                 self.mode = Mode(record.a)
             case Kind.CLOSED:
@@ -165,7 +180,7 @@ class Changes:
 
     def _rename(self, root: int, old: bytes, new: bytes) -> None:
         below = old + b"/"
-        for (file_root, _), change in self.files.items():
+        for (file_root, _, _), change in self.files.items():
             if file_root == root:
                 if change.path == old:
                     change.path = new
@@ -181,9 +196,9 @@ class Changes:
             key = (root, new + path[len(old) :])
             self.directories[key] = min(since, self.directories.get(key, since))
 
-    def zones_to_record(self, root: int, inode: int, first: int, last: int) -> tuple[int, int] | None:
+    def zones_to_record(self, root: int, file: Identity, first: int, last: int) -> tuple[int, int] | None:
         """(first, count) of the record that covers zones first..last, None when they are covered already."""
-        change = self.files.get((root, inode))
+        change = self.files.get((root, *file))
         if change is None:
             return first, last - first + 1
         zones = change.zones
@@ -209,12 +224,12 @@ class Changes:
         """The shortest records that say the same."""
         yield Record(Kind.MODE, a=self.mode)
         for root, path in self.moved:
-            yield renaming(root, 0, path, path, file=True)
+            yield renaming(root, Identity(0), path, path)
         for (root, path), since in self.directories.items():
             yield Record(Kind.DIRECTORY, root, a=since, path=path)
-        for (root, inode), change in self.files.items():
+        for (root, inode, generation), change in self.files.items():
             for first, count in _runs(sorted(change.zones)):
-                yield Record(Kind.ZONES, root, inode, first, count, change.path)
+                yield Record(Kind.ZONES, root, inode, first, count, change.path, generation=generation)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -163,6 +163,14 @@ def receiving(state: DataState, verdict: Verdict, source: DataState, now_ns: int
     return replace(state, consistent=False, full_serial=0, copying=copying, receiving_ns=state.receiving_ns or now_ns)
 
 
+def unproved_since(state: DataState) -> int:
+    """Files of the target that changed since this moment (ctime, ns) are not believed for their size and time, 0: all
+    are. A reintegration that was interrupted, by whatever, may have left a file with both and without its content."""
+    begun = max(1, state.receiving_ns - int(GRACE_S * 1e9)) if state.receiving_ns and not state.consistent else 0
+    known = [moment for moment in (state.idle_ns, begun) if moment]
+    return min(known) if known else 0
+
+
 def received(state: DataState, source: DataState, now: float, *, ahead: bool = False) -> DataState:
     """The target at the end: everything that the source has is here.  Durable before the source forgets
     which zones the target lacked.  `ahead`: it acknowledges before it applies, see `acknowledging`."""

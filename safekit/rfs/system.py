@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import hashlib
 import os
 import struct
 from typing import Final
@@ -19,6 +21,7 @@ ENCODING: Final = "latin-1"
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_EMPTY_PATH = 0x1000
 _OMIT = (1 << 30) - 2
 _TIMES = struct.Struct("@llll")
 
@@ -73,11 +76,41 @@ _BTIME = struct.Struct("@qI")
 
 
 def birth_ns(above: int, name: bytes) -> int | None:
-    """When the inode of a name in the directory `above` was made, in ns; None when the file system does not tell.
+    """When the inode of a name in the directory `above`, or of the open file itself, was made, in ns; None when the
+    file system does not tell.
     Raises OSError."""
     buffer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(above, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer))
+    flags = _AT_SYMLINK_NOFOLLOW if name else _AT_EMPTY_PATH
+    _check(_libc.statx(above, name, flags, _STATX_BTIME, buffer))
     if not int.from_bytes(buffer.raw[:4], "little") & _STATX_BTIME:
         return None
     seconds, nanoseconds = _BTIME.unpack_from(buffer, 80)
     return int(seconds * 1_000_000_000 + nanoseconds)
+
+
+_EMPTY_PATH: Final = 0x1000
+_HANDLE_FID: Final = 0x200  # since Linux 6.5: of file systems, too, whose handles cannot be opened
+_ROOM: Final = 128
+_HANDLE: Final = struct.Struct("@Ii")  # bytes, type
+_libc.name_to_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+
+
+def generation(above: int, name: bytes = b"") -> int:
+    """The generation of a name in an open directory (a link's own), or of the open file itself. Where the file system
+    has no handles, the time at which the file was made stands for it; 0 when it does not tell that either.
+    Raises OSError."""
+    buffer = ctypes.create_string_buffer(_HANDLE.size + _ROOM)
+    mount = ctypes.c_int()
+    for flags in (0, _HANDLE_FID):
+        _HANDLE.pack_into(buffer, 0, _ROOM, 0)
+        found = _libc.name_to_handle_at(
+            above, name, buffer, ctypes.byref(mount), flags if name else flags | _EMPTY_PATH
+        )
+        if found == 0:
+            size, kind = _HANDLE.unpack_from(buffer)
+            held = b"%d " % kind + buffer.raw[_HANDLE.size : _HANDLE.size + size]
+            return int.from_bytes(hashlib.blake2b(held, digest_size=8).digest(), "little") or 1
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOVERFLOW):
+            raise OSError(code, os.strerror(code))
+    return birth_ns(above, name) or 0

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from safekit.rfs import top
-from safekit.rfs.system import birth_ns, set_times
+from safekit.rfs.identity import Identity
+from safekit.rfs.system import birth_ns, generation, set_times
 from safekit.syscalls import sync_filesystem
 
 _OPENAT2: Final = 437
@@ -320,6 +321,17 @@ class Tree:
         above, name = self.at(path)
         return birth_ns(above.fd, name)
 
+    def identity(self, path: bytes) -> Identity:
+        """Which file that is."""
+        above, name = self.at(path)
+        status = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        return Identity(status.st_ino, generation(above.fd, name))
+
+    def generation(self, path: bytes) -> int:
+        """What tells it from others that had the number of its inode."""
+        above, name = self.at(path)
+        return generation(above.fd, name)
+
     def statvfs(self) -> os.statvfs_result:
         """Numbers of the file system that holds the data."""
         return os.statvfs((self._root or self._begin()).fd)
@@ -547,6 +559,10 @@ class Inside:
     def birth_ns(self, name: bytes) -> int | None:
         """When the inode was made, in ns; None when the file system does not tell."""
         return birth_ns(self.descriptor, name)
+
+    def generation(self, name: bytes) -> int:
+        """What tells one from others that had the number of its inode."""
+        return generation(self.descriptor, name)
 
     def xattrs(self, name: bytes, *, acl: bool) -> dict[bytes, bytes]:
         """Extended attributes of one that are replicated, access control lists only with `acl`."""

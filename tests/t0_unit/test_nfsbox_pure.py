@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nfsbox.fs import kernel
 from safekit.rfs.changes import Changes, Kind, Mode, Record, unpack
 from safekit.rfs.exclusions import Exclusions, is_hidden, parent
+from safekit.rfs.identity import Identity
 from safekit.rfs.wire import valid_path
 
 
@@ -97,23 +98,23 @@ def test_a_rename_never_loses_a_file() -> None:
     changes.apply(Record(Kind.DIRECTORY, 0, a=5, path=b"a/b"))
     changes.apply(Record(Kind.RENAME, 0, path=b"a", path2=b"z"))
     changes.apply(Record(Kind.RENAME, 0, path=b"z/b/f", path2=b"g"))
-    assert changes.files[0, 10].path == b"g"
+    assert changes.files[0, 10, 0].path == b"g"
     assert changes.directories[0, b"z/b"] == 5 and changes.directories[0, b"a/b"] == 5
     changes.apply(Record(Kind.RENAME, 1, path=b"g", path2=b"other root"))
-    assert changes.files[0, 10].path == b"g"
+    assert changes.files[0, 10, 0].path == b"g"
 
 
 def test_records_of_a_random_writer_grow() -> None:
     changes = Changes()
     written = 0
     for zone in range(0, 4096, 7):
-        needed = changes.zones_to_record(0, 1, zone, zone)
+        needed = changes.zones_to_record(0, Identity(1), zone, zone)
         if needed is not None:
             assert needed[0] <= zone < needed[0] + needed[1]
             changes.apply(Record(Kind.ZONES, 0, 1, needed[0], needed[1], b"f"))
             written += 1
     assert written < 150
-    assert changes.zones_to_record(0, 1, 0, 0) is None
+    assert changes.zones_to_record(0, Identity(1), 0, 0) is None
 
 
 def test_merge_keeps_the_older_mark() -> None:
@@ -122,7 +123,7 @@ def test_merge_keeps_the_older_mark() -> None:
     two.apply(Record(Kind.DIRECTORY, 0, a=4, path=b"d"))
     two.apply(Record(Kind.ZONES, 0, 1, 2, 2, b"f"))
     one.merge(two)
-    assert one.directories[0, b"d"] == 4 and one.files[0, 1].zones == {2, 3}
+    assert one.directories[0, b"d"] == 4 and one.files[0, 1, 0].zones == {2, 3}
     assert one.mode is Mode.PAIRED and not Changes() and one
 
 

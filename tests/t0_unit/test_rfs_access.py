@@ -44,7 +44,7 @@ ELSEWHERE = {
     ("safekit/rfs/quarantine.py", "_keep_one"): "a copy in SAFEVAR",
     ("safekit/rfs/quarantine.py", "restore"): "a directory that the administrator chose",
     ("safekit/rfs/quarantine.py", "remove"): "SAFEVAR",
-    ("nfsbox/pair/tracking.py", "Journal.__init__"): "the record in SAFEVAR",
+    ("nfsbox/pair/tracking.py", "_create"): "the record in SAFEVAR",
 }
 #: All their calls take descriptors, which Tree has opened.
 BY_DESCRIPTOR = {"safekit/rfs/top.py"}

@@ -245,11 +245,14 @@ class Pair:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.n1, self.n2 = (
-            Node(self, name, base / name, address) for name, address in zip(("n1", "n2"), addresses, strict=True)
+            self.node(name, base / name, address) for name, address in zip(("n1", "n2"), addresses, strict=True)
         )
         self.configure(self.rfs)
         for node in self.nodes:
             self.run(node.open())
+
+    def node(self, name: str, base: Path, address: str) -> Node:
+        return Node(self, name, base, address)
 
     @property
     def nodes(self) -> tuple[Node, Node]:
