@@ -24,6 +24,7 @@ from lab import kernel
 from lab.errors import LabError
 from lab.state import Process, lab_directory, load
 from safekit import syscalls
+from safekit.process import stacks
 
 PORTS = (9010, 9011, 9012, 9453)
 NOTE = "window.json"
@@ -115,6 +116,7 @@ class Window:
     async def serve(self) -> None:
         """Until the lab is gone."""
         loop = asyncio.get_running_loop()
+        stacks.write_on_signal(loop)
         listening = self._listen()
         urls = {}
         for node, address, socks in listening:

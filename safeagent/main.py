@@ -25,6 +25,7 @@ from safekit.disk.watch import DirectoryWatch
 from safekit.log import commands
 from safekit.log.tail import Tail
 from safekit.model.snmpd import AgentSettings, parse_settings
+from safekit.process import stacks
 from safekit.process.frame import give_back_memory, set_process_name
 
 NAME = "safeagent"
@@ -199,6 +200,7 @@ async def _serve() -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    stacks.write_on_signal(loop)
     bus = await Endpoint.open(NAME, _ping)
     try:
         numbers = load_numbers()
@@ -228,12 +230,14 @@ async def _serve() -> int:
         agent.close()
         await sender.close()
         await bus.close()
+        stacks.ignore()
     return 0
 
 
 def main() -> int:
     """Answer until SIGTERM. 1 when a port cannot be had."""
     set_process_name(NAME)
+    stacks.write_on_signal()
     os.umask(0o007)
     try:
         return asyncio.run(_serve())

@@ -315,3 +315,13 @@ def test_every_part_that_the_page_on_threads_names_is_there() -> None:
     code = [source.path.read_text(encoding="utf-8") for source in sources().values()]
     for owner, name in sorted(named):
         assert any(f"class {owner}" in t and re.search(rf"\b{name}\b", t) for t in code), f"{owner}.{name}"
+
+
+def test_whoever_runs_an_event_loop_writes_its_stacks_on_a_signal() -> None:
+    """Without that, kill -USR1 would end the process, which administrators are told to ask by it."""
+    missing = []
+    for source in sources().values():
+        called = {ast.unparse(node.func) for node in ast.walk(source.tree) if isinstance(node, ast.Call)}
+        if "asyncio.run" in called and "stacks.write_on_signal" not in called:
+            missing.append(source.name)
+    assert not missing
