@@ -24,6 +24,7 @@ from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths, node_name
 from safekit.disk.resources import Resource, load
 from safekit.disk.watch import DirectoryWatch
+from safekit.process import stacks
 from safekit.process.frame import give_back_memory, set_process_name
 
 NAME = "safekairosdbd"
@@ -150,6 +151,7 @@ async def _serve(url: str) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    stacks.write_on_signal(loop)
     daemon = Daemon(url)
     print(f"{NAME}: sends to {daemon.url}", flush=True)
     give_back_memory()
@@ -172,6 +174,7 @@ def main() -> int:
         print(f"{NAME}: {url} is not an URL; put one like http://127.0.0.1:8080 into ExecStart", file=sys.stderr)
         return 2
     set_process_name(NAME)
+    stacks.write_on_signal()
     os.umask(0o007)
     status = asyncio.run(_serve(url))
     sys.stdout.flush()

@@ -22,6 +22,7 @@ from safekit.disk.resources import load
 from safekit.notify import queue
 from safekit.notify.deliver import NotDelivered, deliver
 from safekit.notify.settings import BadSettings, NotifySettings, parse_settings
+from safekit.process import stacks
 from safekit.process.frame import give_back_memory, set_process_name
 from safekit.view.module import view_of
 from safenotify.events import Event, Events, Limit, View, headline, speaks
@@ -193,6 +194,7 @@ async def _serve() -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    stacks.write_on_signal(loop)
     bus = await Endpoint.open(NAME, _ping)
     notifier = Notifier()
     notifier.refresh()
@@ -213,12 +215,14 @@ async def _serve() -> int:
                     await stopping.wait()
     finally:
         await bus.close()
+        stacks.ignore()
     return 0
 
 
 def main() -> int:
     """Tell until SIGTERM."""
     set_process_name(NAME)
+    stacks.write_on_signal()
     os.umask(0o007)
     try:
         status = asyncio.run(_serve())
