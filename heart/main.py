@@ -198,14 +198,16 @@ class Heart:
         resources = shell.published.loaded()
         shell.published.clear_remote()
         shell.publish_encryption()
+        gap, unconfirmed = shell.life.ages()
         shell.feed(
             Born(
                 tuple(resources.items()),
                 halted=bool(mark),
                 adopt=mark == "same",
                 unix=time.time(),
-                gap=shell.life.gap(),
+                gap=gap,
                 unproved=mark == "same",
+                unconfirmed=unconfirmed,
             )
         )
         if not left:

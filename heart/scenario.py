@@ -46,7 +46,8 @@ from heart.core.events import (
     Tick,
 )
 from heart.core.state import State
-from heart.core.values import Command, Reason, Role, Setup
+from heart.core.values import Beat, Command, Reason, Role, Setup
+from heart.shell.telling import Sent
 from safekit.log.messages import MESSAGES, render
 
 EFFECT_SECONDS = 0.01
@@ -80,7 +81,7 @@ class Server:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.heart: State | None = None
-        self.sequence = 0
+        self.sent = Sent(0)
         self.tokens: set[int] = set()
         self.overrides: dict[str, str] = {}
         self.scripts: list[str] = []
@@ -130,7 +131,7 @@ class Scenario:
     def _put(self, node: str, role: Role, extra: dict[str, str]) -> None:
         server, setup = self.servers[node], self.servers[node].setup
         self._born += 1
-        server.heart = new_state(setup, self._born)
+        server.heart, server.sent = new_state(setup, self._born), Sent(self._born)
         paired = role in (Role.PRIM, Role.SECOND)
         values = {
             "state.local": role.value,
@@ -196,7 +197,7 @@ class Scenario:
         server = self.servers[node]
         if server.heart is None:
             self._born += 1
-            server.heart = new_state(server.setup, self._born)
+            server.heart, server.sent = new_state(server.setup, self._born), Sent(self._born)
             self.feed(node, Born())
             self._pulse(node, self._born)
         self.feed(node, Ordered(Command(action)))
@@ -268,15 +269,15 @@ class Scenario:
         server = self.servers[node]
         if server.heart is None or self.cut or server.setup.peer not in self.servers:
             return
-        server.sequence += 1
-        said = beat(server.heart, server.sequence)
+        server.sent.another(self.now)
+        said = beat(server.heart, server.sent.sequence)
         peer = server.setup.peer
         for link in server.setup.links:
-            self.at(WIRE_SECONDS, lambda ident=link.ident: self._arrive(peer, Heard(ident, said)))  # type: ignore[misc]
+            self.at(WIRE_SECONDS, lambda ident=link.ident: self._arrive(peer, ident, said))  # type: ignore[misc]
 
-    def _arrive(self, node: str, event: Heard) -> None:
+    def _arrive(self, node: str, ident: str, said: Beat) -> None:
         if not self.cut:
-            self.feed(node, event)
+            self.feed(node, Heard(ident, said, self.servers[node].sent.when(said.echo)))
 
     def _tell_reason(self, node: str, reason: Reason) -> None:
         self.told.append(Told(self.now - self._offset, node, "reason", str(reason), reason.rule))

@@ -26,9 +26,11 @@ class ScriptCall:
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """Run these one after the other; missing ones are skipped, failures do not stop the list."""
+    """Run these one after the other; missing ones are skipped, failures do not stop the list.  `within`: seconds in
+    which the whole list ends, each call having its share of what is left; 0: as configured."""
 
     calls: tuple[ScriptCall, ...]
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,11 @@ class Rfs:
 
 @dataclass(frozen=True, slots=True)
 class Vip:
-    """An operation of vipd: init (remove what a crash left), set, unset; in a farm also join and leave."""
+    """An operation of vipd: init (remove what a crash left), set, unset; in a farm also join and leave.  `within`:
+    seconds, 0 as long as usual."""
 
     operation: str
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,11 +234,12 @@ def _force_stop(t: Turn) -> None:
     s.pending = ()
     s.stopping, s.action, s.listening, s.intent, s.claim, s.eligible = "forcestop", "stop", False, "", 0, False
     s.breaking, s.break_asked, s.leaving = "", "", s.role.running
+    within = s.setup.hurry if s.hurried else 0.0
     t.remember({"state.command": "stop"})
     if s.role is Role.SECOND:
         t.memory(uptodate=False)
     t.become(s.role, Color.MAGENTA)
-    t.follow(*plans.forced_stop(s.role, "stop"))
+    t.follow(*plans.forced_stop(s.role, "stop", within=within))
 
 
 def _stop_wait(t: Turn, command: Command) -> None:

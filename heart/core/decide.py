@@ -5,6 +5,8 @@ process, `safekit simulate` and the simulation tests.
 
 Invariants (see also doubt, pairing, waiting, swap):
 
+* M0  nobody decides to be alone before it has listened for a whole time-out
+  (see alone).
 * M1  a server that hears its peer becomes primary only by the peer's grant,
   by the peer's leaving, or by the release of a swap.
 * M2  only up-to-date data becomes primary, unless prim or primforce says so.
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heart.core import (
+    alone,
     commands,
     doubt,
     fitting,
@@ -46,6 +49,7 @@ from heart.core.events import (
     Done,
     Event,
     Heard,
+    LinkOpened,
     Ordered,
     Overslept,
     PairAsked,
@@ -99,6 +103,7 @@ def _react(t: Turn) -> None:
     """Answers to the peer and to the clock that do not depend on the plan."""
     hearing.check_links(t)
     doubt.settle(t)
+    alone.settle(t)
     witness.check(t)
     machine.settle_last_primary(t)
     waiting.react_to_claim(t)
@@ -148,6 +153,9 @@ def deadline(s: State) -> float:
     times += [at + link.timeout for link, at in _open_links(s)]
     if s.role is Role.WAIT and s.listening:
         times += [t for t in (s.listen_until, s.retry_at) if t > s.seen_at]
+    times += [t for t in (s.listening_since + s.setup.timeout, s.verdict_deadline) if t > s.seen_at]
+    if s.setup.witness and s.role.primary and s.confirmed_at + s.setup.timeout > s.seen_at:
+        times.append(s.confirmed_at + s.setup.timeout)
     if s.verdict == "up" and s.verdict_from > s.seen_at:
         times.append(s.verdict_from)
     if s.role is Role.WAIT and s.verdict == "down":
@@ -177,6 +185,7 @@ _HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     Born: news.on_born,
     Tick: _nothing,
     Heard: hearing.on_heard,
+    LinkOpened: hearing.on_link_opened,
     Overslept: hearing.on_overslept,
     Ordered: _ordered,
     Done: news.on_done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from heart.core.values import Beat, Command, Setup, Sibling
@@ -17,7 +18,9 @@ class Born:
     so the adopted role is followed by a stopstart.  ``unix``: Unix time in
     seconds, for what has to be remembered beyond this boot.  ``gap``: seconds
     since the heart before was last awake.  ``unproved``: whether the parts of
-    an adopted role are there will be told by `Proved`.
+    an adopted role are there will be told by `Proved`.  ``unconfirmed``: seconds
+    since the newest heartbeat of the heart before was sent that the peer had
+    confirmed.
     """
 
     resources: tuple[tuple[str, str], ...] = ()
@@ -26,6 +29,7 @@ class Born:
     unix: float = 0.0
     gap: float = 0.0
     unproved: bool = False
+    unconfirmed: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,19 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A heartbeat of the peer arrived on a link."""
+    """A heartbeat of the peer arrived on a link.  ``echoed``: when the heartbeat of ours was sent that it confirms
+    (Beat.echo), on our clock; None when that is not one of this heart."""
 
     link: str
     beat: Beat
+    echoed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOpened:
+    """Only now can something be heard on a link (its address was not there, or it is a new one)."""
+
+    link: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,7 @@ Event = (
     Born
     | Tick
     | Heard
+    | LinkOpened
     | Overslept
     | Ordered
     | Done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heart.core.events import Configured, Heard, Overslept
+from heart.core.events import Configured, Heard, LinkOpened, Overslept
 from heart.core.turn import Turn
 from heart.core.values import Color, Role, Setup
 
@@ -20,6 +20,8 @@ def start_listening(t: Turn) -> None:
     idents = [link.ident for link in s.setup.links]
     s.links = dict.fromkeys(idents, "init")
     s.heard_at = dict.fromkeys(idents, t.now)
+    s.listening_since = t.now
+    s.yield_until = t.now + s.setup.holds
     t.remember({f"heartbeat.{ident}": "init" for ident in idents})
     t.remember({"state.remote": Role.UNKNOWN.value, "state.remotecolor": Color.GREY.value})
 
@@ -36,9 +38,12 @@ def on_heard(t: Turn, event: Heard) -> None:
     s.heard_at = {**s.heard_at, event.link: t.now}
     if s.links[event.link] != "up":
         s.links = {**s.links, event.link: "up"}
+    if event.echoed is not None:
+        s.confirmed_at = max(s.confirmed_at, event.echoed)
     if mark > s.peer_mark:
         s.peer_mark = mark
         s.peer = beat
+        s.yield_until = t.now + (beat.holds or s.setup.holds)
     # sent since we woke: what had waited in the sockets was read at once
     s.heard_in_doubt = s.doubted > 0 and t.now - s.doubted >= s.setup.pulse
 
@@ -53,8 +58,23 @@ def check_links(t: Turn) -> None:
     show(t)
 
 
+def listen_again(t: Turn) -> None:
+    """What was silent so far proves nothing any more: a whole time-out begins (M0)."""
+    t.s.listening_since = t.now
+
+
+def on_link_opened(t: Turn, event: LinkOpened) -> None:
+    """This server was deaf on a link."""
+    s = t.s
+    if event.link not in s.links:
+        return
+    if s.links[event.link] == "init":
+        s.heard_at = {**s.heard_at, event.link: t.now}
+    listen_again(t)
+
+
 def give_up_waiting(t: Turn) -> None:
-    """The time to listen at a start is over: links not heard so far count as down."""
+    """The other server is known to be stopped: links not heard so far count as down."""
     s = t.s
     for link in s.setup.links:
         if s.links.get(link.ident) == "init":
@@ -81,6 +101,7 @@ def refresh(t: Turn, seconds: float) -> None:
     """Give the peer a fresh time-out on every link that is not down (M4)."""
     s = t.s
     s.heard_at = {ident: (at if s.links.get(ident) == "down" else t.now) for ident, at in s.heard_at.items()}
+    listen_again(t)
     if s.listening:
         s.listen_until = max(s.listen_until, t.now + s.setup.pulse)
         # what waits in the sockets was true once: nothing is decided on it

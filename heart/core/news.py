@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from heart.core import commands, former, hearing, leaving, pairing, plans, waiting, witness
 from heart.core.actions import Processes
 from heart.core.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.core.turn import STEPS, Turn, step
 from heart.core.values import Color, Role
 
+CONFIRMED_PULSES = 3
+"""A heart has so long to be heard by the peer, if nobody knows when the one before was."""
 RETRY = 5.0
 """Seconds in WAIT before a synchronisation that failed is tried again."""
 
@@ -25,6 +29,7 @@ def on_born(t: Turn, event: Born) -> None:
     s.clock = event.unix - t.now
     commands.recall_loop(t)
     defaults = {"state.term": "0", "state.former": "PRIM", "state.held": "down", s.lastprim_name: "down"}
+    defaults |= {"state.rival": "none"} if s.setup.mirror else {}
     if s.setup.rfs:
         defaults |= dict.fromkeys(
             ("rfs.uptodate", "rfs.paired", "rfs.swapping", "rfs.degraded", "rfs.lastprimstate"), "down"
@@ -65,6 +70,9 @@ def _adopt(t: Turn, role: Role, event: Born) -> None:
     s.failover = s.resources.get("usersetting.failover", "on") == "on"
     s.serving = role.primary
     s.unproved = event.unproved
+    # the other server counts from what it heard of the heart before
+    unknown = math.isinf(event.unconfirmed)
+    s.confirmed_at = t.now - (s.setup.timeout - CONFIRMED_PULSES * s.setup.pulse if unknown else event.unconfirmed)
     t.memory(swapping=False)
     # a doubt of the former heart is ours
     hearing.doubt(t, float(s.resources.get(hearing.STOOD_STILL, "0")) + event.gap)
@@ -245,5 +253,8 @@ def on_supervisor_died(t: Turn, event: SupervisorDied) -> None:
 
 
 def on_cluster(t: Turn, event: ClusterView) -> None:
-    """safeadmin's view, for cluster() in rules."""
-    t.s.cluster, t.s.siblings = event.value, event.siblings
+    """safeadmin's view, for cluster() in rules and for a server that listens."""
+    s = t.s
+    s.cluster, s.siblings = event.value, event.siblings
+    stopped = any(sibling.node == s.setup.peer and not sibling.state for sibling in event.siblings)
+    s.stopped_elsewhere_at = t.now if stopped else -math.inf

@@ -10,8 +10,9 @@ A primary whose pair is whole has acknowledged nothing that the other lacks.
 
 from __future__ import annotations
 
-from heart.core import plans
+from heart.core import alone, plans
 from heart.core.actions import Rfs, Run
+from heart.core.alone import Evidence
 from heart.core.events import PairAsked
 from heart.core.state import State
 from heart.core.turn import Turn, condition, step
@@ -129,7 +130,7 @@ def _now_alone(t: Turn, cause: str) -> None:
     s = t.s
     was = s.role
     t.because("now_alone", f"{was} -> ALONE", cause=cause, peer=t.peer_role.value)
-    t.become(Role.ALONE, s.color, paired=False, uptodate=True, former="PRIM")
+    alone.enter(t, s.color, Evidence.GOES_ON, paired=False, uptodate=True, former="PRIM")
     if was is Role.PRIM and not s.leaving and s.swap is None:
         word = t.peer.action if t.peer is not None else "start"
         s.plan = (*s.plan, *plans.pair_broken(plans.action_word(word)))
@@ -202,8 +203,8 @@ def settle_pair(t: Turn, _: str) -> None:
 
 @condition
 def pair_settled(t: Turn) -> bool:
-    """No broken pair is being settled."""
-    return not t.s.breaking
+    """No broken pair is being settled, and this server does not have to hear first who went on."""
+    return not t.s.breaking and not (t.s.doubted and t.s.paired)
 
 
 @condition
@@ -232,22 +233,27 @@ def stays(t: Turn, peer: Beat) -> bool:
     """Of two primaries that hear each other, does this one stay?  The answer of the peer is the opposite.
 
     First the one that has acknowledged writes alone (the other loses nothing
-    by leaving); then the former PRIM (M7); then the healthy one, the newer
-    term, the name.
+    by leaving); then the former PRIM, if it has served since without a break
+    (M7, see `heart.core.alone`); then the healthy one, the newer term, the name.
     """
     s = t.s
-    alone, peer_alone = (not s.paired, not peer.paired) if s.setup.rfs else (True, True)
-    mine = (alone, s.former != "SECOND", s.resource("rfs.degraded") != "up", s.term, s.setup.node)
+    by_itself, peer_alone = (not s.paired, not peer.paired) if s.setup.rfs else (True, True)
+    mine = (by_itself, s.former != "SECOND", s.resource("rfs.degraded") != "up", s.term, s.setup.node)
     theirs = (peer_alone, peer.former != "SECOND", not peer.degraded, peer.term, s.setup.peer)
     return mine > theirs
 
 
 def takes_first(s: State, peer: Beat) -> bool:
-    """Of two servers that could both become primary, is it this one?  Antisymmetric as `stays`."""
+    """Of two servers that could both become primary, is it this one?  Antisymmetric as `stays`.
+
+    Where one of them went on alone beside the other, the one that served last by its term comes before every wish.
+    """
     last = s.setup.defaultprim == "lastprim"
+    apart = s.setup.rfs and "none" not in (alone.rival(s), peer.rival)
     mine = (
         s.intent in ("prim", "primforce"),
         s.former != "SECOND",
+        s.term if apart else 0,
         s.setup.is_default_prim,
         last and s.lastprim,
         s.lastprim,
@@ -257,6 +263,7 @@ def takes_first(s: State, peer: Beat) -> bool:
     theirs = (
         peer.forced,
         peer.former != "SECOND",
+        peer.term if apart else 0,
         peer.default_prim,
         last and peer.lastprim,
         peer.lastprim,

@@ -9,9 +9,10 @@ only after the application has stopped; the peer is told last.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from heart.core.actions import Do, Hold, Processes, Rfs, ScriptCall, Scripts, Step, Vip
-from heart.core.values import Role
+from heart.core.values import ADDRESSES, Role
 
 ACTION_WORDS = ("start", "stop", "stopstart", "stopwait", "restart", "swap")
 """Third argument of the user scripts."""
@@ -87,12 +88,13 @@ def stop_from_wait(action: str) -> tuple[Step, ...]:
     )
 
 
-def forced_stop(role: Role, action: str) -> tuple[Step, ...]:
-    """Any state -> STOP without waiting for anybody's goodwill."""
+def forced_stop(role: Role, action: str, within: float = 0.0) -> tuple[Step, ...]:
+    """Any state -> STOP without waiting for anybody's goodwill; `within`: see `leave_hurriedly`."""
     return (
-        *(Processes(False, phase) for phase in ("sec", "prim", "second", "both")),
-        force_pass(role, Role.STOP, action),
-        Vip("unset"),
+        *(() if within else (Processes(False, phase) for phase in ("sec", "prim", "second", "both"))),
+        replace(force_pass(role, Role.STOP, action), within=within),
+        Vip("unset", within=ADDRESSES if within else 0.0),
+        *((Processes(False, phase) for phase in ("sec", "prim", "second", "both")) if within else ()),
         Do("leave_now"),
         Processes(False, "pre"),
         Rfs("release", (("force", True),)),
@@ -154,6 +156,20 @@ def leave(role: Role, action: str, *, revoke: bool = False) -> tuple[Step, ...]:
         *scripts(_STOPS[role], role, Role.WAIT, action),
         *((Vip("unset"),) if role is not Role.SECOND else ()),
         *((Do("settle_pair"), Hold("pair_settled")) if role.primary else ()),
+        Do("leave_memory"),
+        Rfs("standby"),
+        once(("transition",), role, Role.WAIT, action),
+        Do("arrive_in_wait"),
+    )
+
+
+def leave_hurriedly(role: Role, action: str, within: float) -> tuple[Step, ...]:
+    """ALONE or PRIM -> WAIT of a server that is cut off: the stop scripts end within so many seconds, or are ended,
+    then the addresses go; what may take its time comes after that."""
+    return (
+        *(replace(step, within=within) for step in scripts(_STOPS[role], role, Role.WAIT, action)),
+        Vip("unset", within=ADDRESSES),
+        *_end(role),
         Do("leave_memory"),
         Rfs("standby"),
         once(("transition",), role, Role.WAIT, action),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from heart.core import commands, degraded, leaving, machine, pairing, plans, swap, waiting
+from heart.core import alone, commands, degraded, leaving, machine, pairing, plans, swap, waiting
 from heart.core.actions import Announce, Hold
+from heart.core.alone import Evidence
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
 
@@ -94,9 +95,10 @@ def _take_over(t: Turn, why: str) -> bool:
     s.swap = None
     s.stream_lost_at = 0.0
     s.action = plans.action_word(word)
-    t.become(
-        Role.ALONE,
+    alone.enter(
+        t,
         Color.MAGENTA,
+        Evidence.SILENCE if why == "no heartbeat" else Evidence.LEFT,
         uptodate=True,
         paired=False,
         lastprim=True,
@@ -133,7 +135,7 @@ def _failover_off(t: Turn, why: str) -> bool:
 def _fall_back(t: Turn) -> bool:
     """The stream is broken but the primary goes on without telling: resynchronise."""
     s = t.s
-    if s.stream_lost_at and t.now - s.stream_lost_at >= s.setup.timeout and t.peer is not None:
+    if s.stream_lost_at and t.now - s.stream_lost_at >= s.setup.timeout and t.peer is not None and not t.quiet():
         return _leave(t, "stream_lost", "the replication stream broke and the primary did not react")
     return False
 

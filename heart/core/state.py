@@ -7,6 +7,7 @@ turn before its first change).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from heart.core.actions import Do, Rfs, Step
@@ -52,6 +53,14 @@ class State:
     heard_at: dict[str, float] = field(default_factory=dict)
     link_marks: dict[str, tuple[int, int]] = field(default_factory=dict)
     peer_mark: tuple[int, int] = (0, 0)
+    listening_since: float = 0.0
+    """Since when this server could hear the peer without a gap: silence before that proves nothing (M0)."""
+    stopped_elsewhere_at: float = -math.inf
+    """When safeadmin of the other server last said that the module does not run there."""
+    confirmed_at: float = 0.0
+    """When the newest of our heartbeats was sent that the peer says it has heard."""
+    yield_until: float = 0.0
+    """With a witness: as long may the peer run the application that heard us last when we heard it last."""
 
     # the plan: exactly one effect of it runs at a time
     plan: tuple[Step, ...] = ()
@@ -124,6 +133,10 @@ class State:
     verdict_from: float = 0.0
     """The verdict counts from then on, if nothing is heard until then."""
     verdict_retry: float = 0.0
+    verdict_deadline: float = 0.0
+    """No answer until then is the answer: this server is cut off."""
+    hurried: bool = False
+    """The application is being stopped within `Setup.hurry`, because the other server counts on it."""
 
     # swap
     swap: Swap | None = None
@@ -247,6 +260,8 @@ def beat(s: State, sequence: int = 0) -> Beat:
         resources=_shared_of(s),
         signature=s.setup.signature,
         agrees=s.setup.agrees,
+        holds=s.setup.holds,
+        rival=s.resources.get("state.rival", "none"),
     )
 
 

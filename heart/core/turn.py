@@ -25,6 +25,8 @@ from heart.core.actions import (
 from heart.core.state import State
 from heart.core.values import Beat, Color, Reason, Role
 
+LISTEN_PULSES = 5
+"""A server that waits listens for so many pulses, even when the other one is known to be stopped."""
 MAX_STEPS = 300
 """Inline steps of one event, at most: more means that two rules undo each other."""
 
@@ -83,7 +85,7 @@ class Turn:
         return self.s.resources
 
     def memory(self, **values: Any) -> None:
-        """Set facts by short names: uptodate, paired, lastprim, swapping, degraded (bool), term, former, held.
+        """Set facts by short names: uptodate, paired, lastprim, swapping, degraded, held (bool), term, former, rival.
 
         The replication facts do not exist in a module without <rfs>.
         """
@@ -102,7 +104,13 @@ class Turn:
         self.remember(out)
 
     def become(self, role: Role, color: Color, **facts: Any) -> None:
-        """Change role and colour (with `facts` in the same durable write) and say so, once."""
+        """Change role and colour (with `facts` in the same durable write) and say so, once.  ALONE is entered through
+        `heart.core.alone.enter` only."""
+        assert role is not Role.ALONE or self.s.role is Role.ALONE, f"{self.s.role} -> ALONE past its guard"
+        self.take_role(role, color, **facts)
+
+    def take_role(self, role: Role, color: Color, **facts: Any) -> None:
+        """For `become` and `heart.core.alone`."""
         s = self.s
         changed = (s.role, s.color) != (role, color)
         s.role, s.color = role, color
@@ -119,10 +127,34 @@ class Turn:
         """The last heartbeat of the peer, None while nothing is heard."""
         return self.s.peer
 
-    def silent(self) -> bool:
-        """Every heartbeat has been silent for its time-out."""
+    def quiet(self) -> bool:
+        """No heartbeat is heard, and each has had its time-out."""
         values = self.s.links.values()
         return "up" not in values and "init" not in values
+
+    def listened(self) -> bool:
+        """This server has listened for a whole time-out since it began to, or woke (M0)."""
+        return self.now >= self.s.listening_since + self.s.setup.timeout
+
+    def stopped_elsewhere(self) -> bool:
+        """safeadmin of the other server says that it does not run the module, and has said so since this server
+        listens: a server that waits need not listen for the whole time-out."""
+        s = self.s
+        window = min(LISTEN_PULSES * s.setup.pulse, s.setup.timeout)
+        said = s.stopped_elsewhere_at >= s.listening_since
+        return s.role is Role.WAIT and said and self.now >= s.listening_since + window
+
+    def silent(self) -> bool:
+        """Every heartbeat has been silent for its time-out, while this server listened."""
+        return self.quiet() and (self.listened() or self.stopped_elsewhere())
+
+    def cut_off(self) -> bool:
+        """A primary with a witness: for a time-out the peer has confirmed none of this server's heartbeats, so that it
+        may take this server for dead, even if its own ones still arrive here."""
+        s = self.s
+        if not s.setup.witness or not s.role.primary:
+            return False
+        return self.now >= s.confirmed_at + s.setup.timeout
 
     def lost(self) -> bool:
         """The peer is silent, and this server may act on that: with a witness, only after its word."""
@@ -131,7 +163,8 @@ class Turn:
     def undecided(self) -> bool:
         """The peer is silent, and the witness has not said that this server may go on."""
         s = self.s
-        return self.silent() and (s.verdict != "up" or self.now < s.verdict_from) and self.contested()
+        unheard = self.quiet() or self.cut_off()
+        return unheard and (s.verdict != "up" or self.now < s.verdict_from) and self.contested()
 
     def contested(self) -> bool:
         """Both servers could go on after a loss of all heartbeats, so that the witness has to decide.

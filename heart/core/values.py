@@ -8,6 +8,13 @@ from enum import StrEnum
 from safekit.model.agreement import Agreement
 from safekit.rules.ast import Rule
 
+VERDICT = 3.5
+"""Seconds after which a witness that has not answered counts as one that does not (a probe of it takes 3)."""
+ADDRESSES = 2.0
+"""Seconds in which the virtual addresses are taken away from a server that is cut off."""
+MARGIN, MARGIN_PULSES = 0.5, 4
+"""Seconds, and pulses, that a server that is cut off may be late."""
+
 
 class Role(StrEnum):
     """State of a module on one server (guide 5.2, 6.2)."""
@@ -80,6 +87,8 @@ class Setup:
     mode: str = "mirror"
     signature: str = ""
     agrees: Agreement = ()
+    hurry: float = 10.0
+    """Longest time in which the stop scripts of the application end, or are ended, when the witness says so."""
 
     @property
     def timeout(self) -> float:
@@ -90,6 +99,13 @@ class Setup:
     def pulse(self) -> float:
         """The longest period between two heartbeats of a link."""
         return max((link.pulse for link in self.links), default=1.0)
+
+    @property
+    def holds(self) -> float:
+        """With a witness: how long this server may run the application at most after the last of its heartbeats that
+        the peer has heard (see `heart.core.witness`)."""
+        margin = MARGIN + MARGIN_PULSES * self.pulse
+        return self.timeout + VERDICT + self.hurry + ADDRESSES + margin if self.witness else 0.0
 
     @property
     def is_default_prim(self) -> bool:
@@ -148,7 +164,8 @@ class Beat:
     the receiver that its data is out of date; ``fenced`` is its durable
     acknowledgement (incarnation, fence).  ``decided`` are decisions of the
     sender, for people; ``decided_seen`` is the last of the receiver's that it
-    has (see heart.shell.telling).
+    has (see heart.shell.telling).  ``holds``: see `Setup.holds`; ``rival``: see
+    `heart.core.alone`.
     """
 
     node: str
@@ -180,6 +197,8 @@ class Beat:
     agrees: Agreement = ()
     decided: tuple[Decided, ...] = ()
     decided_seen: int = 0
+    holds: float = 0.0
+    rival: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,27 +5,31 @@ it publishes a claim, the other answers with a grant of that claim and keeps
 its promise for as long as it hears the claim or a primary.  A server that
 hears nothing decides alone after it has listened.
 
-How long it listens: with <rfs>, five pulses (never more than the time-out),
-because its own memory already tells whether it may be primary; without <rfs>
-nothing but the heartbeats protects against two primaries, so the whole
-time-out.
+It listens for a whole time-out from the start of its heart, from each wake-up
+and from each oversleep on (M0), five pulses if the other one's safeadmin says
+that the module does not run there.
+
+Who left the application to a server that may serve since then is in doubt:
+it goes on alone only after it has heard that server, or by prim (see
+`heart.core.alone`).
 """
 
 from __future__ import annotations
 
-from heart.core import hearing, machine, pairing, plans
+from heart.core import alone, hearing, machine, pairing, plans
 from heart.core.actions import Do, Rfs
+from heart.core.alone import Evidence
 from heart.core.state import State
 from heart.core.turn import Turn, step
-from heart.core.values import Color, Role
+from heart.core.values import Beat, Color, Role
 
-LISTEN_PULSES = 5
 WAITS_FOR = "state.waitsfor"
 """Resource: what keeps this server in WAIT, for `safekit state`. The rule alone knows it: of several resources that are
 down, most may have nothing to do with it."""
 LONGEST_VALUE = 256
 ACCEPTED = "config.accepted"
 """Resource: an administrator's `second` has accepted that the other server has other virtual addresses."""
+DOUBT = "waits until it has heard the other server"
 
 
 @step
@@ -35,17 +39,17 @@ def listen(t: Turn, _: str) -> None:
     s.listening = True
     if not s.consistent:
         t.memory(uptodate=False)
-    quick = s.setup.rfs or s.intent in ("prim", "primforce")
-    window = min(LISTEN_PULSES * s.setup.pulse, s.setup.timeout) if quick else s.setup.timeout
-    s.listen_until = t.now + window
+    s.listen_until = max(t.now, s.listening_since + s.setup.timeout)
 
 
 @step
 def arrive_in_wait(t: Turn, _: str) -> None:
     """The role was left: WAIT, then go on stopping, or decide again."""
     s = t.s
+    if s.blocked and not s.stopping:
+        alone.left(t)
     t.become(Role.WAIT, Color.RED if s.blocked and not s.stopping else Color.MAGENTA)
-    s.leaving = False
+    s.leaving = s.hurried = False
     s.swap = None
     t.memory(swapping=False)
     s.serving = s.syncing = False
@@ -78,6 +82,7 @@ def arrive_in_wait_forced(t: Turn) -> None:
     """WAIT in passing, without a new plan."""
     s = t.s
     s.leaving, s.swap, s.serving, s.syncing, s.stream_lost_at = False, None, False, False, 0.0
+    s.hurried = False
     s.breaking, s.split, s.sacrificed, s.swap_back, s.boxless = "", False, False, False, False
     t.memory(swapping=False)
     t.become(Role.WAIT, Color.MAGENTA)
@@ -108,7 +113,7 @@ def settle(t: Turn) -> bool:
     if not s.listening or not s.intent or t.now < s.retry_at:
         return False
     if not t.heard() and not t.lost():
-        if t.now < s.listen_until:
+        if not t.stopped_elsewhere():
             return False
         hearing.give_up_waiting(t)
         if not t.lost():
@@ -171,7 +176,8 @@ def _decide(t: Turn) -> bool:
         return block(t, verdict.winner.label, verdict.winner.inputs)
     if peer is not None and peer.role.primary:
         s.claim = 0
-        wake(t)
+        if wake(t):
+            return True
         if s.setup.rfs and s.uptodate and not s.paired and (peer.paired or peer.sees is not Role.WAIT):
             # This server has gone on alone: the peer is about to learn that, and may leave for it (see
             # running._split_brain); both must not give up their data.
@@ -185,12 +191,19 @@ def _decide(t: Turn) -> bool:
     if not (s.uptodate or forced):
         s.claim = 0
         return block_silently(t, "waiting for the other server") if peer is not None else False
-    wake(t)
+    if alone.in_doubt(s) and not forced and (peer is None or peer.role is Role.STOP or _served_last(t, peer)):
+        s.claim = 0
+        return _doubtful(t)
+    if wake(t):
+        return True
     s.eligible = s.grant == (0, 0)
     if not s.eligible:
         return unblocked_color(t)
+    if peer is not None and peer.role is Role.STOP and _served_last(t, peer) and not forced:
+        t.memory(rival="served")
+        return _doubtful(t)
     if peer is None or peer.role is Role.STOP:
-        return become_alone(t, "nobody else is heard" if peer is None else "the other server is stopped")
+        return become_alone(t, Evidence.SILENCE if peer is None else Evidence.LEFT)
     if peer.role is not Role.WAIT:
         s.claim = 0
         return unblocked_color(t)
@@ -202,7 +215,7 @@ def _decide(t: Turn) -> bool:
         s.claim = s.claims
         t.because("claim", "asks the peer for its grant", claim=s.claim, uptodate=s.uptodate)
     if peer.grant == (s.incarnation, s.claim):
-        return become_alone(t, "granted by the other server")
+        return become_alone(t, Evidence.GRANT)
     return unblocked_color(t)
 
 
@@ -215,6 +228,26 @@ def waited_for(inputs: tuple[tuple[str, str], ...]) -> str:
             break
         found = more
     return found or "none"
+
+
+def _served_last(t: Turn, peer: Beat) -> bool:
+    """The other server, which waits or has stopped, has served without a break or later than this one."""
+    newer = peer.uptodate == "up" and not peer.paired and not pairing.takes_first(t.s, peer)
+    return t.s.setup.rfs and newer
+
+
+def _doubtful(t: Turn) -> bool:
+    """This server left the application while the other one could serve, and has not heard since what became of it."""
+    s = t.s
+    if s.blocked == DOUBT:
+        return False
+    s.blocked = DOUBT
+    t.log("served_elsewhere")
+    t.log("advice_served")
+    t.remember({WAITS_FOR: waited_for(((alone.RIVAL, alone.rival(s)),))})
+    t.because("served_elsewhere", DOUBT, peer=t.peer_role.value, rival=alone.rival(s))
+    t.become(Role.WAIT, Color.RED)
+    return True
 
 
 def block(t: Turn, label: str, inputs: tuple[tuple[str, str], ...]) -> bool:
@@ -239,9 +272,7 @@ def block_silently(t: Turn, why: str) -> bool:
     """Red without a rule: after the grace of a period, so that a normal start stays magenta."""
     s = t.s
     if s.color is Color.RED:
-        if s.blocked not in ("", why):
-            wake(t)
-        return False
+        return s.blocked not in ("", why) and wake(t)
     if why == "failover-off" or t.now >= s.listen_until + s.setup.period:
         s.blocked = why
         t.because("blocked", "blocked in WAIT", why=why, peer=t.peer_role.value)
@@ -250,19 +281,22 @@ def block_silently(t: Turn, why: str) -> bool:
     return False
 
 
-def wake(t: Turn) -> None:
+def wake(t: Turn) -> bool:
+    """No wait applies any more: listen, before anything is decided.  True when it was one."""
     s = t.s
     if not s.blocked:
-        return
+        return False
     rule = s.blocked
     s.blocked = ""
     t.remember({WAITS_FOR: "none"})
+    hearing.listen_again(t)
     # the grace before WAIT turns red without a rule begins again
     s.listen_until = t.now
-    if rule not in ("failover-off", "waiting for the other server"):
+    if rule not in ("failover-off", "waiting for the other server", DOUBT):
         t.log("transition_rule", name="WAKEUP", rule="Implicit_WAKEUP")
     t.because("Implicit_WAKEUP", "no wait applies any more", was=rule)
     t.become(Role.WAIT, Color.MAGENTA)
+    return True
 
 
 def unblocked_color(t: Turn) -> bool:
@@ -273,12 +307,14 @@ def unblocked_color(t: Turn) -> bool:
     return False
 
 
-def become_alone(t: Turn, why: str) -> bool:
+def become_alone(t: Turn, evidence: Evidence) -> bool:
     """WAIT -> ALONE.  The memory is on disk before anything starts."""
     s = t.s
     forced = s.intent == "primforce"
     peer_term = t.peer.term if t.peer is not None else 0
-    t.because("become_alone", "WAIT -> ALONE", why=why, uptodate=s.uptodate, intent=s.intent)
+    # beside a server that may have served without a break, this one begins no term, unless an administrator says so
+    again = t.peer is None and alone.rival(s) != "none" and s.intent not in ("prim", "primforce")
+    t.because("become_alone", "WAIT -> ALONE", why=evidence.value, uptodate=s.uptodate, intent=s.intent)
     steps = plans.to_alone(Role.WAIT, plans.action_word(s.action), stops=(), starts=("start_both", "start_prim"))
     if forced:
         steps = tuple(
@@ -288,17 +324,18 @@ def become_alone(t: Turn, why: str) -> bool:
             for step in steps
         )
         s.consistent = True
-    enter(t)
-    t.become(
-        Role.ALONE,
+    alone.enter(
+        t,
         Color.MAGENTA,
+        evidence,
         uptodate=True,
         paired=False,
         lastprim=True,
         held=False,
-        former="PRIM",
-        term=max(s.term, peer_term) + 1,
+        former="SECOND" if again else "PRIM",
+        term=s.term if again else max(s.term, peer_term) + 1,
     )
+    enter(t)
     t.follow(*steps)
     return True
 

@@ -20,6 +20,11 @@ CLASSES = (*PHASES, "sec")
 """Classes of <proc> that are enabled and disabled around the scripts of the same name (13.9.3)."""
 
 
+HURRY = 10.0
+"""Seconds at most in which the application of a server that the witness does not see is stopped: the other one waits
+for it."""
+
+
 class Unusable(Exception):
     """heart cannot run this configuration; the text names the cause and the next step."""
 
@@ -75,6 +80,9 @@ def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
         mode=service.mode,
         signature=config.signature,
         agrees=agreement(config),
+        hurry=min(HURRY, config.user.nicestoptimeout + config.user.forcestoptimeout)
+        if config.user is not None
+        else 0.0,
     )
     return Plan(setup, tuple(ways.routes), tuple(ways.arp), found, tuple(ways.unused), members)
 

@@ -90,14 +90,16 @@ class Effects:
 
     async def _carry_out(self, token: int, effect: Effect) -> Done:
         match effect:
-            case Scripts(calls):
-                for call in calls:
-                    await self.scripts.run(call.name, call.args)
+            case Scripts(calls, within):
+                end = asyncio.get_running_loop().time() + within
+                for number, call in enumerate(calls):
+                    share = (end - asyncio.get_running_loop().time()) / (len(calls) - number)
+                    await self.scripts.run(call.name, call.args, at_most=max(share, 0.0) if within else None)
                 return Done(token)
             case Rfs():
                 return await self._rfs(token, effect)
-            case Vip(operation):
-                await self._vip(operation)
+            case Vip(operation, within):
+                await self._vip(operation, within or VIP_SECONDS)
                 return Done(token)
             case Processes():
                 await self.processes.carry_out(effect)
@@ -140,12 +142,12 @@ class Effects:
             return {}
         return {"peer": peer, "address": cluster.address(config.rfs.flow, peer), "port": config.rfs.port}
 
-    async def _vip(self, operation: str) -> None:
+    async def _vip(self, operation: str, limit: float) -> None:
         if self._context.config.vip is None:
             return
         try:
             await self.processes.ensure("vipd")
-            await self._context.bus.ask(self._context.module, _VIP[operation](), VIP_SECONDS)
+            await self._context.bus.ask(self._context.module, _VIP[operation](), limit)
         except SupervisorError as error:
             self._context.log.event("vip_failed", operation=operation, reason=str(error))
         except BusError as error:

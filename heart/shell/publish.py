@@ -19,12 +19,12 @@ from safekit.disk.resources import ResourceWriter, is_durable
 REMOTE = "remote."
 RESERVED = 64 << 10
 """Bytes put by for the resource file, for when others have filled the disk."""
-_SIGN = struct.Struct("d")
+_SIGN = struct.Struct("dd")
 HISTORY_BYTES = 512 * 1024
 """Size at which the decision history is renamed to .1; so twice this is kept."""
 
 OWN_DURABLE = frozenset(
-    {"state.term", "state.former", "state.held", "state.lastprimstate", "state.loop", "state.reboot"}
+    {"state.term", "state.former", "state.held", "state.lastprimstate", "state.loop", "state.reboot", "state.rival"}
 )
 """Facts of the automaton that a power failure may not undo (besides safekit.disk.resources.DURABLE)."""
 
@@ -130,20 +130,25 @@ class History:
 
 
 class LifeSign:
-    """SAFEVAR/modules/AM/heart.alive: when heart was last awake, for the one that follows it in the same boot."""
+    """SAFEVAR/modules/AM/heart.alive: when heart was last awake, and when it sent the newest heartbeat that the peer
+    has confirmed, for the heart that follows it in the same boot."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
 
-    def gap(self) -> float:
-        """Seconds since the last sign; infinite when there is none.  A suspended machine counts."""
-        data = os.pread(self._descriptor, _SIGN.size, 0)
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - _SIGN.unpack(data)[0] if len(data) == _SIGN.size else math.inf
+    def ages(self) -> tuple[float, float]:
+        """Seconds since heart was awake and since the confirmed heartbeat; infinite when nothing is known.  A suspended
+        machine counts."""
+        data, now = os.pread(self._descriptor, _SIGN.size, 0), time.clock_gettime(time.CLOCK_BOOTTIME)
+        known = _SIGN.unpack(data) if len(data) == _SIGN.size else (-math.inf, -math.inf)
+        return now - known[0], now - known[1]
 
-    def give(self) -> None:
-        """Raises OSError.  Not synced: after a power failure nobody adopts anything."""
-        os.pwrite(self._descriptor, _SIGN.pack(time.clock_gettime(time.CLOCK_BOOTTIME)), 0)
+    def give(self, unconfirmed: float) -> None:
+        """Heart is awake; `unconfirmed`: seconds since the confirmed heartbeat.  Raises OSError.  Not synced: after a
+        power failure nobody adopts anything."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        os.pwrite(self._descriptor, _SIGN.pack(now, now - unconfirmed), 0)
 
     def close(self) -> None:
         """No more signs."""

@@ -19,7 +19,18 @@ from typing import Any
 from heart.core import plans
 from heart.core.actions import Abort, Action, Announce, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core.decide import beat, deadline, decide, new_state
-from heart.core.events import Done, Event, Heard, Ordered, Overslept, Proved, ResourceSet, SupervisorDied, Tick
+from heart.core.events import (
+    Done,
+    Event,
+    Heard,
+    LinkOpened,
+    Ordered,
+    Overslept,
+    Proved,
+    ResourceSet,
+    SupervisorDied,
+    Tick,
+)
 from heart.core.state import State
 from heart.core.values import Beat, Command, Reason, Role, Sibling
 from heart.shell import configured, proof
@@ -27,7 +38,7 @@ from heart.shell.effects import Effects
 from heart.shell.figures import TakeOvers
 from heart.shell.links import Links
 from heart.shell.publish import History, LifeSign, Published, RunningMark
-from heart.shell.telling import PEER_FILE, Telling
+from heart.shell.telling import PEER_FILE, Sent, Telling
 from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests import errd, safeadmin
@@ -93,7 +104,7 @@ class Shell:
         self._refusals = Refusals()
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
-        self._sequence = 0
+        self._sent = Sent(incarnation)
         self.rotation = Rotation(wire_keys(context.module))
         self._sealer = Sealer(self.rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
         self._links = Links(self._link, self._begin_link, self._link_moved, self._link_held)
@@ -206,14 +217,14 @@ class Shell:
     def send(self) -> None:
         """Heartbeats on every link, now."""
         self._give_sign()
-        self._sequence += 1
+        self._sent.another(time.monotonic())
         now = self._beat()
         for link in self._links.now:
             link.send(now)
 
     def _give_sign(self) -> None:
         try:
-            self.life.give()
+            self.life.give(time.monotonic() - self.state.confirmed_at)
         except OSError as error:
             self.complain(("alive", ""), f"heart.alive cannot be written: {error}")
 
@@ -221,7 +232,7 @@ class Shell:
         """What a heartbeat says now."""
         return dataclasses.replace(
             beat(self.state),
-            sequence=self._sequence,
+            sequence=self._sent.sequence,
             decided=self.telling.pending() if self.state.peer is not None else (),
             decided_seen=self.telling.seen,
         )
@@ -234,7 +245,7 @@ class Shell:
                 self.peer_history.record(fresh)
             except OSError as error:
                 self.complain(("why", ""), f"the decision history cannot be written: {error}")
-        self.feed(Heard(ident, heard))
+        self.feed(Heard(ident, heard, self._sent.when(heard.echo)))
 
     def _rejected(self, peer: str, ident: str, reason: str) -> None:
         stranger = all(peer != link.peer_address for link in self._links.now)
@@ -313,15 +324,17 @@ class Shell:
     async def _pulse(self, link: LinkSocket) -> None:
         """Heartbeats of one link, for as long as it is used."""
         while link in self._links.now:
-            if link.problem:
+            deaf = bool(link.problem)
+            if deaf:
                 await link.open()
                 if link.problem:
                     self.complain(("link", link.route.ident), f"heartbeat {link.route.ident}: {link.problem}")
-                else:
-                    self._complained.pop(("link", link.route.ident), None)
             self._give_sign()
-            self._sequence += 1
+            self._sent.another(time.monotonic())
             link.send(self._beat())
+            if deaf and not link.problem:
+                self._complained.pop(("link", link.route.ident), None)
+                self.feed(LinkOpened(link.route.ident))
             due = beat_after(time.monotonic(), link.route.pulse)
             await asyncio.sleep(due - time.monotonic())
             self.context.lateness.note(due)
@@ -465,7 +478,7 @@ class Shell:
     async def _end(self) -> None:
         """The module has stopped: make sure that the peer heard it, then have our supervisor end."""
         limit = time.monotonic() + min(LINGER_PULSES * self.state.setup.pulse, LINGER_SECONDS)
-        said = self._sequence
+        said = self._sent.sequence
         while time.monotonic() < limit:
             peer = self.state.peer
             if peer is None or peer.role is Role.STOP:

@@ -1,4 +1,6 @@
-"""The decisions of both servers, told in the heartbeats, so that `safekit why` has one time line.
+"""What heartbeats say for people, and when they were sent.
+
+The decisions of both servers are told in the heartbeats, so that `safekit why` has one time line.
 
 Each server sends its decisions, oldest first, a few in each heartbeat, until the other has acknowledged them:
 what was decided while the networks were cut arrives after they are repaired. Nothing is decided by it.
@@ -15,6 +17,8 @@ from pathlib import Path
 
 from heart.core.values import Decided, Reason
 
+REMEMBERED = 4096
+"""Heartbeats whose time is remembered: more than are sent in a time-out."""
 KEPT = 200
 """Decisions that wait for an acknowledgement, at most; the oldest are given up."""
 AT_ONCE = 5
@@ -64,6 +68,29 @@ class Telling:
         if new:
             self.seen = max(item.number for item in new)
         return new
+
+
+class Sent:
+    """The heartbeats that were sent lately: what the peer echoes tells until when it has heard this server."""
+
+    def __init__(self, incarnation: int) -> None:
+        self._incarnation = incarnation
+        self._times: deque[float] = deque(maxlen=REMEMBERED)
+        self.sequence = 0
+
+    def another(self, now: float) -> None:
+        """The next one is about to be sent."""
+        self.sequence += 1
+        self._times.append(now)
+
+    def when(self, echo: tuple[int, int]) -> float | None:
+        """When the heartbeat was sent that the peer names as (incarnation, sequence); None for one of another heart,
+        or so old that it confirms nothing."""
+        incarnation, sequence = echo
+        back = self.sequence - sequence
+        if incarnation != self._incarnation or not 0 <= back < len(self._times):
+            return None
+        return self._times[-1 - back]
 
 
 def _last_number(path: Path) -> int:

@@ -35,6 +35,8 @@ class BadBeat(ValueError):
 _INTS = ("incarnation", "sequence", "term", "claim", "fence")
 _BOOLS = ("paired", "lastprim", "degraded", "eligible", "forced", "default_prim", "serving", "stream_lost")
 _TEXTS = ("node", "uptodate", "former", "action", "signature")
+_RIVALS = ("none", "possible", "served")
+MAX_HOLDS = 1e6
 _PAIRS = ("echo", "grant", "fenced")
 _KNOWN = {item.name for item in fields(Beat)}
 
@@ -52,6 +54,10 @@ def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:
         ]
     message["decided_seen"] = beat.decided_seen
     message["agrees"] = dict(beat.agrees)
+    if beat.holds:
+        message["holds"] = beat.holds
+    if beat.rival != "none":
+        message["rival"] = beat.rival
     if beat.swap is not None:
         swap = beat.swap
         message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
@@ -96,6 +102,8 @@ def unpack(payload: bytes, module: str) -> Beat:
         swap=_swap(message.get("swap")),
         decided=_decided(message.get("decided", [])),
         decided_seen=_integer(message.get("decided_seen", 0), "decided_seen"),
+        holds=_seconds(message.get("holds", 0.0), "holds"),
+        rival=_one_of(message.get("rival", "none"), _RIVALS, "rival"),
     )
 
 
@@ -142,6 +150,20 @@ def _integer(value: object, name: str) -> int:
     if not 0 <= number < 1 << 63:
         raise BadBeat(f"{name}: out of range")
     return number
+
+
+def _seconds(value: object, name: str) -> float:
+    number = cast(float, _typed(value, float, name))
+    if not 0 <= number <= MAX_HOLDS:
+        raise BadBeat(f"{name}: out of range")
+    return number
+
+
+def _one_of(value: object, known: tuple[str, ...], name: str) -> str:
+    text = _text(value, name)
+    if text not in known:
+        raise BadBeat(f"{name}: {' or '.join(known)} expected")
+    return text
 
 
 def _text(value: object, name: str) -> str:
@@ -286,6 +308,7 @@ class LinkSocket(asyncio.DatagramProtocol):
             version = self.opener.version_for(*self.opener.senders)
             self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self.places.peer)
             self.sent += 1
+            self.problem = ""
         except OSError as error:
             self.problem = str(error.strerror)
 

@@ -53,6 +53,19 @@ _TABLE = (
     Message("left_behind", "E",
             "Data may be not uptodate: the other server was not heard, went on alone and has stopped since",
             "Données peut-être pas à jour : l'autre serveur, devenu inaudible, a continué seul et s'est arrêté depuis"),
+    Message("served_elsewhere", "E",
+            "Data may be not uptodate: this server left the application when it did not hear the other one, which may"
+            " have served since (wait until it is heard)",
+            "Données peut-être pas à jour : ce serveur a laissé l'application sans entendre l'autre, qui a pu servir"
+            " depuis (attente jusqu'à ce qu'il soit entendu)"),
+    Message("advice_served", "E",
+            "Start the other server; if it cannot come back, or has not served, run safekit stop, then safekit prim"
+            " here",
+            "Démarrez l'autre serveur ; s'il ne peut pas revenir ou n'a pas servi, lancez safekit stop puis safekit"
+            " prim ici"),
+    Message("witness_wait", "E",
+            "The witness lets this server go on: it waits {seconds} s until the other one has surely stopped",
+            "Le témoin laisse continuer ce serveur : il attend {seconds} s que l'autre soit arrêté à coup sûr"),
     Message("previous_halt", "E", "Previous halt unexpected", "Arrêt précédent inattendu"),
     Message("failover_off", "E", "Failover-off configured", "Reprise automatique désactivée (failover off)"),
     Message("failover_remote_stop", "E", "Reason of failover: remote stop",

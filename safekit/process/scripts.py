@@ -112,8 +112,10 @@ class ScriptRunner:
         path = (self._dir or self._paths.userbin) / name
         return path if path.is_file() else None
 
-    async def run(self, name: str, args: Sequence[str], extra: Mapping[str, str] | None = None) -> Outcome:
-        """Run one script to its end, its time-out or `abort`.
+    async def run(
+        self, name: str, args: Sequence[str], extra: Mapping[str, str] | None = None, *, at_most: float | None = None
+    ) -> Outcome:
+        """Run one script to its end, its time-out (never longer than `at_most` seconds) or `abort`.
 
         A missing script is skipped silently; a script that cannot be run is
         logged and skipped.  Cancelling this call kills the script.
@@ -132,12 +134,14 @@ class ScriptRunner:
             self._running = process
             self._remember(process.pid)
             timed_out = False
+            limits = (time_limit(name, args, self.user), at_most)
+            limit = min((seconds for seconds in limits if seconds is not None), default=None)
             try:
                 try:
-                    await asyncio.wait_for(process.wait(), time_limit(name, args, self.user))
+                    await asyncio.wait_for(process.wait(), limit)
                 except TimeoutError:
                     timed_out = True
-                    self._log.event("script_timeout", name=name, seconds=time_limit(name, args, self.user))
+                    self._log.event("script_timeout", name=name, seconds=limit if at_most is None else f"{limit:.1f}")
                     self._end(process, name)
                     await process.wait()
                 except asyncio.CancelledError:

@@ -6,20 +6,25 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.t1_simulation.mirror_world import Options, Violation, World
+from tests.t1_simulation.mirror_parts import Options, Violation
+from tests.t1_simulation.mirror_world import World
 
 Kind = Callable[[World], None]
+KINDS_OF_PAIRS = 14
 
 
 def options_of(seed: int) -> Options:
     """The kind of schedule is part of the seed."""
-    kind = seed % 10
+    kind = seed % KINDS_OF_PAIRS
     return Options(
         rfs=kind != 9,
         links=2 if kind in (3, 7) else 1,
         prims=kind == 8,
         defaultprim={5: "A", 6: "lastprim"}.get(kind, "alone"),
         partitions=kind != 4,
+        witness=kind in (10, 11),
+        interface=kind in (11, 12, 13),
+        handle_time=6.0 if kind == 12 else 2.0 if kind == 13 else 4.0,
     )
 
 
@@ -37,8 +42,8 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
     world.order("B", "second" if options.rfs else "start")
     world.run_until(15.0)
     if options.rfs:
-        world.check_settled()
-    world.forced = False
+        world.judge.check_settled()
+    world.judge.forced = False
     world.chaos = True
     _plan_chaos(world, kinds or _kinds_of(seed, options))
     world.run_until(15.0 + options.chaos_seconds)
@@ -51,19 +56,23 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
                 world.order(name, "start")
         if world.now > start + 14.0:
             try:
-                world.check_settled()
+                world.judge.check_settled()
                 return world
             except Violation as error:
                 if "not PRIM" not in str(error) and "without its app" not in str(error):
                     raise
-    world.check_settled()
+    world.judge.check_settled()
     return world
 
 
 def _kinds_of(seed: int, options: Options) -> tuple[Kind, ...]:
     """All kinds of faults, or only three of them: a meeting of a few kinds is rare where all take part."""
-    kinds = _KINDS if options.partitions else _KINDS_WITHOUT_PARTITION
-    return kinds if seed // 10 % 2 == 0 else tuple(random.Random(seed).sample(kinds, 3))
+    kinds: tuple[Kind, ...] = _KINDS if options.partitions else _KINDS_WITHOUT_PARTITION
+    if options.witness:
+        kinds = (*_KINDS_WITHOUT_PARTITION, isolate, isolate, isolate_one_way, unplug)
+    elif options.interface:
+        kinds = (*_KINDS, unplug, unplug, unplug, unplug)
+    return kinds if seed // KINDS_OF_PAIRS % 2 == 0 else tuple(random.Random(seed).sample(kinds, 3))
 
 
 def _plan_chaos(world: World, kinds: tuple[Kind, ...]) -> None:
@@ -79,8 +88,10 @@ def _peace(world: World) -> None:
     world.say("-", "== peace")
     for wire in world.wires.values():
         wire.cut, wire.loss, wire.duplicate, wire.slow = False, 0.0, 0.0, 0.05
+    world.witness_side = ""
     for name in "AB":
         world.power_on(name)
+        world.plug(name)
 
 
 def _one(world: World) -> str:
@@ -131,6 +142,39 @@ def _cut_one_way(world: World) -> None:
     _cut(world, both=False)
 
 
+def isolate(world: World, directions: str = "AB") -> None:
+    """Everything between the servers fails; the witness is on one side."""
+    if world.witness_side:
+        return
+    seconds = world.random.uniform(0.5, 25)
+    world.witness_side = _one(world)
+    world.say("-", f"== isolated {directions} for {seconds:.1f} s, the witness is with {world.witness_side}")
+    world.part(seconds)
+    keys = [key for key in world.wires if key[0] in directions]
+    for key in keys:
+        world.wires[key].cut = True
+
+    def heal() -> None:
+        world.say("-", "== healed")
+        world.witness_side = ""
+        for key in keys:
+            world.wires[key].cut = False
+
+    world.at(seconds, heal)
+
+
+def isolate_one_way(world: World) -> None:
+    isolate(world, _one(world))
+
+
+def unplug(world: World) -> None:
+    world.unplug(_one(world), world.random.uniform(0.5, 25))
+
+
+def _kill_module(world: World) -> None:
+    world.kill_module(_one(world))
+
+
 def _noise(world: World) -> None:
     wire = world.wires[_one(world), 0]
     wire.loss, wire.duplicate, wire.slow = world.random.uniform(0, 0.4), 0.3, world.random.choice((0.05, 0.5, 1.5))
@@ -160,7 +204,7 @@ def _stream(world: World) -> None:
     server = world.servers[_one(world)]
     if server.stream is not None:
         world.say(server.name, "== replication stream broken")
-        world._break_stream(server)
+        world.data.break_stream(server)
 
 
 def _command(world: World) -> None:
@@ -174,7 +218,7 @@ def _command(world: World) -> None:
 
 
 _KINDS_WITHOUT_PARTITION = (
-    crash, crash, crash_both, _short_freeze, _kill_heart, _stream, _command, _command, _command,
+    crash, crash, crash_both, _short_freeze, _kill_heart, _kill_module, _stream, _command, _command, _command,
 )  # fmt: skip
 _KINDS = (*_KINDS_WITHOUT_PARTITION, cut_both_ways, _cut_one_way, _noise, freeze)
 

@@ -3,13 +3,17 @@
 A file begins with lines of the form below, then a line of dashes, then the
 trace: what each server logs, and the scripts and operations that it runs.
 
-    options flow=yes rfs=no links=2 defaultprim=A failover=off rules=<text to the end of the line>
+    options flow=yes rfs=no links=2 defaultprim=A failover=off witness=yes interface=yes handle=6 rules=<to the end>
     pair                    A prim, B second, until both are green (not traced)
     A stop                  a command (with options: A swap nosync, A stopstart as tcpcheck)
     wait 10                 let 10 seconds pass
     power off A, power on A, kill heart A, freeze A 6, cut, cut A, heal, break stream A
     kill heart A unwatched  it leaves no sign of when it was last awake
     set A tcp.id down tcpcheck
+    witness A               the witness answers A alone from now on (witness both: both again)
+    unplug A 20             the interface of A has no carrier for so many seconds
+    kill module A           all processes of the module at once
+    snapshot A, restore A   what A has on its disks; power A off before it is put back
 
 SAFEKIT_GOLDEN=write rewrites the traces; review the difference before you keep it.
 """
@@ -30,7 +34,8 @@ from heart.core.decide import decide, new_state
 from heart.core.events import Born, Ordered, PairAsked, Replication, ResourceSet
 from heart.core.values import Command
 from safekit.log.messages import MESSAGES, render
-from tests.t1_simulation.mirror_world import TIMEOUT, Options, World
+from tests.t1_simulation.mirror_parts import TIMEOUT, Options
+from tests.t1_simulation.mirror_world import World
 
 FILES = sorted((Path(__file__).parents[1] / "golden" / "mirror").glob("*.txt"))
 RULE = "-" * 40
@@ -87,6 +92,9 @@ def options_of(words: list[str]) -> Options:
         defaultprim=values.get("defaultprim", "alone"),
         failover=values.get("failover", "on") == "on",
         flow=values.get("flow", "no") == "yes",
+        witness=values.get("witness", "no") == "yes",
+        interface=values.get("interface", "no") == "yes",
+        handle_time=float(values.get("handle", "4")),
         rules=rules,
     )
 
@@ -107,7 +115,7 @@ def play(script: str) -> list[str]:
         stage.run_until(10.0)
         stage.order("B", "second" if options.rfs else "start")
         stage.run_until(20.0)
-        stage.check_settled()
+        stage.judge.check_settled()
     stage.telling = True
     for words in lines:
         stage.tell("-", "== " + " ".join(words)) if words[0] != "wait" else None
@@ -123,6 +131,16 @@ def step(stage: Stage, words: list[str]) -> None:
             stage.power_off(name)
         case ["power", "on", name]:
             stage.power_on(name)
+        case ["kill", "module", name]:
+            stage.kill_module(name)
+        case ["witness", side]:
+            stage.witness_side = "" if side == "both" else side
+        case ["unplug", name, seconds]:
+            stage.unplug(name, float(seconds))
+        case ["snapshot", name]:
+            stage.snapshot(name)
+        case ["restore", name]:
+            stage.restore(name)
         case ["kill", "heart", name, *unwatched]:
             stage.kill_heart(name)
             if unwatched:
@@ -139,7 +157,7 @@ def step(stage: Stage, words: list[str]) -> None:
                 wire.cut = False
             stage.impaired_until = stage.parted_until = stage.now + 3 * TIMEOUT
         case ["break", "stream", name]:
-            stage._break_stream(stage.servers[name])
+            stage.data.break_stream(stage.servers[name])
         case ["set", name, resource, value, who]:
             stage.feed(name, ResourceSet(resource, value, who))
         case [name, action, "as", identity]:
@@ -167,7 +185,7 @@ def test_no_pair_is_completed_while_the_primary_is_about_to_part() -> None:
         stage.power_on(name)
         stage.order(name, action)
         stage.run_until(stage.now + 10)
-    stage.check_settled()
+    stage.judge.check_settled()
     primary = stage.servers["A"].heart
     assert primary is not None
     for busy, plan, ok in ((None, (), True), (Rfs("primary"), (), False), (None, (Rfs("alone"),), False)):

@@ -18,8 +18,8 @@ from heart.core import doubt, hearing, news, pairing, running, waiting
 from heart.core.decide import _HANDLERS
 from heart.core.events import Born
 from heart.core.turn import CONDITIONS, Turn
+from tests.t1_simulation.mirror_parts import Violation
 from tests.t1_simulation.mirror_schedules import Kind, crash, crash_both, cut_both_ways, freeze, run
-from tests.t1_simulation.mirror_world import Violation
 
 COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "10000"))
 FIRST = int(os.environ.get("SAFEKIT_SEED", "0"))

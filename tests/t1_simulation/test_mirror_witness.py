@@ -1,143 +1,131 @@
-"""A pair with a split-brain witness that only one side sees when the networks fail: never two ALONE (guide 13.17).
+"""Who may be alone, and when: rules about waking, doubt and the witness, each broken on purpose and found.
 
-The schedules crash servers, kill hearts, break streams, give commands, and cut everything between the servers
-for a while. The witness stays on one side. Without its verdict the same schedules do show two ALONE, so the
-assertion can fail.
+The schedules of mirror_schedules have pairs with a witness that only one side sees (kinds 10 and 11), and servers
+whose interface is watched (11 to 13).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from heart.core.actions import Effect, Witness
-from heart.core.turn import Turn
-from heart.core.values import Role, Setup
-from tests.t1_simulation import mirror_schedules as kinds
-from tests.t1_simulation.mirror_world import Options, Violation, World
+from heart.core import alone, hearing, pairing, plans, witness
+from heart.core.actions import Step
+from heart.core.state import State
+from heart.core.turn import CONDITIONS, Turn
+from heart.core.values import Color, Role
+from tests.t1_simulation import mirror_schedules as may
+from tests.t1_simulation.mirror_parts import Options, Violation
+from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, Kind, run
+from tests.t1_simulation.mirror_world import World
 
-COUNT = int(os.environ.get("SAFEKIT_WITNESS_SCHEDULES", "400"))
-FAULTS = (kinds.crash, kinds._short_freeze, kinds._kill_heart, kinds._stream, kinds._command)
-
-
-class WitnessWorld(World):
-    """A pair with a witness; see the module's docstring."""
-
-    def __init__(self, seed: int, options: Options, trace: Any = None) -> None:
-        super().__init__(seed, options, trace)
-        self.side = self.random.choice("AB")
-        self.isolated = False
-
-    def setup(self, name: str) -> Setup:
-        return replace(super().setup(name), witness="w")
-
-    def _carry_out(self, name: str, effect: Effect) -> bool:
-        if isinstance(effect, Witness):
-            return not self.isolated or name == self.side
-        return super()._carry_out(name, effect)
-
-    def feed(self, name: str, event: Any) -> None:
-        super().feed(name, event)
-        # one that waits for the verdict, or leaves after it, is still paired: it acknowledges nothing alone
-        hearts = [s.heart for s in self.servers.values() if s.heart is not None]
-        if [h.role for h in hearts if not h.paired] == [Role.ALONE, Role.ALONE]:
-            raise Violation("both servers are ALONE")
-
-    def isolate(self) -> None:
-        """Cut everything between the servers for a while."""
-        seconds = self.random.uniform(1.0, 20.0)
-        self.say("-", f"== isolated for {seconds:.1f} s, the witness is with {self.side}")
-        self.isolated = True
-        for wire in self.wires.values():
-            wire.cut = True
-        self.part(seconds)
-        self.at(seconds, self.heal)
-
-    def heal(self) -> None:
-        """Everything is connected again."""
-        self.say("-", "== healed")
-        self.isolated = False
-        for wire in self.wires.values():
-            wire.cut = False
+COUNT = int(os.environ.get("SAFEKIT_WITNESS_SCHEDULES", "300"))
+WITNESS, CABLE, ORDERS = 10, 12, 8
 
 
-def run(seed: int, trace: Any = None) -> WitnessWorld:
-    """One schedule."""
-    world = WitnessWorld(seed, Options(faults=False), trace)
-    world.chaos = False
-    for name in "AB":
-        world.power_on(name)
+def seeds(kind: int, count: int) -> range:
+    """So many seeds of a kind of pair."""
+    return range(kind, kind + count * KINDS_OF_PAIRS, KINDS_OF_PAIRS)
+
+
+def found(kind: int, kinds: tuple[Kind, ...], count: int = 200) -> str:
+    """The first thing that breaks in these schedules, "" when nothing does."""
+    for seed in seeds(kind, count):
+        try:
+            run(seed, kinds=kinds)
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
+FAULTS: dict[str, tuple[int, tuple[Kind, ...]]] = {
+    "isolated": (WITNESS, (may.isolate, may.isolate_one_way, may.crash, may._kill_heart, may._command)),
+    "unplugged": (CABLE, (may.unplug, may.unplug, may.crash, may._command)),
+    "killed": (ORDERS, (may.freeze, may.crash, may._kill_module)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_schedules_of_a_few_kinds_keep_the_invariants(name: str) -> None:
+    kind, kinds = FAULTS[name]
+    for seed in seeds(kind, COUNT // len(FAULTS)):
+        try:
+            run(seed, kinds=kinds)
+        except AssertionError as error:
+            pytest.fail(f"schedule {seed} of {name}: {error}", pytrace=False)
+
+
+def test_finds_a_server_that_wakes_and_decides_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M0: what was silent before counts for a server whose cable has just come back."""
+    monkeypatch.setattr(hearing, "listen_again", lambda t: None)
+    assert "M0" in found(CABLE, (may.unplug,))
+
+
+def test_finds_a_server_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M0: silence counts before this server has listened for a time-out."""
+    monkeypatch.setattr(Turn, "listened", lambda self: True)
+    assert "M0" in found(CABLE, (may.unplug,))
+
+
+def test_no_way_into_alone_passes_the_guard() -> None:
+    world = World(0, Options())
+    world.power_on("A")
     world.order("A", "prim")
-    world.run_until(7.0)
-    world.order("B", "second")
-    world.run_until(15.0)
-    world.check_settled()
-    world.forced = False
-    for _ in range(world.random.randint(1, 3)):
-        world.at(world.random.uniform(0.0, 45.0), world.isolate)
-    for _ in range(world.random.randint(0, 3)):
-        kind = world.random.choice(FAULTS)
-        world.at(world.random.uniform(0.0, 45.0), lambda kind=kind: kind(world))  # type: ignore[misc]
-    world.run_until(80.0)
-    kinds._peace(world)
-    world.heal()
-    for _ in range(30):
-        world.run_until(world.now + 3.0)
-        for name, server in world.servers.items():
-            if server.heart is None and server.powered:
-                world.order(name, "start")
-        if settled(world):
-            break
-    # what is still under way must leave it so
-    world.run_until(world.now + 3.0)
-    world.check_settled()
-    return world
+    heart = world.servers["A"].heart
+    assert heart is not None and heart.role is Role.WAIT
+    turn = Turn(heart.copy(), world.now)
+    with pytest.raises(AssertionError, match="past its guard"):
+        turn.become(Role.ALONE, Color.MAGENTA)
+    with pytest.raises(AssertionError, match="without proof"):
+        alone.enter(turn, Color.MAGENTA, alone.Evidence.SILENCE)
 
 
-def settled(world: World) -> bool:
-    """Both servers have come to rest as a pair."""
-    try:
-        world.check_settled()
-    except Violation:
-        return False
-    return True
+def test_finds_a_server_that_left_and_does_not_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It left the application by a rule, the other one served and died: its data is not the newest."""
+    monkeypatch.setattr(alone, "in_doubt", lambda s: False)
+    assert "doubt" in found(CABLE, (may.unplug, may.crash))
 
 
-def campaign(seeds: range) -> None:
-    """None of these schedules shows two ALONE."""
-    for seed in seeds:
-        try:
-            run(seed)
-        except Exception as error:
-            lines: list[str] = []
-            try:
-                run(seed, lines.append)
-            except Exception as again:
-                lines.append(repr(again))
-            tail = "\n".join(lines[-100:])
-            pytest.fail(f"schedule {seed}: {type(error).__name__}: {error}\n{tail}", pytrace=False)
+def test_finds_a_former_primary_that_is_one_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M7: it stopped and started again beside the one that took over, and counts as if it had never stopped."""
+    real: Callable[[State], str] = alone.rival
+    monkeypatch.setattr(alone, "rival", lambda s: "none" if real(s) == "possible" else real(s))
+    kinds = (may.cut_both_ways, may.cut_both_ways, may._command, may.crash)
+    assert "M7" in found(2, kinds, 1500)
 
 
-def test_never_two_alone() -> None:
-    campaign(range(COUNT))
+def test_finds_a_winner_that_does_not_wait_for_the_loser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "_wait_for_the_loser", lambda t: None)
+    assert "witness" in found(WITNESS, (may.isolate,))
 
 
-@pytest.mark.slow
-def test_long_campaign() -> None:
-    campaign(range(100_000, 110_000))
+def test_finds_a_loser_that_counts_from_what_it_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other server may hear nothing of it for long while its own heartbeats still arrive."""
+    monkeypatch.setattr(Turn, "cut_off", lambda self: False)
+    assert "witness" in found(WITNESS, (may.isolate_one_way,))
 
 
-def test_without_waiting_for_the_verdict_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_a_loser_that_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kindly(role: Role, action: str, within: float) -> tuple[Step, ...]:
+        return plans.leave(role, action)
+
+    monkeypatch.setattr(plans, "leave_hurriedly", kindly)
+    assert "witness" in found(WITNESS, (may.isolate,))
+
+
+def test_finds_a_server_without_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Turn, "undecided", lambda self: False)
-    monkeypatch.setattr(Turn, "lost", Turn.silent)
-    found = ""
-    for seed in range(60):
-        try:
-            run(seed)
-        except Violation as violation:
-            found = str(violation)
-            break
-    assert found == "both servers are ALONE"
+    assert "witness" in found(WITNESS, (may.isolate,))
+
+
+def test_finds_a_primary_in_doubt_that_goes_on_without_replication(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module was killed just after it had stood still: the other one may have served meanwhile."""
+    monkeypatch.setitem(CONDITIONS, pairing.pair_settled.__name__, lambda t: not t.s.breaking)
+    assert "acknowledged writes" in found(ORDERS, (may.freeze, may.freeze, may.crash, may._kill_module))
+
+
+def test_violations_are_assertions() -> None:
+    """`found` sees both what the simulation looks at and what the core asserts itself."""
+    assert issubclass(Violation, AssertionError)

@@ -376,7 +376,7 @@ def test_an_idle_heart_costs_next_to_nothing(tmp_path: Path) -> None:
         assert used < 0.2
         # its successor would know that nobody was asleep (heart.core.doubt)
         sign = LifeSign(two.n1.file["var"] / "heart.alive")
-        assert sign.gap() < 2.0
+        assert sign.ages()[0] < 2.0
         sign.close()
 
     play(tmp_path, scene)
