@@ -115,7 +115,7 @@ def test_finds_a_loser_that_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert "witness" in found(WITNESS, (may.isolate,))
 
 
-def test_finds_a_server_without_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_waiting_for_the_verdict_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Turn, "undecided", lambda self: False)
     assert "witness" in found(WITNESS, (may.isolate,))
 
