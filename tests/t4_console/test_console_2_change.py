@@ -229,7 +229,10 @@ def uninstall(console: Console, cluster: Cluster, module: str, nodes: set[str]) 
     for box in console.page.locator("dialog input[type=checkbox]").all():
         box.set_checked(box.get_attribute("name") in nodes)
     console.confirm()
+    expect(console.page.get_by_role("dialog")).to_contain_text(f"{module} is removed from {', '.join(sorted(nodes))}")
     console.confirm()
+    expect(console.page.locator(".strip .task").first).to_contain_text(re.compile("done|failed"), timeout=150_000)
+    assert console.key("task-output").count() == 0, console.key("task-output").inner_text()
     expect(console.page.locator(f"tr[data-module={module}]")).to_have_count(0, timeout=150_000)
     for node in cluster.nodes:
         if node.name in nodes:

@@ -82,10 +82,13 @@ export function uninstall(module) {
   openDialog((close) => html`<${Uninstall} module=${module} close=${close} />`);
 }
 
+/** Whether nothing of a module runs any more: after STOP its processes need a moment. @param {import("../verdict.js").Row} row */
+const ended = (row) => row.state === "STOP" && !row.running;
+
 /** @param {any} props */
 function Uninstall({ module, close }) {
   const places = modules.value.find((each) => each.module === module)?.places ?? [];
-  const [chosen, setChosen] = useState(/** @type {string[]} */ (places.filter((each) => each.row.state === "STOP" && each.reachable).map((each) => each.node)));
+  const [chosen, setChosen] = useState(/** @type {string[]} */ (places.filter((each) => ended(each.row) && each.reachable).map((each) => each.node)));
   const go = () => {
     close();
     confirm({
@@ -95,7 +98,7 @@ function Uninstall({ module, close }) {
   };
   return html`<${Dialog} title=${t("uninstall.title", { module })} close=${close} actions=${html`<${Button} onClick=${close}>${t("cancel")}<//>
       <${Button} kind="danger" disabled=${!chosen.length} data-key="confirm" onClick=${go}>${t("conf.uninstall")}<//>`}>
-    ${places.map((each) => html`<p><label class="check"><input type="checkbox" name=${each.node} checked=${chosen.includes(each.node)} disabled=${each.row.state !== "STOP" || !each.reachable}
+    ${places.map((each) => html`<p><label class="check"><input type="checkbox" name=${each.node} checked=${chosen.includes(each.node)} disabled=${!ended(each.row) || !each.reachable}
       onChange=${(/** @type {any} */ e) => setChosen(e.target.checked ? [...chosen, each.node] : chosen.filter((/** @type {string} */ n) => n !== each.node))} /> ${each.node}</label>
-      ${each.row.state !== "STOP" && html` <span class="muted">${t("uninstall.running")}</span>`}</p>`)}<p class="muted">${t("uninstall.backup")}</p><//>`;
+      ${!ended(each.row) && html` <span class="muted">${t("uninstall.running")}</span>`}</p>`)}<p class="muted">${t("uninstall.backup")}</p><//>`;
 }
