@@ -152,8 +152,9 @@ class Peer:
     def new_fid(self) -> int:
         return 7
 
-    def bind(self, file: Any) -> None:
+    def bind(self, file: Any) -> bool:
         file.session, file.fid = self.identity, 7
+        return True
 
     def wait(self, _number: int, _timeout: float | None = None) -> int:
         return self.answer()
