@@ -129,8 +129,9 @@ def test_every_change_is_sent(tmp_path: Path, database: Database) -> None:
         for state in ("ALONE", "PRIM", "WAIT", "SECOND"):
             node.resources({"state.local": state, "state.color": "green", "rfs_bandwidth.replication": "345",
                             "rfs_bandwidth.reintegration": "17.5"})  # fmt: skip
-            wait_for(lambda s=state: s in database.values("safekit.state.local"), 5, lambda: str(database.points))  # type: ignore[misc]
+            wait_for(lambda s=state: database.values("safekit.state.local")[-1] == s, 5, lambda: str(database.points))  # type: ignore[misc]
         assert database.values("safekit.state.local") == ["SECOND", "ALONE", "PRIM", "WAIT", "SECOND"]
+        wait_for(lambda: len(database.values("safekit.state.local.number")) == 5, 5, lambda: str(database.points))
         assert database.values("safekit.state.local.number") == [5, 2, 4, 1, 5]
         assert max(database.values("safekit.rfs_bandwidth.replication")) == 345
         assert 17.5 in database.values("safekit.rfs_bandwidth.reintegration")
