@@ -20,6 +20,8 @@ from safekit.model.findings import ConfigError, Finding
 MAX_FILE = 1 << 20
 MAX_ELEMENTS = 20_000
 MAX_DEPTH = 64
+MAX_ATTRIBUTES = 100
+"""Of one element: several times what any element of ours has."""
 MAX_VALUE = 65_536
 
 _TAG_NAME = re.compile(rb"<[^\s/>]+")
@@ -103,13 +105,15 @@ class _Scan:
     def _declaration(self, *_rest: object) -> None:
         raise self._refuse("the document type holds declarations; expected <!DOCTYPE ...> alone or none")
 
-    def _start(self, _name: str, _attributes: object) -> None:
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
         line = self.parser.CurrentLineNumber
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self._refuse(f"elements are nested deeper than {MAX_DEPTH}")
         if len(self.positions) >= MAX_ELEMENTS:
             raise self._refuse(f"more than {MAX_ELEMENTS} elements")
+        if len(attributes) > MAX_ATTRIBUTES:
+            raise self._refuse(f"<{name[:40]}> has more than {MAX_ATTRIBUTES} attributes")
         self.positions.append(_Position(line, self._attribute_lines(line)))
 
     def _end(self, _name: str) -> None:
@@ -150,6 +154,9 @@ def parse(data: bytes, file: str) -> Node:
         positions = _Scan(file, data).run()
     except expat.ExpatError as error:
         raise ConfigError([_malformed(data, file, error)]) from error
+    except (ValueError, LookupError) as error:  # what expat's Python part says of encodings that it cannot use
+        message = f"the encoding that the first line names cannot be used ({error}); save the file in UTF-8"
+        raise ConfigError([Finding(file, 1, "", message)]) from error
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safekit.model.cluster import load_cluster_xml
 from safekit.model.findings import ConfigError
 from safekit.model.module import examine_module
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig
+from safekit.model.xmlload import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ClusterConfig((Lan("default", nodes=(LanNode("n1", "10.0.0.1"), LanNode("n2", "10.0.0.2"))),))
@@ -112,3 +114,18 @@ def test_damaged_files_never_surprise(tmp_path: Path, seed: int) -> None:
         else:
             assert len(config.node_names) >= 2
     assert compiled and refused
+
+
+@pytest.mark.parametrize("encoding", ["utf-7", "shift_jis", "rot13", "idna", "hex", "nope", "cp037"])
+def test_encodings_that_cannot_be_used_are_named(encoding: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f'<?xml version="1.0" encoding="{encoding}"?><safe a="+AGE-"/>'.encode(), "userconfig.xml")
+    (finding,) = caught.value.findings
+    assert finding.line == 1 and "ncoding" in finding.message, finding
+
+
+def test_an_element_with_very_many_attributes_is_refused_at_once() -> None:
+    begun = time.process_time()
+    with pytest.raises(ConfigError, match="<safe> has more than 100 attributes"):
+        parse(b"<safe " + b" ".join(b'a%d=""' % number for number in range(60_000)) + b"/>", "userconfig.xml")
+    assert time.process_time() - begun < 5, "the place of each was counted from the beginning: a minute"
