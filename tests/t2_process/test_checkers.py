@@ -139,9 +139,13 @@ def test_the_program_of_a_killed_customcheck_is_ended_by_its_successor(tmp_path:
             await asyncio.to_thread(process.wait, 10)
             assert Path(f"/proc/{detached}").exists(), "nobody could end it yet"
             ready.unlink()
-            server.spawn("checkers.customcheck", "--ident", "wild")
+            second = server.spawn("checkers.customcheck", "--ident", "wild")
             await server.until(lambda: not Path(f"/proc/{detached}").exists(), "the old one is ended")
             await server.until(ready.exists, "the new one runs")
+            detached = int((server.paths.var / "detached").read_text())
+            second.terminate()
+            await asyncio.to_thread(second.wait, 20)
+            await server.until(lambda: not Path(f"/proc/{detached}").exists(), "an orderly end leaves nothing behind")
 
     asyncio.run(scenario())
 
