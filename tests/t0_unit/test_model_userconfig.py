@@ -173,7 +173,7 @@ def test_dedicated_replication_network(loader: Loader) -> None:
     config = loader.config(mirror(inside, heart))
     assert config.rfs is not None and config.rfs.flow == "repli"
     assert config.rfs.replicated[0].notreplicated_paths == ("file1", "a/b")
-    assert config.rfs.replicated[0].notreplicated_regex == (r".*[0-9]\.tmp",)
+    assert config.rfs.replicated[0].notreplicated_regex == (r".*[[:digit:]]\.tmp",)
     assert config.heart is not None and {b.pulse_ms for b in config.heart.heartbeats} == {100}
     assert [b.ident for b in config.heart.heartbeats] == ["default", "flow"]
 
