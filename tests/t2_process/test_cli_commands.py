@@ -98,7 +98,13 @@ def test_options_before_or_after_the_word(server: Server, admin: NotedAdmin, wor
     done = server.run(*words)
     assert (done.returncode, done.stderr) == (0, "")
     who = "web@10.0.0.1" if "-u" in words else "root"
-    assert admin.asked == [("control", {"module": "mirror", "action": "stop", "who": who})]
+    ((operation, fields),) = admin.asked
+    assert operation == "control"
+    assert {name: value for name, value in fields.items() if value} == {
+        "module": "mirror",
+        "action": "stop",
+        "who": who,
+    }
 
 
 def test_module_from_the_environment(server: Server, admin: NotedAdmin) -> None:
