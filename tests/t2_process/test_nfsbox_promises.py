@@ -332,7 +332,7 @@ def test_a_checkpoint_between_record_and_change_forgets_nothing(
     (backing / "f").write_bytes(b"x" * 50_000)
     handle = opened(operations, "f")
     engine.stream = Peer(strict=True)  # type: ignore[assignment]
-    engine.tracker.paired()
+    engine.tracker.paired(engine.tracker.epoch())
     engine.tracker.touch_directory(0, b"elsewhere")
     real = engine.order
 
@@ -421,7 +421,7 @@ def test_a_large_file_that_is_cut_is_compared_whole(alone: tuple[Engine, Operati
     handle = opened(operations, "f")
     operations.truncate("/f", 10, handle)
     assert (0, b"f") in engine.tracker.snapshot().moved
-    found = [(path, zones) for _, path, _, zones in expand(engine.tracker.snapshot(), [Tree(os.fsencode(backing))])]
+    found = [(path, zones) for _, path, _, zones, _ in expand(engine.tracker.snapshot(), [Tree(os.fsencode(backing))])]
     assert set(found) == {(b"f", None)}
     operations.ended()
 

@@ -346,7 +346,9 @@ def test_changes_of_one_who_is_alone_are_recorded(make: MakePair) -> None:
     pair.a.kill()  # not closed in order
     loaded = journal.load(pair.a.rfs_dir)
     assert loaded.present and loaded.reliable and not loaded.closed
-    found = {path: zones for _, path, _, zones in journal.expand(loaded.changes, [Tree(os.fsencode(pair.a.backing))])}
+    found = {
+        path: zones for _, path, _, zones, _ in journal.expand(loaded.changes, [Tree(os.fsencode(pair.a.backing))])
+    }
     assert found[b"created"] is None
     assert found[b"renamed/inside"] is None or 2 in found[b"renamed/inside"]
     zones = found[b"big"]

@@ -210,7 +210,7 @@ class Copies(Pair):
 
     def follow(self, server: Server, patience: float = 60.0) -> None:
         """Reintegrate, as often as it takes: heart tries again when it is told of a failure."""
-        deadline = time.monotonic() + patience
+        deadline, refused = time.monotonic() + patience, ""
         while True:
             try:
                 if not server.alive:
@@ -221,10 +221,13 @@ class Copies(Pair):
                 self.until(lambda: {"rfs_synced", "rfs_failed", "nfsbox_died"} & set(server.kinds()), 60, server)
                 if "rfs_synced" in server.kinds():
                     return
-            except BusError:
-                pass
+            except BusError as error:
+                refused = f"{error.code}: {error.text}"
+                if "has a secondary already" in error.text:
+                    # It did not notice that the former life of this one ended; its heart would tell it.
+                    self.other(server).ask("alone")
             if time.monotonic() > deadline:
-                raise AssertionError(f"no pair within {patience} s: {server.events}\n{server.output()}")
+                raise AssertionError(f"no pair within {patience} s: {server.events} {refused}\n{server.output()}")
             if not server.alive:
                 server.kill_all()
 
