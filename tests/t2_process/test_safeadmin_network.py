@@ -343,16 +343,6 @@ def test_the_port_of_a_lan_that_is_taken_is_said_once_and_retried(tmp_path: Path
             node.destroy()
 
 
-def test_the_port_of_the_mapper_that_is_taken_ends_safeadmin(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", node.mapper))
-        node.start(wait=False)
-        assert node.daemon is not None and node.daemon.wait(10) == 1
-    text = (tmp_path / "safeadmin.err").read_text()
-    assert str(node.mapper) in text and "/etc/safeini.xml" in text
-
-
 def test_systemd_is_told_when_safeadmin_is_ready_and_when_it_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

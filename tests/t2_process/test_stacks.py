@@ -103,6 +103,7 @@ def test_processes_of_a_module_and_its_supervisor(node: Node) -> None:
     node.started("am")
     log = node.var("am") / "log"
     for name in ("heart", "circlog", "safesupervisord"):
+        until(f"{name} has begun", lambda name=name: _catches(node.pid("am", name)), 10)
         os.kill(node.pid("am", name), signal.SIGUSR1)
         until(f"{name} has written", lambda name=name: "most recent call first" in _text(log / f"{name}.log"), 10)
     before = {name: node.pid("am", name) for name in ("heart", "circlog", "safesupervisord")}
@@ -129,6 +130,13 @@ def test_the_web_service_and_its_forking_process(tmp_path: Path) -> None:
         assert server.process.poll() is None
     finally:
         server.stop()
+
+
+def _catches(pid: int) -> bool:
+    """Whether a process has a handler for SIGUSR1 by now; before, the signal ends it."""
+    status = _text(Path(f"/proc/{pid}/status"))
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def _text(path: Path) -> str:
