@@ -13,7 +13,10 @@ from pair import wait_for
 
 from lab.cluster import Lab
 
-EXPECTED = ("action_rule", "transition_rule", "failover_no_heartbeat", "errd_event", "process_died", "stopping_loop")
+EXPECTED = (
+    *("action_rule", "transition_rule", "failover_no_heartbeat", "errd_event", "process_died", "stopping_loop"),
+    "witness_wait",
+)
 RESTARTED = ["event atleast on proc appli", "Action restart called by errd", "Local state ALONE green"]
 
 LANS = ("pair", "pairrepli")
