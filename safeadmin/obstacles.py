@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from safekit.model.fit import misfit
+from safekit.model.regex import BadExpression, Expression
 from safekit.model.types import ClusterConfig, ModuleConfig
 
 FUSE = Path("/dev/fuse")
@@ -20,7 +21,7 @@ def obstacle(config: ModuleConfig, cluster: ClusterConfig, node: str, fuse: Path
     An address that is not there is none: its interface may come later. A heartbeat whose port belongs to somebody
     else would never be heard, and both servers would become ALONE.
     """
-    if reason := misfit(config, cluster, node):
+    if reason := misfit(config, cluster, node) or _unreadable(config):
         return reason
     if config.service.mode != "mirror":
         return ""
@@ -38,6 +39,25 @@ def obstacle(config: ModuleConfig, cluster: ClusterConfig, node: str, fuse: Path
     except OSError:
         there = False
     return "" if there else f"{fuse} is missing: file replication needs the kernel's FUSE; modprobe fuse"
+
+
+def _unreadable(config: ModuleConfig) -> str:
+    """An expression that a former release read and this one does not: without it nobody knows what it was to mean."""
+    expressions = [
+        *((p.nameregex, "nameregex", False) for p in (config.errd.procs if config.errd is not None else ())),
+        *((p.argregex, "argregex", False) for p in (config.errd.procs if config.errd is not None else ())),
+        *((e, "regexpath", True) for r in (config.rfs.replicated if config.rfs else ()) for e in r.notreplicated_regex),
+    ]
+    for expression, attribute, of_names in expressions:
+        try:
+            if expression is not None:
+                Expression(expression, of_names=of_names)
+        except BadExpression as error:
+            return (
+                f"{attribute} {expression!r} of the active configuration cannot be used: {error}; write it without "
+                f"look-around and back references in userconfig.xml, and apply it: safekit config -m {config.name}"
+            )
+    return ""
 
 
 def _told(protocol: str, port: int, address: str, purpose: str, command: str) -> str:

@@ -14,7 +14,7 @@ from safeadmin_node import Node, cluster, free_port, until
 
 from safeadmin.obstacles import obstacle
 from safekit.bus.message import BusError
-from safekit.model.types import Heart, Heartbeat, ModuleConfig, Replicated, Rfs
+from safekit.model.types import Errd, Heart, Heartbeat, ModuleConfig, Proc, Replicated, Rfs, Service
 from safekit.wire.seal import new_key
 
 HEART = Heart((Heartbeat("default", "flow", 8888),))
@@ -59,6 +59,20 @@ def test_a_kernel_without_fuse(tmp_path: Path, make: object) -> None:
         make(device)
     told = obstacle(ModuleConfig("am", 1, heart=HEART, rfs=RFS), CLUSTER, "n1", device)
     assert told == f"{device} is missing: file replication needs the kernel's FUSE; modprobe fuse"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModuleConfig("am", 1, Service("light"), errd=Errd(procs=(Proc("x", "prim", nameregex="x(?!y)"),))),
+        ModuleConfig("am", 1, Service("light"), errd=Errd(procs=(Proc("x", "prim", argregex="x(?!y)"),))),
+        ModuleConfig("am", 1, heart=HEART, rfs=Rfs(replicated=(Replicated("/d", notreplicated_regex=("x(?!y)",)),))),
+    ],
+)
+def test_an_expression_that_a_former_release_read(config: ModuleConfig) -> None:
+    """The processes would end with it again and again, and nobody would watch the application."""
+    told = obstacle(config, CLUSTER, "n1")
+    assert "'x(?!y)' of the active configuration cannot be used" in told and "safekit config -m am" in told
 
 
 def test_nothing_is_started(tmp_path: Path) -> None:
