@@ -35,8 +35,9 @@ ANY = "*"
 Row = dict[str, Any]
 
 
-def place_of(text: str) -> tuple[Path, Path]:
-    """The area and the path of a text such as `modules/AM/conf/userconfig.xml`. Raises ApiError."""
+def place_of(text: str, *, links: bool = False) -> tuple[Path, Path]:
+    """The area and the path of a text such as `modules/AM/conf/userconfig.xml`; a path that is itself a link only
+    with `links`, for what leaves alone where it leads. Raises ApiError."""
     parts = [part for part in text.split("/") if part]
     if not parts or parts[0] not in AREAS or len(parts) > MAX_PARTS:
         raise ApiError(400, "malformed", f"a path begins with {' or '.join(AREAS)}")
@@ -53,7 +54,14 @@ def place_of(text: str) -> tuple[Path, Path]:
             path.parent.resolve().relative_to(area.resolve())
     except (ValueError, OSError, RuntimeError):
         raise ApiError(400, "malformed", "a link leads out of the directory") from None
+    if not links and path != area and path.is_symlink():
+        raise ApiError(400, "malformed", "this is a link, which is not followed here", "name what it leads to")
     return area, path
+
+
+def _stays(area: Path, path: Path) -> bool:
+    """Whether commands alone make, move and remove this: an area, or the directory of a module."""
+    return path == area or (area.name == AREAS["modules"] and path.parent == area)
 
 
 def tag_of(content: bytes) -> str:
@@ -103,7 +111,7 @@ class Files:
         match = request.query.get("match") or request.headers.get("If-Match", "").strip('"')
         area, path = place_of(text)
         content = _given(await json_of(request, 2 * MAX_FILE))
-        if path == area or (text.startswith("modules/") and path.parent == area):
+        if _stays(area, path):
             raise ApiError(400, "malformed", "a file of a module lies in its directory")
         await _do(_write, path, content, match)
         return reply(request, {"node": node_name(), "path": text, "size": len(content), "etag": tag_of(content)})
@@ -112,8 +120,8 @@ class Files:
         """A file, or a directory with all that is in it."""
         need(request, Role.ADMIN)
         text = request.query.get("path", "")
-        area, path = place_of(text)
-        _not_whole(area, path, text)
+        area, path = place_of(text, links=True)
+        _not_whole(area, path)
         await _do(_remove, path)
         return reply(request, {"node": node_name(), "path": text, "size": 0, "etag": ""})
 
@@ -130,13 +138,13 @@ class Files:
         ):
             raise ApiError(400, "malformed", f"op is none of {', '.join(_OPERATIONS)}, or from, to are no paths")
         area, to = place_of(target)
-        if to == area or (target.startswith("modules/") and to.parent == area):
+        if _stays(area, to):
             raise ApiError(400, "malformed", "modules are installed, not copied", "use the wizard of Configuration")
         if operation == "mkdir":
             await _do(_mkdir, to)
         else:
             base, path = place_of(source)
-            if path == base or (operation == "move" and source.startswith("modules/") and path.parent == base):
+            if path == base or (operation == "move" and _stays(base, path)):
                 raise ApiError(400, "malformed", "this directory stays where it is")
             await _do(_OPERATIONS[operation], path, to)
         return reply(request, {"node": node_name(), "path": target, "size": 0, "etag": ""})
@@ -215,8 +223,8 @@ def _write(path: Path, content: bytes, match: str) -> None:
     write_atomic(path, content, mode=mode)
 
 
-def _not_whole(area: Path, path: Path, text: str) -> None:
-    if path == area or (text.startswith("modules/") and path.parent == area):
+def _not_whole(area: Path, path: Path) -> None:
+    if _stays(area, path):
         raise ApiError(400, "malformed", "a module is uninstalled, not deleted", "safekit module uninstall -m AM")
     if path.parent == area and path.name in ("generic", "demo", "other", "backup", "webconsole"):
         raise ApiError(400, "malformed", "this directory stays")

@@ -330,8 +330,31 @@ def test_operations_of_the_file_manager(web: WebServer) -> None:
         ("copy", "templates", "templates/x"),
         ("unpack", "templates/generic", "templates/y"),
         ("move", "templates/missing", "templates/z"),
+        ("move", "/modules/mirror", "templates/gone"),
+        ("mkdir", "", "/modules//mine"),
     ):
         assert change(op, source, target).status in (400, 404, 409), (op, source, target)
+
+
+@pytest.mark.parametrize("path", ["modules/mirror", "/modules/mirror", "modules//mirror/", "modules", "/templates"])
+def test_a_module_is_not_deleted_however_its_path_is_written(web: WebServer, path: str) -> None:
+    assert file(web, "DELETE", path).status == 400 and (web.safe / "modules/mirror").is_dir()
+    assert file(web, "PUT", path.replace("mirror", "new"), {"text": "x"}).status == 400
+    assert not (web.safe / "modules/new").exists()
+
+
+def test_no_link_is_followed(web: WebServer) -> None:
+    """Neither to list a directory elsewhere nor to copy it to where it can be read."""
+    (web.root / "elsewhere").mkdir()
+    (web.root / "elsewhere/secret").write_text("secret")
+    link = web.safe / "modules/mirror/away"
+    link.symlink_to(web.root / "elsewhere")
+    assert web.ask("GET", "/api/v1/files?path=modules/mirror/away", user="admin").status == 400
+    for op in ("copy", "pack", "unpack", "move"):
+        body = json.dumps({"op": op, "from": "modules/mirror/away", "to": "modules/mirror/copied"}).encode()
+        assert web.ask("POST", "/api/v1/files", body, user="admin").status == 400, op
+    assert file(web, "DELETE", "modules/mirror/away").status == 200 and not link.is_symlink()
+    assert (web.root / "elsewhere/secret").read_text() == "secret"
 
 
 def test_the_stream_needs_a_person_or_a_server(web: WebServer) -> None:
