@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ MAX_FILE = 16 << 20
 MAX_ENTRIES = 5000
 MAX_PARTS = 14
 ANY = "*"
+_changing = threading.Lock()
+"""From the look at what is there to its change: of two who saved at once, one must be told."""
 
 Row = dict[str, Any]
 
@@ -209,6 +212,13 @@ def _given(data: Row) -> bytes:
 
 
 def _write(path: Path, content: bytes, match: str) -> None:
+    if len(content) > MAX_FILE:
+        raise ApiError(413, "too_large", f"the file has more than {MAX_FILE >> 20} MB", "copy it on the server")
+    with _changing:
+        _replace(path, content, match)
+
+
+def _replace(path: Path, content: bytes, match: str) -> None:
     mode = 0o770 if path.parent.name == "bin" else 0o660
     if path.is_symlink() or path.is_dir():
         raise ApiError(400, "malformed", "this is no plain file")

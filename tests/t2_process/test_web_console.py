@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from urllib.parse import quote
 import pytest
 from web_server import KEY, PASSWORDS, WebServer, command
 
+from safekit.disk.files import write_atomic
+from safewebserver import files
+from safewebserver.api import ApiError
 from safewebserver.permissions import Role
 from safewebserver.sessions import IDLE_SECONDS, WATCH_SECONDS, Sessions
 
@@ -267,6 +271,28 @@ def test_two_editors_of_a_file(web: WebServer) -> None:
     assert (late.status, late.error) == (412, "changed")
     assert (web.safe / path).read_text() == "two\n" and os.access(web.safe / path, os.X_OK)
     assert file(web, "DELETE", path).status == 200 and file(web, "GET", path).status == 404
+
+
+def test_of_two_who_save_at_once_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "start_prim"
+    path.write_bytes(b"old")
+
+    def slowly(where: Path, content: bytes, **options: Any) -> None:
+        time.sleep(0.2)
+        write_atomic(where, content, **options)
+
+    monkeypatch.setattr(files, "write_atomic", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        saves = [pool.submit(files._write, path, text, files.tag_of(b"old")) for text in (b"one", b"two")]
+    errors = [each.exception() for each in saves]
+    told = [each.body["error"] for each in errors if isinstance(each, ApiError)]
+    assert told == ["changed"] and errors.count(None) == 1
+    assert path.read_bytes() == (b"one", b"two")[errors.index(None)]
+
+
+def test_no_file_is_written_that_could_not_be_read(web: WebServer) -> None:
+    answer = file(web, "PUT", "modules/mirror/conf/large", {"text": "x" * (files.MAX_FILE + 1)})
+    assert (answer.status, answer.error) == (413, "too_large")
 
 
 @pytest.mark.parametrize(
