@@ -282,7 +282,7 @@ def _pack(source: Path, target: Path) -> None:
         raise ArchiveError("it has no conf/userconfig.xml, so it is no module")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pack-") as work:
         made = Path(work) / "made.safe"
-        pack(source, made)
+        pack(source, made, keys=False)
         os.rename(made, target)
 
 

@@ -146,11 +146,11 @@ def _packed(module_root: Path) -> Iterator[Path]:
             yield path
 
 
-def pack(module_root: Path, archive: Path) -> int:
+def pack(module_root: Path, archive: Path, *, keys: bool = True) -> int:
     """Write the tree of a module into `archive`, whole or not at all; the number of files.
 
-    The same tree gives the same bytes. The archive holds the module's key, so only root and group safekit may
-    read it. Raises OSError.
+    The same tree gives the same bytes. With `keys` the archive holds the module's key, so only root and group safekit
+    may read it. Raises OSError.
     """
     temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
     count = 0
@@ -158,6 +158,8 @@ def pack(module_root: Path, archive: Path) -> int:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
         with os.fdopen(descriptor, "r+b") as handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as opened:
             for path in _packed(module_root):
+                if path.suffix == ".key" and not keys:
+                    continue
                 info = zipfile.ZipInfo(path.relative_to(module_root).as_posix())
                 info.external_attr = (stat.S_IFREG | stat.S_IMODE(path.stat().st_mode)) << 16
                 info.compress_type = zipfile.ZIP_DEFLATED

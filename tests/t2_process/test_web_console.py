@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
@@ -344,6 +345,9 @@ def test_operations_of_the_file_manager(web: WebServer) -> None:
     assert change("copy", "modules/mirror", "templates/mine").status == 200
     assert not (base / "mine/conf/module.key").exists(), "a template has no key"
     assert change("copy", "modules/mirror", "templates/mine").status == 409
+    assert change("pack", "modules/mirror", "templates/whole.safe").status == 200
+    with zipfile.ZipFile(base / "whole.safe") as made:
+        assert "conf/userconfig.xml" in made.namelist() and not [n for n in made.namelist() if n.endswith(".key")]
     assert change("pack", "templates/mine", "templates/mine.safe").status == 200
     assert change("move", "templates/mine", "templates/generic/other").status == 200
     assert change("unpack", "templates/mine.safe", "templates/mine").status == 200
