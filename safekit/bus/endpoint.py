@@ -252,12 +252,13 @@ class Endpoint(asyncio.DatagramProtocol):
         """Send until an answer comes, wherever the process is meanwhile."""
         identity = next(self._ids)
         message = {**fields, "id": identity, "op": op, "from": self.name}
-        deadline = time.monotonic() + timeout
+        deadline, attempts = time.monotonic() + timeout, 0
         try:
             while True:
                 future: asyncio.Future[Fields] = asyncio.get_running_loop().create_future()
                 self._waiting[identity] = future
                 self._send(addressed(message, address, target), address.port)
+                attempts += 1
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise BusTimeout(target, op, timeout)
@@ -268,11 +269,14 @@ class Endpoint(asyncio.DatagramProtocol):
                 if reply is not None and reply.get("code") != NOT_MINE:
                     break
                 if reply is not None:
-                    # Who refused has done nothing, and it is not whom we want.
+                    # Who refused has done nothing, and it is not whom we want. Whoever had the port when an earlier
+                    # attempt went there may have.
+                    if attempts > 1 and not repeatable:
+                        raise Restarted(target, op)
                     if self._addresses.get(target) == address:
                         del self._addresses[target]
                     await asyncio.sleep(LOOKUP_INTERVAL)
-                    address = await self._found(target, deadline)
+                    address, attempts = await self._found(target, deadline), 0
                 elif target != ADMIN:
                     # It may have been started again: the next attempt goes where it is then.
                     self._spawn(self._refresh(target))

@@ -144,14 +144,13 @@ def request_sync(
     message = {**fields, "id": _identity(), "op": op, "from": sender}
     asked = ""
     while True:
-        address = _lookup_sync(key, target, timeout, sender)
+        address = _lookup_sync(key, target, timeout, sender, repeatable)
         if asked not in ("", address.incarnation) and not repeatable:
             raise Restarted(target, op)
         try:
             return _exchange_sync(key, target, address, message, deadline, timeout)
         except _Elsewhere as elsewhere:
-            # Who refused has done nothing. Who has gone away may have.
-            asked = address.incarnation if elsewhere.gone else ""
+            asked = address.incarnation if elsewhere.gone else asked
             time.sleep(LOOKUP_INTERVAL)
 
 
@@ -160,20 +159,24 @@ def _identity() -> int:
 
 
 class _Elsewhere(Exception):
-    """The process is not at that address. gone: nobody is, and somebody may have been."""
+    """The process is not at that address. gone: it may have been there when it was asked first, and have done it."""
 
     def __init__(self, *, gone: bool) -> None:
         super().__init__()
         self.gone = gone
 
 
-def _lookup_sync(key: bytes, target: str, timeout: float, sender: str) -> Address:
+def _lookup_sync(key: bytes, target: str, timeout: float, sender: str, repeatable: bool) -> Address:
+    """Where a process is now. Of safeadmin, which has a port of its own, only what must not be done twice has to know
+    which life it asks."""
     admin = Address(mapper_port())
-    if target == ADMIN:
+    if target == ADMIN and repeatable:
         return admin
     message = {"id": _identity(), "op": "map_lookup", "from": sender, "name": target}
     reply = _exchange_sync(key, ADMIN, admin, message, time.monotonic() + timeout, timeout)
     if not reply.get("port"):
+        if target == ADMIN:
+            return admin  # one of the release before, which does not tell: this command may be the upgrade's
         raise UnknownTarget(target)
     return Address(int(reply["port"]), str(reply.get("incarnation") or ""))
 
@@ -183,6 +186,7 @@ def _exchange_sync(
 ) -> Fields:
     """Send until an answer comes. Raises BusError, and _Elsewhere when the process must be looked for again."""
     data = encode(addressed(message, address, target), key)
+    moves = target != ADMIN or bool(address.incarnation)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((LOOPBACK, 0))
         sock.connect((LOOPBACK, address.port))
@@ -198,7 +202,7 @@ def _exchange_sync(
                 continue
             except ConnectionRefusedError:
                 # Nobody listens (yet): a command started while safeadmin restarts waits for it.
-                if target != ADMIN:
+                if moves:
                     # Of the first attempt nobody has heard; of an earlier one somebody may have.
                     raise _Elsewhere(gone=attempt > 0) from None
                 time.sleep(min(0.05, remaining))
@@ -206,8 +210,9 @@ def _exchange_sync(
             if reply.get("re") != message["id"]:
                 continue
             if not reply.get("ok"):
-                if reply.get("code") == NOT_MINE and target != ADMIN:
-                    raise _Elsewhere(gone=False)
+                if reply.get("code") == NOT_MINE and moves:
+                    # Who refused has done nothing. Whoever was here when an earlier attempt came may have.
+                    raise _Elsewhere(gone=attempt > 0)
                 raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
             return reply
         raise AssertionError("unreachable")

@@ -218,6 +218,86 @@ def test_what_must_not_be_done_twice_is_not_asked_of_a_successor() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("how", ["loop", "command"])
+def test_what_must_not_be_done_twice_is_not_asked_again_because_a_strangers_port_refused_it(how: str) -> None:
+    """The process has taken the request and died, and its port is another's already: that one's refusal says nothing
+    of what the first has done."""
+
+    async def scenario(client: endpoint.Endpoint) -> None:
+        taken, asked = list[str](), list[str]()
+
+        async def silent(request: endpoint.Request) -> dict[str, object] | None:
+            taken.append(request.op)
+            await asyncio.sleep(60)
+            return None
+
+        first = await endpoint.Endpoint.open("AM/vipd", silent)
+        await asyncio.sleep(0.05)
+        if how == "loop":
+            asking = asyncio.ensure_future(client.request("AM/vipd", "swap", 5.0, repeatable=False))
+        else:
+            command = asyncio.to_thread(endpoint.request_sync, "AM/vipd", "swap", 5.0, repeatable=False)
+            asking = asyncio.ensure_future(command)
+        while not taken:
+            await asyncio.sleep(0.01)
+        port = first.port
+        await first.close()
+        await asyncio.sleep(0.05)
+        wrong = await opened("BM/heart", port, asked)
+        second = await opened("AM/vipd", 0, asked)
+        with pytest.raises(endpoint.BusError) as caught:
+            await asking
+        assert caught.value.code == message.RESTARTED and "safekit state" in caught.value.text
+        assert asked == [] and wrong.rejected > 0
+        for each in (wrong, second):
+            await each.close()
+
+    run(scenario)
+
+
+def test_what_must_not_be_done_twice_is_not_asked_of_another_life_of_safeadmin() -> None:
+    """safeadmin has taken the command and was killed before it could say so; its successor has the same port."""
+
+    async def everything() -> None:
+        taken = dict[str, list[str]](first=[], second=[])
+        port = int(os.environ["SAFEMAPPER"])
+
+        async def admin(life: str) -> endpoint.Endpoint:
+            async def handle(request: endpoint.Request) -> dict[str, object] | None:
+                if request.op == "map_lookup":
+                    return {"port": made.port, "incarnation": made.incarnation}
+                taken[life].append(request.op)
+                if life == "first":
+                    await asyncio.sleep(60)
+                return None
+
+            made = await endpoint.Endpoint.open("safeadmin", handle, port=port)
+            return made
+
+        for repeatable in (False, True):
+            first = await admin("first")
+            asking = asyncio.ensure_future(
+                asyncio.to_thread(endpoint.request_sync, "safeadmin", "control", 5.0, repeatable=repeatable)
+            )
+            while not taken["first"]:
+                await asyncio.sleep(0.01)
+            await first.close()
+            await asyncio.sleep(0.4)
+            second = await admin("second")
+            if repeatable:
+                await asking
+                assert taken["second"] == ["control"]
+            else:
+                with pytest.raises(message.Restarted, match="safekit state"):
+                    await asking
+                assert taken["second"] == []
+            await second.close()
+            await asyncio.sleep(0.05)
+            taken["first"].clear()
+
+    asyncio.run(asyncio.wait_for(everything(), 20))
+
+
 def test_what_must_not_be_done_twice_goes_to_the_life_that_is_there_now() -> None:
     """The address of an earlier life is no reason to doubt."""
 

@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Ask[Place]):
-    """Where a process is."""
+    """Where a process is; safeadmin itself too."""
 
     process = ADMIN
     op = "map_lookup"
