@@ -234,7 +234,7 @@ def _force_stop(t: Turn) -> None:
     s.pending = ()
     s.stopping, s.action, s.listening, s.intent, s.claim, s.eligible = "forcestop", "stop", False, "", 0, False
     s.breaking, s.break_asked, s.leaving = "", "", s.role.running
-    within = s.setup.hurry if s.hurried else 0.0
+    within = leaving.time_left(t) if s.hurried else 0.0
     t.remember({"state.command": "stop"})
     if s.role is Role.SECOND:
         t.memory(uptodate=False)

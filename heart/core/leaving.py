@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from heart.core import plans
 from heart.core.turn import Turn
-from heart.core.values import Color, Role
+from heart.core.values import VERDICT, Color, Role
+
+AT_LEAST = 0.1
+"""Seconds that the stop scripts of a hurried stop have, however late it begins."""
 
 
 def leave(t: Turn, word: str) -> None:
@@ -32,8 +35,16 @@ def hurry(t: Turn) -> None:
     s.leaving = True
     s.syncing = s.serving = False
     s.breaking, s.break_asked = "", ""
-    within = s.setup.hurry
+    within = time_left(t)
     if s.stopping == "forcestop":
         t.follow(*plans.forced_stop(s.role, s.action, within=within))
     else:
         t.follow(*plans.leave_hurriedly(s.role, s.action, within))
+
+
+def time_left(t: Turn) -> float:
+    """Seconds in which the stop scripts of a server that is cut off have ended, so that it keeps what `Setup.holds`
+    promises: all of `Setup.hurry` when it begins in time, less for a heart that goes on with it, or begins it anew."""
+    s = t.s
+    until = s.confirmed_at + s.setup.timeout + VERDICT + s.setup.hurry
+    return max(min(s.setup.hurry, until - t.now), AT_LEAST)

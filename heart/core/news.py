@@ -73,6 +73,7 @@ def _adopt(t: Turn, role: Role, event: Born) -> None:
     # the other server counts from what it heard of the heart before
     unknown = math.isinf(event.unconfirmed)
     s.confirmed_at = t.now - (s.setup.timeout - CONFIRMED_PULSES * s.setup.pulse if unknown else event.unconfirmed)
+    s.hurried = s.color is Color.MAGENTA and witness.cut_off_before(t)
     t.memory(swapping=False)
     # a doubt of the former heart is ours
     hearing.doubt(t, float(s.resources.get(hearing.STOOD_STILL, "0")) + event.gap)
@@ -87,7 +88,7 @@ def _adopt(t: Turn, role: Role, event: Born) -> None:
             # heart may have died between its memory and telling nfsadmin
             s.breaking = "alone"
     else:
-        if role.primary and s.setup.rfs and (s.doubted or not s.uptodate):
+        if s.hurried or (role.primary and s.setup.rfs and (s.doubted or not s.uptodate)):
             # the application was left to the secondary already, or may run there
             leaving.leave(t, "stopwait")
         elif role.primary or role is Role.UP:

@@ -125,6 +125,13 @@ def _isolated(t: Turn) -> None:
     s.hurried = s.leaving and hurried
 
 
+def cut_off_before(t: Turn) -> bool:
+    """Whether the heart before this one was told by the witness that this primary is cut off, and a rule acts on it."""
+    s = t.s
+    told = bool(s.setup.witness) and s.role.primary and s.resources.get(NAME) == "down"
+    return told and machine.verdict(t).verb is not None
+
+
 def set_uptodate(t: Turn, up: bool) -> None:
     """splitbrain.uptodate, in the name of the checker that it belongs to."""
     value = "up" if up else "down"

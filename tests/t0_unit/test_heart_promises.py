@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from heart.core.decide import decide, new_state
+from heart.core.actions import Run, Scripts, Step, Vip
+from heart.core.decide import Decision, decide, new_state
 from heart.core.degraded import DELAY, TRIES
-from heart.core.events import Born, Heard, Proved, Replication, ResourceSet
-from heart.core.values import Beat, Color, Link, Role, Setup
+from heart.core.events import Born, Heard, Ordered, Proved, Replication, ResourceSet
+from heart.core.values import ADDRESSES, VERDICT, Beat, Color, Command, Link, Role, Setup
 from heart.scenario import Scenario
 from safekit.rules.order import module_rules
+from safekit.rules.source import default_rules, default_text
 
 PAIR = Setup(node="n1", peer="n2", links=(Link("l0", 0.5, 2.0),), period=1.0, handle_time=1.0)
 
@@ -213,3 +215,44 @@ def test_a_file_system_that_dies_again_and_again_is_not_recovered_for_ever() -> 
     assert len(tries) == TRIES
     assert sum("stays degraded" in message for message in scenario.messages("n1")) == 1
     assert scenario.states()["n1"] == "ALONE green", "the application goes on"
+
+
+# --- a server that the witness does not see
+
+
+WITNESSED = replace(PAIR, witness="w", hurry=10.0, rules=module_rules("", default_text(default_rules())))
+HURRIED = {"state.local": "PRIM", "state.color": "magenta", "state.command": "start", "splitbrain.uptodate": "down"}
+
+
+def taken_up(setup: Setup, now: float) -> Decision:
+    """A heart replaces the one that was stopping the application, 12 s after its last confirmed heartbeat."""
+    left = {**HURRIED, "rfs.uptodate": "down", "rfs.paired": "up"} if setup.rfs else HURRIED
+    born = Born(tuple(left.items()), adopt=True, gap=1.0, unproved=True, unconfirmed=12.0)
+    return decide(new_state(setup, 5), born, now)
+
+
+def effects(decision: Decision) -> list[Step]:
+    """What is done, and is to be done."""
+    return [a.effect for a in decision.actions if isinstance(a, Run)] + list(decision.state.plan)
+
+
+@pytest.mark.parametrize("rfs", [False, True])
+@pytest.mark.parametrize("again", ["", "forcestop"])
+def test_a_heart_that_takes_up_a_hurried_stop_keeps_its_time(rfs: bool, again: str) -> None:
+    """The other server counts on it: no start script, no address, and the stop scripts have what is left of their
+    time, not all of it once more."""
+    setup = replace(WITNESSED, rfs=rfs)
+    left = setup.timeout + VERDICT + setup.hurry - 12.0
+    decision = taken_up(setup, 100.0)
+    if again:
+        decision, left = decide(decision.state, Ordered(Command(again)), 101.0), left - 1.0
+    found = effects(decision)
+    calls = {call.name: step.within for step in found if isinstance(step, Scripts) for call in step.calls}
+    assert not any(name.startswith("start_") for name in calls)
+    assert Vip("set") not in found and Vip("unset", within=ADDRESSES) in found
+    assert 0 < calls["stop_prim"] <= left + 1e-6
+
+
+def test_a_primary_whose_rules_do_not_mind_the_witness_goes_on_when_its_heart_is_replaced() -> None:
+    decision = taken_up(replace(WITNESSED, rfs=False, rules=()), 100.0)
+    assert any(isinstance(step, Scripts) and step.calls[-1].name == "start_sec" for step in effects(decision))
