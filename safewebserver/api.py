@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ from safekit.log.timeline import MAX_ENTRIES, local_entries, to_fields
 from safekit.model.ports import MAX_MODULE_ID
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, answer_mac, check_body
 from safewebserver.child import Commands, Result
-from safewebserver.identity import Caller
+from safewebserver.identity import Busy, Caller, Unauthorized
 from safewebserver.modules import Modules, paths_of
 from safewebserver.permissions import Refusal, Role, judge
 
@@ -37,6 +38,8 @@ MAX_TIMEOUT = 86400.0
 DEFAULT_TIMEOUT = 120.0
 EVENT_SECONDS = 0.3
 COMMENT_SECONDS = 10.0
+ENDED = b"event: ended\ndata: {}\n\n"
+"""The last event of a stream whose follower may not see it any more."""
 MAX_STREAMS = 50
 MAX_UPLOADS = 4
 STREAM_SECONDS = 30.0
@@ -78,6 +81,25 @@ def reply(request: web.Request, data: Any, status: int = 200) -> web.Response:
         content += b"\n" + answer_mac(who.signed.key, who.signed.nonce, status, content).encode() + b"\n"
         headers[SIGNED_ANSWER] = "1"
     return web.Response(body=content, status=status, content_type="application/json", headers=headers)
+
+
+class Still:
+    """Asks again and again who follows a stream: his session may end and his password change while it goes on.
+
+    A server of the cluster is not asked: its signature is good for one request.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._due = time.monotonic() + COMMENT_SECONDS
+
+    async def check(self) -> None:
+        """At most every COMMENT_SECONDS. Raises Unauthorized."""
+        if caller(self._request).signed is not None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + COMMENT_SECONDS
+        with contextlib.suppress(Busy):  # so many log in that this one is asked later
+            await self._request["ask_again"]()
 
 
 async def body_of(request: web.Request, limit: int) -> bytes:
@@ -223,8 +245,9 @@ class Api:
             tail = Tail(paths.log)
             tail.skip()
             await response.write(b": follows\n\n")
-            silent = 0.0
+            silent, still = 0.0, Still(request)
             while True:
+                await still.check()
                 lines = [line for line in tail.poll() if line.level in LEVELS[level]]
                 for line in lines:
                     text = json.dumps(_line(line, language), ensure_ascii=False)
@@ -237,6 +260,9 @@ class Api:
         except (ConnectionResetError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
+            return response
+        except Unauthorized:
+            await response.write(ENDED)
             return response
         finally:
             self._streams -= 1

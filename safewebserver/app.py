@@ -116,6 +116,7 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
             named = request.path == metrics.PATH and metrics.allowed.covers(request.remote)
             if not is_public(request.path) and not named:
                 who = request["caller"] = on_behalf(await who_asks(gate, sessions, request), request.query)
+                request["ask_again"] = lambda: who_asks(gate, sessions, request)
                 if who.anonymous and request.method not in ("GET", "HEAD") and not known_host(request.host):
                     text = "without passwords, changes are accepted under an address or a name of cluster.xml only"
                     raise ApiError(403, "host", text)
@@ -159,7 +160,7 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
     app.on_shutdown.append(close)
     for part in (
         api,
-        EventApi(look, hub, sessions),
+        EventApi(look, hub),
         SessionApi(gate, sessions),
         Readings(bus),
         Files(),

@@ -18,16 +18,15 @@ from aiohttp import web
 
 from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
-from safewebserver.api import PREFIX, STREAM_SECONDS, ApiError, need, number_of, reply
+from safewebserver.api import COMMENT_SECONDS, ENDED, PREFIX, STREAM_SECONDS, ApiError, Still, need, number_of, reply
 from safewebserver.identity import Caller, Unauthorized
 from safewebserver.look import Look, about_cluster
 from safewebserver.permissions import Role
 from safewebserver.relay import Relay, Unreachable, here, targets_of
-from safewebserver.sessions import COOKIE, Sessions, Visitor
+from safewebserver.sessions import Visitor
 
 WAIT_SECONDS = 5.0
 AGAIN_SECONDS = 2.0
-COMMENT_SECONDS = 10.0
 GATHER_SECONDS = 0.05
 """Changes that come together are told together."""
 KEPT = 1000
@@ -204,10 +203,9 @@ class Hub:
 class EventApi:
     """The stream, and the view that the servers ask each other for."""
 
-    def __init__(self, look: Look, hub: Hub, sessions: Sessions) -> None:
+    def __init__(self, look: Look, hub: Hub) -> None:
         self._look = look
         self._hub = hub
-        self._sessions = sessions
         self._open = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -237,7 +235,7 @@ class EventApi:
             if request.transport is not None:
                 request.transport.abort()
         except Unauthorized:
-            await response.write(b"event: ended\ndata: {}\n\n")
+            await response.write(ENDED)
         finally:
             self._open -= 1
             self._hub.leave(follower)
@@ -246,7 +244,7 @@ class EventApi:
     async def _tell(self, request: web.Request, response: web.StreamResponse, follower: Follower, who: Caller) -> None:
         missed = self._hub.since(request.headers.get("Last-Event-ID", ""))
         # What is in the queue already is in the snapshot too: the numbers say so.
-        told = self._hub.number
+        told, still = self._hub.number, Still(request)
         await _write(response, b"retry: 1000\n\n")
         if missed is None:
             await self._snapshot(response, who)
@@ -254,10 +252,10 @@ class EventApi:
             for number, change in missed:
                 await self._event(response, "change", number, change)
         while True:
+            await still.check()
             try:
                 number, change = await asyncio.wait_for(follower.queue.get(), COMMENT_SECONDS)
             except TimeoutError:
-                self._still_here(request, who)
                 await _write(response, b": alive\n\n")
                 continue
             if follower.lost:
@@ -268,12 +266,6 @@ class EventApi:
                 await self._snapshot(response, who)
             elif number > told:
                 await self._event(response, "change", number, change)
-
-    def _still_here(self, request: web.Request, who: Caller) -> None:
-        if isinstance(who, Visitor) and not who.anonymous:
-            token = request.cookies.get(COOKIE, "")
-            if self._sessions.find(token, use=False) is None:
-                raise Unauthorized("session", "the session has ended; log in again")
 
     async def _snapshot(self, response: web.StreamResponse, who: Caller) -> None:
         names, _ = about_cluster()

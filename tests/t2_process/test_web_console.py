@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import socket
 import time
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from web_server import KEY, PASSWORDS, WebServer, command
 from safekit.disk.files import write_atomic
 from safewebserver import files
 from safewebserver.api import ApiError
+from safewebserver.htpasswd import hashed
 from safewebserver.permissions import Role
 from safewebserver.sessions import IDLE_SECONDS, WATCH_SECONDS, Sessions
 
@@ -81,8 +84,6 @@ def test_wrong_passwords_and_bodies_open_nothing(web: WebServer) -> None:
 
 
 def test_a_changed_password_ends_the_sessions_of_its_user(web: WebServer) -> None:
-    from safewebserver.htpasswd import hashed
-
     _, cookie = log_in(web, "viewer")
     users = web.safe / "web/conf/user.conf"
     before = users.read_text()
@@ -172,6 +173,43 @@ def test_a_snapshot_then_changes_and_what_was_missed(web: WebServer) -> None:
     unknown = Stream(web, "0badcafe-17")
     assert unknown.event()[0] == "snapshot"
     unknown.close()
+
+
+def basic(user: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{PASSWORDS[user]}".encode()).decode()
+
+
+def test_streams_end_with_the_right_to_see_them(web: WebServer) -> None:
+    """After a log out and after a changed password, also while there is always something to tell."""
+    _, cookie = log_in(web, "operator")
+    web.module("busy", GREEN)
+    paths = ("/api/v1/events", "/api/v1/modules/busy/log/events")
+    streams = []
+    for header in ({"Cookie": cookie}, {"Authorization": basic("viewer")}):
+        for path in paths:
+            streams.append(HTTPConnection("127.0.0.1", web.port, timeout=30))
+            streams[-1].request("GET", path, headers=header)
+    answers = [each.getresponse() for each in streams]
+    users = web.safe / "web/conf/user.conf"
+    before = users.read_text()
+    assert [each.status for each in answers] == [200] * 4
+    with ThreadPoolExecutor(4) as pool:
+        read = [pool.submit(each.read) for each in answers]
+        assert web.ask("DELETE", "/api/v1/session", headers={"Cookie": cookie}).status == 200
+        users.write_text(re.sub("viewer:.*", f"viewer:{hashed('another')}", before))
+        try:
+            deadline, value = time.monotonic() + 20, 0
+            while time.monotonic() < deadline and not all(each.done() for each in read):
+                value += 1
+                web.module("busy", {**GREEN, "custom.load": str(value)})
+                time.sleep(0.5)
+            ended = [each.done() and each.result().endswith(b"event: ended\ndata: {}\n\n") for each in read]
+        finally:
+            users.write_text(before)
+            for each in streams:
+                if each.sock is not None:
+                    each.sock.shutdown(socket.SHUT_RDWR)
+    assert ended == [True] * 4, [each.done() and each.result()[-200:] for each in read]
 
 
 def test_a_server_that_answers_as_another_is_told(web: WebServer) -> None:
