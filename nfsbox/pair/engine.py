@@ -558,7 +558,6 @@ class Engine:
     def make_paired(self, stream: Stream) -> None:
         """Second phase, once the peer's being up to date is recorded durably. Raises Refused."""
         with self.order:
-            if self.stream is not stream or stream.state is State.LOST:
+            if self.stream is not stream or not stream.pair():
                 raise Refused("the stream to the secondary broke")
-            stream.state = stream.was = State.PAIRED
         self.tracker.paired(self._strict_epoch)

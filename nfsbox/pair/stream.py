@@ -250,6 +250,14 @@ class Stream:
 
     # --- the end -------------------------------------------------------------------------------------------
 
+    def pair(self) -> bool:
+        """The secondary is equal: from now on its loss is decided elsewhere. False when it is lost already."""
+        with self._failing:
+            if self.state is State.LOST:
+                return False
+            self.state = self.was = State.PAIRED
+            return True
+
     def fail(self, reason: str) -> None:
         """Break the stream; once."""
         with self._failing:

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from nfsbox.fs import mount as mount_module
 from nfsbox.fs.mount import Mount
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
-from nfsbox.pair.stream import State
+from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import Mode
@@ -151,6 +153,9 @@ class Peer:
 
     def new_fid(self) -> int:
         return 7
+
+    def pair(self) -> bool:
+        return True
 
     def bind(self, file: Any) -> bool:
         file.session, file.fid = self.identity, 7
@@ -322,6 +327,38 @@ def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) 
     with pytest.raises(Refused):
         engine.make_strict(b"", late)  # type: ignore[arg-type]
     assert not now.strict
+
+
+def test_a_stream_that_breaks_as_it_is_paired_is_lost_once(alone: tuple[Engine, Operations, Path]) -> None:
+    """Lost before, the pair does not come about; lost afterwards, the loss of a pair is told. Never neither."""
+    engine, _, _ = alone
+    told: list[str] = []
+    engine.notify = lambda what, _: told.append(what)
+
+    class Breaking(Stream):
+        """Another thread meets the loss of the connection in the middle of `make_paired`."""
+
+        @property
+        def state(self) -> State:
+            found = self.found
+            if sys._getframe(1).f_code.co_name in ("make_paired", "pair") and losing.ident is None:
+                losing.start()
+                losing.join(0.3)
+            return found
+
+        @state.setter
+        def state(self, state: State) -> None:
+            self.found = state
+
+    channel: Any = SimpleNamespace(shutdown=lambda: None, wait_at_most=lambda seconds: None)
+    stream = Breaking(channel, 1, "B", paired=False, sendtimeout=1, locktimeout=1, on_lost=engine._stream_lost)
+    losing = threading.Thread(target=stream.fail, args=("gone",), daemon=True)
+    engine.stream, stream.strict = stream, True
+    with contextlib.suppress(Refused):
+        engine.make_paired(stream)
+    losing.join(5)
+    assert stream.lost
+    assert (told, engine.tracker.mode) in ((["session_lost"], Mode.ALONE), (["replication_lost"], Mode.PAIRED))
 
 
 @pytest.mark.parametrize("change", ["truncate", "fallocate", "write"])
