@@ -17,6 +17,7 @@ from reintegre.primary import Primary, ProtocolFault, Service
 from reintegre.progress import Meter
 from reintegre.records import Key, Records
 from reintegre.walk import Found, Walker
+from safekit.rfs.exclusions import parent
 from safekit.rfs.identity import Identity
 
 WALKERS = 2
@@ -361,13 +362,15 @@ class Session:
         if root >= len(self._trees):
             raise ProtocolFault(f"no replicated directory {root}")
         tree = self._trees[root]
+        if path:
+            self._found.entered(root, path)
         try:
             remote, local = control.stat(root, path), tree.entry(path)
             if remote is None:
                 if local is not None and path:
                     walker.delete(root, path)
                 return
-            above = path.rpartition(b"/")[0]
+            above = parent(path)
             if path and not tree.is_directory(above):
                 # An entry can only be made when the directory above it is there.
                 self._again(control, walker, root, above, True)
@@ -415,6 +418,7 @@ class Session:
                 self._found.names[root, file].pop(first, None)
             self._later(root, path)
             return False
+        self._found.entered(root, path)
         try:
             if control.push_link(root, first, path):
                 self._pairs.forget(root, file)
@@ -433,7 +437,7 @@ class Session:
     def _times(self, control: Primary) -> None:
         """Entries made or removed in a directory moved its time."""
         directories, self._found.directories = self._found.directories, []
-        for root, path, mtime in directories:
+        for root, path, mtime in dict.fromkeys(directories):
             self._check()
             here = self._trees[root].data.status(path)
             if here is None or here.st_mtime_ns == mtime:

@@ -13,6 +13,7 @@ from reintegre.plan import Content, Entry, Trust, Zones, content, same_attribute
 from reintegre.primary import Primary
 from reintegre.progress import Meter
 from reintegre.records import Records
+from safekit.rfs.exclusions import parent
 from safekit.rfs.identity import Identity
 
 
@@ -23,12 +24,18 @@ class Found:
     names: of each file of the primary with several names, those that were seen, the one first under which its content
     is dealt with. owner: the file of the primary that a file with several names stands for here. Both know files by
     inode and generation, so that an inode that is freed and used again is another file. A name stays noted to the end:
-    which names belong together is looked at until nothing is left to do."""
+    which names belong together is looked at until nothing is left to do.
+    directories: those whose time is set when their entries are done, with the time that the primary told; None: it told
+    none since something was made or removed there."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     names: dict[tuple[int, Identity], dict[bytes, None]] = field(default_factory=dict)
     owner: dict[tuple[int, Identity], Identity] = field(default_factory=dict)
-    directories: list[tuple[int, bytes, int]] = field(default_factory=list)
+    directories: list[tuple[int, bytes, int | None]] = field(default_factory=list)
+
+    def entered(self, root: int, path: bytes) -> None:
+        """A name is made or removed after its directory was dealt with."""
+        self.directories.append((root, parent(path), None))
 
 
 class Walker:

@@ -371,6 +371,36 @@ def test_a_renamed_directory_is_compared_with_everything_below(bed: Bed) -> None
     bed.same()
 
 
+@pytest.mark.parametrize("change", ["made", "removed", "replaced", "linked"])
+def test_a_directory_keeps_its_time_when_an_entry_is_compared_again(bed: Bed, change: str) -> None:
+    """Its own entries were done, and its time set, when one of them had to be made equal once more."""
+    bed.write("d/one", b"1" * ZONE)
+    bed.write("d/two", b"2" * ZONE)
+    os.link(bed.source / "d/two", bed.source / "d/twin")
+    bed.run(Kind.FULL)
+    done = threading.Event()
+
+    def hook(op: str, fields: dict[str, object]) -> None:
+        if op != "end" or done.is_set():
+            return
+        done.set()
+        one = bed.source / "d/one"
+        if change != "made":
+            one.unlink()
+        if change == "made":
+            bed.write("d/new", b"new")
+        elif change == "replaced":
+            one.symlink_to("elsewhere")
+        elif change == "linked":
+            os.link(bed.source / "d/two", one)
+        os.utime(bed.source / "d", ns=(1, 123456789_987654321))
+        bed.primary.waiting.append((0, b"d/new" if change == "made" else b"d/one", False))
+
+    bed.primary.hook = hook
+    bed.run(Kind.BITMAP)
+    bed.same()
+
+
 def test_deep_and_wide_trees_come_in_pages(bed: Bed) -> None:
     for number in range(205):
         bed.write(f"wide/{number}", b"")
