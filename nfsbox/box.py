@@ -364,6 +364,7 @@ class Box:
         self.engine.become_readonly(Role.STANDBY)
         try:
             self._unmount_all()
+            switch.clean_hidden(self.place.directory, self.roots)
             self.engine.sync_backing()
             # Only now nothing can change any more, and everything is on disk.
             self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
@@ -373,7 +374,6 @@ class Box:
             if self._server is not None:
                 self._server.close()
                 self._server = None
-        (self.place.directory / "hidden").unlink(missing_ok=True)
         self._close_trees()
         self._give_back()
         self.prepared = False

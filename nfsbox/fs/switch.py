@@ -14,13 +14,18 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from nfsbox.fs.mount import detach, unmount
 from nfsbox.pair.engine import Root
 from safekit.disk import placeholder
 from safekit.process import holders
+from safekit.rfs.exclusions import parent
 
 log = logging.getLogger("nfsbox")
+
+#: What was noted went away in order; its directory may be something else by now.
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV})
 
 
 class SwitchFailure(OSError):
@@ -158,7 +163,8 @@ def _remove(path: bytes, *, put_aside: bool) -> None:
 
 
 def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:
-    """Remove the place holders of unlinked files that a crash left; how many. Raises OSError."""
+    """Remove the place holders of unlinked files that were still open at the end, or at a crash; how many. Their
+    directories keep their times: to users the names were gone. Raises OSError, which names the file."""
     notes = directory / "hidden"
     try:
         data = notes.read_bytes()
@@ -168,10 +174,15 @@ def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:
     for entry in data.split(b"\0"):
         number, _, path = entry.partition(b" ")
         if number.isdigit() and int(number) < len(roots):
+            tree = roots[int(number)].tree
             try:
-                roots[int(number)].tree.unlink(path)
+                mtime = tree.lstat(parent(path)).st_mtime_ns
+                tree.unlink(path)
+                tree.set_times(parent(path), None, mtime)
                 removed += 1
-            except FileNotFoundError:
-                continue  # it went away in order
+            except OSError as error:
+                if error.errno not in _GONE:
+                    text = f"{tree.shown(path)} cannot be removed ({error.strerror}): check its file system"
+                    raise OSError(error.errno, text) from None
     notes.unlink()
     return removed

@@ -423,6 +423,57 @@ def test_release_with_a_file_still_open(make: MakePair) -> None:
     assert (pair.a.mount / "f").read_bytes() == b"x"
 
 
+def test_release_removes_what_was_unlinked_and_is_still_open(make: MakePair) -> None:
+    """Nobody sees it, so nobody else could; its directory could not be removed, and keeps its time."""
+    pair = make()
+    pair.a("prepare")
+    pair.a("primary")
+    place = pair.a.mount / "d"
+    place.mkdir()
+    handle = os.open(place / "f", os.O_WRONLY | os.O_CREAT)
+    os.write(handle, b"x")
+    os.unlink(place / "f")
+    os.utime(place, ns=(1, 123456789_987654321))
+    assert os.listdir(pair.a.backing / "d")
+    pair.a("release")
+    with contextlib.suppress(OSError):
+        os.close(handle)
+    assert os.listdir(pair.a.backing / "d") == []
+    assert (pair.a.backing / "d").stat().st_mtime_ns == 123456789_987654321
+
+
+@pytest.mark.parametrize("left", ["place holder", "file", "link", "nothing"])
+def test_what_a_crash_left_of_unlinked_files_goes_at_the_next_start(make: MakePair, left: str) -> None:
+    """Notes outlive what they name: the directory of a place holder may be anything by then."""
+    pair = make()
+    pair.a("prepare")
+    pair.a("primary")
+    place, kept = pair.a.mount / "d", pair.a.backing / "d"
+    place.mkdir()
+    handle = os.open(place / "f", os.O_WRONLY | os.O_CREAT)
+    os.unlink(place / "f")
+    if left == "place holder":
+        os.utime(place, ns=(1, 123456789_987654321))
+        pair.a.kill()
+        assert os.listdir(kept)
+    with contextlib.suppress(OSError):
+        os.close(handle)
+    if left != "place holder":
+        wait_for(lambda: not os.listdir(kept))
+        place.rmdir()
+        if left == "file":
+            place.write_text("x")
+        elif left == "link":
+            place.symlink_to("elsewhere")
+        pair.a.kill()
+    pair.a.close()
+    pair.a.start()
+    pair.a("prepare")
+    if left == "place holder":
+        assert os.listdir(kept) == [] and kept.stat().st_mtime_ns == 123456789_987654321
+    assert not (pair.a.rfs_dir / "hidden").exists()
+
+
 def test_prepare_refuses(make: MakePair) -> None:
     pair = make(replicated={"tocheck": ["PG_VERSION"]})
     with pytest.raises(DriverError) as caught:
