@@ -108,6 +108,9 @@ _fuse_chan_new = _versioned(
 _lib.fuse_get_session.restype = ctypes.c_void_p
 _lib.fuse_get_session.argtypes = [ctypes.c_void_p]
 _lib.fuse_chan_fd.argtypes = [ctypes.c_void_p]
+for _free in (_lib.fuse_chan_destroy, _lib.fuse_destroy):
+    _free.restype = None
+    _free.argtypes = [ctypes.c_void_p]
 _lib.fuse_session_process.restype = None
 _lib.fuse_session_process.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
@@ -199,7 +202,13 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._fuse = _fuse_new(self._chan, ctypes.byref(new_args), ctypes.addressof(ops), ctypes.sizeof(ops), None)
         if not self._fuse:
             detach(self.path)
-            raise MountFailure(errno.EIO, f"libfuse refuses to serve {os.fsdecode(self.path)}")
+            _lib.fuse_chan_destroy(self._chan)  # and its descriptor
+            self._fd = -1
+            raise MountFailure(
+                errno.EIO,
+                f"libfuse refuses to serve {os.fsdecode(self.path)}: it tells why in log/nfsbox.log; stop the "
+                "module and start it again",
+            )
         self._session = _lib.fuse_get_session(self._fuse)
         self._own_channel = self._make_channel()
         self._held += [mount_args, new_args, ops]
@@ -285,9 +294,15 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             if any(thread.is_alive() for thread in threads):
                 _let_go(self._fd)
             else:
-                os.close(self._fd)
+                self._free()
             self._fd = -1
         return True
+
+    def _free(self) -> None:
+        """Give back what libfuse has of this mount: memory, one of the 1024 keys that a process has for its threads,
+        the descriptor. What it keeps of files that were unlinked and are still open, it unlinks."""
+        _lib.fuse_chan_destroy(self._own_channel)
+        _lib.fuse_destroy(self._fuse)
 
     @property
     def alive(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from nfsbox.box import Box, Place
 from nfsbox.fs import kernel
 from nfsbox.fs import mount as mount_module
-from nfsbox.fs.mount import Mount
+from nfsbox.fs.mount import Mount, MountFailure
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.stream import State, Stream
@@ -300,6 +301,45 @@ def test_a_thread_that_outlives_its_mount_answers_into_no_file(
     assert os.readlink(f"/proc/self/fd/{number}") == "/dev/null"
     for descriptor in (*opened, number):
         os.close(descriptor)
+
+
+def thread_keys() -> int:
+    """The number of the next key for data of threads: a process has 1024."""
+    libc, key = ctypes.CDLL(None), ctypes.c_uint()
+    assert libc.pthread_key_create(ctypes.byref(key), None) == 0
+    assert libc.pthread_key_delete(key) == 0
+    return key.value
+
+
+def test_a_mount_gives_back_what_libfuse_has_of_it(alone: tuple[Engine, Operations, Path], tmp_path: Path) -> None:
+    """A start that is refused is tried again without end: at the thousandth libfuse had no key left."""
+    _, operations, _ = alone
+    place = tmp_path / "mount"
+    place.mkdir()
+
+    def mounted() -> tuple[int, int]:
+        mount = Mount(operations, bytes(place), "AM:0")
+        mount.start()
+        mount.mounted()
+        mount.stop()
+        return thread_keys(), len(os.listdir("/proc/self/fd"))
+
+    first = mounted()
+    assert [mounted() for _ in range(3)] == [first] * 3
+
+
+def test_a_mount_that_libfuse_refuses_leaves_nothing(
+    alone: tuple[Engine, Operations, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, operations, _ = alone
+    place = tmp_path / "mount"
+    place.mkdir()
+    operations.tree.statvfs()
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(mount_module, "_fuse_new", lambda *_: None)
+    with pytest.raises(MountFailure, match=r"log/nfsbox\.log"):
+        Mount(operations, bytes(place), "AM:0").start()
+    assert not os.path.ismount(place) and os.listdir("/proc/self/fd") == before
 
 
 def test_a_pair_that_is_told_late_is_not_recorded_over_what_came_after_it(tmp_path: Path) -> None:
