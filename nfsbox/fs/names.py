@@ -321,6 +321,24 @@ class Names(Base):
         if is_hidden(target) and not is_hidden(source):
             self._hide(source, target)
             return
+        hidden, self._hidden = self._hidden, None
+        try:
+            self._rename(source, target)
+        except OSError:
+            if hidden is not None and hidden[1] is not None and hidden[0] == target:
+                self._not_replaced(target, hidden[1])
+            raise
+
+    def _not_replaced(self, path: bytes, file: File) -> None:
+        """The rename over an open file failed, wherever. While the file has its name, the peer needs what is written,
+        and the time of the directory in which it was put aside."""
+        with self.engine.order:
+            status = self.tree.status(path)
+            if status is not None and status.st_ino == file.inode:
+                file.orphan, file.path = False, path
+                self.engine.due_directories.add((self.index, parent(path)))
+
+    def _rename(self, source: bytes, target: bytes) -> None:
         out, into = self._excluded(source), self._excluded(target)
         if out and into:
             self.tree.rename(source, target)
@@ -336,19 +354,12 @@ class Names(Base):
         if replaced is not None:
             self._bind_before_loss(replaced)
 
-        hidden, self._hidden = self._hidden, None
-
         def record() -> None:
             self._record_names(*kept)
             self.engine.tracker.renamed(self.index, file, source, target)
 
         def apply() -> None:
-            try:
-                self.tree.rename(source, target)
-            except OSError:
-                if hidden is not None and hidden[0] == target and hidden[1] is not None:
-                    hidden[1].orphan, hidden[1].path = False, target  # the replaced file kept its name after all
-                raise
+            self.tree.rename(source, target)
             self.engine.files.renamed(self.index, source, target)
             if replaced is not None:
                 self._lost_name(replaced)

@@ -303,6 +303,38 @@ def test_a_thread_that_outlives_its_mount_answers_into_no_file(
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("fails", ["record", "look", "role"])
+def test_a_file_that_keeps_its_name_is_replicated_on(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """libfuse has put it aside for a rename over it, and the rename fails: what is written then the peer needs."""
+    engine, operations, backing = alone
+    for name in ("kept", "other"):
+        (backing / name).write_text("old")
+    handle = opened(operations, "kept")
+    operations.request = kernel.RENAME, 0
+    operations.rename("/kept", "/.fuse_hidden0000000100000001")
+    with monkeypatch.context() as patch:
+        if fails == "record":
+            patch.setattr(engine.tracker, "renamed", refused)
+        elif fails == "look":
+            patch.setattr(operations, "_bind_before_loss", refused)
+        else:
+            patch.setattr(engine, "writable", False)
+        with pytest.raises(OSError):
+            operations.rename("/other", "/kept")
+    operations.write_request(handle, 0, request(b"new"), 0)
+    file = operations.handles[handle]
+    assert (backing / "kept").read_text() == "new"
+    assert not file.orphan and engine.visible(file) == b"kept"
+    assert (0, file.inode, file.generation) in engine.tracker.snapshot().files
+    operations.release("", handle)
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def thread_keys() -> int:
     """The number of the next key for data of threads: a process has 1024."""
     libc, key = ctypes.CDLL(None), ctypes.c_uint()
