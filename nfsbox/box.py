@@ -588,7 +588,8 @@ class Box:
     # --- every second ----------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Bandwidth, clock, checkpoints; call every second from one thread. Never raises for a lost peer."""
+        """Bandwidth, clock, checkpoints; call every second from one thread. Raises nothing for a lost peer, nor for a
+        disk that refuses."""
         engine = self.engine
         if engine.role is not Role.PRIMARY:
             self._samples.clear()
@@ -601,7 +602,8 @@ class Box:
         if shown != self._shown:
             self._shown = (shown[0], shown[1])
             self._notify("rfs_bandwidth", {"replication": shown[0], "reintegration": shown[1]})
-        self._tracker.watch_clock()
+        with contextlib.suppress(OSError):  # it has told that; whoever changes something is refused meanwhile
+            self._tracker.watch_clock()
         engine.flush_times()
         now = time.monotonic()
         if engine.awaiting and now - self._awaiting_since > self.settings.locktimeout:

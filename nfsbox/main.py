@@ -15,6 +15,7 @@ from nfsbox.control import Announcer, Control
 from safekit.bus.endpoint import BusError, Handler, Request
 from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.process.frame import Context, run
+from safekit.process.tasks import Beside, told
 from safekit.wire.keys import KeysNow
 
 _served: list[Control] = []
@@ -66,7 +67,9 @@ async def _main(context: Context) -> int:
         context.log.event("internal", text=f"nfsbox: {error.text}")
         return 2
     _served.append(Control(box))
-    tasks = [asyncio.create_task(announcer.run()), asyncio.create_task(_ticks(box, context))]
+    beside = Beside(lambda error: context.log.event("internal", text=f"nfsbox: {told(error)}"))
+    beside.start(announcer.run())
+    beside.start(_ticks(box, context))
     await context.stopping.wait()
     try:
         await asyncio.to_thread(box.release)
@@ -74,8 +77,7 @@ async def _main(context: Context) -> int:
         context.log.event("internal", text=f"nfsbox: {error.text}")
         return 1
     finally:
-        for task in tasks:
-            task.cancel()
+        beside.cancel()
     return 0
 
 

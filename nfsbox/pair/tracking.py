@@ -107,10 +107,6 @@ class Journal:
                 os.pwrite(self._fd, bytes(min(len(data), self._allocated - before)), before)
             raise
 
-    def sync(self) -> None:
-        """Put everything on disk."""
-        _commit(self._fd)
-
     def close(self) -> None:
         """Free the descriptor; the file stays."""
         if self._fd >= 0:
@@ -468,15 +464,16 @@ class Tracker:
     # --- the clock ----------------------------------------------------------------------------------------
 
     def watch_clock(self) -> None:
-        """Call every second: a clock set back by more than a second voids what is known of new files."""
+        """Call every second: a clock set back by more than a second voids what is known of new files. Raises OSError;
+        the next call tries again."""
         with self._lock:
             now = time.time_ns() - time.monotonic_ns()
             if now < self._clock - 1_000_000_000 and self._epochs:
                 moved = self._clock - now
                 marks = {place: since for e in self._counting() for place, since in e.changes.directories.items()}
-                for (root, path), since in marks.items():
-                    self._add(Record(Kind.DIRECTORY, root, a=since - moved, path=path), durable=False)
-                self._epochs[-1].journal.sync()
+                for left, ((root, path), since) in enumerate(marks.items(), 1 - len(marks)):
+                    # The last one puts all of them on disk.
+                    self._add(Record(Kind.DIRECTORY, root, a=since - moved, path=path), durable=not left)
             self._clock = now
 
     # --- what is recorded ---------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from nfsbox.box import Box, Place
 from nfsbox.pair import tracking
 from nfsbox.pair.engine import Engine, Revisit, Settings
 from nfsbox.pair.tracking import Tracker
+from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import FRAME, RECORD_1, Changes, Kind, Mode
 from safekit.rfs.identity import Identity
 from safekit.rfs.journal import PREFIX, Loaded, expand, load, moved_directories
@@ -393,6 +395,43 @@ def test_an_epoch_that_cannot_begin_or_end_forgets_nothing(
     assert recorded(again(tracker).changes) == {1, 2} and again(tracker).reliable
     tracker.checkpointed(tracker.epoch())
     assert not recorded(again(tracker).changes)
+
+
+def set_back(tracker: Tracker, seconds: int) -> None:
+    tracker._clock += seconds * 1_000_000_000
+
+
+def test_a_clock_that_is_set_back_makes_directories_new_for_longer(tracker: Tracker) -> None:
+    """What is made from now on has times before those at which its directory was recorded."""
+    for name in (b"a", b"b"):
+        tracker.touch_directory(0, name, 100 * 10**9)
+    tracker.watch_clock()
+    assert again(tracker).changes.directories == {(0, b"a"): 100 * 10**9, (0, b"b"): 100 * 10**9}
+    set_back(tracker, 60)
+    tracker.watch_clock()
+    kept = again(tracker).changes.directories
+    assert kept == tracker.snapshot().directories and all(abs(since - 40 * 10**9) < 10**9 for since in kept.values())
+
+
+@pytest.mark.parametrize("step", ["_write", "_commit"])
+def test_a_disk_that_refuses_what_the_clock_wants_recorded_ends_no_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The ticks send times, make checkpoints, and give up a peer that does not come back."""
+    rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
+    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda what, fields: None, lambda *_: {})
+    box._tracker.start(Mode.ALONE, None)
+    box.engine.become_primary(paired=False)
+    box._tracker.touch_directory(0, b"a", 100 * 10**9)
+    set_back(box._tracker, 60)
+    box.engine.due_directories.add((0, b"a"))
+    seen = failing(monkeypatch, step, errno.EIO)
+    box.tick()
+    assert seen and not box.engine.due_directories
+    seen.append(-1)
+    box.tick()
+    assert abs(again(box._tracker).changes.directories[0, b"a"] - 40 * 10**9) < 10**9
+    box._tracker.stop(clean=True)
 
 
 def test_status_does_not_wait_for_the_disk_of_the_record(tracker: Tracker) -> None:
