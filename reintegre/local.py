@@ -17,7 +17,7 @@ from functools import partial
 from reintegre.plan import Entry
 from safekit.rfs.identity import Identity
 from safekit.rfs.system import generation
-from safekit.rfs.tree import Tree
+from safekit.rfs.tree import NOTHING, Tree
 
 Excluded = Callable[[bytes], bool]
 DIGEST = 16
@@ -54,16 +54,20 @@ class LocalTree:
             target = _target(status, partial(data.readlink, relative))
             xattrs = _attributes(partial(data.xattrs, relative, acl=self._acl))
             number = data.generation(relative)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in NOTHING:
+                return None
+            raise
         return _entry(relative.rpartition(b"/")[2], status, target, xattrs, number)
 
     def identity(self, relative: bytes) -> Identity | None:
         """Which file that is, None when there is none."""
         try:
             return self.data.identity(relative)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in NOTHING:
+                return None
+            raise
 
     def birth(self, relative: bytes) -> int:
         """When a file was made, ns; the end of time when this file system does not tell, 0 when there is none."""

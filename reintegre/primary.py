@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -113,8 +114,13 @@ class Primary:
             cursor = answer["cursor"]
 
     def stat(self, root: int, path: bytes) -> Entry | None:
-        """One entry, None when the primary has none."""
-        fields = self._call("stat", root=root, path=path)["entry"]
+        """One entry, None when the primary has none; it may have a link on the way to it."""
+        try:
+            fields = self._call("stat", root=root, path=path)["entry"]
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return None
         return None if fields is None else entry(fields)
 
     def birth(self, root: int, path: bytes) -> int:

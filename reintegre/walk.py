@@ -73,10 +73,10 @@ class Walker:
         """Compare the entries of one directory. again: trust only what was noted as equal."""
         try:
             self._directory(root, path, again)
-        except (FileNotFoundError, NotADirectoryError):
-            return  # removed or renamed meanwhile: the stream brings that, and `revisit` its new name
         except OSError as error:
-            self._fault(of_one(path, error))
+            # Removed or renamed meanwhile: the stream brings that, and `revisit` its new name.
+            if error.errno not in MOVED:
+                self._fault(of_one(path, error))
 
     def _directory(self, root: int, path: bytes, again: bool) -> None:
         tree = self._trees[root]

@@ -21,11 +21,12 @@ from nfsbox.pair.engine import Root
 from safekit.disk import placeholder
 from safekit.process import holders
 from safekit.rfs.exclusions import parent
+from safekit.rfs.tree import NOTHING
 
 log = logging.getLogger("nfsbox")
 
 #: What was noted went away in order; its directory may be something else by now.
-_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV})
+_GONE: Final = NOTHING | {errno.EXDEV}
 
 
 class SwitchFailure(OSError):

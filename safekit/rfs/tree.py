@@ -41,6 +41,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 #: A FIFO in the place of a file must not keep its opener waiting; to a regular file the flag means nothing.
 _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 ACL_PREFIX: Final = b"system.posix_acl_"
+#: Errors that say that there is nothing of a name.
+NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 #: Directories that a Tree keeps open when it is told that nobody else changes their names.
 KEPT: Final = 32
 
@@ -300,21 +302,17 @@ class Tree:
         return found if path else top.status(above.fd, found)
 
     def status(self, path: bytes) -> os.stat_result | None:
-        """Status; None when there is nothing of that name."""
+        """Status; None when there is nothing of that name, as below a link."""
         try:
             return self.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in NOTHING:
+                return None
+            raise  # nobody knows
 
     def exists(self, path: bytes) -> bool:
         """Whether there is something of that name, if only a link that leads nowhere."""
-        try:
-            self.lstat(path)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return False
-            raise  # nobody knows
-        return True
+        return self.status(path) is not None
 
     def birth_ns(self, path: bytes) -> int | None:
         """When the inode was made, in ns; None when the file system does not tell."""

@@ -93,9 +93,13 @@ class FakePrimary:
         }
 
     def op_stat(self, root: int, path: bytes) -> dict[str, Any]:
+        above = path
+        while above := above.rpartition(b"/")[0]:
+            if os.path.islink(self.path(self.sources, root, above)):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         try:
             return {"entry": self.fields(path.rpartition(b"/")[2], self.path(self.sources, root, path))}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {"entry": None}
 
     def op_hash(self, root: int, path: bytes, zones: list[list[int]]) -> dict[str, Any]:

@@ -401,6 +401,30 @@ def test_a_directory_keeps_its_time_when_an_entry_is_compared_again(bed: Bed, ch
     bed.same()
 
 
+@pytest.mark.parametrize("instead", ["link", "file"])
+def test_a_directory_that_becomes_something_else_ends_nothing(bed: Bed, instead: str) -> None:
+    """While it is compared it moves, and its name leads elsewhere: what was noted below it is not there any more."""
+    bed.write("d/e/one", b"1")
+    os.link(bed.source / "d/e/one", bed.source / "d/e/two")
+    done = threading.Event()
+
+    def hook(op: str, fields: dict[str, object]) -> None:
+        if op == "push_link" and not done.is_set():
+            done.set()
+            for base in (bed.source, bed.target):
+                (base / "d").rename(base / "moved")
+                if instead == "link":
+                    (base / "d").symlink_to("moved")
+                else:
+                    (base / "d").write_text("x")
+            bed.primary.waiting += [(0, b"moved", True), (0, b"d", False)]
+            raise FileNotFoundError(errno.ENOENT, "moved")
+
+    bed.primary.hook = hook
+    bed.run(Kind.BITMAP)
+    bed.same()
+
+
 def test_deep_and_wide_trees_come_in_pages(bed: Bed) -> None:
     for number in range(205):
         bed.write(f"wide/{number}", b"")
