@@ -264,7 +264,7 @@ class Operations(Names):
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity
-        file.times_due = True
+        self._time_due(file)
         attr = pack_attr(Set.MODE | Set.UID | Set.GID, status.st_mode, status.st_uid, status.st_gid)
         return self._send_name(stream, Op.CREATE, file.path, attr + file.path, fid=file.fid, b=mode)
 

@@ -278,26 +278,37 @@ class Engine:
                 self._flush_some(self.stream, 200)
 
     def _flush_some(self, stream: Stream | None, most: int) -> None:
+        told = stream if self.writable else None
         for _ in range(most):
             if self.due_directories:
                 root, path = self.due_directories.pop()
-                file = None
+                mtime = self._mtime(root, path) if told is not None else None
+                if told is not None and mtime is not None:
+                    told.send(Op.PSETATTR, root, body=pack_attr(Set.MTIME, mtime=mtime) + path, flags=0)
             elif self.due_files:
                 file = self.due_files.pop()
-                root, path = file.root, file.path
+                if told is None or file.session != told.identity or file.orphan:
+                    file.times_due = False  # whoever does not know the file yet gets its time with its content
+                    continue
+                mtime = self._mtime_of(file)
+                if mtime is not None:  # else its CLOSE tells it
+                    file.times_due = False
+                    told.send(Op.SETATTR, file.root, file.fid, body=pack_attr(Set.MTIME, mtime=mtime), flags=0)
             else:
                 return
-            if stream is None or not self.writable:
-                continue
-            try:
-                attr = pack_attr(Set.MTIME, mtime=self.roots[root].tree.lstat(path).st_mtime_ns)
-            except OSError:
-                continue  # the entry is gone: nobody asks for its time
-            if file is None:
-                stream.send(Op.PSETATTR, root, body=attr + path, flags=0)
-            elif file.session == stream.identity and not file.orphan:
-                file.times_due = False
-                stream.send(Op.SETATTR, root, file.fid, body=attr, flags=0)
+
+    def _mtime(self, root: int, path: bytes) -> int | None:
+        """None for an entry that is gone: nobody asks for its time."""
+        try:
+            return self.roots[root].tree.lstat(path).st_mtime_ns
+        except OSError:
+            return None
+
+    def _mtime_of(self, file: File) -> int | None:
+        """None when the names by which it is known are gone: the others are not searched for a time."""
+        tree = self.roots[file.root].tree
+        found = (tree.status(path) for path in (file.path, file.named) if path is not None)
+        return next((status.st_mtime_ns for status in found if status and status.st_ino == file.inode), None)
 
     def note_hidden(self, root: int, path: bytes) -> None:
         """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fuse
 import pytest
 
 from nfsbox.box import Box, Place
@@ -329,6 +330,56 @@ def test_a_file_that_keeps_its_name_is_replicated_on(
     assert not file.orphan and engine.visible(file) == b"kept"
     assert (0, file.inode, file.generation) in engine.tracker.snapshot().files
     operations.release("", handle)
+
+
+def test_a_file_is_found_by_its_other_name_whatever_the_first_one_has_become(
+    alone: tuple[Engine, Operations, Path],
+) -> None:
+    engine, operations, backing = alone
+    (backing / "d").mkdir()
+    (backing / "d/one").write_text("old")
+    os.link(backing / "d/one", backing / "two")
+    first, second = opened(operations, "d/one"), opened(operations, "two")
+    operations.release("", first)
+    operations.unlink("/d/one")
+    operations.rmdir("/d")
+    operations.symlink("/d", "elsewhere")
+    file = operations.handles[second]
+    assert engine.visible(file) == b"two"
+    engine.stream = peer = Peer(strict=True)  # type: ignore[assignment]
+    operations.write_request(second, 0, request(b"new"), 0)
+    engine.flush_times()
+    assert peer.sent.count(Op.SETATTR) == 1, "the time of a file is sent while it stays open"
+    operations.release("", second)
+
+
+def test_the_time_of_a_file_that_was_open_before_the_pair_is_sent(alone: tuple[Engine, Operations, Path]) -> None:
+    engine, operations, backing = alone
+    (backing / "f").write_text("old")
+    handle = opened(operations, "f")
+    operations.write_request(handle, 0, request(b"alone"), 0)
+    engine.flush_times()
+    engine.stream = peer = Peer(strict=True)  # type: ignore[assignment]
+    for count in (1, 2):
+        operations.write_request(handle, 0, request(b"pair"), 0)
+        engine.flush_times()
+        assert peer.sent.count(Op.SETATTR) == count
+    operations.release("", handle)
+
+
+def test_the_time_of_a_new_file_is_sent_while_it_stays_open(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, operations, _ = alone
+    monkeypatch.setattr(fuse, "fuse_get_context", lambda: (0, 0, 1))
+    engine.stream = peer = Peer(strict=True)  # type: ignore[assignment]
+    info = Info(os.O_RDWR | os.O_CREAT)
+    operations.create("/f", 0o644, info)
+    for count in (1, 2):
+        operations.write_request(info.fh, 0, request(b"line"), 0)
+        engine.flush_times()
+        assert peer.sent.count(Op.SETATTR) == count
+    operations.release("", info.fh)
 
 
 def refused(*_: object) -> None:
