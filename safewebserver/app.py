@@ -124,7 +124,7 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
         except ApiError as error:
             response = reply(request, error.body, error.status)
         except Unauthorized as error:
-            if request.headers.get("Authorization"):
+            if error.tried:
                 strangers.refused(request.remote or "?", error.text, time.monotonic())
             response = _challenge(request, error)
         except NoModule as error:

@@ -20,7 +20,6 @@ from aiohttp import web
 from safekit.configuration import ConfigureError, module_id
 from safekit.disk.archive import pack
 from safekit.disk.paths import cluster_dir, node_name, safevar
-from safekit.model.cluster import ClusterError, load_cluster
 from safekit.wire.keys import asking_keys, cluster_key, next_key
 from safekit.wire.targets import Credentials, Target
 from safekit.wire.webclient import Ask, CallError, call
@@ -28,7 +27,7 @@ from safewebserver.api import DEFAULT_TIMEOUT, PREFIX, ApiError, caller, json_of
 from safewebserver.child import Commands
 from safewebserver.modules import paths_of
 from safewebserver.permissions import Role
-from safewebserver.relay import BEHALF, MAX_ANSWER, ROLE, here, targets_of
+from safewebserver.relay import BEHALF, MAX_ANSWER, ROLE, described_cluster, here, targets_of
 
 MAX_SERVERS = 64
 Row = dict[str, Any]
@@ -61,7 +60,8 @@ class Deploy:
             raise ApiError(412, "changed", "cluster.xml was changed meanwhile", "load it again")
         results = [await self._own_cluster(request, xml)]
         if results[0]["status"] == 0 and renew is True:
-            results[0] = await self._words(request, ("cluster", "genkey")) | {"output": results[0]["output"]}
+            key = await self._words(request, ("cluster", "genkey"))
+            results[0] = key | {"output": results[0]["output"] + key["output"]}
         if results[0]["status"] == 0:
             results += await self._give_cluster(request, people)
         return reply(request, {"results": results})
@@ -105,6 +105,7 @@ class Deploy:
         if not isinstance(nodes, list) or not all(isinstance(n, str) for n in nodes) or len(nodes) > MAX_SERVERS:
             raise ApiError(400, "malformed", "nodes is no list of names")
         results: list[Row] = []
+        others = [target for target in _others(request) if target.node in nodes]
         if node_name() in nodes:
             results.append(await self._words(request, ("config", "-m", paths.module)))
         if not results or results[0]["status"] == 0:
@@ -114,7 +115,7 @@ class Deploy:
                 number = module_id(paths.module)
             path = f"{PREFIX}/modules/{quote(paths.module)}/archive?id={number}&configure=1&{_behalf(request)}"
             ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=DEFAULT_TIMEOUT)
-            results += await _all([t for t in _others(request) if t.node in nodes], lambda _: ask, {})
+            results += await _all(others, lambda _: ask, {})
         return reply(request, {"results": results})
 
     async def snapshot(self, request: web.Request) -> web.StreamResponse:
@@ -152,23 +153,16 @@ def _packed(paths: Any) -> bytes:
         return archive.read_bytes()
 
 
-def _names() -> list[str]:
-    try:
-        cluster = load_cluster()
-    except ClusterError:
-        return []
-    return list(dict.fromkeys(node.name for lan in cluster.lans for node in lan.nodes))
-
-
 def _others(request: web.Request) -> list[Target]:
     """The other servers of cluster.xml, with the protocol and the port of the page."""
-    cluster = load_cluster()
-    found = [targets_of(cluster, name, *here(request)) for name in _names() if name != node_name()]
+    cluster = described_cluster()
+    names = dict.fromkeys(node.name for lan in cluster.lans for node in lan.nodes if node.name != node_name())
+    found = [targets_of(cluster, name, *here(request)) for name in names]
     return [targets[0] for targets in found if targets]
 
 
 def _own_target(request: web.Request) -> Target | None:
-    targets = targets_of(load_cluster(), node_name(), *here(request))
+    targets = targets_of(described_cluster(), node_name(), *here(request))
     return targets[0] if targets else None
 
 

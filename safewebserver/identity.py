@@ -33,13 +33,15 @@ _NOBODY = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(10))
 
 
 class Unauthorized(Exception):
-    """Nobody who may ask. `kind` for programs: credentials, or a kind of SignatureError."""
+    """Nobody who may ask. `kind` for programs: credentials, or a kind of SignatureError. `tried`: with something that
+    is wrong, which is noted; a request without anything only asks how to log in."""
 
-    def __init__(self, kind: str, text: str, skew: float = 0.0) -> None:
+    def __init__(self, kind: str, text: str, skew: float = 0.0, *, tried: bool = True) -> None:
         super().__init__(text)
         self.kind = kind
         self.text = text
         self.skew = skew
+        self.tried = tried
 
 
 class Busy(Exception):
@@ -180,7 +182,8 @@ class Gate:
             return await self._person(header, limit)
         if not self.settings.authenticated:
             return Caller("anonymous", limit, anonymous=True)
-        raise Unauthorized("credentials", "a name and a password are needed (SAFE/web/conf/user.conf)")
+        text = "a name and a password are needed (SAFE/web/conf/user.conf)"
+        raise Unauthorized("credentials", text, tried=False)
 
     def _signed(self, header: str, method: str, path: str) -> Signed:
         try:

@@ -28,7 +28,7 @@ from safekit.wire.keys import asking_keys
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
 from safekit.wire.targets import Target
 from safekit.wire.webclient import CONNECT_SECONDS, IDLE_SECONDS
-from safewebserver.api import MAX_ARCHIVE, PREFIX, ApiError, body_of, caller, reply
+from safewebserver.api import MAX_ARCHIVE, MAX_JSON, PREFIX, ApiError, body_of, caller, reply
 from safewebserver.identity import Caller
 from safewebserver.permissions import Refusal, Role, judge
 
@@ -86,6 +86,14 @@ def targets_of(cluster: ClusterConfig, node: str, scheme: str, port: int) -> lis
     lans = [*([lan] if lan is not None else []), *(each for each in cluster.lans if each is not lan)]
     found = [Target(n.name, scheme, n.addr, port) for each in lans for n in each.nodes if n.name == node]
     return list(dict.fromkeys(found))
+
+
+def described_cluster() -> ClusterConfig:
+    """The active configuration of the cluster. Raises ApiError where there is none."""
+    try:
+        return load_cluster()
+    except ClusterError as error:
+        raise ApiError(409, "no_cluster", str(error), "safekit cluster config cluster.xml") from None
 
 
 class Relay:
@@ -220,15 +228,11 @@ class RelayApi:
         node, path = request.match_info["node"], request.match_info["path"]
         if path.startswith("nodes/") or path.endswith("events") or path == "session":
             raise ApiError(400, "relay", f"{path[:64]} is not passed on")
-        body = await body_of(request, MAX_ARCHIVE)
+        body = await body_of(request, MAX_ARCHIVE if who.role == Role.ADMIN else MAX_JSON)
         needed = _needed(request.method, path, body, who.role)
         if who.role < needed:
             raise ApiError(403, "forbidden", f"this needs the role {needed.label}; yours is {who.role.label}")
-        try:
-            cluster = load_cluster()
-        except ClusterError as error:
-            raise ApiError(409, "no_cluster", str(error), "safekit cluster config cluster.xml") from None
-        targets = targets_of(cluster, node, *here(request))
+        targets = targets_of(described_cluster(), node, *here(request))
         if not targets:
             raise ApiError(404, "no_node", f"cluster.xml has no node {node[:64]}", "safekit cluster confinfo")
         query = [(k, v) for k, v in request.query.items() if k not in (BEHALF, ROLE)]

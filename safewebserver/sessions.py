@@ -113,7 +113,7 @@ async def who_asks(gate: Gate, sessions: Sessions, request: web.Request) -> Call
     if header is None and token is not None and gate.settings.authenticated:
         found = sessions.find(token, use=not request.path.endswith("/events"))
         if found is None:
-            raise Unauthorized("session", "the session has ended; log in again")
+            raise Unauthorized("session", "the session has ended; log in again", tried=False)
         return Visitor(known_as, min(found[1], limit), user=found[0])
     found_caller = await gate.identify(header, request.method, request.raw_path, port)
     if found_caller.anonymous and from_console(request):

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cli_server import NotedAdmin
 from web_server import KEY, PASSWORDS, WebServer, command
 
 from safekit.disk.files import write_atomic
@@ -81,6 +82,16 @@ def test_wrong_passwords_and_bodies_open_nothing(web: WebServer) -> None:
     ):
         assert web.ask("POST", "/api/v1/session", body).status == 400, body
     assert web.ask("POST", "/api/v1/session", b'{"user": "\\ud800", "password": "x"}').status in (400, 401)
+
+
+def test_who_tries_passwords_at_the_console_is_seen(tmp_path: Path) -> None:
+    server = WebServer(tmp_path).start()
+    try:
+        assert [log_in(server, "admin", "my-secret-guess")[0] for _ in range(3)] == [401] * 3
+    finally:
+        said = server.stop()
+    assert said.count("refused a request of 127.0.0.1: wrong name or password") == 1
+    assert "my-secret-guess" not in said
 
 
 def test_a_changed_password_ends_the_sessions_of_its_user(web: WebServer) -> None:
@@ -287,6 +298,50 @@ def test_a_probe_tells_a_name_or_nothing(web: WebServer) -> None:
     assert web.ask("GET", "/api/v1/probe?address=127.0.0.1", user="operator").status == 403
     for address in ("", "a/b", "a@b", "http://x", "x:1", "a b", ":::", "1:2", "1.2.3.4%x/"):
         assert web.ask("GET", f"/api/v1/probe?address={quote(address)}", user="admin").status == 400, address
+
+
+def test_only_an_administrator_passes_on_much(web: WebServer) -> None:
+    """Two megabytes of anybody else are refused before they are in the memory."""
+    for user, status in (("viewer", 413), ("admin", 502)):
+        answer = web.ask("GET", "/api/v1/nodes/n2/node", bytes(2 << 20), user=user)
+        assert answer.status == status, answer.data
+
+
+# Several servers at once
+
+
+def test_a_new_key_that_cannot_be_made_is_told(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in web.env.items():
+        monkeypatch.setenv(name, value)
+    cluster = web.var / "cluster"
+    kept = {path: path.read_bytes() for path in cluster.iterdir() if path.is_file()}
+    (cluster / "cluster.key.next").mkdir()
+    xml = (
+        '<cluster><lans><lan name="default"><node name="n1" addr="127.0.0.1"/>'
+        '<node name="n2" addr="127.0.0.2"/></lan></lans></cluster>'
+    )
+    body = json.dumps({"xml": xml, "before": "", "renew": True}).encode()
+    try:
+        with NotedAdmin(int(web.env["SAFEMAPPER"])):
+            own = web.ask("POST", "/api/v1/cluster/apply", body, user="admin").json["results"][0]
+    finally:
+        (cluster / "cluster.key.next").rmdir()
+        for path in cluster.iterdir():
+            path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert own["status"] != 0 and "cluster.key.next" in own["output"], own
+
+
+def test_without_a_cluster_a_deployment_says_so(web: WebServer) -> None:
+    described = web.var / "cluster/cluster.json"
+    kept = described.read_text()
+    described.unlink()
+    try:
+        answer = web.ask("POST", "/api/v1/modules/mirror/deploy", b'{"nodes": ["n2"]}', user="admin")
+    finally:
+        described.write_text(kept)
+    assert (answer.status, answer.error) == (409, "no_cluster") and "cluster config" in answer.json["next_step"]
 
 
 # Files
