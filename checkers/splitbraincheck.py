@@ -19,7 +19,7 @@ from checkers.http import HttpError, get, split_url
 from checkers.icmp import Pinger
 from safekit.bus.asking import Service
 from safekit.bus.endpoint import BusError, Handler
-from safekit.bus.requests.safeadmin import GetMembers
+from safekit.bus.requests.safeadmin.node import GetMembers
 from safekit.bus.requests.splitbraincheck import SPLITBRAINCHECK, Isolated, Verdict
 from safekit.model.types import SplitbrainCheck
 from safekit.process.frame import Context, run

@@ -107,7 +107,7 @@ def require_admin() -> dict[str, Any]:
         return current.admin_state
     from safekit.bus.asking import ask_sync
     from safekit.bus.message import BusError
-    from safekit.bus.requests.safeadmin import GetState
+    from safekit.bus.requests.safeadmin.modules import GetState
 
     announced = False
     for _ in range(ADMIN_TRIES):

@@ -23,7 +23,7 @@ from cli.base import (
     who,
 )
 from cli.control import CONTROL_TIMEOUT
-from safekit.bus.requests.safeadmin import Shutdown
+from safekit.bus.requests.safeadmin.node import Shutdown
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths, safe, safevar
 

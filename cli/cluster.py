@@ -17,7 +17,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.base import FILE, Failure, SafekitGroup, ask, command, json_option, require_admin, show_json
-from safekit.bus.requests.safeadmin import GetMembers, GetState, Reload
+from safekit.bus.requests.safeadmin.modules import GetState
+from safekit.bus.requests.safeadmin.node import GetMembers, Reload
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import cluster_dir, safevar
 from safekit.net.firewall import follow_cluster

@@ -199,7 +199,7 @@ def _differing(module: str, signature: str) -> list[str]:
     part of the signature."""
     from safekit.bus.asking import ask_sync
     from safekit.bus.message import BusError
-    from safekit.bus.requests.safeadmin import GetMembers
+    from safekit.bus.requests.safeadmin.node import GetMembers
 
     try:
         nodes = ask_sync("", GetMembers()).get("nodes", {})

@@ -23,7 +23,7 @@ from cli.base import (
     session,
     who,
 )
-from safekit.bus.requests.safeadmin import Control
+from safekit.bus.requests.safeadmin.modules import Control
 
 if TYPE_CHECKING:
     from safekit.disk.paths import ModulePaths

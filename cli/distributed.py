@@ -348,7 +348,7 @@ def _key_holders() -> frozenset[str]:
     """The servers that prove to safeadmin, all the time, that they have the present key of the cluster."""
     from safekit.bus.asking import ask_sync
     from safekit.bus.message import BusError
-    from safekit.bus.requests.safeadmin import GetMembers
+    from safekit.bus.requests.safeadmin.node import GetMembers
 
     try:
         nodes = ask_sync("", GetMembers()).get("nodes", {})

@@ -39,7 +39,7 @@ def elsewhere() -> tuple[Elsewhere, ...]:
     """The modules of the other servers that are known; none while this server is in no cluster."""
     from safekit.bus.asking import ask_sync
     from safekit.bus.message import BusError
-    from safekit.bus.requests.safeadmin import GetMembers
+    from safekit.bus.requests.safeadmin.node import GetMembers
 
     try:
         told = ask_sync("", GetMembers(), 1.0)

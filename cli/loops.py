@@ -14,7 +14,7 @@ import click
 
 from cli.base import Failure, ask, command, identity_options, module_option, module_paths, require_admin, session, who
 from safekit.bus.requests import heart
-from safekit.bus.requests.safeadmin import SetResource
+from safekit.bus.requests.safeadmin.modules import SetResource
 from safekit.disk.paths import ModulePaths
 
 LIMIT_REACHED, FAILED = 1, 2

@@ -7,7 +7,7 @@ import click
 from cli.base import Failure, ask, command, identity_options, module_option, module_paths, require_admin, session, who
 from cli.control import CONTROL_TIMEOUT
 from safekit.bus.requests import heart
-from safekit.bus.requests.safeadmin import SetResource
+from safekit.bus.requests.safeadmin.modules import SetResource
 
 _STATES = ("up", "down", "init", "unknown")
 

@@ -11,7 +11,7 @@ from safeadmin.cluster import Cluster
 from safeadmin.facts import NodeFacts
 from safeadmin.modules import Installed, Registry
 from safekit.bus.endpoint import BusError, Fields
-from safekit.bus.requests.safeadmin import OtherServer
+from safekit.bus.requests.safeadmin.node import OtherServer
 from safekit.disk.paths import cluster_dir, node_name, safevar
 from safekit.model.types import ClusterConfig
 from safekit.process.frame import Unconfigured, load_cluster

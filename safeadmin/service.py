@@ -24,7 +24,17 @@ from safekit.bus.asking import Document
 from safekit.bus.asking import Service as Asked
 from safekit.bus.endpoint import ADMIN, BusError
 from safekit.bus.requests import heart
-from safekit.bus.requests import safeadmin as asked
+from safekit.bus.requests.safeadmin.modules import Boot, BootSetting, Changed, Control, GetState, SetResource, Taken
+from safekit.bus.requests.safeadmin.node import (
+    GetMembers,
+    GetOtherServer,
+    OtherServer,
+    Reload,
+    Reloaded,
+    Shutdown,
+    Stopping,
+)
+from safekit.bus.requests.safeadmin.processes import Ended, ListProcesses, Lookup, Place, Processes, Register, Respawn
 from safekit.disk.files import locked, write_atomic
 from safekit.disk.paths import ModulePaths, safevar, valid_module_name
 from safekit.disk.resources import ResourceWriter, valid_name
@@ -56,19 +66,19 @@ class Service:
         self._asked = Asked(
             ADMIN,
             [
-                (asked.Register, self._register),
-                (asked.Lookup, self._lookup),
-                (asked.ListProcesses, self._list_processes),
-                (asked.GetState, self._state),
-                (asked.GetMembers, self._members),
-                (asked.GetOtherServer, self._other_server),
-                (asked.Control, self._control),
-                (asked.SetResource, self._set),
-                (asked.Boot, self._boot),
-                (asked.Shutdown, self._shutdown),
-                (asked.Reload, self._reload),
-                (asked.Respawn, self._respawn),
-                (asked.Ended, self._ended),
+                (Register, self._register),
+                (Lookup, self._lookup),
+                (ListProcesses, self._list_processes),
+                (GetState, self._state),
+                (GetMembers, self._members),
+                (GetOtherServer, self._other_server),
+                (Control, self._control),
+                (SetResource, self._set),
+                (Boot, self._boot),
+                (Shutdown, self._shutdown),
+                (Reload, self._reload),
+                (Respawn, self._respawn),
+                (Ended, self._ended),
             ],
         )
 
@@ -192,7 +202,7 @@ class Service:
             )
         return self.runtimes[name]
 
-    async def _perform(self, name: str, order: heart.Control) -> asked.Taken:
+    async def _perform(self, name: str, order: heart.Control) -> Taken:
         """Do what control asks. Raises BusError."""
         module, known = self.registry.get(name), self.runtimes.get(name)
         facts = {
@@ -211,7 +221,7 @@ class Service:
         if runtime.forcing and way is not Way.FORCE:
             raise BusError("stopping", f"module {name} is being stopped by force; safekit waitstop -m {name}")
         if way is Way.NOTHING:
-            return asked.Taken(note=f"module {name} is stopped already")
+            return Taken(note=f"module {name} is stopped already")
         if way is Way.FORCE:
             await runtime.forcestop(order)
         elif way is Way.SPAWN:
@@ -219,7 +229,7 @@ class Service:
             await runtime.start(replace(order, action="start") if order.action == "stopstart" else order)
         else:
             await runtime.forward(order)
-        return asked.Taken()
+        return Taken()
 
     # Operations
 
@@ -229,7 +239,7 @@ class Service:
             raise BusError("bad_request", f"{name!r} is not a module name; safekit module list")
         return name
 
-    async def _register(self, ask: asked.Register) -> None:
+    async def _register(self, ask: Register) -> None:
         try:
             entry = self.mapper.register(ask.name, ask.port, ask.pid, ask.life)
         except ValueError as error:
@@ -239,19 +249,19 @@ class Service:
         if entry is not None and ask.name.endswith("/heart"):
             self._runtime(ask.name.partition("/")[0]).heart_registered(entry.pid, entry.born)
 
-    async def _lookup(self, ask: asked.Lookup) -> asked.Place:
+    async def _lookup(self, ask: Lookup) -> Place:
         if ask.name == ADMIN:
-            return asked.Place(self.bus.port, os.getpid(), self.bus.incarnation)
+            return Place(self.bus.port, os.getpid(), self.bus.incarnation)
         entry = self.mapper.lookup(ask.name)
         while entry is None and time.monotonic() - self._started < REGISTRATION_GRACE:
             await asyncio.sleep(0.02)
             entry = self.mapper.lookup(ask.name)
-        return asked.Place(0, 0) if entry is None else asked.Place(entry.port, entry.pid, entry.incarnation)
+        return Place(0, 0) if entry is None else Place(entry.port, entry.pid, entry.incarnation)
 
-    async def _list_processes(self, _: asked.ListProcesses) -> asked.Processes:
-        return asked.Processes({e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()})
+    async def _list_processes(self, _: ListProcesses) -> Processes:
+        return Processes({e.name: {"port": e.port, "pid": e.pid} for e in self.mapper.entries()})
 
-    async def _state(self, _: asked.GetState) -> Document:
+    async def _state(self, _: GetState) -> Document:
         modules, cluster = {}, {}
         for module in self.registry.all():
             runtime = self.runtimes.get(module.name)
@@ -267,17 +277,17 @@ class Service:
             cluster[module.name] = self.joined.status(module)
         return {"node": self.node, "modules": modules, "cluster": cluster, "cluster_problem": self.joined.problem}
 
-    async def _members(self, _: asked.GetMembers) -> Document:
+    async def _members(self, _: GetMembers) -> Document:
         return self.joined.members()
 
-    async def _other_server(self, ask: asked.GetOtherServer) -> asked.OtherServer:
+    async def _other_server(self, ask: GetOtherServer) -> OtherServer:
         return self.joined.servers_of(self.registry.get(self._module(ask.module)))
 
-    async def _control(self, ask: asked.Control) -> asked.Taken:
+    async def _control(self, ask: Control) -> Taken:
         order = heart.Control(ask.action, ask.who, ask.identity, ask.nosync, ask.fullsync, ask.value, ask.args)
         return await self._perform(self._module(ask.module), order)
 
-    async def _set(self, ask: asked.SetResource) -> asked.Changed:
+    async def _set(self, ask: SetResource) -> Changed:
         name, value = self._module(ask.module), ask.value
         if not valid_name(ask.resource):
             raise BusError("bad_request", f"{ask.resource!r} is not a resource name; write class.id")
@@ -287,8 +297,8 @@ class Service:
             raise BusError("unknown_module", f"module {name} is not installed on this server; safekit module list")
         if self._running(name):
             told = await self.bus.ask(name, heart.SetResource(ask.resource, value, ask.who), SET_SECONDS)
-            return asked.Changed(told.changed)
-        return asked.Changed(await asyncio.to_thread(self._set_stopped, name, ask.resource, value, ask.who))
+            return Changed(told.changed)
+        return Changed(await asyncio.to_thread(self._set_stopped, name, ask.resource, value, ask.who))
 
     def _set_stopped(self, name: str, resource: str, value: str, who: str) -> bool:
         paths = ModulePaths(name)
@@ -306,7 +316,7 @@ class Service:
             ModuleLog(name, ADMIN, self.node).event("resource_set", name=resource, value=value, who=who)
         return changed
 
-    async def _boot(self, ask: asked.Boot) -> asked.BootSetting:
+    async def _boot(self, ask: Boot) -> BootSetting:
         name = self._module(ask.module)
         paths = ModulePaths(name)
         if self.registry.get(name) is None:
@@ -318,19 +328,19 @@ class Service:
             except OSError as error:
                 raise BusError("cannot_write", f"{paths.boot_file}: {error.strerror}; free space or rights") from None
         module = self.registry.get(name)
-        return asked.BootSetting("on" if module is not None and module.boot else "off")
+        return BootSetting("on" if module is not None and module.boot else "off")
 
-    async def _shutdown(self, ask: asked.Shutdown) -> asked.Stopping:
+    async def _shutdown(self, ask: Shutdown) -> Stopping:
         running = sorted(name for name, runtime in self.runtimes.items() if runtime.running)
         self._beside.start(self._stop_all(ask.who))
-        return asked.Stopping(tuple(running))
+        return Stopping(tuple(running))
 
-    async def _reload(self, _: asked.Reload) -> asked.Reloaded:
+    async def _reload(self, _: Reload) -> Reloaded:
         await self.reload()
-        return asked.Reloaded(bool(self.joined), self.joined.problem)
+        return Reloaded(bool(self.joined), self.joined.problem)
 
-    async def _respawn(self, ask: asked.Respawn) -> None:
+    async def _respawn(self, ask: Respawn) -> None:
         self._beside.start(self._runtime(self._module(ask.module)).respawn(heart.Control(ask.action, ask.who)))
 
-    async def _ended(self, ask: asked.Ended) -> None:
+    async def _ended(self, ask: Ended) -> None:
         await self._runtime(self._module(ask.module)).ended()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safekit.bus.endpoint import BusError, Endpoint
-from safekit.bus.requests.safeadmin import GetState
+from safekit.bus.requests.safeadmin.modules import GetState
 from safekit.configuration import list_modules
 from safekit.disk.files import boot_identity, of_another_boot
 from safekit.disk.paths import ModulePaths, valid_module_name

@@ -18,7 +18,7 @@ from pathlib import Path
 from heart.core.actions import Processes
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests import errd
-from safekit.bus.requests.safeadmin import Lookup
+from safekit.bus.requests.safeadmin.processes import Lookup
 from safekit.model.checkers import Checker
 from safekit.process.frame import Context
 from safekit.process.supervision import Supervisor, SupervisorError

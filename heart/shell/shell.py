@@ -41,7 +41,9 @@ from heart.shell.publish import History, LifeSign, Published, RunningMark
 from heart.shell.telling import PEER_FILE, Sent, Telling
 from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
-from safekit.bus.requests import errd, safeadmin
+from safekit.bus.requests import errd
+from safekit.bus.requests.safeadmin.node import GetOtherServer
+from safekit.bus.requests.safeadmin.processes import Ended, Respawn
 from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.log.refusals import Refusals
 from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
@@ -440,7 +442,7 @@ class Shell:
         while True:
             value, siblings = "unknown", self.state.siblings
             with contextlib.suppress(BusError):
-                told = await self.context.bus.ask("", safeadmin.GetOtherServer(self.context.module), 1.0)
+                told = await self.context.bus.ask("", GetOtherServer(self.context.module), 1.0)
                 value = told.value
                 servers = {self.context.node, self.plan.setup.peer, *self.plan.members}
                 siblings = tuple(_sibling(each) for each in told.servers if each.get("node") in servers)
@@ -488,7 +490,7 @@ class Shell:
             await asyncio.sleep(0.02)
         assert self.exit is not None
         module = self.context.module
-        told = safeadmin.Respawn(module) if self.exit.respawn else safeadmin.Ended(module)
+        told = Respawn(module) if self.exit.respawn else Ended(module)
         try:
             await self.context.bus.ask(module, told)
         except BusError as error:

@@ -14,16 +14,17 @@ import pytest
 from safekit.bus import requests
 from safekit.bus.asking import Ask, Document, Done, Service, answer_type, answered, name_of, request_fields
 from safekit.bus.endpoint import BusError, Request
-from safekit.bus.requests import errd, heart, safeadmin, splitbraincheck
+from safekit.bus.requests import errd, heart, splitbraincheck
+from safekit.bus.requests.safeadmin import modules
 
 
 def declared() -> list[type[Ask[Any]]]:
     """Every request of every process."""
     found: list[type[Ask[Any]]] = []
-    for module in pkgutil.iter_modules(requests.__path__):
-        for value in vars(importlib.import_module(f"safekit.bus.requests.{module.name}")).values():
+    for module in pkgutil.walk_packages(requests.__path__, "safekit.bus.requests."):
+        for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and issubclass(value, Ask) and value is not Ask:
-                assert value.process == module.name, value
+                assert value.process == module.name.split(".")[3], value
                 found.append(value)
     return found
 
@@ -44,10 +45,10 @@ def test_every_request_says_whom_it_asks_and_what_is_answered() -> None:
 def test_what_goes_over_the_wire() -> None:
     kill = errd.Kill("vi", "9", "root")
     assert request_fields(kill) == {"name": "vi", "level": "9", "who": "root", "argregex": "", "caller": 0}
-    order = request_fields(safeadmin.Control("am", "failover", "root", args=("off",)))
+    order = request_fields(modules.Control("am", "failover", "root", args=("off",)))
     assert (order["action"], order["nosync"], order["args"]) == ("failover", False, ["off"])
     assert name_of("am", heart.GetStatus()) == "am/heart"
-    assert name_of("am", safeadmin.GetState()) == "safeadmin"
+    assert name_of("am", modules.GetState()) == "safeadmin"
     assert name_of("am", splitbraincheck.Isolated(), "witness") == "am/splitbraincheck.witness"
 
 
