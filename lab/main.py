@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from lab import cluster
+from lab.chaos.command import chaos
 from lab.cluster import Lab
 from lab.errors import LabError
 from lab.plan import CLIENT
@@ -335,6 +336,9 @@ def gc() -> None:
     """Remove what labs that died have left, and installations that no lab uses."""
     for line in cluster.collect_garbage() or ["nothing to remove"]:
         click.echo(line)
+
+
+main.add_command(chaos)
 
 
 if __name__ == "__main__":

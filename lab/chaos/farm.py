@@ -1,0 +1,1 @@
+"""A farm, until it is written."""
