@@ -113,7 +113,7 @@ class Mirror(Subject):
                 "application.py": Path(application.__file__).read_text(),
             },
         )
-        together(*(lambda node=node: self._install(node, data) for node in self.lab))  # type: ignore[misc]
+        together(*(lambda node=node: self.install(node, data) for node in self.lab))  # type: ignore[misc]
         if self.database:
             self._make_database()
         self.watch = Watch(self.lab, self.MODULE, (self.keep / f"seed{self.seed}.timeline").open("w"))
@@ -127,13 +127,6 @@ class Mirror(Subject):
             self._make_table()
             self._start_client()
         self.logs()
-
-    def _install(self, node: Node, data: bytes) -> None:
-        node.run(["mkdir", "-p", DIRECTORY])
-        self.outside(node, "/root/module.safe").write_bytes(data)
-        node.safekit("module", "install", "-r", "-M", "1", "-m", self.MODULE, "/root/module.safe")
-        node.safekit("config", "-m", self.MODULE, timeout=120)
-        node.safekit("boot", "-m", self.MODULE, "on")
 
     def _make_database(self) -> None:
         pg, programs = f"{DIRECTORY}/pg", application.programs()
