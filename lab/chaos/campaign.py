@@ -145,9 +145,9 @@ class Campaign:
         wish = self.wish
         settings = replace(wish.settings, witness=wish.witness)
         if wish.subject == "farm":
-            from lab.chaos.farm import FarmSubject
+            from lab.chaos.farm import Farm
 
-            return FarmSubject(lab, seed, wish.directory, settings)
+            return Farm(lab, seed, wish.directory, settings)
         return Mirror(lab, seed, wish.directory, settings, database=wish.database)
 
     def _kinds(self, subject: Subject) -> Mapping[str, Any]:

@@ -113,7 +113,7 @@ class Mirror(Subject):
                 "application.py": Path(application.__file__).read_text(),
             },
         )
-        together(*(lambda node=node: self.install(node, data) for node in self.lab))  # type: ignore[misc]
+        together(*(lambda node=node: self.install(node, data) for node in self.lab))
         if self.database:
             self._make_database()
         self.watch = Watch(self.lab, self.MODULE, (self.keep / f"seed{self.seed}.timeline").open("w"))
@@ -218,11 +218,11 @@ class Mirror(Subject):
         for number, fault in enumerate(step.faults):
             if number:
                 self._between(step.gaps[number - 1])
-            self._hit(fault, prim, second)
+            self.hit(fault, prim, second)
             self.account.kinds[fault.kind.name] = self.account.kinds.get(fault.kind.name, 0) + 1
             self.account.faults += 1
             if fault.hold != "short" and self.watch.at_rest(0.2, 0.5):
-                self._audit_words()
+                self.audit_words()
         repaired = time.monotonic()
         took = self._recover(step, repaired, begin, allowed, prim.name, before)
         self.account.steps += 1
@@ -257,31 +257,8 @@ class Mirror(Subject):
             self.watch.wait(lambda look: {s.node: s.state for s in look} != states, rules.detection(self.settings))
         elif gap == "recovering":
             self.heal()
-            self._order()
+            self.order()
             self.watch.wait(lambda look: any(s.state == "SECOND magenta" for s in look), 4.0)
-
-    def _hit(self, fault: Fault, prim: Node, second: Node) -> None:
-        looks = len(self.watch.looks)
-        self.say(f"fault {fault.kind.name} (hold {fault.hold}, dice {', '.join(f'{d:.2f}' for d in fault.dice)})")
-        getattr(self, f"_do_{fault.kind.name}")(fault, prim, second)
-        self.hold(fault, looks)
-
-    def _order(self) -> None:
-        """One round of what an administrator does, by lab/chaos/rules.py."""
-        looks = {}
-        for sample in self.watch.last:
-            node = self.lab.node(sample.node)
-            degraded = self.watch.resources(node).get("rfs.degraded")
-            looks[sample.node] = rules.Look(sample.state, degraded is not None and degraded.value == "up")
-        actions: list[Callable[[], object]] = []
-        for name, order in rules.repairs(looks).items():
-            node = self.lab.node(name)
-            if order is rules.Order.POWERON:
-                self.say(f"{name} poweron")
-                actions.append(lambda node=node: boot(node))  # type: ignore[misc]
-            else:
-                actions.append(lambda node=node, order=order: self.safekit(node, order.value))  # type: ignore[misc]
-        together(*actions)
 
     def _recover(self, step: Step, repaired: float, begin: float, allowed: Cost, former: str, before: Look) -> float:
         """Repair until the pair is protected and the audit has found it so all the time. The seconds until then."""
@@ -289,7 +266,7 @@ class Mirror(Subject):
         asked = repaired
         while True:
             self.heal()
-            self._order()
+            self.order()
             if self.watch.wait(protected, 0.8):
                 took = time.monotonic() - repaired
                 if self._audit(begin, allowed, former, before):
@@ -298,45 +275,9 @@ class Mirror(Subject):
                 raise Finding([f"no protected pair within {bound:.0f} s after the repair: {self.watch.states()}"])
             if time.monotonic() - asked > 4.0:
                 asked = time.monotonic()
-                self._start_the_silent()
-
-    def _start_the_silent(self) -> None:
-        """A server whose resource file tells of nothing newer may be stopped all the same: ask it."""
-        for sample in self.watch.last:
-            node = self.lab.node(sample.node)
-            if node.is_on and not sample.state.endswith("magenta"):
-                done = self.safekit(node, "state", "-lq")
-                if done is not None and done.stdout.strip() == "STOP":
-                    self.safekit(node, "start")
+                self.start_the_silent()
 
     # --- audits
-
-    def _audit_words(self) -> None:
-        """In the middle of a fault, at rest: what each server says of itself is what is there. Raises Finding."""
-        for _ in range(3):
-            look = self.watch.last
-            said, seen = {}, {}
-            for node in self.lab:
-                if not node.is_on or any(s.node == node.name and s.state == "?" for s in look):
-                    continue
-                try:
-                    said[node.name], seen[node.name] = self.said(node), self.seen(node)
-                except (OSError, LabError, Finding) as error:
-                    if self.watch.at_rest(0.2, 1.0) and isinstance(error, Finding) and self._rested(look):
-                        wrong = error.wrong
-                        break
-                    return
-            else:
-                wrong = [line for name in said for line in audits.says_what_is(name, said[name], seen[name])]
-            if not wrong or not self._rested(look):
-                return
-            self.watch.at_rest(0.7, 1.5)  # the application may just have died, or an address be on its way
-        raise Finding(wrong)
-
-    def _rested(self, look: Look) -> bool:
-        return [(s.state, s.runner, s.address) for s in look] == [
-            (s.state, s.runner, s.address) for s in self.watch.last
-        ]
 
     def _audit(self, begin: float, allowed: Cost, former: str, before: Look) -> bool:
         """The whole audit of a protected pair. False when the pair was not that all the time: then nothing was shown.
@@ -349,12 +290,12 @@ class Mirror(Subject):
         try:
             wrong = self._wrong(prim, second, begin, allowed, former)
         except (OSError, LabError, subprocess.SubprocessError):
-            if self._rested(look):
+            if self.rested(look):
                 raise
             return False
         except Finding as error:
             wrong = error.wrong
-        if not self._rested(look):
+        if not self.rested(look):
             self.say(f"the pair changed under the audit: {wrong or 'nothing wrong'}")
             return False
         looks = self.watch.since()
@@ -378,7 +319,7 @@ class Mirror(Subject):
         def ask(node: Node) -> None:
             said[node.name] = self.said(node)
 
-        together(*(lambda node=node: ask(node) for node in self.lab))  # type: ignore[misc]
+        together(*(lambda node=node: ask(node) for node in self.lab))
         for node in self.lab:
             wrong += audits.says_what_is(node.name, said[node.name], self.seen(node))
         return wrong + audits.verdict_fits(said, reachable=True)
@@ -461,7 +402,7 @@ class Mirror(Subject):
                 found[node.name] = manifest(self.outside(node, BACKING))
 
             try:
-                together(*(lambda node=node: take(node) for node in self.lab))  # type: ignore[misc]
+                together(*(lambda node=node: take(node) for node in self.lab))
                 wrong = audits.equal(found["node1"], found["node2"])
             except FileNotFoundError as error:
                 wrong = [f"the trees change all the time: {error}"]

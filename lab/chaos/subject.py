@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lab import kernel
-from lab.chaos import rules
+from lab.chaos import audits, rules
 from lab.chaos.audits import Account, Seen, no_traceback
 from lab.chaos.faults import Fault, Step
 from lab.chaos.programs import application
-from lab.chaos.watch import Watch, rows
+from lab.chaos.watch import Look, Watch, rows
 from lab.cluster import Completed, Lab, Node, wait_until
 from lab.errors import LabError
 from lab.state import lab_directory
@@ -75,6 +75,8 @@ class Subject:
         self.account = Account()
         self.history: list[str] = []
         self.undo: list[Callable[[], None]] = []
+        self.still: set[str] = set()
+        """Servers that stand still: nobody there answers a command."""
         self.watch: Watch
         self._log_ends: dict[str, tuple[int, int]] = {}
         self._checked: dict[str, float] = {}
@@ -165,8 +167,11 @@ class Subject:
             return
         self.say(f"{node.name} freeze {process or 'the server'}")
         node.freeze(process)
+        if process is None:
+            self.still.add(node.name)
 
         def thaw() -> None:
+            self.still.discard(node.name)
             if node.is_on:
                 node.thaw(process)
 
@@ -193,6 +198,39 @@ class Subject:
         self.watch.wait(changed, limit)
         if fault.hold == "long":
             time.sleep(1.5)
+
+    def hit(self, fault: Fault, *nodes: Node) -> None:
+        """Do it, and let the time pass that nobody repairs it."""
+        looks = len(self.watch.looks)
+        self.say(f"fault {fault.kind.name} (hold {fault.hold}, dice {', '.join(f'{d:.2f}' for d in fault.dice)})")
+        getattr(self, f"_do_{fault.kind.name}")(fault, *nodes)
+        self.hold(fault, looks)
+
+    def order(self) -> None:
+        """One round of what an administrator does, by lab/chaos/rules.py."""
+        looks = {}
+        for sample in self.watch.last:
+            node = self.lab.node(sample.node)
+            degraded = self.watch.resources(node).get("rfs.degraded")
+            looks[sample.node] = rules.Look(sample.state, degraded is not None and degraded.value == "up")
+        actions: list[Callable[[], object]] = []
+        for name, order in rules.repairs(looks).items():
+            node = self.lab.node(name)
+            if order is rules.Order.POWERON:
+                self.say(f"{name} poweron")
+                actions.append(lambda node=node: boot(node))  # type: ignore[misc]
+            else:
+                actions.append(lambda node=node, order=order: self.safekit(node, order.value))  # type: ignore[misc]
+        together(*actions)
+
+    def start_the_silent(self) -> None:
+        """A server whose resource file tells of nothing newer may be stopped all the same: ask it."""
+        for sample in self.watch.last:
+            node = self.lab.node(sample.node)
+            if node.is_on and not sample.state.endswith("magenta"):
+                done = self.safekit(node, "state", "-lq")
+                if done is not None and done.stdout.strip() == "STOP":
+                    self.safekit(node, "start")
 
     # --- what is there
 
@@ -246,6 +284,34 @@ class Subject:
 
     def audit_logs(self) -> list[str]:
         return no_traceback(self.logs())
+
+    def audit_words(self) -> None:
+        """In the middle of a fault, at rest: what each server says of itself is what is there. Raises Finding."""
+        for _ in range(3):
+            look = self.watch.last
+            said, seen = {}, {}
+            for node in self.lab:
+                unknown = any(s.node == node.name and s.state == "?" for s in look)
+                if not node.is_on or unknown or node.name in self.still:
+                    continue
+                try:
+                    said[node.name], seen[node.name] = self.said(node), self.seen(node)
+                except (OSError, LabError, Finding) as error:
+                    if self.watch.at_rest(0.2, 1.0) and isinstance(error, Finding) and self.rested(look):
+                        wrong = error.wrong
+                        break
+                    return
+            else:
+                wrong = [line for name in said for line in audits.says_what_is(name, said[name], seen[name])]
+            if not wrong or not self.rested(look):
+                return
+            self.watch.at_rest(0.7, 1.5)  # the application may just have died, or an address be on its way
+        raise Finding(wrong)
+
+    def rested(self, look: Look) -> bool:
+        return [(s.state, s.runner, s.address) for s in look] == [
+            (s.state, s.runner, s.address) for s in self.watch.last
+        ]
 
     # --- evidence
 
