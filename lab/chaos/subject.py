@@ -119,6 +119,9 @@ class Subject:
     def safekit(self, node: Node, *words: str, timeout: float = 90.0) -> Completed | None:
         """A command on a server, whatever comes of it: in some states it is refused, and a server may lose its power
         under it (None). What comes of it all is for the audits."""
+        if node.name in self.still:
+            self.say(f"{node.name} stands still: nobody can say {' '.join(words)} there")
+            return None
         try:
             done = node.safekit(*words, "-m", self.MODULE, check=False, timeout=timeout)
         except (LabError, subprocess.TimeoutExpired, OSError) as error:
