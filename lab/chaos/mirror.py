@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -393,9 +394,11 @@ class Mirror(Subject):
         self._rows = {(row, when) for row, when in self._rows if f"P {row}" not in gone}
 
     def _unequal(self) -> list[str]:
-        """Differences that stay: the database writes a little even when nobody asks it."""
+        """Differences that stay. The database writes a little even when nobody asks it, and the two trees are not read at
+        the same moment: what differs counts when neither side of it has changed from one reading to the next."""
         deadline = time.monotonic() + 8
-        while True:
+        former: dict[str, tuple[object, object]] = {}
+        for number in itertools.count():
             found: dict[str, dict[str, object]] = {}
 
             def take(node: Node, found: dict[str, dict[str, object]] = found) -> None:
@@ -403,15 +406,23 @@ class Mirror(Subject):
 
             try:
                 together(*(lambda node=node: take(node) for node in self.lab))
-                wrong = audits.equal(found["node1"], found["node2"])
-            except FileNotFoundError as error:
-                wrong = [f"the trees change all the time: {error}"]
-            if not wrong:
+            except FileNotFoundError:  # a name went away while we read
+                former = {}
+                continue
+            one, two = found["node1"], found["node2"]
+            differ = {path: (one.get(path), two.get(path)) for path in one.keys() | two.keys()}
+            differ = {path: pair for path, pair in differ.items() if pair[0] != pair[1]}
+            if not differ:
                 return []
-            if time.monotonic() > deadline:
+            stay = {path: pair for path, pair in differ.items() if former.get(path) == pair}
+            former = differ
+            if stay and number >= 3 and time.monotonic() > deadline:
                 (self.keep / f"seed{self.seed}.trees.json").write_text(json.dumps(found, indent=1))
-                return wrong
+                return audits.equal({p: v[0] for p, v in stay.items()}, {p: v[1] for p, v in stay.items()})
+            if time.monotonic() > deadline + 60:
+                return [f"the trees never rest: {sorted(differ)[:5]}"]
             time.sleep(0.1)
+        raise AssertionError
 
     def _prune(self) -> None:
         """Begin a new account."""
