@@ -394,8 +394,8 @@ class Mirror(Subject):
         self._rows = {(row, when) for row, when in self._rows if f"P {row}" not in gone}
 
     def _unequal(self) -> list[str]:
-        """Differences that stay. The database writes a little even when nobody asks it, and the two trees are not read at
-        the same moment: what differs counts when neither side of it has changed from one reading to the next."""
+        """Differences that stay. The database writes a little even when nobody asks it, and the two trees are not read
+        at the same moment: what differs counts when neither side of it has changed from one reading to the next."""
         deadline = time.monotonic() + 8
         former: dict[str, tuple[object, object]] = {}
         for number in itertools.count():
@@ -406,7 +406,9 @@ class Mirror(Subject):
 
             try:
                 together(*(lambda node=node: take(node) for node in self.lab))
-            except FileNotFoundError:  # a name went away while we read
+            except FileNotFoundError as error:  # a name went away while we read
+                if time.monotonic() > deadline + 60:
+                    return [f"the trees never rest: {error}"]
                 former = {}
                 continue
             one, two = found["node1"], found["node2"]

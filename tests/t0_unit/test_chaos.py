@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -329,3 +330,10 @@ def test_accounts_of_labs_are_added_up_and_told() -> None:
 def test_kinds_say_what_they_are() -> None:
     for kind in (*MIRROR.values(), *FARM.values()):
         assert isinstance(kind, Kind) and len(kind.told) > 3 and kind.weight > 0
+
+
+def test_the_page_has_the_table_of_what_a_fault_may_cost() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/lab.md").read_text(encoding="utf-8")
+    for allowed in Cost:
+        kinds = ", ".join(f"`{kind.name}`" for kind in MIRROR.values() if kind.cost is allowed)
+        assert f"| {kinds} | {allowed.value} |" in page, allowed
