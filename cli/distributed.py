@@ -53,12 +53,14 @@ class Order:
     servers: str | None
     module: str
     words: tuple[str, ...]
+    insecure: bool = False
+    """Passwords and keys may go in clear, to whoever answers."""
 
 
 def parse_order(words: Sequence[str]) -> Order:
     """Take -H, -E and -G out of a line. Raises Failure."""
     servers: str | None = None
-    kind, module = "command", ""
+    kind, module, insecure = "command", "", False
     rest: list[str] = []
     index = 0
     while index < len(words):
@@ -73,7 +75,9 @@ def parse_order(words: Sequence[str]) -> Order:
                 kind, module = "deploy", words[index + 1]
             index += 2
             continue
-        if word == "-G" and kind == "command" and not _inside_command(rest):
+        if word == "--insecure" and not _inside_command(rest):
+            insecure = True
+        elif word == "-G" and kind == "command" and not _inside_command(rest):
             kind = "cluster"
         else:
             rest.append(word)
@@ -88,7 +92,7 @@ def parse_order(words: Sequence[str]) -> Order:
         for word in [rest[0], _command(rest)]:
             if word in _LOCAL:
                 raise Failure(f"safekit {word} cannot be used with -H: {_LOCAL[word]}", "run it on that server")
-    return Order(kind, servers, module, tuple(rest))
+    return Order(kind, servers, module, tuple(rest), insecure)
 
 
 def _command(rest: Sequence[str]) -> str:
@@ -160,15 +164,18 @@ def run_distributed(words: Sequence[str]) -> int:
     targets = servers_of(_servers(order))
     if order.kind == "command":
         if "--json" not in order.words:
-            return _everywhere(targets, lambda target: _command_ask(order.words))
+            return _everywhere(targets, lambda target: _command_ask(order.words), insecure=order.insecure)
         told: dict[str, Any] = {}
-        worst = _everywhere(targets, lambda target: _command_ask(order.words), collected=told)
+        worst = _everywhere(targets, lambda target: _command_ask(order.words), collected=told, insecure=order.insecure)
         return show_json(told) or worst
     from safekit.log.commands import finished, started
 
     entry, code = started(" ".join(words)), 1
     try:
-        code = _give_cluster(targets) if order.kind == "cluster" else _give_module(targets, order.module)
+        if order.kind == "cluster":
+            code = _give_cluster(targets, insecure=order.insecure)
+        else:
+            code = _give_module(targets, order.module, insecure=order.insecure)
     finally:
         finished(entry, code)
     return code
@@ -185,9 +192,9 @@ def _command_ask(words: tuple[str, ...]) -> Ask:
 Outcome = tuple[dict[str, Any], bool] | CallError
 
 
-def _ask(target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None) -> Outcome:
+def _ask(target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None, insecure: bool) -> Outcome:
     try:
-        return call(target, ask, keys, credentials)
+        return call(target, ask, keys, credentials, insecure=insecure)
     except CallError as error:
         return error
 
@@ -242,6 +249,8 @@ def _everywhere(
     ask_of: Callable[[Target], Ask],
     done: str = "",
     collected: dict[str, Any] | None = None,
+    *,
+    insecure: bool = False,
 ) -> int:
     """Ask all servers at once and show each one, or put them in `collected`; the worst status. `done`: said for a
     server where it worked."""
@@ -249,7 +258,7 @@ def _everywhere(
     with ThreadPoolExecutor(len(targets)) as pool, Waiting(targets) as waiting:
 
         def start(target: Target, credentials: Credentials | None) -> Future[Outcome]:
-            return pool.submit(_ask, target, waiting.watched(target, ask_of(target)), keys, credentials)
+            return pool.submit(_ask, target, waiting.watched(target, ask_of(target)), keys, credentials, insecure)
 
         futures = [(target, start(target, _credentials())) for target in targets]
         asked: Credentials | None = None
@@ -311,7 +320,7 @@ def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
             step = (
                 "its installer printed the password of user admin (with -q: it is in /var/safekit/admin-password"
                 f" there). Run it in a terminal, which asks for it, or with {PASSWORD_VARIABLE}=... (another"
-                f" user: {USER_VARIABLE}=...)"
+                f" user: {USER_VARIABLE}=...); a server that asks nobody for a password needs --insecure"
             )
             if target.node and again:
                 step += f"; safekit -H {target.node} -G brings it into this cluster, once"
@@ -357,7 +366,7 @@ def _key_holders() -> frozenset[str]:
     return frozenset(str(name) for name, known in nodes.items() if known.get("answers") and name != node_name())
 
 
-def _give_cluster(targets: Sequence[Target]) -> int:
+def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
     """The cluster's configuration and key, to each server; all or nothing on each."""
     try:
         xml = (cluster_dir() / "cluster.xml").read_text(encoding="utf-8")
@@ -370,7 +379,7 @@ def _give_cluster(targets: Sequence[Target]) -> int:
     body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
     ask = Ask("PUT", CLUSTER_PATH, body, secret=True, seconds=SECONDS)
     holders = _key_holders()
-    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders))
+    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
     if worst:
         click.echo("Not every server has the configuration: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)
@@ -379,7 +388,7 @@ def _give_cluster(targets: Sequence[Target]) -> int:
     return worst
 
 
-def _give_module(targets: Sequence[Target], module: str) -> int:
+def _give_module(targets: Sequence[Target], module: str, *, insecure: bool) -> int:
     """A module, to each server: installed there, and configured when it is configured here."""
     import tempfile
     from urllib.parse import quote
@@ -399,7 +408,7 @@ def _give_module(targets: Sequence[Target], module: str) -> int:
     if not configured:
         click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
     holders = _key_holders()
-    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders))
+    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
     if worst:
         click.echo(f"Not every server has module {module} as it is here: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)

@@ -157,6 +157,13 @@ def complete_special(ctx: click.Context, param: click.Parameter, incomplete: str
     help='Run the command on these servers: names, URLs, or "*" for all. Before everything else.',
 )
 @click.option(
+    "--insecure",
+    "_insecure",
+    is_flag=True,
+    expose_value=False,
+    help="With -H: passwords and keys may go in clear, to whoever answers.",
+)
+@click.option(
     "-E",
     "_deploy",
     metavar="AM",
@@ -228,7 +235,7 @@ def run(argv: Sequence[str]) -> int:
         return _code(line, failure.code)
     except click.UsageError as error:
         error.show()
-        if isinstance(error, click.NoSuchOption) and error.option_name in ("-H", "-E", "-G"):
+        if isinstance(error, click.NoSuchOption) and error.option_name in ("-H", "-E", "-G", "--insecure"):
             click.echo('Next step: these options stand first: safekit -H "*" state', err=True)
         return _code(line, 1)
     except click.ClickException as error:

@@ -26,7 +26,8 @@ from safekit.log.timeline import MAX_ENTRIES, local_entries, to_fields
 from safekit.model.ports import MAX_MODULE_ID
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, answer_mac, check_body
 from safewebserver.child import Commands, Result
-from safewebserver.identity import Busy, Caller, Unauthorized
+from safewebserver.guesses import Busy, Wait
+from safewebserver.identity import Caller, Unauthorized
 from safewebserver.modules import Modules, paths_of
 from safewebserver.permissions import Refusal, Role, judge
 
@@ -98,7 +99,7 @@ class Still:
         if caller(self._request).signed is not None or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + COMMENT_SECONDS
-        with contextlib.suppress(Busy):  # so many log in that this one is asked later
+        with contextlib.suppress(Busy, Wait):  # so many log in that this one is asked later
             await self._request["ask_again"]()
 
 
@@ -195,7 +196,7 @@ class Api:
                 "node": node_name(),
                 "version": __version__,
                 "time": time.time(),
-                "user": getattr(who, "user", "") or who.name,
+                "user": who.user or who.name,
                 "role": who.role.label,
                 "configured": (cluster_dir() / "cluster.json").exists(),
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import socket
 import sys
 import time
@@ -22,27 +23,31 @@ from safewebserver.assets import PAGES, Console
 from safewebserver.deploy import Deploy
 from safewebserver.events import EventApi, Hub
 from safewebserver.files import Files
-from safewebserver.identity import Busy, Gate, Strangers, Unauthorized
+from safewebserver.guesses import Busy, Wait
+from safewebserver.identity import Gate, Strangers, Unauthorized
 from safewebserver.look import Look
 from safewebserver.modules import NoModule
 from safewebserver.readings import Readings
-from safewebserver.relay import Relay, RelayApi, on_behalf
+from safewebserver.relay import Relay, RelayApi
 from safewebserver.sessions import SessionApi, Sessions, from_console, who_asks
 
 PUBLIC = frozenset(
     {
         *PAGES,
-        *(f"{PREFIX}/{name}" for name in ("openapi.json", "session", "who")),
+        *(f"{PREFIX}/{name}" for name in ("openapi.json", "session", "proof", "who")),
         *(f"/safekit/{name}" for name in ("mosaic.html", "localhost.html", "pages.css")),
     }
 )
-PUBLIC_BELOW = ("/var/modules/", "/console/")
+HEALTH = "/var/modules/"
+PUBLIC_BELOW = (HEALTH, "/console/")
 _NEXT_STEPS = {
     "clock": "set the clocks of the servers (NTP): date; timedatectl",
     "key": "distribute the cluster configuration from the server that has the right one: safekit -H '*' -G",
     "target": "use the address of that server in cluster.xml",
     "credentials": "give the name and password of a user of that server (safekit -H asks for them)",
     "session": "log in again",
+    "certificate": "give a client certificate; on the server: SAFE/web/bin/checkcert -t all",
+    "port": "see the Define lines of SAFE/web/conf/httpd.conf there",
 }
 
 
@@ -92,6 +97,15 @@ def _challenge(request: web.Request, error: Unauthorized) -> web.Response:
     return response
 
 
+def _to_https(request: web.Request, port: int) -> web.Response:
+    """On a server that speaks HTTPS: over HTTP there is nothing but which server is ready, for load balancers."""
+    host = urlsplit(f"//{request.host}").hostname or "localhost"
+    url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    if request.path in PAGES and request.method in ("GET", "HEAD"):
+        return web.Response(status=302, headers={"Location": f"{url}{request.path}"})
+    return refuse(request, 403, "https", f"this server speaks HTTPS: {url}", "ask there")
+
+
 async def _headers(request: web.Request, response: web.StreamResponse) -> None:
     """What every answer has: no version of ours for strangers, no frame of another site around a page."""
     response.headers["Server"] = "SafeKit"
@@ -109,13 +123,15 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if gate.settings.secure and not request.secure and not request.path.startswith(HEALTH):
+                return _to_https(request, gate.settings.https)
             if foreign(request):
                 raise ApiError(403, "origin", "requests from pages of other sites are refused")
             if request.path in PAGES and pages.loopback(request.host):
                 raise web.HTTPFound("/safekit/localhost.html")
             named = request.path == metrics.PATH and metrics.allowed.covers(request.remote)
             if not is_public(request.path) and not named:
-                who = request["caller"] = on_behalf(await who_asks(gate, sessions, request), request.query)
+                who = request["caller"] = await who_asks(gate, sessions, request)
                 request["ask_again"] = lambda: who_asks(gate, sessions, request)
                 if who.anonymous and request.method not in ("GET", "HEAD") and not known_host(request.host):
                     text = "without passwords, changes are accepted under an address or a name of cluster.xml only"
@@ -129,6 +145,10 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
             response = _challenge(request, error)
         except NoModule as error:
             response = refuse(request, 404, "no_module", str(error), "safekit module list")
+        except Wait as error:
+            strangers.refused(request.remote or "?", str(error), time.monotonic())
+            response = refuse(request, 429, "wait", str(error), "give the right password once that time is over")
+            response.headers["Retry-After"] = str(math.ceil(error.seconds))
         except Busy:
             response = reply(
                 request, {"error": "busy", "text": "too many logins at once", "next_step": "try again"}, 503

@@ -27,7 +27,8 @@ from safewebserver.api import DEFAULT_TIMEOUT, PREFIX, ApiError, caller, json_of
 from safewebserver.child import Commands
 from safewebserver.modules import paths_of
 from safewebserver.permissions import Role
-from safewebserver.relay import BEHALF, MAX_ANSWER, ROLE, described_cluster, here, targets_of
+from safewebserver.relay import MAX_ANSWER, described_cluster, here, targets_of
+from safewebserver.roles import BEHALF, ROLE
 
 MAX_SERVERS = 64
 Row = dict[str, Any]

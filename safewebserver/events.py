@@ -23,7 +23,6 @@ from safewebserver.identity import Caller, Unauthorized
 from safewebserver.look import Look, about_cluster
 from safewebserver.permissions import Role
 from safewebserver.relay import Relay, Unreachable, here, targets_of
-from safewebserver.sessions import Visitor
 
 WAIT_SECONDS = 5.0
 AGAIN_SECONDS = 2.0
@@ -271,7 +270,7 @@ class EventApi:
         names, _ = about_cluster()
         data = {
             "me": node_name(),
-            "user": who.user if isinstance(who, Visitor) else who.name,
+            "user": who.user or who.name,
             "role": who.role.label,
             "time": time.time(),
             "order": names,

@@ -40,8 +40,8 @@ def generated() -> str:
 
 def with_user(text: str, name: str, entry: str | None) -> str:
     """The file's text with the user's line replaced, added, or taken away (None). Raises ValueError."""
-    if not name or ":" in name or any(c.isspace() or not c.isprintable() for c in name):
-        raise ValueError("a user name has no colon and no blanks")
+    if not name or ":" in name or name != name.strip() or not name.isprintable() or name.startswith(("#", "-")):
+        raise ValueError("a user name has no colon and no blanks around it, and begins with neither # nor -")
     lines = [line for line in text.splitlines() if line.partition(":")[0] != name]
     if entry is not None:
         lines.append(f"{name}:{entry}")
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         return 6
     if "v" in letters:
         asked = words.pop() if "b" in letters else getpass.getpass("Password: ")
-        right = bcrypt.checkpw(asked.encode(), users[name].encode())
+        right = len(asked.encode()) <= MAX_BYTES and bcrypt.checkpw(asked.encode(), users[name].encode())
         print("Password correct." if right else "Password wrong.", file=sys.stderr)
         return 0 if right else 3
     entry = None if "D" in letters else hashed(_password(letters, words))

@@ -1,5 +1,5 @@
-"""Who asks: a server of the cluster by its signature, a person by name and password, or nobody in particular
-where the administrator opened the service (guide 11.2, 11.4.4)."""
+"""Who asks: a server of the cluster by its signature, a person by password, proof, session or certificate, or nobody in
+particular where the administrator opened the service. What is found is judged in roles.py (guide 11.2 to 11.4)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import bcrypt
 
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import node_name, safevar
+from safekit.wire import proof
+from safekit.wire.certificates import Certificate, of_der
 from safekit.wire.keys import cluster_key
 from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
+from safewebserver.guesses import Busy, Guesses, Turns
 from safewebserver.permissions import Role
-from safewebserver.settings import People, Settings
+from safewebserver.roles import Denied, Granted, Means, Person, Presented, decide
+from safewebserver.settings import CertificateGroups, People, Settings
 
 MEMORY_SECONDS = 300.0
 MEMORY_ENTRIES = 1000
-MAX_WAITING = 20
 STRANGER_SECONDS = 60.0
 MAX_STRANGERS = 1000
+MAX_PROOFS = 256
+MAX_CERTIFICATES = 1000
 # A hash of nothing that anybody knows: an unknown user costs as much time as a known one.
 _NOBODY = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(10))
+_PLAIN64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_BCRYPT64 = b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 class Unauthorized(Exception):
-    """Nobody who may ask. `kind` for programs: credentials, or a kind of SignatureError. `tried`: with something that
-    is wrong, which is noted; a request without anything only asks how to log in."""
+    """Nobody who may ask. `kind` for programs: credentials, certificate, port, or a kind of SignatureError. `tried`:
+    with something that is wrong, which is noted; a request without anything only asks how to log in."""
 
     def __init__(self, kind: str, text: str, skew: float = 0.0, *, tried: bool = True) -> None:
         super().__init__(text)
@@ -44,65 +52,155 @@ class Unauthorized(Exception):
         self.tried = tried
 
 
-class Busy(Exception):
-    """Too many passwords are being checked."""
+class Directory(Protocol):
+    """Users that live elsewhere (`Define useldap`)."""
+
+    async def check(self, name: str, password: str) -> Person | None:
+        """The user when the password is right; None when it is not. Raises Unauthorized when nobody can tell."""
+
+    async def person(self, name: str) -> Person | None:
+        """The user of a session, as the directory knew him at most a minute ago. Raises Unauthorized."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a request tells who it is from. `certificate`: DER, of a handshake that checked it."""
+
+    method: str
+    path: str
+    port: int
+    secure: bool
+    address: str
+    header: str | None = None
+    session: Person | None = None
+    certificate: bytes | None = None
+    behalf: Person | None = None
+    console: bool = False
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `signed` when it is a server of the cluster."""
+    """Who asks. `name` is how the logs call him: a user or CN with the address that he asked from, a server with who
+    asked there. `signed` when the request was signed and the answer must be; `user` without the address."""
 
     name: str
     role: Role
     signed: Signed | None = None
-    anonymous: bool = False
+    means: Means = Means.NOTHING
+    user: str = ""
+
+    @property
+    def server(self) -> bool:
+        """Whether a server of the cluster asks."""
+        return self.means is Means.SERVER
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody was asked who he is."""
+        return self.means is Means.NOTHING
 
 
 class Passwords:
-    """Checks passwords in threads; a right one is remembered for some minutes, as a keyed hash."""
+    """Checks passwords in threads, in fair turns; a right one is remembered for some minutes as a keyed hash, for the
+    address that it came from: elsewhere it is a guess like every other."""
 
     def __init__(self) -> None:
         self._secret = os.urandom(32)
         self._known: dict[bytes, float] = {}
-        self._turn = asyncio.Semaphore(2)
-        self._waiting = 0
+        self._turns = Turns()
+        self.guesses = Guesses()
 
     def forget(self) -> None:
         """The users have changed."""
         self._known.clear()
 
-    async def right(self, name: str, password: str, hashed: bytes | None) -> bool:
-        """Raises Busy."""
-        content = f"{name}\0{password}".encode()
-        entry = hashlib.blake2b(content, key=self._secret, salt=_salt(hashed)).digest()
-        now = time.monotonic()
-        if hashed is not None and self._known.get(entry, 0.0) > now:
+    async def right(self, name: str, password: str, hashed: bytes | None, address: str) -> bool:
+        """Raises Busy, Wait."""
+        content = f"{name}\0{address}\0{password}".encode()
+        entry = hashlib.blake2b(content, key=self._secret, salt=_digest(hashed or b"")).digest()
+        if hashed is not None and self._known.get(entry, 0.0) > time.monotonic():
             return True
-        if self._waiting >= MAX_WAITING:
-            raise Busy
-        self._waiting += 1
-        try:
-            async with self._turn:
-                right = await asyncio.to_thread(_matches, password.encode(), hashed or _NOBODY)
-        finally:
-            self._waiting -= 1
-        if right and hashed is not None:
+        await self.in_turn(name, address)
+        async with self._turns.turn(self.guesses.rank(name, address, time.monotonic()), address):
+            right = await asyncio.to_thread(_matches, password.encode(), hashed or _NOBODY) and hashed is not None
+        self.guessed(name, address, right=right)
+        if right:
             if len(self._known) >= MEMORY_ENTRIES:
                 self._known.clear()
-            self._known[entry] = now + MEMORY_SECONDS
-            return True
-        return False
+            self._known[entry] = time.monotonic() + MEMORY_SECONDS
+        return right
+
+    async def in_turn(self, name: str, address: str) -> None:
+        """Before a password is looked at, here or in a directory. Raises Wait."""
+        delay = self.guesses.check(name, address, time.monotonic())
+        if delay:
+            await asyncio.sleep(delay)
+
+    def guessed(self, name: str, address: str, *, right: bool) -> None:
+        """Note how it ended."""
+        (self.guesses.right if right else self.guesses.wrong)(name, address, time.monotonic())
+
+    async def salt(self, name: str, hashed: bytes | None, address: str) -> str:
+        """The salt of a user; of one that nobody knows, one that does not tell so. Raises Wait."""
+        self.guesses.check(name, address, time.monotonic())
+        if hashed is not None:
+            return proof.salt_of(hashed)
+        made = base64.b64encode(_digest(self._secret + name.encode())).rstrip(b"=")
+        return "$2y$10$" + made.translate(bytes.maketrans(_PLAIN64, _BCRYPT64)).decode()
+
+    async def prove(self, name: str, hashed: bytes | None, message: bytes, address: str) -> tuple[bytes, bytes]:
+        """Our message and the key that the asker has when he knows the password. It is a guess until he has shown it.
+        Raises Busy, Wait, ProofError."""
+        await self.in_turn(name, address)
+        async with self._turns.turn(self.guesses.rank(name, address, time.monotonic()), address):
+            found = await asyncio.to_thread(proof.answer, name, node_name(), hashed or _NOBODY, message)
+        self.guesses.wrong(name, address, time.monotonic())
+        return found
 
 
-def _salt(hashed: bytes | None) -> bytes:
-    return hashlib.blake2b(hashed or b"", digest_size=16).digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _matches(password: bytes, hashed: bytes) -> bool:
+    """A password that bcrypt would cut is wrong, and takes as long as every other one."""
+    whole = len(password) <= proof.MAX_BYTES and b"\0" not in password
     try:
-        return bcrypt.checkpw(password[:72], hashed)
+        return bcrypt.checkpw(password if whole else b"", hashed) and whole
     except ValueError:
         return False
+
+
+@dataclass(frozen=True)
+class _Proof:
+    user: str
+    address: str
+    key: bytes
+    until: float
+
+
+class Proofs:
+    """Keys of people who say that they know a password, until they have signed one request with them."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[bytes, _Proof] = OrderedDict()
+
+    def add(self, user: str, address: str, key: bytes, now: float) -> None:
+        """A key that was just agreed on. Raises Busy."""
+        while self._waiting and next(iter(self._waiting.values())).until < now:
+            self._waiting.popitem(last=False)
+        if len(self._waiting) >= MAX_PROOFS:
+            raise Busy
+        self._waiting[key] = _Proof(user, address, key, now + proof.PROOF_SECONDS)
+
+    def keys(self, address: str, now: float) -> list[bytes]:
+        """The keys with which a request from that address may be signed."""
+        return [key for key, each in self._waiting.items() if each.until >= now and each.address == address]
+
+    def take(self, key: bytes) -> str | None:
+        """Whose key it is; it is used up. None for another key."""
+        found = self._waiting.pop(key, None)
+        return found.user if found is not None else None
 
 
 class Journal:
@@ -162,53 +260,124 @@ class Strangers:
 
 
 class Gate:
-    """Decides who a request comes from."""
+    """Finds out who a request comes from."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, directory: Directory | None = None) -> None:
         self.settings = settings
-        directory = safevar() / "web"
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._journal = Journal(directory / "nonces")
+        self.directory = directory
+        where = safevar() / "web"
+        where.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._journal = Journal(where / "nonces")
         self._people = People()
+        self._groups = CertificateGroups()
         self._passwords = Passwords()
+        self._proofs = Proofs()
+        self._certificates: dict[bytes, Certificate] = {}
 
-    async def identify(self, header: str | None, method: str, path: str, port: int) -> Caller:
-        """The caller of a request that came in through `port`. Raises Unauthorized, Busy."""
-        limit = dict(self.settings.listen).get(port, Role.MONITOR)
-        if header is not None and header.startswith(f"{SCHEME} "):
-            signed = self._signed(header, method, path)
-            return Caller(f"root@{signed.sender}", limit, signed)
-        if header is not None and header.startswith("Basic "):
-            return await self._person(header, limit)
-        if not self.settings.authenticated:
-            return Caller("anonymous", limit, anonymous=True)
-        text = "a name and a password are needed (SAFE/web/conf/user.conf)"
-        raise Unauthorized("credentials", text, tried=False)
+    async def identify(self, asked: Asked) -> Caller:
+        """The caller of a request. Raises Unauthorized, Busy, Wait."""
+        signed, person = None, asked.session
+        if asked.header is not None and asked.header.startswith(f"{SCHEME} "):
+            signed, person = self._signed(asked)
+        elif asked.header is not None and asked.header.startswith("Basic "):
+            person = await self._with_password(asked.header, asked.address)
+        found = decide(
+            Presented(
+                port=self.settings.role_of(asked.port, secure=asked.secure),
+                secure=asked.secure,
+                asked=self.settings.authenticated,
+                server=signed.sender if signed is not None and person is None else "",
+                behalf=asked.behalf,
+                person=person,
+                certificate=self._certificate(asked.certificate),
+                groups=self._groups.now() if asked.certificate else (),
+            )
+        )
+        if isinstance(found, Denied):
+            raise Unauthorized(found.kind, found.text, tried=found.tried)
+        return Caller(_logged(found, asked), found.role, signed, found.means, found.name)
 
-    def _signed(self, header: str, method: str, path: str) -> Signed:
+    async def person_of(self, name: str, password: str, address: str) -> Person:
+        """The user with that name and password. Raises Unauthorized, Busy, Wait."""
+        hashed = self.hash_of(name)
+        if hashed is None and self.directory is not None:
+            await self._passwords.in_turn(name, address)
+            found = await self.directory.check(name, password)
+            self._passwords.guessed(name, address, right=found is not None)
+        else:
+            right = await self._passwords.right(name, password, hashed, address)
+            found = Person(name, self._people.role_of(name)) if right else None
+        if found is None:
+            raise Unauthorized("credentials", "wrong name or password (SAFE/web/conf/user.conf)")
+        return found
+
+    def hash_of(self, name: str) -> bytes | None:
+        """The hash of a user of user.conf as it is now."""
+        if self._people.refresh():
+            self._passwords.forget()
+        return self._people.hash_of(name)
+
+    async def salt(self, name: str, address: str) -> str:
+        """What a user's password is hashed with. Raises Unauthorized, Wait."""
+        return await self._passwords.salt(name, self._provable(name), address)
+
+    async def prove(self, name: str, message: bytes, address: str) -> bytes:
+        """Our message of a proof. Raises Unauthorized, Busy, Wait, ProofError."""
+        own, key = await self._passwords.prove(name, self._provable(name), message, address)
+        self._proofs.add(name, address, key, time.monotonic())
+        return own
+
+    def _provable(self, name: str) -> bytes | None:
+        hashed = self.hash_of(name)
+        if hashed is None and self.directory is not None:
+            raise Unauthorized("no_proof", "passwords of users of a directory cannot be proved, only sent", tried=False)
+        return hashed
+
+    def _signed(self, asked: Asked) -> tuple[Signed, Person | None]:
+        """The signature, and whose password it proves; None for that of a server."""
+        proofs = self._proofs.keys(asked.address, time.monotonic())
         try:
-            keys = [cluster_key()]
+            keys = [cluster_key(), *proofs]
         except (OSError, ValueError):
-            keys = []
+            keys = proofs
+        header, nonces = asked.header or "", self._journal.nonces
         try:
             # The journal is not forced to the disk: a power failure may have taken its end.
             boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-            return verify(header, keys, node_name(), method, path, self._journal.nonces, not_before=boot)
+            signed = verify(header, keys, node_name(), asked.method, asked.path, nonces, not_before=boot)
         except SignatureError as error:
             raise Unauthorized(error.kind, error.text, error.skew) from None
+        user = self._proofs.take(signed.key)
+        if user is None:
+            return signed, None
+        self._passwords.guessed(user, asked.address, right=True)
+        return signed, Person(user, self._people.role_of(user) if self.hash_of(user) is not None else None)
 
-    async def _person(self, header: str, limit: Role) -> Caller:
+    async def _with_password(self, header: str, address: str) -> Person:
         try:
             text = base64.b64decode(header[6:].strip(), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             raise Unauthorized("credentials", "the Authorization header is malformed") from None
         name, _, password = text.partition(":")
-        if self._people.refresh():
-            self._passwords.forget()
-        right = await self._passwords.right(name, password, self._people.hash_of(name))
-        if not right:
-            raise Unauthorized("credentials", "wrong name or password (SAFE/web/conf/user.conf)")
-        role = self._people.role_of(name)
-        if role is None:
-            raise Unauthorized("credentials", f"user {name} is in no group of SAFE/web/conf/group.conf")
-        return Caller(name, min(role, limit))
+        return await self.person_of(name, password, address)
+
+    def _certificate(self, der: bytes | None) -> Certificate | None:
+        """What a certificate says; looked at once for each."""
+        if der is None:
+            return None
+        if der not in self._certificates:
+            if len(self._certificates) >= MAX_CERTIFICATES:
+                self._certificates.clear()
+            try:
+                self._certificates[der] = of_der(der)
+            except ValueError as error:
+                raise Unauthorized("certificate", f"the certificate cannot be read: {error}") from None
+        return self._certificates[der]
+
+
+def _logged(found: Granted, asked: Asked) -> str:
+    """How the logs call somebody: web@ADDRESS for a console without a name (guide 7.3), else NAME@ADDRESS."""
+    if found.means is Means.SERVER:
+        return found.name
+    name = "web" if found.means is Means.NOTHING and asked.console else found.name
+    return f"{name}@{asked.address}"

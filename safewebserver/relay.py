@@ -12,8 +12,7 @@ import contextlib
 import json
 import re
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -29,11 +28,9 @@ from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, sea
 from safekit.wire.targets import Target
 from safekit.wire.webclient import CONNECT_SECONDS, IDLE_SECONDS
 from safewebserver.api import MAX_ARCHIVE, MAX_JSON, PREFIX, ApiError, body_of, caller, reply
-from safewebserver.identity import Caller
 from safewebserver.permissions import Refusal, Role, judge
+from safewebserver.roles import BEHALF, ROLE
 
-BEHALF, ROLE = "on_behalf", "role"
-"""Of the query, and so of what is signed: for whom a server asks, and what that person may do."""
 MAX_ANSWER = 64 << 20
 MAX_NAME = 128
 LONG_SECONDS = 86400.0
@@ -41,16 +38,6 @@ _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}(%[\w
 PROBE_SECONDS = 3.0
 PATIENT = ("/snapshot", "/deploy", "/archive", "cluster/apply", "/configurations")
 PATIENT_SECONDS = 300.0
-
-
-def on_behalf(who: Caller, query: Mapping[str, str]) -> Caller:
-    """The person for whom a server of the cluster asks. Raises ApiError."""
-    if who.signed is None or (BEHALF not in query and ROLE not in query):
-        return who
-    name, role = query.get(BEHALF, ""), next((r for r in Role if r.label == query.get(ROLE)), None)
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name.startswith("-") or role is None:
-        raise ApiError(400, "malformed", f"{BEHALF} or {ROLE} is not right")
-    return replace(who, name=name, role=min(who.role, role))
 
 
 class Unreachable(Exception):
@@ -223,7 +210,7 @@ class RelayApi:
     async def pass_on(self, request: web.Request) -> web.StreamResponse:
         """What the person may ask there, asked there."""
         who = caller(request)
-        if who.signed is not None:
+        if who.server:
             raise ApiError(400, "relay", "a server of the cluster asks the others itself")
         node, path = request.match_info["node"], request.match_info["path"]
         if path.startswith("nodes/") or path.endswith("events") or path == "session":

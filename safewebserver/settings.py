@@ -1,17 +1,26 @@
-"""SAFE/web/conf: ports, users and groups (guide 10.5.1, 11.2, 11.4.4). Reading only; nothing here listens."""
+"""SAFE/web/conf: ports, users and groups (guide 10.5.1, 11.2, 11.4). Reading only; nothing here listens."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from safekit.disk.paths import safe
+from safekit.disk.paths import safe, speaks_https
+from safekit.model.httpd import (
+    DEFAULT_HTTP,
+    DEFAULT_HTTPS,
+    HTTP_PORTS,
+    HTTPS_PORT,
+    HttpdError,
+    Member,
+    defines,
+    port_of,
+)
 from safewebserver.permissions import Role
+from safewebserver.roles import parse_certificate_groups, parse_groups
 
 MAX_FILE = 1 << 20
-_DEFINE = re.compile(r"\s*Define\s+(\w+)(?:\s+(\S+))?\s*", re.ASCII)
-_PORTS = ("httpadminport", "httpcontrolport", "httpmonitorport")
 
 
 class SettingsError(Exception):
@@ -20,11 +29,35 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What httpd.conf says. `listen`: port -> the highest role that a request through it may have.
-    `authenticated`: people must give a name and a password (`Define usefile`)."""
+    """What httpd.conf says. `listen`: port -> the highest role that a request through it may have; `https` its port.
+    `values`: every definition by its lower-case name, '' for one without a value. `secure`: conf/ssl is filled, and
+    then the ports of `listen` tell only which server is ready."""
 
-    listen: tuple[tuple[int, Role], ...] = ((9010, Role.ADMIN),)
-    authenticated: bool = True
+    listen: tuple[tuple[int, Role], ...] = ((DEFAULT_HTTP, Role.ADMIN),)
+    https: int = DEFAULT_HTTPS
+    secure: bool = False
+    values: Mapping[str, str] = field(default_factory=lambda: {"usefile": ""})
+
+    @property
+    def usefile(self) -> bool:
+        """Users are in user.conf."""
+        return "usefile" in self.values
+
+    @property
+    def useldap(self) -> bool:
+        """Users are in a directory."""
+        return "useldap" in self.values
+
+    @property
+    def authenticated(self) -> bool:
+        """People must give a name and a password."""
+        return self.usefile or self.useldap
+
+    def role_of(self, port: int, *, secure: bool) -> Role | None:
+        """The highest role of a request through a port; None for one that is not configured, or only for health."""
+        if secure:
+            return Role.ADMIN if self.secure and port == self.https else None
+        return None if self.secure else dict(self.listen).get(port)
 
 
 def conf_dir() -> Path:
@@ -32,29 +65,25 @@ def conf_dir() -> Path:
     return safe() / "web" / "conf"
 
 
-def parse_settings(text: str, file: str = "httpd.conf") -> Settings:
+def parse_settings(text: str, file: str = "httpd.conf", *, secure: bool = False) -> Settings:
     """The Define lines of httpd.conf; other lines belong to Apache and mean nothing here.
 
     Raises SettingsError for a port that is none, one that is used twice, or when no port is defined.
     """
-    listen: list[tuple[int, Role]] = []
-    authenticated = False
-    for number, line in enumerate(text.splitlines(), 1):
-        found = _DEFINE.fullmatch(line)
-        if found is None:
-            continue
-        name, value = found[1].lower(), found[2]
-        if name == "usefile":
-            authenticated = True
-        elif name in _PORTS:
-            if value is None or not value.isdecimal() or not 0 < int(value) < 65536:
-                raise SettingsError(f"{file}:{number}: {value!r} is not a port; correct it, then restart")
-            if int(value) in dict(listen):
-                raise SettingsError(f"{file}:{number}: port {value} is defined twice; give each role its own")
-            listen.append((int(value), Role(3 - _PORTS.index(name))))
-    if not listen:
-        raise SettingsError(f"{file}: none of {', '.join(_PORTS)} is defined; uncomment one, then restart")
-    return Settings(tuple(listen), authenticated)
+    try:
+        found = defines(text, file)
+        ports = {name: port_of(found[name], file) for name in (*HTTP_PORTS, HTTPS_PORT) if name in found}
+    except HttpdError as error:
+        raise SettingsError(str(error)) from None
+    https = ports.pop(HTTPS_PORT, DEFAULT_HTTPS)
+    used = [*ports.values(), *([https] if secure else [])]
+    for number in used:
+        if used.count(number) > 1:
+            raise SettingsError(f"{file}: port {number} is defined twice; give each role its own")
+    if not ports and not secure:
+        raise SettingsError(f"{file}: none of {', '.join(HTTP_PORTS)} is defined; uncomment one, then restart")
+    listen = tuple((ports[name], Role(3 - HTTP_PORTS.index(name))) for name in HTTP_PORTS if name in ports)
+    return Settings(listen, https, secure, {name: each.value or "" for name, each in found.items()})
 
 
 def load_settings() -> Settings:
@@ -63,11 +92,12 @@ def load_settings() -> Settings:
     Raises SettingsError, OSError.
     """
     path = conf_dir() / "httpd.conf"
+    secure = speaks_https()
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return Settings()
-    return parse_settings(text, str(path))
+        return Settings(secure=secure)
+    return parse_settings(text, str(path), secure=secure)
 
 
 def parse_users(text: str) -> dict[str, bytes]:
@@ -81,17 +111,21 @@ def parse_users(text: str) -> dict[str, bytes]:
     return users
 
 
-def parse_groups(text: str) -> dict[str, Role]:
-    """Name -> role of the lines of group.conf, the highest one for a user of several groups."""
-    roles: dict[str, Role] = {}
-    for line in text.splitlines():
-        group, colon, members = line.strip().partition(":")
-        role = next((r for r in Role if r.label.lower() == group.strip().lower()), None)
-        if not colon or role is None:
-            continue
-        for name in members.split():
-            roles[name] = max(role, roles.get(name, role))
-    return roles
+class CertificateGroups:
+    """sslgroup.conf, read again when it changes."""
+
+    def __init__(self) -> None:
+        self._stamp: object = None
+        self._groups: tuple[Member, ...] = ()
+
+    def now(self) -> tuple[Member, ...]:
+        """Its lines; none without a file. Raises OSError."""
+        path = conf_dir() / "sslgroup.conf"
+        stamp = _stamp(path)
+        if stamp != self._stamp:
+            self._groups = parse_certificate_groups(_read(path) or "")
+            self._stamp = stamp
+        return self._groups
 
 
 class People:

@@ -234,3 +234,11 @@ class ModulePaths:
             "SAFEUSERBIN": str(self.userbin),
             "SAFEUSERVAR": str(self.var),
         }
+
+
+def speaks_https() -> bool:
+    """Whether the web service of this server speaks HTTPS: SAFE/web/conf/ssl has a file (guide 9.1, 10.5.4)."""
+    try:
+        return any(entry.is_file() for entry in os.scandir(safe() / "web" / "conf" / "ssl"))
+    except FileNotFoundError:
+        return False

@@ -13,7 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safekit.disk.paths import node_name, safe
@@ -73,19 +73,34 @@ class Ask:
 
 @dataclass(frozen=True)
 class _Attempt:
+    """With a key of the cluster; with credentials; or with neither."""
+
     key: bytes | None = None
     credentials: Credentials | None = None
 
 
+SEND_IT = "use https (guide 11.3); or, where nobody can stand in between, safekit -H ... --insecure"
+
+
 def call(
-    target: Target, ask: Ask, keys: Sequence[bytes], credentials: Credentials | None = None
+    target: Target,
+    ask: Ask,
+    keys: Sequence[bytes],
+    credentials: Credentials | None = None,
+    *,
+    insecure: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """The answer, and whether secrets went in clear. Tries the keys, then the credentials, then nothing at all
-    (a service may be open). Raises CallError."""
+    (a service may be open).
+
+    Over HTTP a password is proved, not sent, and a key is sealed: neither reaches a server that has not shown that it
+    knows the same, unless it is `insecure`. Raises CallError.
+    """
     refusal: CallError | None = None
     other_key = ""
     for attempt in _attempts(target, keys, target.credentials or credentials):
-        in_clear = ask.secret and attempt.key is None and target.protocol == "http"
+        open_wire = target.protocol == "http" and (insecure or attempt.credentials is None)
+        in_clear = ask.secret and attempt.key is None and open_wire
         if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
             raise CallError(
                 "downgrade",
@@ -94,7 +109,13 @@ def call(
                 "if its cluster configuration or key was changed there just now, try again in a minute; otherwise see"
                 " who has this address (ip neighbour), or carry it by hand: safekit cluster export",
             )
+        if in_clear and not insecure:
+            said = f"{refusal.text}; " if refusal is not None else ""
+            text = f"{said}keys would go in clear to {target.url}, which has not shown who it is; none was sent"
+            raise CallError("credentials", text, f"give the password of a user there, or {SEND_IT}")
         try:
+            if attempt.credentials is not None and target.protocol == "http" and not insecure:
+                return _proved(target, ask, attempt.credentials), False
             return _once(target, ask, attempt), in_clear
         except CallError as error:
             # `altered` from a server that has just changed its key is worth another key too.
@@ -119,6 +140,41 @@ def _attempts(target: Target, keys: Sequence[bytes], credentials: Credentials | 
         for key in keys:
             yield _Attempt(key=key)
     yield _Attempt(credentials=credentials)
+
+
+def _proved(target: Target, ask: Ask, who: Credentials) -> dict[str, Any]:
+    """The answer to a request that is signed and sealed with a key which only those two can make that know the
+    password. Raises CallError."""
+    from safekit.wire.proof import Asking, ProofError, hash_with
+
+    try:
+        first = _step(target, {"user": who.user})
+        node, salt = str(first.get("node")), str(first.get("salt"))
+        asking = Asking(who.user, node, hash_with(who.password, salt))
+        second = _step(target, {"user": who.user, "message": asking.message.hex()})
+        key = asking.key(bytes.fromhex(str(second.get("message"))))
+    except (ProofError, ValueError) as error:
+        text = f"{target.url} gave no proof of the password ({error}); it was not sent"
+        raise CallError("altered", text, "see who answers at this address (ip neighbour)") from None
+    try:
+        return _once(replace(target, node=node), replace(ask, secret=True), _Attempt(key=key))
+    except CallError as error:
+        if error.kind not in ("key", "credentials"):
+            raise
+        raise CallError("credentials", "wrong name or password, or not that server", "it was not sent") from None
+
+
+def _step(target: Target, data: dict[str, str]) -> dict[str, Any]:
+    """One step of a proof. Raises CallError."""
+    from safekit.wire.proof import PROOF_PATH
+
+    try:
+        return _once(target, Ask("POST", PROOF_PATH, json.dumps(data).encode(), seconds=IDLE_SECONDS), _Attempt())
+    except CallError as error:
+        if error.kind in ("connect", "silent", "slow", "wait", "busy"):
+            raise
+        text = f"{target.url} cannot prove that it knows the password ({error.text}); it was not sent"
+        raise CallError("unproved", text, SEND_IT) from None
 
 
 def _connection(target: Target) -> http.client.HTTPConnection:

@@ -3,14 +3,17 @@ ends in bounded time (guide 9.1)."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from web_server import KEY, WebServer
+from web_server import KEY, PASSWORDS, WebServer
 
 from cli import distributed
 from cli.base import Failure
@@ -54,10 +57,10 @@ def url(services: dict[str, WebServer], name: str) -> str:
 class Machine:
     """Something that listens on 127.0.0.2, and does `behave` with each connection."""
 
-    def __init__(self, behave: Callable[[socket.socket], None]) -> None:
+    def __init__(self, behave: Callable[[socket.socket], None], hear: Callable[[bytes], object] = len) -> None:
         self._listening = socket.create_server((ADDRESSES["n2"], 0))
         self.url = f"http://{ADDRESSES['n2']}:{self._listening.getsockname()[1]}"
-        self._behave = behave
+        self._behave, self._hear = behave, hear
         self._kept: list[socket.socket] = []
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -73,7 +76,7 @@ class Machine:
     def _serve(self, sock: socket.socket) -> None:
         try:
             sock.settimeout(5)
-            sock.recv(65536)
+            self._hear(sock.recv(65536))
             self._behave(sock)
         except OSError:
             pass  # the asker gave up, which is what the tests are about
@@ -271,3 +274,102 @@ def test_the_worst_status_is_the_status(services: dict[str, WebServer], capsys: 
     for words in (["logview"], ["-p"], ["-r", "processtree"], ["-m", "am", "logview"]):
         with pytest.raises(Failure, match="cannot be used with -H"):
             distributed.run_distributed(["-H", both, *words])
+
+
+class Impostor:
+    """Something on the port of a server that takes every request and asks for a password, as the web service does."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.machine = Machine(self._answer, self._hear)
+
+    def _hear(self, data: bytes) -> None:
+        self.heard += data
+        if data.startswith((b"GET ", b"POST ", b"PUT ")):
+            self.request = data
+
+    def _answer(self, sock: socket.socket) -> None:
+        sock.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while data := sock.recv(65536):
+                self._hear(data)
+        if self.lies is not None and b"/api/v1/proof" in self.request:
+            self._send(sock, "200 OK", self.lies)
+        else:
+            self._send(sock, "401 Unauthorized", {"error": "credentials", "text": "a password is needed"})
+
+    lies: dict[str, str] | None = None
+    request = b""
+
+    def _send(self, sock: socket.socket, status: str, body: dict[str, str]) -> None:
+        data = json.dumps(body).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        sock.sendall(head.encode() + data)
+
+
+@pytest.mark.parametrize(
+    ("lies", "words"),
+    [
+        (None, "cannot prove that it knows the password"),
+        ({"node": "n2", "salt": "$2y$04$abcdefghijklmnopqrstuu", "message": "42" + "01" * 32}, "gave no proof"),
+        (
+            {"node": "n2", "salt": "$2y$04$abcdefghijklmnopqrstuu", "message": "42" + "58" + "66" * 31},
+            "not that server",
+        ),
+        ({"node": "n2", "salt": "$2y$31$abcdefghijklmnopqrstuu"}, "gave no proof"),
+        ({}, "gave no proof"),
+    ],
+)
+def test_an_impostor_never_gets_a_password_or_a_key(
+    services: dict[str, WebServer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    lies: dict[str, str] | None, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SAFEKIT_PASSWORD", "the-admin-secret")
+    monkeypatch.setattr(distributed, "_key_holders", frozenset)
+    (services["n1"].var / "cluster/cluster.xml").write_text("<cluster/>")
+    impostor = Impostor()
+    impostor.lies = lies
+    url_ = impostor.machine.url
+    try:
+        for server in (url_, url_.replace("//", "//admin:the-admin-secret@")):
+            for order in (["level"], ["-G"]):
+                assert distributed.run_distributed(["-H", server, *order]) == 1
+                shown = capsys.readouterr().err
+                assert words in shown and "Next step: " in shown, shown
+        secrets = (b"the-admin-secret", b64encode(b"admin:the-admin-secret"), KEY.hex().encode())
+        assert impostor.heard and not any(secret in impostor.heard for secret in secrets)
+        assert distributed.run_distributed(["--insecure", "-H", url_, "level"]) == 1
+        assert secrets[1] in impostor.heard, "who asks for it has it so"
+    finally:
+        impostor.machine.close()
+
+
+def test_a_password_is_proved_and_what_follows_is_sealed(
+    services: dict[str, WebServer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of another cluster, through somebody who only listens."""
+    monkeypatch.setenv("SAFEKIT_PASSWORD", PASSWORDS["admin"])
+    key = services["n3"].var / "cluster/cluster.key"
+    key.write_text("07" * 32)
+    try:
+        assert distributed.run_distributed(["-H", url(services, "n3"), "level", "--help"]) == 0
+        monkeypatch.setenv("SAFEKIT_PASSWORD", "wrong")
+        assert distributed.run_distributed(["-H", url(services, "n3"), "level", "--help"]) == 1
+        said = capsys.readouterr().err
+        assert "another cluster key" in said and "wrong name or password" in said, said
+        monkeypatch.setenv("SAFEKIT_USER", "viewer")
+        monkeypatch.setenv("SAFEKIT_PASSWORD", PASSWORDS["viewer"])
+        assert distributed.run_distributed(["-H", url(services, "n3"), "stop", "-m", "x"]) == 1
+        assert "needs the role Control; yours is Monitor" in capsys.readouterr().err
+    finally:
+        key.write_text(KEY.hex())
+
+
+def test_passwords_are_proved_no_faster_than_they_are_guessed(services: dict[str, WebServer]) -> None:
+    target = webclient.Target("", "http", ADDRESSES["n3"], services["n3"].port)
+    kinds = []
+    for _ in range(8):
+        with pytest.raises(webclient.CallError) as error:
+            webclient.call(target, webclient.Ask("GET", "/api/v1/node"), [], webclient.Credentials("operator", "x"))
+        kinds.append(error.value.kind)
+    assert kinds[:5] == ["credentials"] * 5 and kinds[5:] == ["wait"] * 3

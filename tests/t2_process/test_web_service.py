@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -59,6 +60,7 @@ def routes() -> list[tuple[str, str, Role | None]]:
 
 
 BODIES = {
+    "/api/v1/proof": b'{"user": "admin"}',
     "/api/v1/command": command("level"),
     "/api/v1/cluster": b"{}",
     "/api/v1/nodes/n9/command": command("level"),
@@ -93,6 +95,8 @@ def test_every_route_by_credentials(web: WebServer, method: str, path: str, role
     if role is None:
         assert web.ask(method, path, body).status in (200, 404)
         return
+    # From an address of its own: who guesses much has to wait.
+    source = "127.1.{}.{}".format(*hashlib.sha256(f"{method}{path}".encode()).digest()[:2])
     for user, password in (
         ("", None),
         ("admin", "wrong"),
@@ -100,7 +104,7 @@ def test_every_route_by_credentials(web: WebServer, method: str, path: str, role
         ("nobody", None),
         ("viewer", "admin-secret"),
     ):
-        refused = web.ask(method, path, body, user=user, password=password)
+        refused = web.ask(method, path, body, user=user, password=password, source=source)
         assert (refused.status, refused.error) == (401, "credentials"), (user, refused.data)
         assert "Basic" in refused.headers["WWW-Authenticate"]
     for header in ("Bearer x", "Basic !!!", "SafeKit x", "SafeKit " + "a=b," * 8, ""):
@@ -532,9 +536,14 @@ def test_no_key_goes_in_clear_to_a_server_that_is_known_to_have_it(
     monkeypatch.setenv("SAFENODE", "n2")
     target = Target("n1", "http", "127.0.0.1", web.port)
     ask = Ask("PUT", "/api/v1/cluster", b"{}", secret=True)
+    person = Credentials("admin", PASSWORDS["admin"])
+    for options in ({"insecure": True, "credentials": person}, {}):
+        with pytest.raises(CallError) as error:
+            call(target, replace(ask, only_sealed=True), [bytes(32)], **options)
+        assert error.value.kind == "downgrade" and "no key was sent" in error.value.text
     with pytest.raises(CallError) as error:
-        call(target, replace(ask, only_sealed=True), [bytes(32)], Credentials("admin", PASSWORDS["admin"]))
-    assert error.value.kind == "downgrade" and "no key was sent" in error.value.text
+        call(target, ask, [bytes(32)])
+    assert error.value.kind == "credentials" and "none was sent" in error.value.text
     with pytest.raises(CallError) as error:
         call(target, ask, [bytes(32)], Credentials("admin", PASSWORDS["admin"]))
     assert error.value.kind == "malformed", "a server that is not known to have it gets it by its password"

@@ -132,13 +132,14 @@ class WebServer:
     def ask(
         self, method: str, path: str, body: bytes = b"", *, headers: dict[str, str] | None = None,
         user: str = "", password: str | None = None, port: int = 0, host: str = "127.0.0.1",
+        source: str = "",
     ) -> Answer:  # fmt: skip
-        """A request, with a user's password (the right one by default)."""
+        """A request, with a user's password (the right one by default), from the address `source`."""
         sent = {"Content-Type": "application/json", **(headers or {})}
         if user:
             pair = f"{user}:{PASSWORDS.get(user, '') if password is None else password}"
             sent["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        connection = HTTPConnection(host, port or self.port, timeout=30)
+        connection = HTTPConnection(host, port or self.port, timeout=30, source_address=(source, 0) if source else None)
         try:
             connection.request(method, path, body=body, headers=sent)
             response = connection.getresponse()

@@ -1,0 +1,248 @@
+"""Who may do what, who has to wait, and what the files beside httpd.conf say: without I/O."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safekit.model.httpd import Define, HttpdError, defines, members, web_ports
+from safekit.wire import proof
+from safekit.wire.certificates import Certificate
+from safewebserver.guesses import FREE, FREE_ACCOUNT, FREE_ADDRESS, MAX_QUEUE, SLOW_SECONDS, Busy, Guesses, Turns, Wait
+from safewebserver.permissions import Role
+from safewebserver.roles import (
+    LABELS,
+    Denied,
+    Granted,
+    Means,
+    Person,
+    Presented,
+    decide,
+    parse_certificate_groups,
+    parse_groups,
+)
+
+CLIENT = "1.3.6.1.5.5.7.3.2"
+
+
+def certificate(name: str = "MARY SMITH", *units: str, issuer: str = "Company CA", uses: str = CLIENT) -> Certificate:
+    names = (name,) if name else ()
+    uses_ = (uses,) if uses else ()
+    return Certificate(names, units, f"CN={name}", issuer, f"CN={issuer},O=Company", 0, 9e9, uses_, (), (), False, "00")
+
+
+# One table decides
+
+
+@pytest.mark.parametrize(
+    ("what", "who", "role", "means"),
+    [
+        (Presented(Role.ADMIN, server="n2"), "root@n2", Role.ADMIN, Means.SERVER),
+        (Presented(Role.CONTROL, server="n2"), "root@n2", Role.CONTROL, Means.SERVER),
+        (Presented(Role.ADMIN, server="n2", behalf=Person("eve@n2", Role.MONITOR)), "eve@n2", Role.MONITOR,
+         Means.SERVER),
+        (Presented(Role.ADMIN, True, server="n2", certificate=certificate("n2", "Monitor")), "root@n2", Role.MONITOR,
+         Means.SERVER),
+        (Presented(Role.ADMIN, True, server="n2", certificate=certificate("n2")), "root@n2", Role.ADMIN, Means.SERVER),
+        (Presented(Role.ADMIN, person=Person("bob", Role.CONTROL)), "bob", Role.CONTROL, Means.PERSON),
+        (Presented(Role.MONITOR, person=Person("bob", Role.ADMIN)), "bob", Role.MONITOR, Means.PERSON),
+        (Presented(Role.ADMIN, True, person=Person("bob", Role.MONITOR), certificate=certificate("x", "Admin")), "bob",
+         Role.MONITOR, Means.PERSON),
+        (Presented(Role.ADMIN, True, certificate=certificate("x", "Control")), "x", Role.CONTROL, Means.CERTIFICATE),
+        (Presented(Role.ADMIN, True, certificate=certificate("x", "IT", "Admin", "Monitor")), "x", Role.MONITOR,
+         Means.CERTIFICATE),
+        (Presented(Role.ADMIN, asked=False), "anonymous", Role.ADMIN, Means.NOTHING),
+        (Presented(Role.MONITOR, asked=False), "anonymous", Role.MONITOR, Means.NOTHING),
+    ],
+)  # fmt: skip
+def test_the_first_line_that_fits_decides(what: Presented, who: str, role: Role, means: Means) -> None:
+    assert decide(what) == Granted(who, role, means)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        (Presented(None, server="n2"), "port", "httpd.conf"),
+        (Presented(None, asked=False), "port", "httpd.conf"),
+        (Presented(Role.ADMIN), "credentials", "password are needed"),
+        (Presented(Role.ADMIN, True, asked=False), "certificate", "clcacert.crt"),
+        (Presented(Role.ADMIN, person=Person("bob", None)), "credentials", "user bob is in no group"),
+        (Presented(Role.ADMIN, True, certificate=certificate("x", "admin")), "certificate", "'Company CA'"),
+        (Presented(Role.ADMIN, True, certificate=certificate("x", "Admin", uses="")), "certificate", "Client Auth"),
+        (Presented(Role.ADMIN, True, certificate=certificate("", "Admin")), "certificate", "no CN"),
+    ],
+)
+def test_everything_else_is_refused(what: Presented, kind: str, words: str) -> None:
+    found = decide(what)
+    assert isinstance(found, Denied) and found.kind == kind and words in found.text
+
+
+def test_a_name_counts_with_its_issuer() -> None:
+    groups = parse_certificate_groups(
+        'Admin: "MARY SMITH" issuer="Company CA" "s1.w.com"\nControl:\u201dNAD ROU\u201d \u201cDAVID JOHNS\u201d\n'
+        'Monitor: "MARY SMITH"\n'
+    )
+
+    def role(found: Certificate) -> Role | None:
+        decided = decide(Presented(Role.ADMIN, True, certificate=found, groups=groups))
+        return decided.role if isinstance(decided, Granted) else None
+
+    assert role(certificate("MARY SMITH")) == Role.ADMIN
+    assert role(certificate("MARY SMITH", "Admin", issuer="Other CA")) == Role.MONITOR, "the file before the OU"
+    assert role(certificate("DAVID JOHNS", issuer="Other CA")) == role(certificate("NAD ROU")) == Role.CONTROL
+    assert role(certificate("mary smith")) is None and role(certificate("MARY")) is None
+    whole = parse_certificate_groups('Admin: "x" issuer="CN=Company CA,O=Company"')
+    assert isinstance(decide(Presented(Role.ADMIN, True, certificate=certificate("x"), groups=whole)), Granted)
+
+
+@given(st.text(max_size=200))
+def test_any_text_of_groups_is_read(text: str) -> None:
+    found = parse_groups(text)
+    assert all(name and role in Role for name, role in found.items())
+    parse_certificate_groups(text)
+
+
+def test_groups_have_names_with_blanks_and_quotes() -> None:
+    assert parse_groups('Admin: "mary smith" bob\nMonitor: "say \\"hi\\"" a=b\n# Admin: eve\nOthers: eve') == {
+        "mary smith": Role.ADMIN, "bob": Role.ADMIN, 'say "hi"': Role.MONITOR, "a=b": Role.MONITOR,
+    }  # fmt: skip
+    assert [m.name for m in members("Admin: a  b\t c", LABELS)] == ["a", "b", "c"]
+
+
+# httpd.conf
+
+
+def test_values_may_stand_in_quotes() -> None:
+    text = (
+        'Define binddn "CN=bind user,DC=w,DC=com"\n Define bindpwd \'pa"ss\'\nDefine httpadminport "9020"\n'
+        "define usefile\n#Define useldap\nDefine searchurl \u201cldap://x:389/DC=w?cn, memberOf?sub?(a=*)\u201d\n"
+    )
+    assert {name: each.value for name, each in defines(text).items()} == {
+        "binddn": "CN=bind user,DC=w,DC=com", "bindpwd": 'pa"ss', "httpadminport": "9020", "usefile": None,
+        "searchurl": "ldap://x:389/DC=w?cn, memberOf?sub?(a=*)",
+    }  # fmt: skip
+    assert web_ports(text) == (9020, 9453) and web_ports("") == (9010, 9453)
+    assert web_ports("Define httpsport 443\nDefine httpcontrolport x") == (443,)
+    assert defines("Define a b")["a"] == Define("a", "b", 1)
+    with pytest.raises(HttpdError, match=r"httpd.conf:2: .*other half"):
+        defines('\nDefine a "b')
+
+
+# Guesses
+
+
+def wait_of(guesses: Guesses, account: str, address: str, now: float) -> float:
+    try:
+        return -guesses.check(account, address, now)
+    except Wait as error:
+        return error.seconds
+
+
+def test_who_guesses_waits_longer_and_longer_and_nobody_else_does() -> None:
+    guesses, now = Guesses(), 100.0
+    waits = []
+    for _ in range(12):
+        waits.append(wait_of(guesses, "admin", "10.0.0.9", now))
+        guesses.wrong("admin", "10.0.0.9", now)
+    assert waits[:FREE] == [0.0] * FREE and waits[FREE:] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+    assert wait_of(guesses, "admin", "10.0.0.1", now) == 0, "the owner of the account is not locked out"
+    assert wait_of(guesses, "bob", "10.0.0.9", now) == 0, "nor is who asks from the same address"
+    for _ in range(40):
+        guesses.wrong("admin", "10.0.0.9", now)
+    assert wait_of(guesses, "admin", "10.0.0.9", now) == 300.0
+    assert wait_of(guesses, "admin", "10.0.0.9", now + 1000) == 0.0
+
+
+def test_many_names_from_one_network_are_one_stranger() -> None:
+    guesses = Guesses()
+    for number in range(FREE_ADDRESS):
+        guesses.wrong(f"user{number}", f"fd00::{number:x}", 1.0)
+    assert wait_of(guesses, "admin", "fd00::beef", 1.0) == 1.0 and wait_of(guesses, "admin", "fd00:1::1", 1.0) == 0
+    guesses = Guesses()
+    for _ in range(FREE):
+        guesses.wrong("a", "::ffff:10.0.0.1", 1.0)
+    assert wait_of(guesses, "a", "10.0.0.1", 1.0) == 1.0, "IPv4 in IPv6 is the same address"
+
+
+def test_an_account_under_attack_is_slow_for_strangers_only() -> None:
+    guesses = Guesses()
+    guesses.right("admin", "10.0.0.1", 1.0)
+    for number in range(FREE_ACCOUNT):
+        guesses.wrong("admin", f"10.1.0.{number}", 1.0)
+    assert guesses.check("admin", "10.0.0.1", 1.0) == 0.0
+    assert guesses.check("admin", "10.0.0.2", 1.0) == SLOW_SECONDS, "slow, never locked"
+    assert guesses.check("bob", "10.0.0.2", 1.0) == 0.0
+    assert guesses.rank("admin", "10.0.0.1", 1.0) < guesses.rank("admin", "10.0.0.2", 1.0)
+    assert guesses.rank("admin", "10.0.0.2", 1.0) < guesses.rank("admin", "10.1.0.2", 1.0)
+
+
+def test_turns_are_fair_and_bounded() -> None:
+    async def scene() -> list[str]:
+        turns, order, go = Turns(), [], asyncio.Event()
+
+        async def one(name: str, rank: int, address: str) -> None:
+            try:
+                async with turns.turn(rank, address):
+                    await go.wait()
+                    order.append(name)
+            except Busy:
+                order.append(f"busy {name}")
+
+        tasks = [asyncio.create_task(one("first", 0, "10.0.0.1")) for _ in range(2)]
+        for number in range(MAX_QUEUE + 5):
+            tasks.append(asyncio.create_task(one("guess", 3, f"10.{number % 40}.0.1")))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(one("honest", 0, "10.9.9.9")))
+        gone = asyncio.create_task(one("gone", 0, "10.9.9.8"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+        async with turns.turn(0, "10.0.0.1"), turns.turn(0, "10.0.0.1"):
+            order.append("both are free again")
+        return order
+
+    order = asyncio.run(scene())
+    assert order.count("busy guess") == 7, "five too many, and two for who had guessed nothing"
+    done = [name for name in order if not name.startswith("busy")]
+    assert done[:3] == ["first", "first", "honest"] and done[-1] == "both are free again"
+    assert done.count("guess") == MAX_QUEUE - 2 and "gone" not in done
+
+
+# Proofs of passwords
+
+
+def test_a_proof_needs_the_password_on_both_sides() -> None:
+    hashed = proof.hash_with("secret", "$2y$04$abcdefghijklmnopqrstuu")
+    salt = proof.salt_of(hashed)
+    for password, user, node, same in (
+        ("secret", "admin", "n1", True), ("Secret", "admin", "n1", False), ("secret", "bob", "n1", False),
+        ("secret", "admin", "n2", False),
+    ):  # fmt: skip
+        asking = proof.Asking("admin", "n1", proof.hash_with(password, salt))
+        message, key = proof.answer(user, node, hashed.replace(b"$2y$", b"$2b$"), asking.message)
+        assert (asking.key(message) == key) is same
+
+
+@pytest.mark.parametrize("salt", ["", "$2y$04$", "$2y$31$abcdefghijklmnopqrstuu", "$1$04$abcdefghijklmnopqrstuu", "\0"])
+def test_a_salt_that_is_none_costs_nothing(salt: str) -> None:
+    with pytest.raises(proof.ProofError):
+        proof.hash_with("secret", salt)
+
+
+def test_a_password_is_never_cut() -> None:
+    for password in ("x" * 73, "\u00e9" * 37, "a\0b"):
+        with pytest.raises(proof.ProofError):
+            proof.hash_with(password, "$2y$04$abcdefghijklmnopqrstuu")
+
+
+@given(st.binary(max_size=40))
+def test_a_message_that_is_none_is_refused(message: bytes) -> None:
+    with pytest.raises(proof.ProofError):
+        proof.answer("a", "n", b"$2b$04$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuvwxyz01234", message)
+    with pytest.raises(proof.ProofError):
+        proof.answer("a", "n", b"$2b$04$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuvwxyz01234", b"A" + bytes(32))
