@@ -28,7 +28,10 @@ DISTRIBUTION_WHEELS = "/usr/share/python-wheels"
 CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 # Programs of third-party packages that the product starts; what else they bring stays out of the way.
 SPEAK_TLS = frozenset(
-    {"safekit", "safelab", "safewebserver", "safenotify", "safekairosdbd", "modulecheck", "splitbraincheck"}
+    """
+    safekit safelab safewebserver safenotify safekairosdbd modulecheck splitbraincheck
+    safecaserv startcaserv stopcaserv initssl makeusercert getipandnames
+    """.split()  # noqa: SIM905 - a table to read
 )
 PRODUCT_LIST = "product-packages"
 KEPT_PROGRAMS = ("supervisord", "supervisorctl")

@@ -19,7 +19,7 @@ from installation.remove import check_removal, refuse_other_installer, refuse_ru
 from installation.source import Source, this_checkout
 from installation.system import install_service, install_settings, make_account, prepare_safevar
 from installation.target import SAFE, SAFEVAR, InstallError, Target, make_durable, replace_tree, write_file
-from installation.web import OPEN_WARNING, USER, install_web
+from installation.web import OPEN_WARNING, USER, authority_line, install_web
 from safekit.process import standard
 
 MINIMUM_FREE = 150 * 1024 * 1024
@@ -140,6 +140,7 @@ def install(
         built,
         service,
         firewall_line,
+        *filter(None, [authority_line(target)]),
         *check_system(target),
     ]
     if web.saved:

@@ -12,7 +12,9 @@ UNIT = "safeadmin.service"
 WEB_UNIT = "safewebserver.service"
 AGENT_UNIT = "safeagent.service"
 NOTIFY_UNIT = "safenotify.service"
-UNITS = (UNIT, WEB_UNIT, AGENT_UNIT, NOTIFY_UNIT)
+CA_UNIT = "safecaserv.service"
+"""Never started at boot: startcaserv gives it a password, for as long as certificates are made."""
+UNITS = (UNIT, WEB_UNIT, AGENT_UNIT, NOTIFY_UNIT, CA_UNIT)
 BOOT_SETTINGS = {
     WEB_UNIT: ("boot.web", "on"), AGENT_UNIT: ("boot.snmp", "off"), NOTIFY_UNIT: ("boot.notify", "off")
 }  # fmt: skip
@@ -114,7 +116,7 @@ def systemctl(*arguments: str) -> None:
 def _at_boot(target: Target, unit: str) -> bool:
     """What `safekit boot webon|weboff|snmpon|snmpoff` has set, which an upgrade respects."""
     if unit not in BOOT_SETTINGS:
-        return True
+        return unit != CA_UNIT
     name, default = BOOT_SETTINGS[unit]
     setting = target.safevar / name
     return (setting.read_text().strip() if setting.exists() else default) == "on"

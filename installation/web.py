@@ -12,6 +12,7 @@ from pathlib import Path
 from installation.target import SAFE, InstallError, Target, make_directory, write_file
 
 USER = "admin"
+PROGRAMS = ("htpasswd", "startcaserv", "stopcaserv", "initssl", "makeusercert", "getipandnames")
 PASSWORD_VARIABLE = "SAFEKIT_PASSWORD"
 LANGPACK = "jquery.lang/langpack"
 """Where the guide places the texts of the console (3.1.1), below SAFE/web/htdocs; the web service reads them there."""
@@ -53,15 +54,37 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
         write_file(settings, text, mode=0o640, gid=gid)
     elif not re.search(r"(?m)^\s*Define use", settings.read_text()):
         opened = True  # as an administrator left it
-    program = web / "bin" / "htpasswd"
-    program.unlink(missing_ok=True)
-    program.symlink_to("../../private/env/bin/htpasswd")
+    _install_programs(target, web, gid)
     users = web / "conf" / "user.conf"
     if opened or (users.exists() and users.stat().st_size):
         return WebSetup(None, opened, saved)
     password = os.environ.get(PASSWORD_VARIABLE) or _generated()
     write_file(users, f"{USER}:{_hashed(target, password)}\n", mode=0o640, gid=gid)
     return WebSetup(password, opened, saved)
+
+
+def _install_programs(target: Target, web: Path, gid: int) -> None:
+    """SAFE/web/bin (guide 11.4.4, 11.6.4), and the settings of the CA service."""
+    delivered = target.safe / "private" / "conf"
+    for name in PROGRAMS:
+        program = web / "bin" / name
+        program.unlink(missing_ok=True)
+        program.symlink_to(f"../../private/env/bin/{name}")
+    write_file(web / "bin" / "openssl", (delivered / "openssl").read_text(), mode=0o755)
+    default = (delivered / "httpd.caserv.conf.default").read_text()
+    for name in ("httpd.caserv.conf.default", "httpd.caserv.conf"):
+        if name.endswith(".default") or not (web / "conf" / name).exists():
+            write_file(web / "conf" / name, default, mode=0o640, gid=gid)
+
+
+def authority_line(target: Target) -> str:
+    """Tells an administrator who upgrades that this server has the authority of the cluster; empty where it has not."""
+    if not (target.safe / "web/conf/ca/private/cacert.key").exists():
+        return ""
+    return (
+        f"the certification authority of the cluster is in {SAFE}/web/conf/ca and stays; it is in no snapshot: keep a "
+        "copy in a safe place, and remove it from this server while nobody needs certificates"
+    )
 
 
 def _install_texts(target: Target, place: Path, gid: int) -> None:

@@ -1,4 +1,4 @@
-"""firewallcfg add|del [AM|safeagent]: open the ports of SafeKit in the local firewall (guide 10.2.1).
+"""firewallcfg add|del [AM|safeagent|caserv]: open the ports of SafeKit in the local firewall (guide 10.2.1).
 
 firewalld is asked when it runs; else rules are put into every chain of nftables and of iptables that judges what
 comes in. Every rule carries a comment of ours, and only rules with it are ever taken away.
@@ -28,8 +28,8 @@ from safekit.model.snmpd import parse_settings
 from safekit.net.firewall import automatic, setting_file
 from safekit.process import standard
 
-USAGE = "usage: firewallcfg add|del [AM|safeagent]\n       firewallcfg auto on|off|status"
-CORE, AGENT = "core", "safeagent"
+USAGE = "usage: firewallcfg add|del [AM|safeagent|caserv]\n       firewallcfg auto on|off|status"
+CORE, AGENT, CA = "core", "safeagent", "caserv"
 TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WEB_PORT = re.compile(r"^\s*Define\s+http(?:admin|control|monitor|s)port\s+(\d{1,5})\s*$", re.MULTILINE)
 
@@ -62,6 +62,14 @@ def agent_ports(snmpd_conf: str) -> tuple[Port, ...]:
     return tuple(Port("udp", number) for number in sorted({p.port for p in places if not _is_own(p.address)}))
 
 
+def ca_ports(caserv_conf: str) -> tuple[Port, ...]:
+    """Port of the CA web service, which startcaserv opens and stopcaserv closes."""
+    try:
+        return (Port("tcp", ports.ca_service_port(caserv_conf)),)
+    except ValueError as error:
+        raise FirewallError(f"SAFE/web/conf/httpd.caserv.conf: {error}", "correct it, then startcaserv") from None
+
+
 def _is_own(address: str) -> bool:
     return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
@@ -70,6 +78,8 @@ def wanted(what: str) -> tuple[Port, ...]:
     """The ports of a part as it is configured now. Raises FirewallError."""
     if what == AGENT:
         return agent_ports(_text(safe() / "snmp" / "conf" / "snmpd.conf"))
+    if what == CA:
+        return ca_ports(_text(safe() / "web" / "conf" / "httpd.caserv.conf"))
     if what == CORE:
         return core_ports(_text(safe() / "web" / "conf" / "httpd.conf"), _cluster_port())
     if not valid_module_name(what):

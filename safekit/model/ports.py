@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ SAFEADMIN = 4800
 MAPPER = 6259
 WEB_HTTP = 9010
 WEB_HTTPS = 9453
+CASERV = 9001
 
+_CASERV = re.compile(r'^\s*Define\s+caservport\s+"?([^\s"]+)"?\s*$', re.MULTILINE)
 _HEART_BASE, _HEART_STEP = 8888, 1
 _RFS_BASE, _RFS_STEP = 5600, 4
 _FARM_BASE, _FARM_STEP = 4803, 3
@@ -70,3 +73,13 @@ def farm_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
 def module_ports(active: Mapping[str, Any]) -> tuple[Port, ...]:
     """All ports between the servers of a module. Raises KeyError, ValueError, TypeError for a damaged file."""
     return (*heart_ports(active), *rfs_ports(active), *farm_ports(active))
+
+
+def ca_service_port(conf: str) -> int:
+    """TCP port of the CA web service, from the text of httpd.caserv.conf (guide 11.6.5). Raises ValueError."""
+    found = _CASERV.findall(conf)
+    if not found:
+        return CASERV
+    if not (found[-1].isascii() and found[-1].isdecimal() and 0 < int(found[-1]) < 65536):
+        raise ValueError(f"caservport: {found[-1]!r} is not a port")
+    return int(found[-1])

@@ -99,6 +99,7 @@ def test_ports_to_open() -> None:
     )
     assert firewallcfg.core_ports("", 4800)[1] == port("tcp", 9010)
     assert firewallcfg.wanted("safeagent") == (port("udp", 3600),)
+    assert firewallcfg.wanted("caserv") == (port("tcp", 9001),)
     for name in ("../x", "missing"):
         with pytest.raises(firewallcfg.FirewallError):
             firewallcfg.wanted(name)

@@ -58,6 +58,17 @@ def test_what_speaks_to_other_systems_is_closed(name: str) -> None:
     assert found["ProtectSystem"] == "strict" and found.get("ReadWritePaths") in (None, "/var/safekit")
 
 
+def test_the_ca_service_is_closed() -> None:
+    """It restarts the web service through systemd and opens ports; it writes certificates and its own directory."""
+    path = CHECKOUT / "private/conf/systemd/safecaserv.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=45", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+    found = settings(path)
+    assert (found["ProtectSystem"], found["NoNewPrivileges"]) == ("strict", "yes")
+    assert found["ReadWritePaths"] == "/opt/safekit/web/conf /var/safekit" and "WantedBy" not in found
+
+
 def test_units_are_started_again_however_often_they_fail() -> None:
     for path in UNITS:
         found = settings(path)

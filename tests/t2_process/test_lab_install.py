@@ -127,6 +127,27 @@ def test_changed_settings_of_the_agent_stay_and_a_dated_copy_is_kept(system: Pat
     assert stat.S_IMODE(copy.stat().st_mode) == 0o640 and (wanted / "safeagent.service").is_symlink()
 
 
+def test_the_tools_of_certificates_and_the_place_of_an_authority(system: Path) -> None:
+    """PKI-016, PKI-025 (delivered), and an upgrade that tells where the authority is. Its service starts at no boot."""
+    assert "certification authority" not in install(system).stdout
+    web = system / "opt/safekit/web"
+    for name in ("startcaserv", "stopcaserv", "initssl", "makeusercert", "getipandnames", "htpasswd"):
+        assert (web / "bin" / name).resolve().name == name and (web / "bin" / name).exists()
+    assert os.access(web / "bin/openssl", os.X_OK)
+    assert "Define caservport 9001" in (web / "conf/httpd.caserv.conf").read_text()
+    units = system / "etc/systemd/system"
+    assert (units / "safecaserv.service").is_file()
+    assert not (units / "multi-user.target.wants/safecaserv.service").is_symlink()
+    (web / "conf/httpd.caserv.conf").write_text("Define caservport 9002\n")
+    key = web / "conf/ca/private/cacert.key"
+    key.parent.mkdir(parents=True, mode=0o700)
+    key.write_text("key")
+    said = install(system).stdout
+    assert "the certification authority of the cluster is in /opt/safekit/web/conf/ca and stays" in said
+    assert key.read_text() == "key" and stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+    assert "9002" in (web / "conf/httpd.caserv.conf").read_text()
+
+
 def test_an_open_web_service_is_warned_of_by_each_installation(system: Path) -> None:
     done = install(system, "--open")
     assert "Warning: the web service is open: whoever reaches port 9010 commands this server" in done.stdout

@@ -1,0 +1,153 @@
+"""Asks the authority on another server (guide 11.6.4, `initssl req <url> <user>`)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from caserv import proof
+from caserv.errors import PkiError
+from safekit.model.ports import CASERV
+
+USER = "CA_admin"
+SECONDS = 30.0
+MAX_ANSWER = 1 << 20
+MAX_SKEW = 120.0
+
+
+@dataclass
+class CaClient:
+    """The authority at `url`. `fingerprint` (SHA-256, hexadecimal) of its certificate when that is known."""
+
+    url: str
+    password: str
+    fingerprint: str = ""
+    skew: float = 0.0
+    """Seconds by which its clock is ahead of ours."""
+    _key: bytes = b""
+    _seen: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url if "://" in self.url else f"https://{self.url}")
+        try:
+            port = parts.port or CASERV
+        except ValueError:
+            port = 0
+        if parts.scheme != "https" or not parts.hostname or not port or parts.path not in ("", "/"):
+            raise PkiError(f"{self.url[:200]!r} is not the URL of a CA service", "https://ADDRESS:9001")
+        self._host, self._port = parts.hostname, port
+
+    def ca_certificate(self) -> bytes:
+        """PEM. Raises PkiError."""
+        return self._ask("GET", "/certs/cacert.crt", b"")
+
+    def crl(self) -> bytes:
+        """PEM. Raises PkiError."""
+        return self._ask("GET", "/certs/crl.pem", b"")
+
+    def sign(self, field_name: str, name: str, request: bytes, names: tuple[str, ...] = ()) -> bytes:
+        """The certificate for a request; `field_name` is servercsr or usercsr. Raises PkiError."""
+        form = {"action": "signrequest", "name": name, field_name: request.decode("ascii")}
+        if names:
+            form["names"] = " ".join(names)
+        return self._ask("POST", "/caserv", urlencode(form).encode())
+
+    def _ask(self, method: str, path: str, body: bytes) -> bytes:
+        """One request, with proof of both sides. Raises PkiError."""
+        connection = self._connect()
+        try:
+            challenge = self._challenge(connection)
+            nonce = str(challenge["nonce"])
+            if not self._key:
+                self._key = proof.password_key(self.password, bytes.fromhex(str(challenge["salt"])))
+            header = proof.authorization(self._key, nonce, self._seen, method, path, body)
+            headers = {"Authorization": header, "Content-Type": "application/x-www-form-urlencoded"}
+            connection.request(method, path, body or None, headers)
+            response = connection.getresponse()
+            content = response.read(MAX_ANSWER + 1)
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
+        return self._judged(response, content, nonce)
+
+    def _judged(self, response: http.client.HTTPResponse, content: bytes, nonce: str) -> bytes:
+        mac = response.headers.get(proof.PROOF, "")
+        if not proof.answer_is_right(self._key, nonce, self._seen, response.status, content, mac):
+            told = _told(content)
+            if response.status == 429 and told:
+                raise PkiError(f"{self.where}: {told['text']}", told["next_step"])
+            raise PkiError(
+                f"{self.where}: the password of {USER} is wrong, or this is not your CA server (the fingerprint of "
+                f"its certificate is {_fingerprint(self._seen)})",
+                "compare the fingerprint with the one that startcaserv printed there; give the password that was "
+                "entered there",
+            )
+        if response.status != 200:
+            told = _told(content) or {"text": f"HTTP status {response.status}", "next_step": "see its journal"}
+            raise PkiError(f"{self.where}: {told['text']}", told["next_step"])
+        return content
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        """The certificate of the service is nobody's: the password proves it, see proof.py. Raises PkiError."""
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=SECONDS, context=context)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise self._unreachable(error) from None
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        certificate = connection.sock.getpeercert(binary_form=True) or b""
+        wanted = self.fingerprint.replace(":", "").lower()
+        if (self._seen and certificate != self._seen) or (wanted and _fingerprint(certificate) != wanted):
+            connection.close()
+            raise PkiError(
+                f"{self.where}: its certificate has the fingerprint {_fingerprint(certificate)}, and not "
+                f"{wanted or _fingerprint(self._seen)}",
+                "somebody may stand between the servers; compare with what startcaserv printed there",
+            )
+        self._seen = certificate
+        return connection
+
+    def _challenge(self, connection: http.client.HTTPSConnection) -> dict[str, Any]:
+        connection.request("GET", "/caserv/challenge")
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read(MAX_ANSWER))
+        date = response.headers.get("Date")
+        if date:
+            self.skew = parsedate_to_datetime(date).timestamp() - time.time()
+        return answer
+
+    @property
+    def where(self) -> str:
+        """Its address, for messages."""
+        return f"https://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+
+    def _unreachable(self, error: Exception) -> PkiError:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return PkiError(
+            f"{self.where} cannot be asked: {why}",
+            f"there: startcaserv; between the servers: TCP port {self._port} must be open",
+        )
+
+
+def _fingerprint(certificate: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def _told(content: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(content)
+        return {"text": str(found["text"]), "next_step": str(found["next_step"])}
+    except (ValueError, KeyError, TypeError):
+        return {}
