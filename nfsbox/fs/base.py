@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import fuse
 
-from nfsbox.pair.engine import Engine, Root
+from nfsbox.fs.border import BothSides
+from nfsbox.pair.engine import Engine, Root, find_name
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
@@ -36,6 +37,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
         self.handles: dict[int, File] = {}
         self.hidden: set[int] = set()  # inodes of files that were unlinked while open
         self._excluded = root.exclusions.match
+        self._both_sides = BothSides(root)
         self._acl = engine.settings.acl
 
     def __call__(self, op: str, *args: Any) -> Any:
@@ -48,12 +50,19 @@ class Base(fuse.Operations):  # type: ignore[misc]
 
     def _named(self, path: str) -> bytes:
         """As `_relative`, for a change of attributes: a file that was made without a name is changed through the name
-        that it was given since, if it still has that one."""
+        that it was given since, if it still has that one; one that has a replicated name as well, through that one."""
         relative = self._relative(path)
-        if not is_hidden(relative):
+        if not self._excluded(relative):
             return relative
-        file = self.engine.files.get(self.index, self.tree.lstat(relative).st_ino)
-        return relative if file is None else self.engine.visible(file) or relative
+        status = self.tree.lstat(relative)
+        if status.st_nlink == 1 or stat.S_ISDIR(status.st_mode):
+            return relative
+        if is_hidden(relative):
+            file = self.engine.files.get(self.index, status.st_ino)
+            return relative if file is None else self.engine.visible(file) or relative
+        if not self._both_sides.has(status):
+            return relative
+        return find_name(self.tree, self.root.exclusions, status.st_ino) or relative
 
     def _change(
         self,

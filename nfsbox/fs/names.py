@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfsbox.fs import kernel
+from nfsbox.fs import border, kernel
 from nfsbox.fs.base import Base
 from nfsbox.pair.engine import Engine, Root
 from nfsbox.pair.files import File
@@ -218,10 +218,13 @@ class Names(Base):
         new = self._relative(target)
         old = self._named(source)
         self._refuse_hidden(new)
+        local = self._excluded(old)
+        nameless = is_hidden(old) and self.tree.lstat(old).st_nlink == 1
+        if self._excluded(new) != local and not nameless:
+            raise border.refusal()
         if self._excluded(new):
             self.tree.link(old, new)
             return
-        local = self._excluded(old)
         file = Identity(0) if local else self._identity(old, self.tree.lstat(old)) or Identity(0)
 
         def record() -> None:
@@ -234,8 +237,7 @@ class Names(Base):
             def apply() -> None:
                 self.tree.link(old, new)
                 if temporary is not None:  # what is written from now on, the peer needs
-                    temporary.local, temporary.orphan = False, False
-                    temporary.named, temporary.era = new, -1
+                    self.engine.files.cross(temporary, new, local=False)
 
             def send(stream: Stream) -> int:
                 number = self._export(stream, new)
@@ -342,9 +344,12 @@ class Names(Base):
         out, into = self._excluded(source), self._excluded(target)
         if out and into:
             self.tree.rename(source, target)
+            self.engine.files.renamed(self.index, source, target)
             return
         self.engine.check_writable()
         status = self.tree.lstat(source)
+        opened = self.engine.files.get(self.index, status.st_ino)
+        crossing = border.crossing(self.root, opened, source, target, status)
         directory = stat.S_ISDIR(status.st_mode)
         file = self._identity(source, status)
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
@@ -361,6 +366,7 @@ class Names(Base):
         def apply() -> None:
             self.tree.rename(source, target)
             self.engine.files.renamed(self.index, source, target)
+            border.cross(self.engine, self.root, crossing)
             if replaced is not None:
                 self._lost_name(replaced)
 
@@ -382,19 +388,23 @@ class Names(Base):
         one, other = first[1:], second[1:]
         local = self._excluded(one)
         if local != self._excluded(other):
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what is not replicated is another place
+            raise border.refusal()
+        engine = self.engine
+        above = parent(one)
+        aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
         if local:
             with paths_lock:
                 swap(lambda: self.tree.exchange(one, other))
+            for old, new in ((one, aside), (other, one), (aside, other)):
+                engine.files.renamed(self.index, old, new)
             return
-        engine = self.engine
         engine.check_writable()
         found = self.tree.lstat(one), self.tree.lstat(other)
+        for old, new, status in ((one, other, found[0]), (other, one, found[1])):
+            border.crossing(self.root, None, old, new, status)
         directory = any(stat.S_ISDIR(status.st_mode) for status in found)
         if directory and engine.due_directories:
             engine.flush_times()  # times that are due are kept by path
-        above = parent(one)
-        aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
         files = self._identity(one, found[0]), self._identity(other, found[1])
         moves = ((files[0], one, aside), (files[1], other, one), (files[0], aside, other))
 
@@ -429,6 +439,7 @@ class Names(Base):
         engine = self.engine
         if self._excluded(source):
             self.tree.rename(source, hidden)
+            engine.files.renamed(self.index, source, hidden)
             self.hidden.add(self.tree.lstat(hidden).st_ino)
             return
         engine.check_writable()

@@ -120,9 +120,8 @@ class Operations(Names):
         self._kept.add(status.st_ino)
         return known
 
-    def _opened(self, descriptor: int, status: os.stat_result, relative: bytes, fi: Any) -> File:
+    def _opened(self, descriptor: int, status: os.stat_result, relative: bytes, fi: Any, *, local: bool) -> File:
         engine = self.engine
-        local = self._excluded(relative)
         file = engine.files.opened(self.index, status.st_ino, relative, local=local)
         self.handles[descriptor] = file
         fi.fh = descriptor
@@ -149,7 +148,10 @@ class Operations(Names):
             plain = plain & ~_ACCESS | os.O_RDWR
         descriptor, status = self.tree.open_file(relative, plain)
         try:
-            self._opened(descriptor, status, relative, fi)
+            if local and writer and status.st_nlink > 1 and self._both_sides.has(status):
+                self.engine.check_writable()
+                local = False
+            self._opened(descriptor, status, relative, fi, local=local)
             if flags & os.O_TRUNC and writer:
                 self._truncate_handle(descriptor, 0)
         except BaseException:
@@ -238,7 +240,7 @@ class Operations(Names):
             descriptor, status = self.tree.open_file(relative, flags | fi.flags & os.O_TRUNC)
         else:
             status = self._give_or_undo(descriptor, relative, mode)
-        self._opened(descriptor, status, relative, fi)
+        self._opened(descriptor, status, relative, fi, local=True)
 
     def _create_temporary(self, relative: bytes, mode: int, fi: Any) -> int:
         """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
@@ -249,7 +251,7 @@ class Operations(Names):
             descriptor = self.tree.create(relative, os.O_RDWR, mode)
             status = self._give_or_undo(descriptor, relative, mode)
         self.hidden.add(status.st_ino)
-        self._opened(descriptor, status, relative, fi).temporary = True
+        self._opened(descriptor, status, relative, fi, local=True).temporary = True
         return 0
 
     def _remove_temporary(self, file: File) -> None:
@@ -282,9 +284,11 @@ class Operations(Names):
         """Write what stands in a kernel request behind its headers; their place is used for the header of the wire."""
         file = self.handles[fh]
         data = request[_DATA:]
-        if file.local:
-            return os.pwrite(fh, data, offset)
         engine = self.engine
+        if file.local:
+            with engine.files.border:
+                if file.local:
+                    return os.pwrite(fh, data, offset)
         if engine.awaiting:
             engine.check_writable()
         if request[_APPENDS] & 4:
@@ -444,8 +448,10 @@ class Operations(Names):
     def _truncate_handle(self, fh: int, length: int) -> None:
         file = self.handles[fh]
         if file.local:
-            os.ftruncate(fh, length)
-            return
+            with self.engine.files.border:
+                if file.local:
+                    os.ftruncate(fh, length)
+                    return
         self.engine.check_writable()
         size = os.fstat(fh).st_size
         low, high = min(size, length), max(size, length)
@@ -463,8 +469,10 @@ class Operations(Names):
         """Allocate, or punch a hole: modes that move data are left to the application."""
         file = self.handles[fh]
         if file.local:
-            fallocate(fh, mode, offset, length)
-            return
+            with self.engine.files.border:
+                if file.local:
+                    fallocate(fh, mode, offset, length)
+                    return
         if mode not in FALLOCATE_MODES:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         self.engine.check_writable()
@@ -569,7 +577,7 @@ class Operations(Names):
         if opcode in kernel.BY_HANDLE:
             (handle,) = kernel.HANDLE_IN.unpack_from(request, kernel.HEADER)
             file = self.handles.get(handle)
-            if file is None or (file.local and not file.temporary):
+            if file is None or (file.local and not file.temporary and not self._known_to_peer(file)):
                 return False
             return opcode != kernel.RELEASE or self._known_to_peer(file) or is_hidden(file.path)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 from nfsbox.pair.commit import Due
 from nfsbox.pair.engine import Root
-from safekit.rfs.exclusions import parent
+from safekit.rfs.exclusions import Exclusions, parent
 from safekit.rfs.system import PIECE, fallocate, set_times
 from safekit.rfs.tree import ACL_PREFIX, Tree
 from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, unpack_attr, valid_path
+
+log = logging.getLogger("nfsbox")
 
 
 class OpenFiles(dict[int, int]):
@@ -46,6 +49,10 @@ class Trees:
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
+
+    def exclusions(self, root: int) -> Exclusions:
+        """What of a replicated directory stays local."""
+        return self._roots[root].exclusions
 
     def find(self, root: int, *paths: bytes) -> Tree:
         """The tree in which these paths are. Raises EINVAL for one that would leave the directory, and for one that
@@ -204,6 +211,23 @@ class _Named:
         """These paths are meant. Raises EINVAL for those that must not be."""
         self.tree = self.trees.find(self.root, *paths)
 
+    def without_local(self, path: bytes, change: Callable[[], None]) -> None:
+        """A change for which the directory at `path` must be empty, as it is at the primary: what stays local here goes
+        with it."""
+        try:
+            change()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            local = self.trees.exclusions(self.root).match
+            inside = [path + b"/" + name for name in self.tree.listdir(path)]
+            if not inside or not all(local(name) for name in inside):
+                raise
+            for name in inside:
+                log.warning("%s is removed with its directory, although it is not replicated", self.tree.shown(name))
+                self.tree.remove(name)
+            change()
+
     def clear(self, path: bytes) -> None:
         """While the trees may differ, what stands where a new entry is to be made goes."""
         if not self.strict:
@@ -323,7 +347,7 @@ def _unlink(o: _Named) -> bool:
 def _rmdir(o: _Named) -> bool:
     o.on(o.body)
     if o.strict:
-        o.tree.rmdir(o.body)
+        o.without_local(o.body, lambda: o.tree.rmdir(o.body))
     else:
         o.tree.remove(o.body)
     o.done(o.body)
@@ -348,16 +372,37 @@ def _rename(o: _Named) -> bool:
             target = o.tree.lstat(new)
             if not os.path.samestat(source, target) and (stat.S_ISDIR(target.st_mode) or stat.S_ISDIR(source.st_mode)):
                 o.tree.remove(new)
-    o.tree.rename(old, new)
+    _keep_apart(o, old, new)
+    o.without_local(new, lambda: o.tree.rename(old, new))
     if parent(old) != parent(new):
         o.done(old)
     o.done(new)
     return False
 
 
+def _keep_apart(o: _Named, old: bytes, new: bytes) -> None:
+    """What stays local here inside a directory, and would not under its new name, the peer does not have: it goes."""
+    exclusions = o.trees.exclusions(o.root)
+    if not exclusions.depends_on_directory(old, new) or not stat.S_ISDIR(o.tree.lstat(old).st_mode):
+        return
+    pending = [b""]
+    while pending:
+        here = pending.pop()
+        for name in o.tree.listdir(old + here):
+            below = here + b"/" + name
+            if exclusions.match(old + below):
+                if not exclusions.match(new + below):
+                    log.warning("%s is removed: it is not replicated, and would be there", o.tree.shown(old + below))
+                    o.tree.remove(old + below)
+            elif stat.S_ISDIR(o.tree.lstat(old + below).st_mode):
+                pending.append(below)
+
+
 def _exchange(o: _Named) -> bool:
     one, other = o.body[: o.extra], o.body[o.extra :]
     o.on(one, other)
+    _keep_apart(o, one, other)
+    _keep_apart(o, other, one)
     o.tree.exchange(one, other)
     if parent(one) != parent(other):
         o.done(one)

@@ -30,7 +30,7 @@ from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
-from safekit.rfs.exclusions import Exclusions, is_hidden
+from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.identity import Identity
 from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
@@ -259,14 +259,15 @@ class Engine:
     def visible(self, file: File) -> bytes | None:
         """A path by which the peer knows a file; None for one that has lost all its names. Under the order lock it
         stays true."""
-        tree = self.roots[file.root].tree
+        root = self.roots[file.root]
+        tree = root.tree
         for path in (file.path, file.named):
-            if path is not None and not is_hidden(path) and _inode(tree, path) == file.inode:
+            if path is not None and not root.exclusions.match(path) and _inode(tree, path) == file.inode:
                 return path
         if file.orphan:
             return None
         # It was opened by a name that is gone. Where the others are, nobody has noted.
-        file.named = find_name(tree, self.roots[file.root].exclusions, file.inode)
+        file.named = find_name(tree, root.exclusions, file.inode)
         file.orphan = file.named is None and not file.temporary
         return file.named
 

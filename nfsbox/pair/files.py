@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 
 class File:
-    """An open regular file. `path` is its present path; `orphan` once its last name is gone: nobody but the present
-    openers will ever see what is written then. `version` is odd while a change is under way, and rises with every
-    change. `zones`/`era`: what the tracker has recorded (zones None: covered whole). `generation`: of its inode, 0
-    until it was asked for. `temporary`: made without a name (O_TMPFILE), under a place holder, which is its `path` to
-    the end; `named`: another name by which others see it. As long as it is open, no other file has its inode number."""
+    """An open regular file. `path` is its present path; `local` while it is not replicated; `orphan` once its last name
+    is gone: nobody but the present openers will ever see what is written then. `version` is odd while a change is under
+    way, and rises with every change. `zones`/`era`: what the tracker has recorded (zones None: covered whole).
+    `generation`: of its inode, 0 until it was asked for. `temporary`: made without a name (O_TMPFILE), under a place
+    holder, which is its `path` to the end; `named`: another name by which others see it. As long as it is open, no
+    other file has its inode number."""
 
     __slots__ = (
         "era",
@@ -20,7 +21,6 @@ class File:
         "inode",
         "local",
         "named",
-        "nodes",
         "openers",
         "orphan",
         "path",
@@ -48,7 +48,6 @@ class File:
         self.era = -1
         self.zones: set[int] | None = None
         self.times_due = False
-        self.nodes: dict[int, int] = {}  # kernel nodes of other names, see operations
 
 
 class Files:
@@ -57,6 +56,9 @@ class Files:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_inode: dict[tuple[int, int], File] = {}
+        self.border = threading.Lock()
+        """Held while a file that stays local is changed, and while that becomes another: whoever takes it looks again
+        whether the file is local."""
 
     def get(self, root: int, inode: int) -> File | None:
         return self._by_inode.get((root, inode))
@@ -68,7 +70,21 @@ class Files:
             if file is None:
                 file = self._by_inode[root, inode] = File(root, inode, path, local=local)
             file.openers += 1
-            return file
+        if file.local and not local:
+            self.cross(file, path, local=False)  # it has a name on each side, and the peer has it
+        return file
+
+    def cross(self, file: File, path: bytes, *, local: bool) -> None:
+        """The file is found on the other side of the border of what stays local, at `path`."""
+        with self.border:
+            file.local = local
+            file.era, file.zones = -1, None
+            if file.temporary:
+                file.named = None if local else path
+            else:
+                file.path = path
+            if not local:
+                file.orphan = False
 
     def closed(self, file: File) -> bool:
         """One opener less; True when it was the last."""

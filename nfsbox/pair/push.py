@@ -391,11 +391,20 @@ def export(engine: Engine, root: Root, stream: Stream, path: bytes) -> int:
     tree = root.tree
     pending = [path]
     made = [parent(path)]
+    sent: dict[int, bytes] = {}  # files with several names: the first
     while pending:
         here = pending.pop()
         if root.exclusions.match(here):
             continue
-        number, status = send_entry(engine, root, stream, here)
+        status = tree.lstat(here)
+        first = (
+            sent.setdefault(status.st_ino, here) if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) else here
+        )
+        if first != here:
+            number = stream.send(Op.LINK, root.index, body=first + here, extra=len(first))
+            continue
+        # What stands there at the peer is another file, if it is one.
+        number, status = send_entry(engine, root, stream, here, fresh=True)
         if stat.S_ISDIR(status.st_mode):
             made.append(here)
             pending += [here + b"/" + name for name in tree.listdir(here)]

@@ -146,6 +146,12 @@ class Stream:
                 self.bound.add((file.root, file.inode))
         return True
 
+    def forget(self, file: File) -> None:
+        """The secondary need not know the file any more."""
+        if file.session == self.identity:
+            self.send(Op.CLOSE, file.root, file.fid, flags=0)
+            file.session = 0
+
     def rebind(self, file: File, path: bytes) -> None:
         """The secondary has another inode at `path`, a name of the file, now."""
         if file.session == self.identity:

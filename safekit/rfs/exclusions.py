@@ -3,12 +3,17 @@ place holders for files that were unlinked while open. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from safekit.model.regex import BadExpression, Expression
 
 #: libfuse renames a file that is unlinked while open; such a name exists on this server only.
 HIDDEN = b".fuse_hidden"
+
+#: Expressions that look at nothing but the end of the last part of a path, such as .*\.tmp.
+_OF_ENDS: Final = re.compile(r"\.\*(?:[\w-]|\\[.-])+")
 
 
 def parent(path: bytes) -> bytes:
@@ -41,6 +46,7 @@ class Exclusions:
             except BadExpression as error:
                 raise ValueError(f"notreplicated regexpath {expression!r}: {error}") from None
         self.any = bool(self._paths or self._patterns)
+        self._of_ends = all(_OF_ENDS.fullmatch(expression) for expression in expressions)
         self._memory: dict[bytes, bool] = {b"": False}
 
     def match(self, path: bytes) -> bool:
@@ -58,6 +64,11 @@ class Exclusions:
                 known = known or self._is_meant(above)
             self._memory[path] = known
         return known
+
+    def depends_on_directory(self, *paths: bytes) -> bool:
+        """Whether an entry may stay local below one of these directories and not below another."""
+        below = tuple(path + b"/" for path in paths)
+        return not self._of_ends or any(path.startswith(below) for path in self._paths)
 
     def _is_meant(self, path: bytes) -> bool:
         return path in self._paths or is_hidden(path) or any(pattern.is_whole(path) for pattern in self._patterns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -459,11 +460,19 @@ def test_files_without_a_name_where_nothing_is_replicated(m: Path, pair: Pair) -
     os.write(descriptor, b"local")
     give_name(descriptor, m / "local/l")
     assert os.fstat(descriptor).st_nlink == 1  # before that, the kernel holds it for a file that is gone
-    give_name(descriptor, m / "replicated too")
-    os.write(descriptor, b" and not")
+    with pytest.raises(OSError, match="cross-device"):
+        give_name(descriptor, m / "replicated too")
+    os.rename(m / "local/l", m / "replicated")
+    os.write(descriptor, b" no longer")
+    with pytest.raises(OSError, match="cross-device"):
+        give_name(descriptor, m / "local/l")
+    assert (pair.b.backing / "replicated").read_bytes() == b"local no longer"
+    os.rename(m / "replicated", m / "local/l")
+    os.write(descriptor, b", again")
+    os.rename(m / "local/l", m / "replicated")
+    os.write(descriptor, b" no longer")
     os.close(descriptor)
-    assert (m / "local/l").read_bytes() == b"local and not"
-    os.unlink(m / "local/l")
+    assert (pair.b.backing / "replicated").read_bytes() == b"local no longer, again no longer"
     os.rmdir(m / "local")
     (m / "another").write_text("replicated: the time of the top follows")
 
@@ -614,6 +623,138 @@ def test_not_replicated_stays_local(m: Path, pair: Pair) -> None:
     (m / "local").rmdir()
     (m / "last").write_text("gives the directories one time again")
     (m / "cache" / "last").write_text("")
+
+
+def test_an_open_file_crosses_the_border(m: Path, pair: Pair) -> None:
+    """What is written after a rename goes where the file is then."""
+    other = pair.b.backing
+    with open(m / "moving.tmp", "w") as handle:
+        handle.write("before")
+        handle.flush()
+        os.rename(m / "moving.tmp", m / "moving")
+        handle.write(", behind")
+        handle.flush()
+        assert (other / "moving").read_text() == "before, behind"
+        os.ftruncate(handle.fileno(), 6)
+        assert (other / "moving").read_text() == "before"
+        os.rename(m / "moving", m / "y.tmp")
+        handle.write(", local")
+        handle.flush()
+    assert not (other / "moving").exists() and not (other / "y.tmp").exists()
+    (m / "y.tmp").unlink()
+    (m / "above.tmp").mkdir()
+    with open(m / "above.tmp/deep", "w") as handle:
+        os.rename(m / "above.tmp", m / "above")
+        handle.write("deep")
+        handle.flush()
+        assert (other / "above/deep").read_text() == "deep"
+
+
+def test_no_file_is_on_both_sides_of_the_border(m: Path, pair: Pair) -> None:
+    """What is written through the one name, the peer would not get under the other one."""
+    (m / "local").mkdir()
+    (m / "f").write_text("old")
+    (m / "local/g").write_text("old")
+    for one, another in (("f", "local/f"), ("local/g", "g")):
+        with pytest.raises(OSError) as caught:
+            os.link(m / one, m / another)
+        assert caught.value.errno == errno.EXDEV
+    os.link(m / "local/g", m / "local/h")
+    os.link(pair.a.backing / "f", pair.a.backing / "local/f")  # made while nobody looked
+    with open(m / "local/f"), open(m / "f", "r+") as handle:
+        handle.write("new")
+        handle.flush()
+        assert (pair.b.backing / "f").read_text() == "new"
+    for name in ("f", "g", "h"):
+        (m / "local" / name).unlink()
+    (m / "local").rmdir()
+
+
+def test_a_directory_crosses_the_border_whole_or_not_at_all(m: Path, pair: Pair) -> None:
+    other = pair.b.backing
+    (m / "w.tmp").mkdir()
+    (m / "w.tmp/one").write_bytes(b"\0" * 200_000 + b"tail")
+    os.link(m / "w.tmp/one", m / "w.tmp/two")
+    (m / "w.tmp/own.tmp").write_text("stays local")
+    with open(m / "w.tmp/one", "r+") as one, open(m / "w.tmp/own.tmp", "w") as own, open(m / "w.tmp/gone", "w") as gone:
+        os.unlink(m / "w.tmp/gone")
+        os.rename(m / "w.tmp", m / "w")
+        for handle in (one, own, gone):
+            handle.write("changed")
+            handle.flush()
+        assert os.path.samefile(other / "w/one", other / "w/two"), "links stay links"
+        assert (other / "w/two").read_bytes() == (m / "w/two").read_bytes()
+        assert sorted(os.listdir(other / "w")) == ["one", "two"]
+        os.link(m / "w/one", m / "outside")
+        with pytest.raises(OSError, match="cross-device"):
+            os.rename(m / "w", m / "w.tmp")
+        (m / "outside").unlink()
+        os.rename(m / "w", m / "w.tmp")
+        one.write("here only")
+    assert not (other / "w").exists()
+    shutil.rmtree(m / "w.tmp")
+    # What stays local depends on the directory: nothing of it gets over by a rename of that.
+    (m / "cache/private").mkdir(parents=True)
+    (m / "cache/private/p").write_text("x")
+    for old, new in (("cache", "elsewhere"), ("w.tmp", "cache/w")):
+        (m / "w.tmp/private").mkdir(parents=True, exist_ok=True)
+        if old == "cache":
+            with pytest.raises(OSError, match="cross-device"):
+                os.rename(m / old, m / new)
+        else:
+            os.rename(m / old, m / new)
+    (m / "ready/private").mkdir(parents=True)
+    shutil.rmtree(m / "cache")
+    with pytest.raises(OSError, match="cross-device"):
+        os.rename(m / "ready", m / "cache")
+    shutil.rmtree(m / "ready")
+
+
+def test_what_is_local_at_the_secondary_goes_with_its_directory(m: Path, pair: Pair) -> None:
+    other = pair.b.mount
+    for name in ("one", "two", "three", "cache"):
+        (m / name).mkdir()
+        (other / name / "own.tmp").write_text("mine")
+    (other / "cache/private").write_text("mine")
+    (m / "one").rmdir()
+    os.rename(m / "three", m / "two")
+    assert (pair.b.backing / "two/own.tmp").read_text() == "mine"
+    os.rename(m / "cache", m / "elsewhere")  # nothing here gets over the border by that
+    assert sorted(os.listdir(pair.b.backing / "elsewhere")) == ["own.tmp"]
+    (m / "two").rmdir()
+    (m / "elsewhere").rmdir()
+
+
+def test_a_link_over_the_border_made_before_is_replicated(m: Path, pair: Pair) -> None:
+    """Where an earlier release, or another configuration, allowed it."""
+    (m / "local").mkdir()
+    (m / "kept").write_text("old")
+    os.link(pair.a.backing / "kept", pair.a.backing / "local/kept")
+    with open(m / "local/kept", "r+") as handle:
+        handle.write("new")
+    assert (pair.b.backing / "kept").read_text() == "new"
+    os.truncate(m / "local/kept", 1)
+    os.chmod(m / "local/kept", 0o611)
+    assert (pair.b.backing / "kept").read_text() == "n"
+    assert (pair.b.backing / "kept").stat().st_mode & 0o777 == 0o611
+    shutil.rmtree(m / "local")
+    (m / "kept").unlink()
+
+
+def test_mapped_memory_crosses_the_border(m: Path, pair: Pair) -> None:
+    (m / "map.tmp").write_bytes(b"." * 8192)
+    with open(m / "map.tmp", "r+b") as handle, mmap.mmap(handle.fileno(), 8192) as memory:
+        memory[0:5] = b"first"
+        os.rename(m / "map.tmp", m / "map")
+        memory[5000:5006] = b"second"
+        memory.flush()
+        found = (pair.b.backing / "map").read_bytes()
+        assert found[:5] == b"first" and found[5000:5006] == b"second"
+        os.rename(m / "map", m / "map.tmp")
+        memory[0:5] = b"third"
+    assert not (pair.b.backing / "map").exists()
+    (m / "map.tmp").unlink()
+    (m / "map").write_text("the top has a time again")
 
 
 def test_sqlite(m: Path) -> None:
