@@ -45,6 +45,22 @@ class Reporter:
         self.resource = resource
         self.value: str | None = None
         self._changed = asyncio.Event()
+        self._probes = self._failures = 0
+        self._seconds = 0.0
+        context.figures = self._figures
+
+    def probed(self, up: bool, seconds: float) -> None:
+        """The answer to a probe, and how long it took."""
+        self._probes += 1
+        self._failures += not up
+        self._seconds = seconds
+        self.set(up)
+
+    def _figures(self) -> dict[str, Any]:
+        if not self._probes:
+            return {}
+        counts = {"probes": self._probes, "failures": self._failures}
+        return {"checker": {"resource": self.resource, "seconds": round(self._seconds, 6), **counts}}
 
     def set(self, up: bool) -> None:
         """Say up or down; returns at once."""
@@ -95,7 +111,8 @@ async def probe_periodically(
     loop = asyncio.get_running_loop()
     while True:
         begin = loop.time()
-        reporter.set(await probe())
+        up = await probe()
+        reporter.probed(up, loop.time() - begin)
         delay = max(begin + interval - loop.time(), 0.0)
         if wake is None:
             await asyncio.sleep(delay)

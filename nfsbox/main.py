@@ -7,13 +7,11 @@ import logging
 import os
 import resource
 import sys
-import time
 from typing import NoReturn
 
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
 from safekit.bus.endpoint import BusError, Handler, Request
-from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.process.frame import Context, run
 from safekit.process.tasks import Beside, told
 from safekit.wire.keys import KeysNow
@@ -30,14 +28,10 @@ def _handler(_context: Context) -> Handler:
     return handle
 
 
-async def _ticks(box: Box, context: Context) -> None:
-    published = 0.0
+async def _ticks(box: Box) -> None:
     while True:
         await asyncio.sleep(1.0)
         await asyncio.to_thread(box.tick)
-        if time.monotonic() - published >= STATS_SECONDS:
-            published = time.monotonic()
-            publish(context.paths, "nfsbox", {"late": round(context.lateness.worst(60), 3), **box.figures()})
 
 
 async def _main(context: Context) -> int:
@@ -69,7 +63,8 @@ async def _main(context: Context) -> int:
     _served.append(Control(box))
     beside = Beside(lambda error: context.log.event("internal", text=f"nfsbox: {told(error)}"))
     beside.start(announcer.run())
-    beside.start(_ticks(box, context))
+    beside.start(_ticks(box))
+    context.figures = box.figures
     await context.stopping.wait()
     try:
         await asyncio.to_thread(box.release)

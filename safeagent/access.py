@@ -45,6 +45,7 @@ def may(settings: AgentSettings, who: Requester, oid: Oid, *, write: bool) -> bo
     if who.model == 3:
         return any(
             user.name == who.name
+            and user.access
             and who.level.reaches(user.level)
             and (user.write or not write)
             and oid[: len(user.subtree)] == user.subtree

@@ -23,7 +23,7 @@ from pysnmp.carrier.asyncio.dgram.udp6 import SNMP_UDP6_DOMAIN, Udp6TransportAdd
 from pysnmp.carrier.asyncio.dispatch import AsyncioDispatcher
 from pysnmp.entity import config
 from pysnmp.entity.engine import SnmpEngine
-from pysnmp.entity.rfc3413 import cmdrsp
+from pysnmp.entity.rfc3413 import cmdrsp, ntforg
 from pysnmp.entity.rfc3413.context import SnmpContext
 from pysnmp.proto import rfc1902, rfc1905
 from pysnmp.smi import error as smi
@@ -34,11 +34,15 @@ from safeagent.inventory import Action
 from safeagent.tree import Tree, Type, Value, action_of
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import safevar
-from safekit.model.snmpd import AgentSettings, Family, Level, Listen, Oid, User
+from safekit.model.snmpd import AgentSettings, Family, Level, Listen, Oid, Sink, User
 
 TICK_SECONDS = 5.0
 """How often the library forgets what nobody has answered."""
 MAX_DATAGRAM = 65507
+OUTGOING = 1000
+"""Ends the name of the sockets for notifications; those that listen are numbered from 0."""
+INFORM_RETRIES = 4
+"""One at each tick."""
 ENTERPRISE = 107
 _AUTH = {
     "": config.USM_AUTH_NONE,
@@ -121,6 +125,15 @@ class Transport(DgramAsyncioProtocol):  # type: ignore[misc]
     def close_transport(self) -> None:
         self.loop.remove_reader(self._socket)
         self._socket.close()
+
+
+class Outgoing(Transport):
+    """The socket of one family from which notifications of SNMPv3 leave, and to which informs are acknowledged."""
+
+    def send_message(self, outgoing: bytes, address: Any) -> None:
+        """Never raises: a notification is an attempt, an inform is repeated."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(bytes(outgoing), tuple(address)[:2])
 
 
 Ask = Callable[[int, Action, str], str]
@@ -257,6 +270,8 @@ class Agent:
         context.register_context_name(b"", Objects(tree, settings, names, ask, look))
         for responder in (cmdrsp.GetCommandResponder, cmdrsp.NextCommandResponder, Bulk, cmdrsp.SetCommandResponder):
             responder(self._engine, context)
+        self._originator = ntforg.NotificationOriginator()
+        self._targets: dict[Sink, tuple[str, Any]] = {}
         dispatcher = AsyncioDispatcher(loop=asyncio.get_running_loop())
         dispatcher.set_timer_resolution(TICK_SECONDS)
         self._engine.register_transport_dispatcher(dispatcher)
@@ -303,6 +318,34 @@ class Agent:
             self._engine.transport_dispatcher.register_transport((*domain, number), transport)
             opened.append(place)
         return opened
+
+    def notify(self, sink: Sink, family: int, address: Any, pdu: Any, told: Callable[[str], None]) -> None:
+        """Send by SNMPv3, in the name of the sink's user, to where it is now. `told` is called when an inform is
+        acknowledged (''), or with what speaks against it. Raises OSError, PySnmpError."""
+        name = self._target(sink, family, address)
+
+        def answered(_engine: Any, _handle: Any, error: Any, *_: Any) -> None:
+            told(str(error) if error else "")
+
+        self._originator.send_pdu(self._engine, name, None, "", pdu, answered, None)
+
+    def _target(self, sink: Sink, family: int, address: Any) -> str:
+        """The engine's name for a sink: its rows are made when it is used first, and anew when it has moved."""
+        domain = (*(SNMP_UDP6_DOMAIN if family == socket.AF_INET6 else SNMP_UDP_DOMAIN), OUTGOING)
+        dispatcher = self._engine.transport_dispatcher
+        try:
+            dispatcher.get_transport(domain)
+        except pysnmp_error.PySnmpError:
+            kind = Family.IPV6 if family == socket.AF_INET6 else Family.IPV4
+            dispatcher.register_transport(domain, Outgoing(Listen(kind, "", 0)))
+        name, known = self._targets.get(sink, (f"sink{len(self._targets)}", None))
+        if known != address:
+            config.add_target_parameters(self._engine, name, sink.user, sink.level.value)
+            config.add_target_address(
+                self._engine, name, domain, tuple(address)[:2], name, timeout=100, retryCount=INFORM_RETRIES
+            )
+            self._targets[sink] = (name, address)
+        return name
 
     def close(self) -> None:
         self._engine.close_dispatcher()

@@ -186,7 +186,7 @@ def _say(settings: AgentSettings) -> Iterator[str]:
     yield from (f"Warning: {problem}" for problem in settings.problems)
     if settings.unknown:
         yield f"lines that mean nothing here: {', '.join(settings.unknown)}"
-    if not settings.communities and not settings.users:
+    if not settings.communities and not any(user.access for user in settings.users):
         yield f"Warning: nobody has access: add a line rocommunity to {settings_file()}"
     if any(line.write and line.source is None for line in settings.communities):
         yield "rwcommunity without an address: writing from this server only; name the manager's address to allow it"
@@ -217,6 +217,7 @@ async def _serve() -> int:
     watcher = Watcher(inventory, sender, bus)
     watcher.tree = tree = Tree(inventory, host, counters)
     agent = Agent(settings, tree, watcher.ask, watcher.look)
+    sender.secure = agent.notify
     following = loop.create_task(watcher.run())
     try:
         for place in agent.open(settings.listen):

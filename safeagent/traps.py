@@ -20,6 +20,7 @@ from typing import Any
 
 from pyasn1.codec.ber import decoder, encoder
 from pyasn1.error import PyAsn1Error
+from pysnmp.error import PySnmpError
 from pysnmp.proto import api, rfc1902
 from pysnmp.proto.proxy import rfc2576
 
@@ -110,14 +111,21 @@ def pairs_of(module: Module, line: Line, uptime: Value, counters: Counters) -> P
     return [(SYS_UPTIME, uptime), (TRAP_OID, Value(Type.OID, TRAP_LOG_MESSAGE)), *objects]
 
 
-def packet(kind: SinkKind, community: str, pairs: Pairs, number: int) -> bytes:
-    """A whole message of SNMPv1 or v2c."""
+def pdu_of(kind: SinkKind, pairs: Pairs, number: int) -> Any:
+    """What a notification or an inform is, before it is a message of a version."""
     made = [(rfc1902.ObjectName(oid), encoded(value)) for oid, value in pairs]
     two = api.PROTOCOL_MODULES[api.SNMP_VERSION_2C]
     pdu = two.InformRequestPDU() if kind is SinkKind.INFORM else two.SNMPv2TrapPDU()
     two.apiPDU.set_defaults(pdu)
     two.apiPDU.set_request_id(pdu, number)
     two.apiPDU.set_varbinds(pdu, made)
+    return pdu
+
+
+def packet(kind: SinkKind, community: str, pairs: Pairs, number: int) -> bytes:
+    """A whole message of SNMPv1 or v2c."""
+    pdu = pdu_of(kind, pairs, number)
+    two = api.PROTOCOL_MODULES[api.SNMP_VERSION_2C]
     version = two
     if kind is SinkKind.TRAP1:
         version = api.PROTOCOL_MODULES[api.SNMP_VERSION_1]
@@ -180,6 +188,8 @@ class Sender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._complained: set[str] = set()
         self._opening = asyncio.Lock()
+        self.secure: Callable[[Sink, int, Any, Any, Callable[[str], None]], None] | None = None
+        """How a message is sent by SNMPv3: see engine.Agent.notify."""
 
     @property
     def wanted(self) -> bool:
@@ -195,8 +205,11 @@ class Sender:
         self._counters.traps_sent += 1
         for sink in self._sinks:
             number = next(self._numbers) & 0x7FFFFFFF
-            data = packet(sink.kind, sink.community, pairs, number)
-            task = asyncio.get_running_loop().create_task(self._send(sink, data, number))
+            if sink.user:
+                work = self._send_secure(sink, pdu_of(sink.kind, pairs, number), number)
+            else:
+                work = self._send(sink, packet(sink.kind, sink.community, pairs, number), number)
+            task = asyncio.get_running_loop().create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -206,10 +219,7 @@ class Sender:
             async with self._opening:
                 transport = await self._transport(family)
         except (OSError, TimeoutError) as error:
-            self._counters.traps_dropped += 1
-            if sink.host not in self._complained:
-                self._complained.add(sink.host)
-                print(f"safeagent: {sink.kind.value} {sink.host}: {error or 'no answer'}", file=sys.stderr, flush=True)
+            self._failed(sink, str(error))
             return
         self._complained.discard(sink.host)
         if sink.kind is not SinkKind.INFORM:
@@ -225,6 +235,37 @@ class Sender:
                         return
         finally:
             del self._waiting[number]
+
+    def _failed(self, sink: Sink, why: str) -> None:
+        self._counters.traps_dropped += 1
+        if sink.host not in self._complained:
+            self._complained.add(sink.host)
+            print(f"safeagent: {sink.kind.value} {sink.host}: {why or 'no answer'}", file=sys.stderr, flush=True)
+
+    async def _send_secure(self, sink: Sink, pdu: Any, number: int) -> None:
+        """By the engine, which repeats an inform by itself."""
+        done = asyncio.Event()
+        answers: list[str] = []
+
+        def told(error: str) -> None:
+            answers.append(error)
+            done.set()
+
+        try:
+            assert self.secure is not None, "the engine is there before anything is told"
+            family, address = await _found(sink)
+            self.secure(sink, family, address, pdu, told)
+            if sink.kind is SinkKind.INFORM:
+                self._waiting[number] = done
+                await done.wait()
+        except (OSError, TimeoutError, PySnmpError) as error:
+            answers.append(str(error) or "no answer")
+        finally:
+            self._waiting.pop(number, None)
+        if any(answers):
+            self._failed(sink, answers[-1])
+        else:
+            self._complained.discard(sink.host)
 
     async def _transport(self, family: int) -> asyncio.DatagramTransport:
         known = self._transports.get(family)

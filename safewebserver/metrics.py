@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import json
 import math
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ from safewebserver.permissions import Role
 PATH = "/metrics"
 MAX_RESOURCES = 300
 """Of one module."""
+LATE_SECONDS = 60.0
+"""Figures about lateness that are older are of a process that has ended: an alert about it would never end."""
+MAX_CERTIFICATES = 50
+MAX_CERTIFICATE_FILE = 256 << 10
 STATES = ("STOP", "WAIT", "ALONE", "UP", "PRIM", "SECOND")
 REMOTE_STATES = (*STATES, "UNKNOWN")
 COLORS = ("red", "magenta", "green", "grey")
@@ -60,9 +65,13 @@ def _counter(name: str, text: str, *labels: str) -> Family:
 
 BUILD = _gauge("safekit_build_info", "Always 1; the version of SafeKit and the server's name.", "version", "node")
 KEY_MADE = _gauge("safekit_key_created_timestamp_seconds", "When a key was made (Unix time).", "key")
-CERTIFICATE_ENDS = _gauge(
-    "safekit_certificate_expiry_timestamp_seconds", "When a certificate of the web service ends (Unix time).", "file"
+CERTIFICATE_MADE = _gauge(
+    "safekit_certificate_created_timestamp_seconds", "When a certificate of the web service began (Unix time).", "file"
 )
+CERTIFICATE_ENDS = _gauge(
+    "safekit_certificate_expiry_timestamp_seconds",
+    "When a certificate of the web service ends (Unix time), of several in a file the first one.", "file",
+)  # fmt: skip
 INFO = _gauge("safekit_module_info", "Always 1; id and mode of the module.", "module", "id", "mode")
 RUNNING = _gauge("safekit_module_running", "1 while the module runs on this server.", "module")
 BOOT = _gauge("safekit_module_boot", "1 when the module starts with the server.", "module")
@@ -96,6 +105,15 @@ BEAT_JITTER = _gauge("safekit_heartbeat_jitter_seconds", "Mean deviation from th
 BEAT_RECEIVED = _counter("safekit_heartbeat_received", "Heartbeats heard.", "module", "heartbeat")
 BEAT_LOST = _counter("safekit_heartbeat_lost", "Heartbeats that did not come when due.", "module", "heartbeat")
 BEAT_REFUSED = _counter("safekit_heartbeat_refused", "Datagrams that were no heartbeat of ours.", "module", "heartbeat")
+BEAT_SENT = _counter("safekit_heartbeat_sent", "Heartbeats sent.", "module", "heartbeat")
+BEAT_SENT_BYTES = _counter("safekit_heartbeat_sent_bytes", "Bytes of heartbeats sent.", "module", "heartbeat")
+BEAT_BYTES = _counter("safekit_heartbeat_received_bytes", "Bytes of heartbeats heard.", "module", "heartbeat")
+CHECK_SECONDS = _gauge(
+    "safekit_checker_probe_seconds", "How long the last probe of a checker took; its answer is the resource's state.",
+    "module", "resource",
+)  # fmt: skip
+CHECK_PROBES = _counter("safekit_checker_probes", "Probes of a checker since it started.", "module", "resource")
+CHECK_FAILURES = _counter("safekit_checker_failures", "Probes of them that said down.", "module", "resource")
 REPLICATION_RATE = _gauge(
     "safekit_rfs_replication_bytes_per_second", "Replication to the secondary, over 3 seconds.", "module"
 )
@@ -114,6 +132,13 @@ REI_BYTES = _gauge("safekit_rfs_reintegration_bytes", "Bytes compared and copied
 REI_TOTAL = _gauge("safekit_rfs_reintegration_total_bytes", "Bytes that the reintegration has to look at.", "module")
 SHARE = _gauge(
     "safekit_farm_share_ratio", "Part of the load of a group that goes to a server.", "module", "group", "node"
+)
+PACKETS = _counter(
+    "safekit_farm_packets", "Packets to the virtual addresses that a rule has judged, of all servers' clients where "
+    "each sees all packets.", "module", "rule",
+)  # fmt: skip
+FARM_DATAGRAMS = _counter(
+    "safekit_farm_datagrams", "Datagrams between the servers of a farm: sent, accepted, refused.", "module", "kind"
 )
 LATE = _gauge(
     "safekit_process_late_seconds", "How late a process woke at most within the last minute.", "module", "process"
@@ -143,25 +168,33 @@ def _keys(page: Page) -> None:
     for key, path in places.items():
         with contextlib.suppress(OSError):
             page.add(KEY_MADE, path.stat().st_mtime, key)
-    for path in sorted((safe() / "web" / "conf" / "ssl").glob("*.crt")):
-        end = _certificate_end(path)
-        if end is not None:
-            page.add(CERTIFICATE_ENDS, end, path.name)
+    place = safe() / "web" / "conf" / "ssl"
+    for path in sorted(place.rglob("*"))[:MAX_CERTIFICATES]:
+        life = _certificate_life(path)
+        if life is not None:
+            page.add(CERTIFICATE_MADE, life[0], str(path.relative_to(place)))
+            page.add(CERTIFICATE_ENDS, life[1], str(path.relative_to(place)))
 
 
-_certificates: dict[Path, tuple[float, float | None]] = {}
+_certificates: dict[Path, tuple[tuple[int, int], tuple[float, float] | None]] = {}
 
 
-def _certificate_end(path: Path) -> float | None:
-    """When the first certificate of a file ends; read once for each version of the file."""
+def _certificate_life(path: Path) -> tuple[float, float] | None:
+    """Since when the first certificate of a file is valid, and when the first of all of them ends; None for a file with
+    none. Read once for each version of the file."""
     try:
-        stamp = path.stat().st_mtime
-        if _certificates.get(path, (0.0, None))[0] != stamp:
+        status = path.stat()
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CERTIFICATE_FILE:
+            return None
+        if path not in _certificates or _certificates[path][0] != stamp:
             from cryptography import x509
 
-            found: float | None = None
+            found: tuple[float, float] | None = None
             with contextlib.suppress(ValueError):
-                found = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+                held = x509.load_pem_x509_certificates(path.read_bytes())
+                ends = min(each.not_valid_after_utc.timestamp() for each in held)
+                found = (held[0].not_valid_before_utc.timestamp(), ends)
             _certificates[path] = (stamp, found)
         return _certificates[path][1]
     except OSError:
@@ -229,13 +262,16 @@ _FIGURES = {
     "reintegration_bytes": REI_BYTES, "reintegration_total": REI_TOTAL,
 }  # fmt: skip
 _BEATS = {
-    "age": BEAT_AGE, "jitter": BEAT_JITTER, "received": BEAT_RECEIVED, "lost": BEAT_LOST, "refused": BEAT_REFUSED
+    "age": BEAT_AGE, "jitter": BEAT_JITTER, "received": BEAT_RECEIVED, "lost": BEAT_LOST, "refused": BEAT_REFUSED,
+    "sent": BEAT_SENT, "sent_bytes": BEAT_SENT_BYTES, "received_bytes": BEAT_BYTES,
 }  # fmt: skip
+_CHECKS = {"seconds": CHECK_SECONDS, "probes": CHECK_PROBES, "failures": CHECK_FAILURES}
 
 
 def _stats(page: Page, module: str, process: str, values: Mapping[str, Any], now: float) -> None:
-    page.add(STATS_AGE, max(0.0, now - float(values["at"])), module, process)
-    page.add(LATE, float(values.get("late", 0.0)), module, process)
+    age = max(0.0, now - float(values["at"]))
+    page.add(STATS_AGE, age, module, process)
+    page.add(LATE, float(values.get("late", 0.0)) if age <= LATE_SECONDS else 0.0, module, process)
     for key, family in _FIGURES.items():
         if key in values:
             page.add(family, float(values[key]), module)
@@ -243,6 +279,12 @@ def _stats(page: Page, module: str, process: str, values: Mapping[str, Any], now
         for key, family in _BEATS.items():
             if beats.get(key) is not None:
                 page.add(family, float(beats[key]), module, str(ident))
+    for key, family in _CHECKS.items():
+        if "checker" in values:
+            page.add(family, float(values["checker"][key]), module, str(values["checker"]["resource"]))
+    for family, key in ((PACKETS, "packets"), (FARM_DATAGRAMS, "farm_datagrams")):
+        for label, number in values.get(key, {}).items():
+            page.add(family, float(number), module, str(label))
     if "latency" in values:
         told = values["latency"]
         counts = [int(count) for count in told["counts"]]

@@ -44,7 +44,7 @@ from safekit.bus.endpoint import BusError
 from safekit.bus.requests import errd
 from safekit.bus.requests.safeadmin.node import GetOtherServer
 from safekit.bus.requests.safeadmin.processes import Ended, Respawn
-from safekit.disk.stats import STATS_SECONDS, publish
+from safekit.disk.stats import forget
 from safekit.log.refusals import Refusals
 from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process.frame import Context
@@ -65,6 +65,8 @@ CLUSTER_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 DIFFERENT_SECONDS = 5.0
 """The servers are configured one after the other: a difference that passes is none."""
+FORGOTTEN_SECONDS = 60.0
+"""Figures of a process that has published none for so long, at the start of heart."""
 FIRST_COMMAND_SECONDS = 60.0
 """A heart that nobody orders anything ends after this long."""
 
@@ -341,14 +343,9 @@ class Shell:
             await asyncio.sleep(due - time.monotonic())
             self.context.lateness.note(due)
 
-    async def _publish_figures(self) -> None:
+    def _figures(self) -> dict[str, Any]:
         """For monitoring; see safekit.disk.stats."""
-        while True:
-            now = time.monotonic()
-            heartbeats = {link.route.ident: link.arrivals.told(now, link.refused) for link in self._links.now}
-            late = round(self.context.lateness.worst(60), 3)
-            publish(self.context.paths, "heart", {"late": late, "heartbeats": heartbeats, **self._take_overs.told()})
-            await asyncio.sleep(STATS_SECONDS)
+        return {"heartbeats": {link.route.ident: link.told() for link in self._links.now}, **self._take_overs.told()}
 
     def rekey(self) -> None:
         self._sealer.use(self.rotation.keys[0])
@@ -392,7 +389,8 @@ class Shell:
         self.start_task(self._watch_supervisor())
         self.start_task(self.effects.processes.adopt())
         self.start_task(self._watch_cluster())
-        self.start_task(self._publish_figures())
+        forget(self.context.paths, FORGOTTEN_SECONDS)
+        self.context.figures = self._figures
         self.start_task(follow_keys(self.context.module, self.rotation, self.rekey))
         if self.plan.setup.mirror:
             self.start_task(self._keep_neighbours())

@@ -246,6 +246,7 @@ class LinkSocket(asyncio.DatagramProtocol):
         self._opening = False
         self.problem = ""
         self.sent = self.accepted = self.refused = 0
+        self.sent_bytes = self.received_bytes = 0
         self.arrivals = Arrivals(route.pulse)
 
     @property
@@ -306,8 +307,10 @@ class LinkSocket(asyncio.DatagramProtocol):
             return
         try:
             version = self.opener.version_for(*self.opener.senders)
-            self._transport.sendto(self._sealer.seal(pack(beat, self._module, version), version), self.places.peer)
+            datagram = self._sealer.seal(pack(beat, self._module, version), version)
+            self._transport.sendto(datagram, self.places.peer)
             self.sent += 1
+            self.sent_bytes += len(datagram)
             self.problem = ""
         except OSError as error:
             self.problem = str(error.strerror)
@@ -327,8 +330,14 @@ class LinkSocket(asyncio.DatagramProtocol):
             return
         if beat.node == opened.sender:
             self.accepted += 1
+            self.received_bytes += len(data)
             self.arrivals.note(time.monotonic())
             self._heard(self.route.ident, beat)
+
+    def told(self) -> dict[str, Any]:
+        """For monitoring."""
+        counts = {"sent": self.sent, "sent_bytes": self.sent_bytes, "received_bytes": self.received_bytes}
+        return {**self.arrivals.told(time.monotonic(), self.refused), **counts}
 
     def close(self) -> None:
         """Stop using the link."""

@@ -1,8 +1,8 @@
 """Figures that a process of a module publishes for monitoring: SAFEVAR/modules/AM/stats/PROCESS.json.
 
-Each process writes its own file, about every STATS_SECONDS, from a loop in which it wakes anyway; whoever wants the
-figures reads the file and wakes nobody. Nothing is decided by them, so they are not durable, and a disk that is full
-leaves old ones: `at` tells their age.
+The frame of the processes writes the file of each about every STATS_SECONDS, when the process is awake anyway; whoever
+wants the figures reads the file and wakes nobody. Nothing is decided by them, so they are not durable, and a disk that
+is full leaves old ones: `at` tells their age.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ def publish(paths: ModulePaths, process: str, values: Mapping[str, Any]) -> None
         stats_dir(paths).mkdir(mode=0o770, exist_ok=True)
         data = json.dumps({"at": time.time(), **values}).encode()
         write_atomic(stats_dir(paths) / f"{process.replace('/', '_')}.json", data, durable=False)
+
+
+def forget(paths: ModulePaths, older: float) -> None:
+    """Remove the figures of processes that have published nothing for so many seconds: those of a former configuration
+    would stay for ever. Never raises."""
+    with contextlib.suppress(OSError):
+        for path in stats_dir(paths).glob("*.json"):
+            if time.time() - path.stat().st_mtime > older:
+                path.unlink()
 
 
 def published(paths: ModulePaths) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,11 +6,12 @@ a line for another program watches nothing. A line that gives access and is not 
 
 from __future__ import annotations
 
+import getopt
 import ipaddress
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 DEFAULT_PORT = 3600
@@ -72,7 +73,8 @@ class Community:
 
 @dataclass(frozen=True)
 class User:
-    """A user of SNMPv3: createUser with rouser or rwuser. `level` is the lowest one that is accepted."""
+    """A user of SNMPv3: createUser with rouser or rwuser; `level` is the lowest one that is accepted. Without `access`
+    it may ask nothing: it is named by trapsess only."""
 
     name: str
     auth: str = ""
@@ -84,15 +86,23 @@ class User:
     level: Level = Level.AUTH
     subtree: Oid = ()
 
+    @property
+    def best(self) -> Level:
+        """The highest level that its keys allow."""
+        return Level.PRIV if self.priv else Level.AUTH if self.auth else Level.NOAUTH
+
 
 @dataclass(frozen=True)
 class Sink:
-    """Where messages are sent. `host` may be a name: it is looked up for each message."""
+    """Where messages are sent. `host` may be a name: it is looked up for each message. With a `user` they are sent by
+    SNMPv3 at that level, as notifications (TRAP2) or informs, else with the community."""
 
     kind: SinkKind
     host: str
     port: int
     community: str
+    user: str = ""
+    level: Level = Level.NOAUTH
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,7 @@ class _Draft:
     created: dict[str, User] = field(default_factory=dict)
     rights: dict[str, tuple[bool, Level, Oid]] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
+    sessions: list[tuple[Sink, Level | None]] = field(default_factory=list)
     trap_community: str = "public"
     texts: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, None] = field(default_factory=dict)
@@ -136,6 +147,7 @@ _COMMUNITY: dict[str, tuple[bool, Family | None]] = {
 }
 _AUTH = ("MD5", "SHA", "SHA-224", "SHA-256", "SHA-384", "SHA-512")
 _PRIV = ("DES", "AES")
+_SESSION_LEVELS = {level.value.lower(): level for level in Level}
 _LEVELS = {"noauth": Level.NOAUTH, "auth": Level.AUTH, "priv": Level.PRIV}
 
 
@@ -169,6 +181,8 @@ def _take(draft: _Draft, word: str, rest: Sequence[str]) -> None:
         draft.communities.append(_community(write, family, rest))
     elif word in [kind.value for kind in SinkKind]:
         draft.sinks.append(_sink(SinkKind(word), rest, draft.trap_community))
+    elif word == "trapsess":
+        _session(draft, rest)
     elif word == "trapcommunity":
         draft.trap_community = _need(rest, 1)[0]
     elif word == "createuser":
@@ -193,12 +207,25 @@ def _finish(draft: _Draft, file: str) -> AgentSettings:
             draft.problems.append(f"{file}: user {name} has rights and is not there; add a line createUser {name}")
             continue
         users.append(User(name, made.auth, made.auth_key, made.priv, made.priv_key, True, write, level, subtree))
+    sinks = list(draft.sinks)
+    for sink, asked in draft.sessions:
+        made = draft.created.get(sink.user)
+        if made is None:
+            draft.problems.append(f"{file}: trapsess: add a line createUser {sink.user} with its keys")
+            continue
+        wanted = asked or made.best
+        if not made.best.reaches(wanted):
+            draft.problems.append(f"{file}: trapsess: createUser {sink.user} has no keys for {wanted.value}")
+            continue
+        sinks.append(replace(sink, level=wanted))
+        if all(user.name != made.name for user in users):
+            users.append(made)
     both = (Listen(Family.IPV4, "", DEFAULT_PORT), Listen(Family.IPV6, "", DEFAULT_PORT))
     return AgentSettings(
         tuple(dict.fromkeys(draft.listen)) or both,
         tuple(draft.communities),
         tuple(users),
-        tuple(draft.sinks),
+        tuple(sinks),
         draft.texts.get("syscontact", ""),
         draft.texts.get("syslocation", ""),
         draft.texts.get("sysname", ""),
@@ -272,6 +299,35 @@ def _sink(kind: SinkKind, rest: Sequence[str], community: str) -> Sink:
             raise BadLine(f"{rest[2]} is not a port")
         port = int(rest[2])
     return Sink(kind, host, port, rest[1] if len(rest) > 1 else community)
+
+
+def _session(draft: _Draft, rest: Sequence[str]) -> None:
+    """`trapsess [options of net-snmp's commands] HOST`, of which version, community, user, level, keys and inform mean
+    something (man snmpd.conf, snmpcmd)."""
+    try:
+        options, places = getopt.getopt(list(rest), "v:c:u:l:a:A:x:X:C:n:r:t:")
+    except getopt.GetoptError as error:
+        raise BadLine(f"{error.msg} (options known here: -v -c -u -l -a -A -x -X -Ci)") from None
+    given = {name[1:]: value for name, value in options}
+    if given.get("n"):
+        raise BadLine("contexts (-n) are not known here: leave it out")
+    kind = SinkKind.INFORM if "i" in given.get("C", "") else SinkKind.TRAP2
+    version = given.get("v", "3")
+    if version not in ("1", "2c", "3"):
+        raise BadLine(f"-v {version} is not 1, 2c or 3")
+    if version != "3":
+        kind = SinkKind.TRAP1 if version == "1" else kind
+        draft.sinks.append(_sink(kind, places[:1], given.get("c", draft.trap_community)))
+        return
+    sink = _sink(kind, places[:1], "")
+    if not given.get("u"):
+        raise BadLine("the user is missing: -u NAME")
+    if given.get("l") and given["l"].lower() not in _SESSION_LEVELS:
+        raise BadLine(f"-l {given['l']} is not one of {', '.join(level.value for level in Level)}")
+    if "A" in given:
+        words = [given["u"], given.get("a", "SHA"), given["A"]]
+        draft.created[given["u"]] = _created(words + ([given.get("x", "AES"), given["X"]] if "X" in given else []))
+    draft.sessions.append((replace(sink, user=given["u"]), _SESSION_LEVELS.get(given.get("l", "").lower())))
 
 
 def _created(rest: Sequence[str]) -> User:

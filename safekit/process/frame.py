@@ -17,13 +17,14 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from safekit import syscalls
 from safekit.bus.endpoint import BusError, Endpoint, Handler, Request
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
+from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.log.module import ModuleLog
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig, ModuleConfig
@@ -39,8 +40,12 @@ REALTIME_MEASURED, MEASURED = 1.0, 10.0
 class Lateness:
     """How late the loop woke against what it asked. Kept for a minute, in seconds."""
 
-    def __init__(self, interval: float, on_late: Callable[[float], None]) -> None:
+    def __init__(
+        self, interval: float, on_late: Callable[[float], None], woken: Callable[[], None] = lambda: None
+    ) -> None:
+        """`woken` is called at each measure."""
         self.interval = interval
+        self._woken = woken
         self._on_late = on_late
         self._samples: deque[tuple[float, float]] = deque(maxlen=KEPT)
 
@@ -50,6 +55,7 @@ class Lateness:
             due = time.monotonic() + self.interval
             await asyncio.sleep(self.interval)
             self.note(due)
+            self._woken()
 
     def note(self, due: float) -> None:
         """The loop has woken for something that was due at this monotonic time."""
@@ -79,6 +85,8 @@ class Context:
     lateness: Lateness
     arguments: argparse.Namespace = field(default_factory=argparse.Namespace)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    figures: Callable[[], Mapping[str, Any]] = dict
+    """What the process publishes for monitoring beside its own lateness (safekit.disk.stats). Must not wait."""
 
     def reload(self) -> None:
         """Read the active configuration again (after a dynamic `config`)."""
@@ -229,9 +237,19 @@ async def _run(
             raise BusError("unknown_op", f"{name} does not serve {request.op!r}")
         return await served[0](request)
 
+    told = 0.0
+
+    def woken() -> None:
+        """The figures, at a moment at which this process is awake anyway."""
+        nonlocal told
+        if time.monotonic() - told >= STATS_SECONDS:
+            told = time.monotonic()
+            publish(paths, full_name, {"late": round(lateness.worst(60), 3), **context.figures()})
+
     lateness = Lateness(
         lateness_interval or (REALTIME_MEASURED if realtime else MEASURED),
         lambda late: log.event("late", name=name, ms=round(late * 1000)) if realtime else None,
+        woken,
     )
     bus = await Endpoint.open(f"{module}/{full_name}", serve)
     context = Context(name, module, node, paths, config, cluster, log, bus, lateness, arguments)

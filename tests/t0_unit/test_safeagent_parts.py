@@ -66,6 +66,36 @@ def test_sinks_and_their_community() -> None:
     )
 
 
+def test_sessions_of_snmpv3() -> None:
+    """trapsess as net-snmp's users write it: keys by createUser or in the line; the user may tell, and not ask."""
+    text = "createUser t SHA 12345678 AES\ncreateUser a SHA 12345678\n"
+    found = parse_settings(
+        text + "trapsess -v 3 -u t m:99\ntrapsess -v3 -u t -l authNoPriv -Ci [::1]:77\n"
+        "trapsess -u inline -a SHA-256 -A 'a long phrase' -x AES -X 'another one' -l authPriv h\n"
+        "trapsess -v 2c -c community h\n"
+    )
+    assert found.problems == () and [user.name for user in found.users] == ["t", "inline"]
+    assert found.sinks == (
+        Sink(SinkKind.TRAP2, "h", 162, "community"),
+        Sink(SinkKind.TRAP2, "m", 99, "", "t", Level.PRIV),
+        Sink(SinkKind.INFORM, "::1", 77, "", "t", Level.AUTH),
+        Sink(SinkKind.TRAP2, "h", 162, "", "inline", Level.PRIV),
+    )
+    assert not any(may(found, who("t", OTHER, 3, Level.PRIV), ACTION, write=write) for write in (False, True))
+    for line, said in (
+        ("-v 3 -u nobody h", "createUser nobody"),
+        ("-v 3 -u a -l authPriv h", "no keys for authPriv"),
+        ("-v 3 h", "-u NAME"),
+        ("-v 3 -u t", "something is missing"),
+        ("-v 4 -u t h", "-v 4"),
+        ("-v 3 -u t -l high h", "-l high"),
+        ("-v 3 -u t -n context h", "-n"),
+        ("-v 3 -u t -Z h", "-Z"),
+    ):
+        wrong = parse_settings(f"{text}trapsess {line}\n")
+        assert wrong.sinks == () and len(wrong.problems) == 1 and said in wrong.problems[0], wrong.problems
+
+
 def test_writing_needs_a_named_address_or_the_loopback() -> None:
     named = parse_settings("rwcommunity private 10.0.0.9\nrocommunity public\n")
     unnamed = parse_settings("rwcommunity private\nrwcommunity wide default\n")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths
-from safekit.disk.stats import publish
+from safekit.disk.stats import forget, publish
 from safewebserver.exposition import Kind
 from safewebserver.metrics import FAMILIES
 from tests.t2_process.web_server import CHECKOUT, WebServer
@@ -39,11 +45,14 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     made.module("db", FULL)
     made.module("gone", {"state.local": "PRIM", "state.color": "green", "tcp.x": "up"}, boot="another")
     configure("db", {"id": 3, "service": {"mode": "mirror", "maxloop": 3}})
-    beats = {"flow": {"received": 70, "lost": 3, "jitter": 0.002, "age": 0.4, "refused": 1}}
+    beats = {"flow": {"received": 70, "lost": 3, "jitter": 0.002, "age": 0.4, "refused": 1, "sent_bytes": 900}}
     publish(ModulePaths("db"), "heart", {"late": 0.01, "heartbeats": beats, "role_changes": 5, "failovers": 1})
     latency = {"bounds": [0.001, 0.01], "counts": [5, 4, 1], "sum": 0.5}
     sent = {"operations": 10, "sent_bytes": 4096, "behind": 2}
     publish(ModulePaths("db"), "nfsbox", {"late": 0, "latency": latency, **sent})
+    checker = {"resource": "tcp.db", "seconds": 0.25, "probes": 9, "failures": 2}
+    publish(ModulePaths("db"), "tcpcheck.db", {"late": 0.7, "checker": checker})
+    publish(ModulePaths("db"), "vipd", {"late": 0.2, "packets": {"web tcp/80": 12}, "farm_datagrams": {"sent": 5}})
     made.start()
     yield made
     made.stop()
@@ -95,8 +104,68 @@ def test_what_is_told(web: WebServer) -> None:
     assert found['safekit_rfs_acknowledgement_seconds_bucket{module="db",le="0.01"}'] == 9
     assert found['safekit_rfs_acknowledgement_seconds_bucket{module="db",le="+Inf"}'] == 10
     assert found['safekit_rfs_acknowledgement_seconds_count{module="db"}'] == 10
+    assert found['safekit_heartbeat_sent_bytes_total{module="db",heartbeat="flow"}'] == 900
+    assert found['safekit_checker_probe_seconds{module="db",resource="tcp.db"}'] == 0.25
+    assert found['safekit_checker_probes_total{module="db",resource="tcp.db"}'] == 9
+    assert found['safekit_checker_failures_total{module="db",resource="tcp.db"}'] == 2
+    assert found['safekit_farm_packets_total{module="db",rule="web tcp/80"}'] == 12
+    assert found['safekit_farm_datagrams_total{module="db",kind="sent"}'] == 5
+    late = {p: found[f'safekit_process_late_seconds{{module="db",process="{p}"}}'] for p in ("tcpcheck.db", "vipd")}
+    assert late == {"tcpcheck.db": 0.7, "vipd": 0.2}
     assert found['safekit_module_info{module="db",id="3",mode="mirror"}'] == 1
     assert found['safekit_key_created_timestamp_seconds{key="cluster"}'] > 1e9
+
+
+def test_a_process_that_has_ended_is_not_late_for_ever(web: WebServer) -> None:
+    write_atomic(web.var / "modules/db/stats/vipd.json", json.dumps({"at": time.time() - 3600, "late": 9}).encode())
+    found = samples(scrape(web))
+    assert found['safekit_process_late_seconds{module="db",process="vipd"}'] == 0
+    assert found['safekit_stats_age_seconds{module="db",process="vipd"}'] >= 3600
+
+
+def test_figures_of_a_former_configuration_are_forgotten(web: WebServer) -> None:
+    """At the start of heart: those of processes that live stay, whoever wrote them."""
+    paths = ModulePaths("db")
+    os.utime(paths.var / "stats/vipd.json", (time.time() - 120,) * 2)
+    forget(paths, 60)
+    assert [path.stem for path in sorted((paths.var / "stats").iterdir())] == ["heart", "nfsbox", "tcpcheck.db"]
+
+
+def certificate(days: int, made_days_ago: int = 1) -> tuple[bytes, bytes]:
+    """PEM of a certificate that ends in so many days, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "node")])
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(made_days_ago))
+    made = builder.not_valid_after(now + datetime.timedelta(days)).sign(key, hashes.SHA256())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made.public_bytes(Encoding.PEM), private
+
+
+def test_the_ages_of_certificates(web: WebServer) -> None:
+    """Whatever the files are called: a chain ends with its first end, a key is none, one that is replaced is read."""
+    place = web.safe / "web/conf/ssl"
+    (place / "ca").mkdir(parents=True, exist_ok=True)
+    short, key = certificate(10, 5)
+    (place / "server.pem").write_bytes(key + short + certificate(300)[0])
+    (place / "server.key").write_bytes(key)
+    (place / "notes.crt").write_text("none")
+    (place / "ca/root.crt").write_bytes(certificate(3650)[0])
+    now = time.time()
+    found = {name: value for name, value in samples(scrape(web)).items() if name.startswith("safekit_certificate")}
+    days = {
+        re.sub(r"safekit_certificate_|_timestamp_seconds", "", n): round((v - now) / 86400) for n, v in found.items()
+    }
+    assert days == {
+        'created{file="ca/root.crt"}': -1, 'created{file="server.pem"}': -5,
+        'expiry{file="ca/root.crt"}': 3650, 'expiry{file="server.pem"}': 10,
+    }  # fmt: skip
+    write_atomic(place / "server.pem", certificate(90)[0])
+    assert (
+        round((samples(scrape(web))['safekit_certificate_expiry_timestamp_seconds{file="server.pem"}'] - now) / 86400)
+        == 90
+    )
 
 
 def test_series_of_a_stopped_module_stay(web: WebServer) -> None:

@@ -336,6 +336,62 @@ def test_messages_reach_a_manager(agent: AgentServer, sink: tuple[int, Path], ki
     assert said.count("the application has gone") == 1, "an inform that is acknowledged is not repeated"
 
 
+@pytest.mark.parametrize("inform", [False, True])
+def test_messages_by_snmpv3(agent: AgentServer, tmp_path: Path, inform: bool) -> None:
+    """authPriv, to net-snmp's snmptrapd: a notification in the name of our engine, an inform in that of its own."""
+    program = shutil.which("snmptrapd") or str(CHECKOUT / ".cache/tools/usr/sbin/snmptrapd")
+    if not Path(program).exists():
+        pytest.skip("snmptrapd is not here: bin/setup test")
+    port, heard = free_port(UDP), tmp_path / "heard"
+    user = "teller SHA-256 'a long phrase' AES 'another phrase'"
+    agent.write(f"{SETTINGS}createUser {user}\ntrapsess -v 3 -u teller -l authPriv {'-Ci ' * inform}127.0.0.1:{port}\n")
+    agent.start()
+    engine = (agent.var / "snmp/engine").read_text().split()[0]
+    conf = tmp_path / "snmptrapd.conf"
+    conf.write_text(
+        f"createUser {'' if inform else f'-e 0x{engine} '}{user.replace(chr(39), chr(34))}\nauthUser log teller priv\n"
+    )
+    beside = Path(program).parents[1] / "lib" / f"{os.uname().machine}-linux-gnu"
+    manager = subprocess.Popen(
+        [program, "-f", "-n", "-C", "-c", str(conf), "-Lf", str(heard), "-Oqn", "-m", "", f"127.0.0.1:{port}"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(beside), "SNMP_PERSISTENT_DIR": str(tmp_path / "kept")},
+    )
+    try:
+        wait_for(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
+        log = agent.log("db")
+        time.sleep(0.5)
+        for number in range(3):
+            log.event("printe", text=f"message {number} of three")
+        wait_for(
+            lambda: all(f"message {number} of" in heard.read_text() for number in range(3)), 40,
+            lambda: heard.read_text() + agent.output.read_text(),
+        )  # fmt: skip
+        said = heard.read_text()
+        assert f".1.3.6.1.6.3.1.1.4.1.0 {PREFIX}.3" in said and all(
+            said.count(f"message {n} of") == 1 for n in range(3)
+        )
+        keys = ("-v3", "-u", "teller", "-a", "SHA-256", "-A", "a long phrase", "-x", "AES", "-X", "another phrase")
+        asked = tool(
+            "snmpget", *keys, "-l", "authPriv", "-t", "2", "-r", "0", "-Oqn", f"127.0.0.1:{agent.port}", f"{STATE}.1"
+        )
+        assert asked.stdout.strip().endswith(("No Such Object available on this agent at this OID", "")), asked.stdout
+        assert f"{STATE}.1 4" not in asked.stdout, "the user tells, and may not ask"
+    finally:
+        manager.terminate()
+        manager.wait()
+
+
+def test_an_inform_by_snmpv3_that_nobody_takes_is_given_up(agent: AgentServer) -> None:
+    user = "createUser teller SHA 'a long phrase' AES 'another phrase'"
+    agent.write(f"{SETTINGS}{user}\ntrapsess -v 3 -u teller -Ci 127.0.0.1:{free_port(UDP)}\n")
+    agent.start()
+    log = agent.log("db")
+    time.sleep(0.5)
+    log.event("printe", text="to nobody")
+    wait_for(lambda: agent.get(f"{PREFIX}.4.4.0") == "1", 60, lambda: agent.output.read_text())
+    assert agent.get(f"{STATE}.1") == "4" and "informsink 127.0.0.1" in agent.stop()
+
+
 def test_a_flood_is_limited_and_counted(agent: AgentServer, sink: tuple[int, Path]) -> None:
     port, heard = sink
     agent.write(SETTINGS + f"trap2sink 127.0.0.1:{port}\n")

@@ -100,7 +100,7 @@ class NftablesEngine:
     def packets(self) -> dict[int, int]:
         found: dict[int, int] = {}
         try:
-            listed = self._nft.read(f"list table netdev {self._known().table}")
+            listed = self._nft.read(f"list table netdev {self._known().table}", terse=True)
         except NftError as error:
             raise EngineError(self._explain(error)) from None
         for entry in listed:

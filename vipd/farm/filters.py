@@ -250,6 +250,16 @@ class Filters:
         ]
         return list(zip(entries, layout.vips, strict=False))
 
+    def packets(self) -> dict[str, int]:
+        """Packets that each rule has seen since the filters were made, by its label; {} when that cannot be told."""
+        if self.layout is None or not self.there:
+            return {}
+        try:
+            found = self._engine.packets()
+        except EngineError:
+            return {}
+        return {rule.label: found.get(number, 0) for number, rule in enumerate(self.layout.rules)}
+
     def counters(self) -> dict[str, Any]:
         """Packets and connections of each rule. Raises BusError."""
         if self.layout is None or not self.there:

@@ -140,7 +140,7 @@ class QueueEngine:
 
     def packets(self) -> dict[int, int]:
         try:
-            return queuerules.packets(self._nft.read(f"list table inet {self._known().table}"))
+            return queuerules.packets(self._nft.read(f"list table inet {self._known().table}", terse=True))
         except NftError as error:
             raise EngineError(f"packet filter: {error}") from None
 

@@ -18,6 +18,7 @@ from safekit.net.netlink import attribute, messages
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12
 _OUTPUT_JSON = 1 << 4
+_OUTPUT_TERSE = 1 << 11
 _SUBSYSTEM = 10
 _NEWRULE = 6
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -75,9 +76,9 @@ class Nft:
             raise NftError(" ".join(raw.decode(errors="replace").split())[:500] or "nftables refused without a reason")
         return (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode(errors="replace")
 
-    def read(self, command: str) -> list[dict[str, Any]]:
-        """The objects that a `list` command shows. Raises NftError."""
-        self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
+    def read(self, command: str, *, terse: bool = False) -> list[dict[str, Any]]:
+        """The objects that a `list` command shows; `terse`: without what sets and maps hold. Raises NftError."""
+        self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON | (_OUTPUT_TERSE if terse else 0))
         text = self._run(command)
         found: list[dict[str, Any]] = json.loads(text)["nftables"] if text.strip() else []
         return found

@@ -159,6 +159,7 @@ class FarmVipd:
             self._context.log.event("farm_filter_failed", reason=str(error))
             return
         self._farm.moved = self._moved
+        self._context.figures = self._farm.figures
         if memory.load(self._context.paths.var / memory.FILE).set:
             await self.holder.adopt()
             try:

@@ -313,6 +313,10 @@ class Farm:
         """Packets and connections of each rule. Raises BusError."""
         return self._filters.counters()
 
+    def figures(self) -> dict[str, Any]:
+        """For monitoring, see safekit.disk.stats. Connections are not counted for it: there may be many."""
+        return {"packets": self._filters.packets(), "farm_datagrams": self.datagrams()}
+
     def status(self) -> dict[str, Any]:
         """What the tools show."""
         shown = report.status(
