@@ -12,7 +12,7 @@ from safekit.disk.paths import ModulePaths, safe, safebin, safevar
 # What changes the system, by its first argument (None: whatever it is): recorded in the commands log (guide 10.10).
 CHANGES: dict[str, frozenset[str] | None] = {
     "gencron": None,
-    "firewallcfg": frozenset({"add", "del", "auto"}),
+    "firewallcfg": frozenset({"add", "del", "auto", "probes"}),
     "processtree": frozenset({"kill"}),
 }
 

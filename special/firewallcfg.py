@@ -3,12 +3,16 @@
 firewalld is asked when it runs; else rules are put into every chain of nftables and of iptables that judges what
 comes in. Every rule carries a comment of ours, and only rules with it are ever taken away.
 
+firewallcfg probes azure|gcp|NETWORK...|off|status: open the port of the web service to the health probes of a balancer
+in a cloud, where it is not open to all (docs/cloud.md).
+
 firewallcfg auto on|off|status: whether configurations and the start of safeadmin do this by themselves. The
 installer asks for it (guide 2.1.3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -18,18 +22,34 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from safekit.disk.files import write_atomic
-from safekit.disk.paths import ModulePaths, cluster_dir, safe, valid_module_name
+from safekit.disk.paths import ModulePaths, cluster_dir, safe, safevar, valid_module_name
 from safekit.model import ports
 from safekit.model.ports import Port
 from safekit.model.snmpd import parse_settings
 from safekit.net.firewall import automatic, setting_file
 from safekit.process import standard
 
-USAGE = "usage: firewallcfg add|del [AM|safeagent|caserv]\n       firewallcfg auto on|off|status"
-CORE, AGENT, CA = "core", "safeagent", "caserv"
+USAGE = """usage: firewallcfg add|del [AM|safeagent|caserv]
+       firewallcfg probes azure|gcp|NETWORK...|off|status
+       firewallcfg auto on|off|status
+example, for a balancer of AWS in two subnets: firewallcfg probes 10.0.1.0/24 10.0.2.0/24"""
+CORE, AGENT, CA, PROBES = "core", "safeagent", "caserv", "safekit_probes"
+"""The last one is also what marks its rules: no module has that mark."""
+PROVIDERS = {
+    "azure": ("168.63.129.16/32", "fe80::1234:5678:9abc/128"),
+    "gcp": (
+        "35.191.0.0/16", "130.211.0.0/22", "209.85.152.0/22", "209.85.204.0/22", "2600:1901:8001::/48",
+        "2600:2d00:1:b029::/64", "2600:2d00:1:1::/64",
+    ),
+}  # fmt: skip
+"""Where the probes of a provider's balancers come from, of whichever kind they are. Those of AWS come from the
+addresses that the balancer has in its subnets."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WEB_PORT = re.compile(r"^\s*Define\s+http(?:admin|control|monitor|s)port\s+(\d{1,5})\s*$", re.MULTILINE)
 
@@ -45,7 +65,7 @@ class FirewallError(Exception):
 
 def label(what: str) -> str:
     """The comment that marks the rules of one part; also the name of firewalld's service."""
-    return f"safekit-{what}"
+    return PROBES if what == PROBES else f"safekit-{what}"
 
 
 def core_ports(httpd_conf: str, safeadmin: int) -> tuple[Port, ...]:
@@ -74,8 +94,43 @@ def _is_own(address: str) -> bool:
     return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
+def probes_file() -> Path:
+    """Networks of the probes that are let in, one a line."""
+    return safevar() / "firewall.probes"
+
+
+def probing() -> tuple[Network, ...]:
+    """Networks of the probes that are let in. A line that is none opens nothing."""
+    found: list[Network] = []
+    for line in _text(probes_file()).split():
+        with contextlib.suppress(ValueError):
+            found.append(ipaddress.ip_network(line, strict=False))
+    return tuple(found)
+
+
+def networks(words: Sequence[str]) -> tuple[Network, ...]:
+    """What the words of `firewallcfg probes` name. Raises FirewallError."""
+    found: dict[Network, None] = {}
+    for word in words:
+        if word.lower() == "aws":
+            raise FirewallError(
+                "the probes of AWS come from the subnets of the balancer, which have no address of their own",
+                "firewallcfg probes 10.0.1.0/24 10.0.2.0/24, with the networks of these subnets",
+            )
+        try:
+            found |= dict.fromkeys(ipaddress.ip_network(each) for each in PROVIDERS.get(word.lower(), (word,)))
+        except ValueError as error:
+            raise FirewallError(f"{error}", "firewallcfg probes azure, gcp, or networks as 10.0.1.0/24") from None
+    return tuple(found)
+
+
 def wanted(what: str) -> tuple[Port, ...]:
     """The ports of a part as it is configured now. Raises FirewallError."""
+    if what == PROBES:
+        conf = _text(safe() / "web" / "conf" / "httpd.conf")
+        return tuple(
+            p for p in core_ports(conf, ports.SAFEADMIN) if p.protocol == "tcp" and p.number != ports.WEB_HTTPS
+        )
     if what == AGENT:
         return agent_ports(_text(safe() / "snmp" / "conf" / "snmpd.conf"))
     if what == CA:
@@ -144,16 +199,26 @@ def nft_own(ruleset: dict[str, Any], comment: str) -> list[tuple[str, str, str, 
 
 
 def nft_script(
-    ruleset: dict[str, Any], chains: Iterable[tuple[str, str, str]], comment: str, opened: Sequence[Port]
+    ruleset: dict[str, Any],
+    chains: Iterable[tuple[str, str, str]],
+    comment: str,
+    opened: Sequence[Port],
+    sources: Sequence[Network] | None = None,
 ) -> str:
-    """One transaction: our former rules of this part go, the new ones come first in each chain.
+    """One transaction: our former rules of this part go, the new ones come first in each chain. With `sources` they are
+    for packets from there only.
 
     What our processes say to each other on this server must pass whatever else is configured (guide 10.2.3.2).
     """
     lines = [f"delete rule {f} {t} {c} handle {h}" for f, t, c, h in nft_own(ruleset, comment)]
-    matches = [f"{port.protocol} dport {port.number}" for port in opened]
-    matches += ['iifname "lo"'] if opened else []
     for family, table, chain in chains:
+        matches = [f"{port.protocol} dport {port.number}" for port in opened]
+        if sources is not None:
+            spoken = {"ip": (4,), "ip6": (6,)}.get(family, (4, 6))
+            origins = [f"{'ip' if s.version == 4 else 'ip6'} saddr {s}" for s in sources if s.version in spoken]
+            matches = [f"{origin} {match}" for origin in origins for match in matches]
+        elif opened:
+            matches.append('iifname "lo"')
         lines += [f'insert rule {family} {table} {chain} {match} accept comment "{comment}"' for match in matches]
     return "".join(f"{line}\n" for line in lines)
 
@@ -168,11 +233,14 @@ def iptables_own(listing: str, comment: str) -> list[list[str]]:
     return found
 
 
-def iptables_add(comment: str, opened: Sequence[Port]) -> list[list[str]]:
-    """Arguments that insert our rules; see nft_script for the loopback."""
+def iptables_add(comment: str, opened: Sequence[Port], sources: Sequence[Network] | None = None) -> list[list[str]]:
+    """Arguments that insert our rules; see nft_script for the loopback, and for `sources` (None: from everywhere)."""
     marked = ["-m", "comment", "--comment", comment, "-j", "ACCEPT"]
     matches = [["-p", port.protocol, "--dport", str(port.number)] for port in opened]
-    matches += [["-i", "lo"]] if opened else []
+    if sources is not None:
+        matches = [["-s", str(source), *match] for source in sources for match in matches]
+    elif opened:
+        matches.append(["-i", "lo"])
     return [["-I", "INPUT", *match, *marked] for match in matches]
 
 
@@ -194,8 +262,14 @@ def _permanent(*options: str) -> str:
     return _run(["firewall-cmd", "--permanent", *options]).stdout
 
 
-def with_firewalld(name: str, opened: Sequence[Port]) -> bool:
-    """True when firewalld runs and has done it: a service of ours, allowed in the zones that are in use.
+def rich_rules(name: str, sources: Sequence[Network]) -> set[str]:
+    """Rules of firewalld, as it writes them, that let these networks reach a service."""
+    return {f'rule family="ipv{s.version}" source address="{s}" service name="{name}" accept' for s in sources}
+
+
+def with_firewalld(name: str, opened: Sequence[Port], sources: Sequence[Network] | None = None) -> bool:
+    """True when firewalld runs and has done it: a service of ours, allowed in the zones that are in use; with `sources`
+    to these networks only.
 
     firewalld lets the loopback pass by itself. Nothing is loaded again when nothing changes.
     """
@@ -210,45 +284,53 @@ def with_firewalld(name: str, opened: Sequence[Port]) -> bool:
     ]
     zones = sorted({_run(["firewall-cmd", "--get-default-zone"]).stdout.strip(), *used})
     wanted_ports = {f"{port.number}/{port.protocol}" for port in opened}
-    allowed = [
-        z for z in _permanent("--get-zones").split() if name in _permanent(f"--zone={z}", "--list-services").split()
-    ]
     if not opened and not known:
         return True
+    former = {zone: _ways(zone, name) for zone in _permanent("--get-zones").split()}
+    ways = {f"service={name}"} if sources is None else {f"rich-rule={rule}" for rule in rich_rules(name, sources)}
     same = known and wanted_ports == set(_permanent(f"--service={name}", "--get-ports").split())
-    if same and set(zones) <= set(allowed):
+    if opened and same and all(former.get(zone) == ways for zone in zones):
         return True
+    for zone, found in former.items():
+        for way in sorted(found):
+            _permanent(f"--zone={zone}", f"--remove-{way}")
     if known:
-        for zone in allowed:
-            _permanent(f"--zone={zone}", f"--remove-service={name}")
         _permanent(f"--delete-service={name}")
     if opened:
         _permanent(f"--new-service={name}")
         for port in sorted(wanted_ports):
             _permanent(f"--service={name}", f"--add-port={port}")
         for zone in zones:
-            _permanent(f"--zone={zone}", f"--add-service={name}")
+            for way in sorted(ways):
+                _permanent(f"--zone={zone}", f"--add-{way}")
     _run(["firewall-cmd", "--reload"])
     return True
+
+
+def _ways(zone: str, name: str) -> set[str]:
+    """How a zone lets a service in now, as options of firewall-cmd."""
+    found = {f"service={name}"} & {f"service={s}" for s in _permanent(f"--zone={zone}", "--list-services").split()}
+    rules = _permanent(f"--zone={zone}", "--list-rich-rules").splitlines()
+    return found | {f"rich-rule={rule}" for rule in rules if f'service name="{name}"' in rule}
 
 
 def _has(tool: str) -> bool:
     return shutil.which(tool, path=TOOL_PATH) is not None
 
 
-def with_nftables(comment: str, opened: Sequence[Port]) -> bool:
+def with_nftables(comment: str, opened: Sequence[Port], sources: Sequence[Network] | None = None) -> bool:
     """True when nftables filters what comes in by chains that are not iptables' own."""
     if not _has("nft"):
         return False
     ruleset = json.loads(_run(["nft", "-j", "-a", "list", "ruleset"]).stdout or "{}")
     chains = input_chains(ruleset, iptables=_has("iptables"))
-    script = nft_script(ruleset, chains, comment, opened)
+    script = nft_script(ruleset, chains, comment, opened, sources)
     if script:
         _run(["nft", "-f", "-"], text=script)
     return bool(chains)
 
 
-def with_iptables(comment: str, opened: Sequence[Port]) -> bool:
+def with_iptables(comment: str, opened: Sequence[Port], sources: Sequence[Network] | None = None) -> bool:
     """True when iptables judges what comes in and has been given (or relieved of) the rules."""
     done = False
     for tool in ("iptables", "ip6tables"):
@@ -259,10 +341,12 @@ def with_iptables(comment: str, opened: Sequence[Port]) -> bool:
             continue  # this kernel has no such table: nothing is filtered by it
         own = iptables_own(listing.stdout, comment)
         lines = len(listing.stdout.splitlines()) - len(own)
+        version = 4 if tool == "iptables" else 6
+        here = None if sources is None else [source for source in sources if source.version == version]
         active = lines > 1 or "-P INPUT ACCEPT" not in listing.stdout
         # The new rules stand before the former ones go: no packet of a running module meets a closed port. A rule
         # is deleted by its words, so one of two equal ones stays.
-        for arguments in [*(iptables_add(comment, opened) if active else ()), *own]:
+        for arguments in [*(iptables_add(comment, opened, here) if active else ()), *own]:
             _run([tool, "-w", "5", *arguments])
         done = done or active
     return done
@@ -274,9 +358,10 @@ def apply(what: str, *, adding: bool) -> str:
     A server may have chains of nftables and of iptables at once, and a packet must pass all of them.
     """
     name = label(what)
-    opened = wanted(what) if adding else ()
-    found = ["firewalld"] if with_firewalld(name, opened) else []
-    found = found or [kind for kind, tool in _LOADED if tool(name, opened)]
+    sources = probing() if what == PROBES else None
+    opened = wanted(what) if adding and sources != () else ()
+    found = ["firewalld"] if with_firewalld(name, opened, sources) else []
+    found = found or [kind for kind, tool in _LOADED if tool(name, opened, sources)]
     if not found:
         return "no firewall is active on this server: nothing to do"
     firewall = " and ".join(found)
@@ -284,6 +369,8 @@ def apply(what: str, *, adding: bool) -> str:
         return f"{firewall}: the rules of {name} are removed"
     listed = ", ".join(f"{port.protocol.upper()} {port.number}" for port in opened) or "none"
     line = f"{firewall}: open for {name}: {listed}"
+    if sources is not None:
+        line += f" from {', '.join(map(str, sources))}"
     if found != ["firewalld"] and not automatic():
         line += "\nthese rules last until the firewall's own rules are loaded again: save them there"
     return line
@@ -295,9 +382,10 @@ _LOADED = (("nftables", with_nftables), ("iptables", with_iptables))
 def apply_all(*, adding: bool) -> list[str]:
     """The same for the services and every configured module. Raises FirewallError.
 
-    The agent's port is opened only by who asks for it, and closed with all others.
+    The agent's port, and what probes need, is opened only for who asks for it, and closed with all others.
     """
-    parts = (CORE, *configured_modules()) if adding else (CORE, AGENT, *configured_modules())
+    wished = (PROBES,) if probing() or not adding else ()
+    parts = (CORE, *wished, *configured_modules()) if adding else (CORE, AGENT, *wished, *configured_modules())
     return [apply(what, adding=adding) for what in parts]
 
 
@@ -312,6 +400,17 @@ def _automatic(word: str) -> list[str]:
     return apply_all(adding=True)
 
 
+def _probes(words: Sequence[str]) -> list[str]:
+    if words == ["status"]:
+        return [str(source) for source in probing()] or ["off"]
+    if words == ["off"]:
+        lines = [apply(PROBES, adding=False)]
+        probes_file().unlink(missing_ok=True)
+        return lines
+    write_atomic(probes_file(), "".join(f"{source}\n" for source in networks(words)).encode())
+    return [apply(PROBES, adding=True)]
+
+
 def run(arguments: Sequence[str]) -> int:
     """0 done, or no firewall is active; 1 an error, 2 wrong usage."""
     words = list(arguments)
@@ -319,6 +418,8 @@ def run(arguments: Sequence[str]) -> int:
         match words:
             case ["auto", "on" | "off" | "status" as word]:
                 lines = _automatic(word)
+            case ["probes", *rest] if rest:
+                lines = _probes(rest)
             case ["add" | "del" as verb]:
                 lines = [apply(CORE, adding=verb == "add")]
             case ["add" | "del" as verb, what]:

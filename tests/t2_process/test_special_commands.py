@@ -182,6 +182,52 @@ def test_nftables_gets_and_loses_our_rules_only(netns: str, tmp_path: Path) -> N
     assert nft(netns, "list", "ruleset") == before
 
 
+def test_probes_of_a_balancer_reach_the_web_service_only(netns: str, tmp_path: Path) -> None:
+    """From their networks, in each family; a boot brings them back with the other rules."""
+    env = {"SAFE": str(tmp_path), "SAFEVAR": str(tmp_path)}
+    prefix = ("ip", "netns", "exec", netns)
+    nft(netns, "-f", "-", text=RULES)
+    before = nft(netns, "list", "ruleset")
+    assert special("firewallcfg", "probes", "status", prefix=prefix, **env).stdout == "off\n"
+    done = special("firewallcfg", "probes", "gcp", "10.0.1.7", prefix=prefix, **env)
+    assert done.returncode == 0 and "TCP 9010 from 35.191.0.0/16" in done.stdout, done
+    rules = nft(netns, "list", "chain", "inet", "filter", "input")
+    for source in (
+        "ip saddr 35.191.0.0/16",
+        "ip saddr 209.85.204.0/22",
+        "ip6 saddr 2600:1901:8001::/48",
+        "ip saddr 10.0.1.7",
+    ):
+        assert rules.count(f'{source} tcp dport 9010 accept comment "safekit_probes"') == 1, rules
+    assert "4800 accept" not in rules and '"lo"' not in rules and "9453" not in rules
+    special("firewallcfg", "probes", "azure", prefix=prefix, **env)
+    rules = nft(netns, "list", "chain", "inet", "filter", "input")
+    assert "35.191" not in rules and "ip saddr 168.63.129.16 tcp dport 9010 accept" in rules
+    assert special("firewallcfg", "probes", "status", prefix=prefix, **env).stdout.startswith("168.63.129.16/32\n")
+    special("firewallcfg", "auto", "off", prefix=prefix, **env)
+    assert nft(netns, "list", "ruleset") == before
+    special("firewallcfg", "auto", "on", prefix=prefix, **env)
+    rules = nft(netns, "list", "chain", "inet", "filter", "input")
+    assert "ip saddr 168.63.129.16 tcp dport 9010" in rules and "udp dport 4800 accept" in rules
+    special("firewallcfg", "auto", "off", prefix=prefix, **env)
+    special("firewallcfg", "probes", "off", prefix=prefix, **env)
+    special("firewallcfg", "auto", "on", prefix=prefix, **env)
+    assert "safekit_probes" not in nft(netns, "list", "ruleset")
+
+
+def test_probes_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    env = {"SAFE": str(tmp_path), "SAFEVAR": str(tmp_path)}
+    for word, said in (
+        ("aws", "firewallcfg probes 10.0.1.0/24"),
+        ("oracle", "azure, gcp"),
+        ("10.0.1.7/24", "azure, gcp"),
+    ):
+        done = special("firewallcfg", "probes", word, **env)
+        assert done.returncode == 1 and said in done.stderr, done
+        assert not (tmp_path / "firewall.probes").exists()
+    assert special("firewallcfg", "probes").returncode == 2
+
+
 def test_firewallcfg_says_what_is_wrong(tmp_path: Path) -> None:
     env = {"SAFE": str(tmp_path), "SAFEVAR": str(tmp_path)}
     done = special("firewallcfg", "add", "mirror", **env)

@@ -135,6 +135,23 @@ def test_nothing_is_opened_without_a_word(pair: Pair, before: dict[str, dict[str
         assert not reaches(pair.other(node), node)
 
 
+def test_health_probes_are_let_in_alone(pair: Pair, before: dict[str, dict[str, str]]) -> None:
+    """Each server lets the other one in, as a balancer in a cloud is, and nobody else; firewalld by rich rules."""
+    client = pair.lab.client
+    for node in pair.nodes:
+        other = pair.other(node)
+        said = node.run([CFG, "probes", f"{other.address()}/32"]).stdout
+        assert f"TCP 9010 from {other.address()}/32" in said
+        once = rules(node)
+        assert reaches(other, node) and not reaches(client, node)
+        node.run([CFG, "probes", f"{other.address()}/32"])
+        assert rules(node) == once, "again gives the same"
+        node.run([CFG, "probes", "azure", "gcp"])
+        assert not reaches(other, node) and "35.191.0.0/16" in str(rules(node))
+        node.run([CFG, "probes", "off"])
+        assert rules(node) == before[node.name]
+
+
 def test_the_installer_opens_the_services(pair: Pair) -> None:
     """A person at the terminal answers on one server; on the other, what the answer does is done by hand."""
     assert "firewalld: open for safekit-core" in pair.one.run([CFG, "auto", "on"]).stdout
