@@ -19,6 +19,7 @@ from heart.shell.shell import FIRST_COMMAND_SECONDS, Shell
 from safekit.bus import asking
 from safekit.bus.endpoint import BusError, Handler, Request
 from safekit.bus.requests import heart as asked
+from safekit.disk.files import machine_identity
 from safekit.disk.resources import valid_name
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
@@ -208,6 +209,7 @@ class Heart:
                 gap=gap,
                 unproved=mark == "same",
                 unconfirmed=unconfirmed,
+                place=machine_identity(),
             )
         )
         if not left:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from heart.core import lineage
 from heart.core.state import State
 from heart.core.turn import Turn
 from heart.core.values import Beat, Color, Role
@@ -56,6 +57,8 @@ def enter(t: Turn, color: Color, evidence: Evidence, **facts: Any) -> None:
     known = evidence is Evidence.GRANT or (peer is not None and outdated(peer))
     alone_before = s.role is Role.WAIT and not s.paired
     facts["rival"] = "none" if known or (alone_before and rival(s) == "none") else "possible"
+    if s.setup.rfs:
+        facts |= {"lineage": lineage.longer(s), "vouched": "down"}
     t.take_role(Role.ALONE, color, **facts)
 
 
@@ -81,7 +84,7 @@ def outdated(peer: Beat) -> bool:
 def settle(t: Turn) -> None:
     """The other server is heard: what it says of itself ends what could only be suspected."""
     s, peer = t.s, t.peer
-    if peer is None or rival(s) == "none":
+    if peer is None or rival(s) == "none" or lineage.here(s):
         return
     if outdated(peer) or peer.fenced == (s.incarnation, s.fence) or _followed(s):
         t.memory(rival="none")

@@ -31,6 +31,7 @@ from heart.core import (
     doubt,
     fitting,
     hearing,
+    lineage,
     machine,
     news,
     pairing,
@@ -113,6 +114,9 @@ def _react(t: Turn) -> None:
     swap.react(t)
     running.announce(t)
     fitting.settle(t)
+    lineage.settle(t)
+    if t.s.role is Role.PRIM and t.peer is not None and pairing.pair_healthy(t):
+        lineage.mark(t, t.peer)
 
 
 def _pair_moved(t: Turn) -> bool:

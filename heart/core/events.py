@@ -20,7 +20,7 @@ class Born:
     since the heart before was last awake.  ``unproved``: whether the parts of
     an adopted role are there will be told by `Proved`.  ``unconfirmed``: seconds
     since the newest heartbeat of the heart before was sent that the peer had
-    confirmed.
+    confirmed.  ``place``: names this machine, "" unknown.
     """
 
     resources: tuple[tuple[str, str], ...] = ()
@@ -30,6 +30,7 @@ class Born:
     gap: float = 0.0
     unproved: bool = False
     unconfirmed: float = math.inf
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ running module; WAIT is decided at once (start and wake-up).
 
 from __future__ import annotations
 
+from heart.core import lineage
 from heart.core.state import State
 from heart.core.turn import Turn
 from heart.core.values import Role
@@ -45,7 +46,8 @@ def _assign(t: Turn, label: str, outcome: object, inputs: tuple[tuple[str, str],
         # the memory of the data may be settled between two waiting servers only (M2)
         return False
     t.because(label, f"{outcome.name}={outcome.value}", **dict(inputs))
-    t.remember({outcome.name: outcome.value})
+    vouched = {lineage.VOUCHED: "up"} if (outcome.name, outcome.value) == ("rfs.uptodate", "up") else {}
+    t.remember({outcome.name: outcome.value, **vouched})
     t.log("resource_info", name=outcome.name, value=outcome.value, who=f"rule_{label}")
     return True
 
@@ -90,6 +92,9 @@ def settle_last_primary(t: Turn) -> None:
     s, peer = t.s, t.peer
     if peer is None or s.role is not Role.WAIT or peer.role not in (Role.WAIT, Role.STOP):
         return
+    if s.lastprim and lineage.newer(s, peer) < 0:
+        # it was, in a past that the other one has seen go on
+        t.memory(lastprim=False)
     if s.lastprim and peer.lastprim and peer.term > s.term:
         t.memory(lastprim=False)
         t.because("older_term", "the peer was primary later", term=s.term, peer=peer.term)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from heart.core import commands, former, hearing, leaving, pairing, plans, waiting, witness
+from heart.core import commands, former, hearing, leaving, lineage, pairing, plans, waiting, witness
 from heart.core.actions import Processes
 from heart.core.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.core.turn import STEPS, Turn, step
@@ -34,6 +34,7 @@ def on_born(t: Turn, event: Born) -> None:
         defaults |= dict.fromkeys(
             ("rfs.uptodate", "rfs.paired", "rfs.swapping", "rfs.degraded", "rfs.lastprimstate"), "down"
         )
+        defaults |= {lineage.NAME: lineage.NONE} if s.setup.mirror else {}
     t.remember({name: value for name, value in defaults.items() if name not in s.resources})
     former.forget_former(t)
     hearing.start_listening(t)
@@ -49,6 +50,7 @@ def on_born(t: Turn, event: Born) -> None:
         t.because("previous_halt", "uptodate kept" if s.uptodate else "not up to date", paired=s.paired)
     t.memory(swapping=False, degraded=False)
     hearing.trust(t)
+    lineage.look_where(t, event.place)
     s.role, s.color = Role.STOP, Color.RED
     t.remember({"state.local": Role.STOP.value, "state.color": Color.RED.value})
 
@@ -223,7 +225,7 @@ def synced(t: Turn, attempt: str) -> None:
     s.stream_lost_at = 0.0
     s.swap_back = waiting.wants_primary_back(t)
     waiting.follow_primary(t)
-    t.memory(uptodate=True, paired=True)
+    t.memory(uptodate=True, paired=True, lineage=peer.lineage, vouched="down")
     t.because("synced", "up to date", peer=t.peer_role.value)
     t.follow(*plans.second_scripts(plans.action_word(s.action)))
 

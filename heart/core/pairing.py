@@ -10,7 +10,7 @@ A primary whose pair is whole has acknowledged nothing that the other lacks.
 
 from __future__ import annotations
 
-from heart.core import alone, plans
+from heart.core import alone, lineage, plans
 from heart.core.actions import Rfs, Run
 from heart.core.alone import Evidence
 from heart.core.events import PairAsked
@@ -238,8 +238,9 @@ def stays(t: Turn, peer: Beat) -> bool:
     """
     s = t.s
     by_itself, peer_alone = (not s.paired, not peer.paired) if s.setup.rfs else (True, True)
-    mine = (by_itself, s.former != "SECOND", s.resource("rfs.degraded") != "up", s.term, s.setup.node)
-    theirs = (peer_alone, peer.former != "SECOND", not peer.degraded, peer.term, s.setup.peer)
+    newer = lineage.newer(s, peer)
+    mine = (by_itself, newer > 0, s.former != "SECOND", s.resource("rfs.degraded") != "up", s.term, s.setup.node)
+    theirs = (peer_alone, newer < 0, peer.former != "SECOND", not peer.degraded, peer.term, s.setup.peer)
     return mine > theirs
 
 
@@ -250,8 +251,10 @@ def takes_first(s: State, peer: Beat) -> bool:
     """
     last = s.setup.defaultprim == "lastprim"
     apart = s.setup.rfs and "none" not in (alone.rival(s), peer.rival)
+    newer = lineage.newer(s, peer)
     mine = (
         s.intent in ("prim", "primforce"),
+        newer > 0,
         s.former != "SECOND",
         s.term if apart else 0,
         s.setup.is_default_prim,
@@ -262,6 +265,7 @@ def takes_first(s: State, peer: Beat) -> bool:
     )
     theirs = (
         peer.forced,
+        newer < 0,
         peer.former != "SECOND",
         peer.term if apart else 0,
         peer.default_prim,

@@ -119,6 +119,9 @@ class State:
     split: bool = False
     """A split brain that this server survives has been logged."""
     split_since: float = 0.0
+    entries: int = 0
+    """Entries of the history of the data that this heart has begun (see heart.core.lineage)."""
+    marked_at: float = 0.0
     rival: str = ""
     """While this server is primary, the other one may be so too: unheard, or beside (it says so)."""
     sacrificed: bool = False
@@ -262,6 +265,7 @@ def beat(s: State, sequence: int = 0) -> Beat:
         agrees=s.setup.agrees,
         holds=s.setup.holds,
         rival=s.resources.get("state.rival", "none"),
+        lineage=s.resources.get("state.lineage", "none"),
     )
 
 

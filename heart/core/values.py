@@ -12,6 +12,8 @@ VERDICT = 3.5
 """Seconds after which a witness that has not answered counts as one that does not (a probe of it takes 3)."""
 ADDRESSES = 2.0
 """Seconds in which the virtual addresses are taken away from a server that is cut off."""
+MARK = 60.0
+"""Seconds between two marks of a whole pair (see heart.core.lineage)."""
 MARGIN, MARGIN_PULSES = 0.5, 4
 """Seconds, and pulses, that a server that is cut off may be late."""
 
@@ -87,6 +89,7 @@ class Setup:
     mode: str = "mirror"
     signature: str = ""
     agrees: Agreement = ()
+    mark: float = MARK
     hurry: float = 10.0
     """Longest time in which the stop scripts of the application end, or are ended, when the witness says so."""
 
@@ -165,7 +168,7 @@ class Beat:
     acknowledgement (incarnation, fence).  ``decided`` are decisions of the
     sender, for people; ``decided_seen`` is the last of the receiver's that it
     has (see heart.shell.telling).  ``holds``: see `Setup.holds`; ``rival``: see
-    `heart.core.alone`.
+    `heart.core.alone`; ``lineage``: see `heart.core.lineage`.
     """
 
     node: str
@@ -199,6 +202,7 @@ class Beat:
     decided_seen: int = 0
     holds: float = 0.0
     rival: str = "none"
+    lineage: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ it goes on alone only after it has heard that server, or by prim (see
 
 from __future__ import annotations
 
-from heart.core import alone, hearing, machine, pairing, plans
+from heart.core import alone, hearing, lineage, machine, pairing, plans
 from heart.core.actions import Do, Rfs
 from heart.core.alone import Evidence
 from heart.core.state import State
@@ -29,6 +29,7 @@ down, most may have nothing to do with it."""
 LONGEST_VALUE = 256
 ACCEPTED = "config.accepted"
 """Resource: an administrator's `second` has accepted that the other server has other virtual addresses."""
+SET_BACK = "set_back"
 DOUBT = "waits until it has heard the other server"
 
 
@@ -174,6 +175,9 @@ def _decide(t: Turn) -> bool:
     if verdict.verb is not None and verdict.verb.value == "wait" and verdict.winner is not None:
         s.claim = 0
         return block(t, verdict.winner.label, verdict.winner.inputs)
+    if not forced and _set_back(t):
+        s.claim = 0
+        return block(t, SET_BACK, ((lineage.FOUND, s.resources[lineage.FOUND]),))
     if peer is not None and peer.role.primary:
         s.claim = 0
         if wake(t):
@@ -217,6 +221,17 @@ def _decide(t: Turn) -> bool:
     if peer.grant == (s.incarnation, s.claim):
         return become_alone(t, Evidence.GRANT)
     return unblocked_color(t)
+
+
+def _set_back(t: Turn) -> bool:
+    """Data that was set back, or a copy, replaces nothing and starts nothing before an administrator's word."""
+    s, peer = t.s, t.peer
+    found = s.resources.get(lineage.FOUND, lineage.NONE)
+    if peer is None or found == lineage.NONE:
+        return False
+    if peer.role.primary:
+        return found in ("there", "both") and not accepts(s)
+    return lineage.here(s)
 
 
 def waited_for(inputs: tuple[tuple[str, str], ...]) -> str:
@@ -353,6 +368,8 @@ def become_second(t: Turn) -> bool:
         s.attempts, s.synced_in_doubt = s.attempts + 1, ""
         s.attempt = f"{s.incarnation}.{s.attempts}"
         options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
+        if t.peer is not None and lineage.unsure(s, t.peer):
+            options = (*options, ("unsure", True))
         t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))
     else:
         follow_primary(t)

@@ -24,7 +24,18 @@ HISTORY_BYTES = 512 * 1024
 """Size at which the decision history is renamed to .1; so twice this is kept."""
 
 OWN_DURABLE = frozenset(
-    {"state.term", "state.former", "state.held", "state.lastprimstate", "state.loop", "state.reboot", "state.rival"}
+    {
+        "state.term",
+        "state.former",
+        "state.held",
+        "state.lastprimstate",
+        "state.loop",
+        "state.reboot",
+        "state.rival",
+        "state.lineage",
+        "state.vouched",
+        "state.place",
+    }
 )
 """Facts of the automaton that a power failure may not undo (besides safekit.disk.resources.DURABLE)."""
 

@@ -58,6 +58,8 @@ def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:
         message["holds"] = beat.holds
     if beat.rival != "none":
         message["rival"] = beat.rival
+    if beat.lineage != "none":
+        message["lineage"] = beat.lineage
     if beat.swap is not None:
         swap = beat.swap
         message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
@@ -104,6 +106,7 @@ def unpack(payload: bytes, module: str) -> Beat:
         decided_seen=_integer(message.get("decided_seen", 0), "decided_seen"),
         holds=_seconds(message.get("holds", 0.0), "holds"),
         rival=_one_of(message.get("rival", "none"), _RIVALS, "rival"),
+        lineage=_text(message.get("lineage", "none"), "lineage"),
     )
 
 

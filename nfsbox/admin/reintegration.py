@@ -107,7 +107,7 @@ class Reintegration:
         state = standing.known_state()
         rfs = asking.context.config.rfs
         policy = rfs.namespacepolicy if rfs is not None else 4
-        found = generations.verdict(source, state, namespacepolicy=policy)
+        found = generations.verdict(source, state, namespacepolicy=policy, unsure=standing.unsure)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
         fields = {

@@ -115,6 +115,9 @@ class Roles:
         if swap:
             state = generations.acknowledging(state)
         await self._reintegration.abandon()
+        standing.unsure = bool(request.fields.get("unsure"))
+        if standing.unsure:
+            state = generations.unsure(state)
         if request.fields.get("fullsync"):
             state = await self._fullsync(state)
         asking.attempt = str(request.fields.get("attempt", ""))

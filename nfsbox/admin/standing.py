@@ -31,6 +31,9 @@ class Standing:
     unapplied: bool = False
     """The data may lack what it had acknowledged, and heart may not know."""
 
+    unsure: bool = False
+    """The data of this server or of its primary was set back or copied."""
+
     def known_state(self) -> DataState:
         """The state of the prepared directories. Raises BusError before `prepare`."""
         if self.state is None:

@@ -63,6 +63,27 @@ _TABLE = (
             " here",
             "Démarrez l'autre serveur ; s'il ne peut pas revenir ou n'a pas servi, lancez safekit stop puis safekit"
             " prim ici"),
+    Message("set_back_here", "E",
+            "The data of this server was set back to an older state (a snapshot?): {peer} has changes that it lacks",
+            "Les données de ce serveur sont revenues à un état plus ancien (snapshot ?) : des modifications de {peer}"
+            " lui manquent"),
+    Message("set_back_there", "E",
+            "The data of {peer} was set back to an older state (a snapshot?): it lacks changes of this server",
+            "Les données de {peer} sont revenues à un état plus ancien (snapshot ?) : des modifications de ce serveur"
+            " lui manquent"),
+    Message("copies", "E",
+            "One of this server and {peer} is a copy of the other (a clone?), and nobody can tell whose data counts",
+            "Ce serveur ou {peer} est une copie de l'autre (clone ?), et nul ne peut dire quelles données comptent"),
+    Message("advice_data", "E",
+            "Nothing is overwritten before you decide: safekit stop, then safekit prim, on the server whose data"
+            " counts; safekit second on the other one",
+            "Rien n'est écrasé avant votre décision : safekit stop, puis safekit prim, sur le serveur dont les données"
+            " comptent ; safekit second sur l'autre"),
+    Message("copied_memory", "E",
+            "This server is a copy of another machine, which may have served since (wait until the other server is"
+            " heard)",
+            "Ce serveur est la copie d'une autre machine, qui a pu servir depuis (attente jusqu'à ce que l'autre"
+            " serveur soit entendu)"),
     Message("witness_wait", "E",
             "The witness lets this server go on: it waits {seconds} s until the other one has surely stopped",
             "Le témoin laisse continuer ce serveur : il attend {seconds} s que l'autre soit arrêté à coup sûr"),

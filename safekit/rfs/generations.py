@@ -206,6 +206,12 @@ def full_demanded(state: DataState, serial: int) -> DataState:
     return replace(state, full_serial=serial, copying=None)
 
 
+def unsure(state: DataState) -> DataState:
+    """The data of one of both was set back, or copied: no record tells in what they differ, however often it is tried
+    to make them equal."""
+    return replace(state, tracked=False, sync_point=0.0)
+
+
 def forced(state: DataState, serial: int) -> DataState:
     """`primforce`: the administrator declares the data valid, whatever it is."""
     return replace(full_demanded(state, serial), consistent=True, receiving_ns=0)
@@ -337,11 +343,19 @@ class Verdict:
     overwrites: bool = False
 
 
-def verdict(source: DataState, target: DataState, *, namespacepolicy: int = 4, grace_s: float = GRACE_S) -> Verdict:
+def verdict(
+    source: DataState,
+    target: DataState,
+    *,
+    namespacepolicy: int = 4,
+    grace_s: float = GRACE_S,
+    unsure: bool = False,
+) -> Verdict:
     """What makes `target` equal to `source`.  The first rule that applies decides.
 
     namespacepolicy: 4 lets an interrupted full copy go on by checksums,
     any other value begins it again (guide 13.6.3).
+    unsure: both servers have found that one of them was set back or copied (see `unsure`).
     """
     if not source.consistent:
         return Verdict(
@@ -361,10 +375,20 @@ def verdict(source: DataState, target: DataState, *, namespacepolicy: int = 4, g
         )
     return (
         _full(source, target, namespacepolicy)
+        or (_SET_BACK if unsure else None)
         or _interrupted(source, target)
         or _related(source, target, grace_s)
         or _diverged(source, target)
     )
+
+
+_SET_BACK = Verdict(
+    Kind.RESUME,
+    "set_back",
+    "the data of one server was set back to an older state, or copied: every file is compared, and what differs here is"
+    " overwritten",
+    overwrites=True,
+)
 
 
 def _full(s: DataState, t: DataState, namespacepolicy: int) -> Verdict | None:

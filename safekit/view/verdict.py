@@ -154,9 +154,30 @@ def _stopped(s: Situation) -> Verdict:
     return Verdict(Kind.STOPPED, s.since, "the module is stopped on this server", _start_here(s))
 
 
+_SET_BACK = {
+    "here": "the data of this server was set back to an older state (a restored snapshot?)",
+    "there": "the data of the other server was set back to an older state (a restored snapshot?)",
+    "both": "one server is a copy of the other (a clone?), and nobody can tell whose data count",
+}
+
+
+def _set_back(s: Situation) -> str:
+    """Whose data was set back or copied, "" when nobody's was, or that cannot be seen now."""
+    return _SET_BACK.get(s.resources.get("state.setback", ""), "") if s.remote_state != "UNKNOWN" else ""
+
+
+def _decide_data(s: Situation) -> str:
+    return (
+        f"safekit stop -m {s.module}, then safekit prim -m {s.module}, on the server whose data count; "
+        f"safekit second -m {s.module} on the other one"
+    )
+
+
 def _waiting(s: Situation) -> Verdict:
     if s.color == "magenta":
         return Verdict(Kind.STOPPED, s.since, "the module is starting or stopping", "")
+    if what := _set_back(s):
+        return Verdict(Kind.AT_RISK, s.since, f"{what}; this server waits, nothing is overwritten", _decide_data(s))
     if s.remote_state in ("ALONE", "PRIM", "UNKNOWN") and (what := _misfit(s)):
         return Verdict(
             Kind.DEGRADED,
@@ -222,6 +243,8 @@ def _alone(s: Situation) -> Verdict:
             "both servers run the application (split brain)",
             "wait for the recovery; the former secondary gives up its changes",
         )
+    if (what := _set_back(s)) and s.remote_state == "WAIT":
+        return Verdict(Kind.AT_RISK, s.since, f"{what}; the other server waits", _decide_data(s))
     if s.is_("rfs.degraded", "up"):
         return Verdict(
             Kind.AT_RISK,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from heart.core import lineage
 from heart.core.actions import Log
 from heart.core.decide import Decision
 from heart.core.state import State
@@ -23,6 +24,10 @@ class Judge:
         self.acked: set[int] = set()
         self.split = False
         self.forced = False
+        self.touched = False
+        """Disks were put back or copied."""
+        self.blurred = 0
+        """Up to this write nobody can tell that a server was put back: what was written just after the snapshot."""
         self.excused_until = 0.0
         """A witness keeps nobody apart who stands still, nor two servers that both see it."""
 
@@ -30,7 +35,18 @@ class Judge:
         """Both servers have the same data again."""
         self.split = self.forced = False
         for server in self.world.servers.values():
-            server.yielded = server.broken = False
+            server.yielded = server.broken = server.old = False
+
+    def set_back(self, server: Server, data: list[int], until: int) -> None:
+        """Whoever puts old disks into a server gives up what was on them alone."""
+        other = self.world.servers[server.peer]
+        self.acked -= set(server.data) - set(data) - set(other.data)
+        self.touched = True
+        self.blurred = max(self.blurred, until)
+        self._forget_blurred(set(data))
+
+    def _forget_blurred(self, data: set[int]) -> None:
+        self.acked -= {number for number in self.acked - data if number <= self.blurred}
 
     def authority(self, server: Server) -> None:
         """`server` acknowledges writes that its peer lacks from now on: nothing acknowledged may be missing."""
@@ -45,6 +61,9 @@ class Judge:
             if self.world.now <= self.world.parted_until:
                 self.split = True
         missing = self.acked - set(server.data)
+        if missing and server.old and (heart is None or heart.peer is None):
+            # it cannot know better, and must replace nothing
+            return
         if missing:
             if server.yielded and not self.forced and (heart is None or heart.peer is None):
                 raise Violation(f"{server.name}, which had left the application, lacks acknowledged writes (doubt)")
@@ -71,6 +90,9 @@ class Judge:
     def check_told(self, name: str, before: State, decision: Decision) -> None:
         """Every change of a state is in the log, the last one as it is now."""
         after, told = decision.state, [a for a in decision.actions if isinstance(a, Log)]
+        said = after.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
+        if said and not self.touched:
+            raise Violation(f"{name} says that a server was set back or copied, and none was")
         for code, was, now in (
             ("local_state", (before.role, before.color), (after.role, after.color)),
             ("remote_state", before.remote, after.remote),

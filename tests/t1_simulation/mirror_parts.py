@@ -11,7 +11,8 @@ from heart.shell.telling import Sent
 
 DURABLE = frozenset(
     {"rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping", "rfs.inconsistent", "state.local",
-     "state.term", "state.former", "state.held", "state.lastprimstate", "state.rival"}
+     "state.term", "state.former", "state.held", "state.lastprimstate", "state.rival",
+     "state.lineage", "state.vouched", "state.place"}
 )  # fmt: skip
 PULSE, TIMEOUT = 1.0, 4.0
 PAIR_TIMEOUT = 10.0
@@ -45,6 +46,17 @@ class Stream:
 
 
 @dataclass
+class Snapshot:
+    """What a server had on its disks, and up to which write nobody can tell that it was put back: for some marks."""
+
+    disk: dict[str, str]
+    data: list[int]
+    inconsistent: bool
+    mark: bool
+    until: int | None = None
+
+
+@dataclass
 class Server:
     """One server: what a power failure keeps, and what it takes."""
 
@@ -56,10 +68,9 @@ class Server:
     """heart was killed and is about to be restarted by its supervisor; everything else of the module runs."""
     data: list[int] = field(default_factory=list)
     inconsistent: bool = False
-    kept: tuple[dict[str, str], list[int], bool, bool] | None = None
-    """A snapshot: disk, data, inconsistent, mark."""
+    kept: Snapshot | None = None
     old: bool = False
-    """Its disks were put back: it may serve what it knows as the newest, and no more."""
+    """Its disks were put back, or are a copy: it may serve what it knows as the newest, but replaces nothing."""
 
     powered: bool = False
     heart: State | None = None
@@ -112,3 +123,5 @@ class Options:
     interface: bool = False
     """The interface of each server has a checker."""
     handle_time: float = 4.0
+    mark: float = 60.0
+    """Seconds between two marks of a whole pair; see heart.core.lineage."""

@@ -6,11 +6,14 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.t1_simulation.mirror_parts import Options, Violation
+from heart.core import lineage
+from tests.t1_simulation.mirror_parts import Options, Server, Violation
 from tests.t1_simulation.mirror_world import World
 
+SET_BACK = 14
 Kind = Callable[[World], None]
-KINDS_OF_PAIRS = 14
+KINDS_OF_PAIRS = 15
+MARK = 3.0
 
 
 def options_of(seed: int) -> Options:
@@ -24,6 +27,7 @@ def options_of(seed: int) -> Options:
         partitions=kind != 4,
         witness=kind in (10, 11),
         interface=kind in (11, 12, 13),
+        mark=MARK,
         handle_time=6.0 if kind == 12 else 2.0 if kind == 13 else 4.0,
     )
 
@@ -52,8 +56,9 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
     while world.now < start + options.settle_seconds:
         world.run_until(world.now + 3.0)
         for name, server in world.servers.items():
-            if server.heart is None and server.powered:
+            if server.heart is None and server.powered and world.now >= world.deciding_until:
                 world.order(name, "start")
+        decide_for_the_original(world)
         if world.now > start + 14.0:
             try:
                 world.judge.check_settled()
@@ -65,10 +70,42 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
     return world
 
 
+def decide_for_the_original(world: World) -> None:
+    """Where both wait because disks were put back, the administrator decides for the data that is not old, if it is
+    whole, in the words that the log tells."""
+    if world.now < world.deciding_until or not any(_told(server) for server in world.servers.values()):
+        return
+    world.deciding_until = world.now + 10.0
+    chosen = next(s for s in world.servers.values() if not s.old)
+    whole = not chosen.inconsistent
+    original = chosen if whole else world.servers[chosen.peer]
+    # what the other one has written by itself is given up by that
+    world.judge.acked -= set(world.servers[original.peer].data) - set(original.data)
+    heart = original.heart
+    if heart is not None and not heart.role.primary:
+        world.say(original.name, "== the administrator decides for its data")
+        for name in "AB":
+            world.order(name, "stop")
+        world.at(5.0, lambda: world.order(original.name, "prim", decided=whole))
+    elif heart is not None:
+        world.order(original.peer, "stop")
+        world.at(5.0, lambda: world.order(original.peer, "second", decided=whole))
+
+
+def _told(server: Server) -> bool:
+    """It waits for an administrator, and says so."""
+    heart = server.heart
+    if heart is None or heart.stopping or not heart.blocked:
+        return False
+    return heart.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
+
+
 def _kinds_of(seed: int, options: Options) -> tuple[Kind, ...]:
     """All kinds of faults, or only three of them: a meeting of a few kinds is rare where all take part."""
     kinds: tuple[Kind, ...] = _KINDS if options.partitions else _KINDS_WITHOUT_PARTITION
-    if options.witness:
+    if seed % KINDS_OF_PAIRS == SET_BACK:
+        kinds = (*_KINDS, put_back, put_back, put_back, copy)
+    elif options.witness:
         kinds = (*_KINDS_WITHOUT_PARTITION, isolate, isolate, isolate_one_way, unplug)
     elif options.interface:
         kinds = (*_KINDS, unplug, unplug, unplug, unplug)
@@ -169,6 +206,39 @@ def isolate_one_way(world: World) -> None:
 
 def unplug(world: World) -> None:
     world.unplug(_one(world), world.random.uniform(0.5, 25))
+
+
+def put_back(world: World) -> None:
+    """A snapshot; some time later the server loses its power, has its disks of then again, and boots, before the other
+    one or after it."""
+    name = _one(world)
+    if any(server.old or server.kept for server in world.servers.values()):
+        return
+    world.snapshot(name)
+
+    def back() -> None:
+        world.power_off(name)
+        if world.random.random() < 0.5:
+            world.power_off(world.servers[name].peer)
+        world.restore(name)
+        for each in "AB":
+            world.at(world.random.uniform(0.5, 15), lambda each=each: _boot(world, each))  # type: ignore[misc]
+
+    world.at(world.random.uniform(1, 30), back)
+
+
+def copy(world: World) -> None:
+    """The disks of a server become those of the other one."""
+    name = _one(world)
+    other = world.servers[name].peer
+    if any(server.old or server.kept for server in world.servers.values()):
+        return
+    source = world.servers[name]
+    if source.inconsistent or source.disk.get("rfs.uptodate") != "up":
+        return
+    world.power_off(other)
+    world.clone(name, other)
+    world.at(world.random.uniform(0.5, 20), lambda: _boot(world, other))
 
 
 def _kill_module(world: World) -> None:

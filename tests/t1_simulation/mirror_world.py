@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heart.core import machine
+from heart.core import lineage, machine
 from heart.core.actions import (
     Abort,
     Effect,
@@ -41,7 +41,7 @@ from safekit.rules.order import module_rules
 from safekit.rules.source import default_text
 from tests.t1_simulation.mirror_data import Data
 from tests.t1_simulation.mirror_judge import Judge
-from tests.t1_simulation.mirror_parts import DURABLE, PULSE, TIMEOUT, Options, Server, Violation, Wire
+from tests.t1_simulation.mirror_parts import DURABLE, PULSE, TIMEOUT, Options, Server, Snapshot, Violation, Wire
 
 DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml")
 RULES = module_rules("", DEFAULT_RULES)
@@ -95,6 +95,8 @@ class World:
         self.witness_side = ""
         """While it is not empty, only this server sees the witness."""
         self.chaos = True
+        self.deciding_until = 0.0
+        """Until then an administrator decides, and nobody starts a module besides."""
         self.log: list[tuple[float, str, str]] = []
 
     # -- time
@@ -133,6 +135,7 @@ class World:
             checks=(("pre", (INTERFACE,)),) if self.options.interface else (),
             witness="w" if self.options.witness else "",
             hurry=HURRY,
+            mark=self.options.mark,
         )
 
     def power_on(self, name: str) -> None:
@@ -224,7 +227,12 @@ class World:
         """Keep what a server has on its disks."""
         server = self.servers[name]
         self.say(name, "== snapshot")
-        server.kept = (dict(server.disk), list(server.data), server.inconsistent, server.mark)
+        server.kept = kept = Snapshot(dict(server.disk), list(server.data), server.inconsistent, server.mark)
+
+        def over() -> None:
+            kept.until = self.data.next_write if kept.until is None else kept.until
+
+        self.at(4 * self.options.mark, over)
 
     def restore(self, name: str) -> None:
         """Put a snapshot back: the server, without power, has its older disks again."""
@@ -232,9 +240,20 @@ class World:
         if server.powered or server.kept is None:
             return
         self.say(name, "== restored from its snapshot")
-        disk, data, server.inconsistent, server.mark = server.kept
-        server.disk, server.data = dict(disk), list(data)
-        server.old = True
+        kept = server.kept
+        kept.until = self.data.next_write if kept.until is None else kept.until
+        self.judge.set_back(server, kept.data, kept.until)
+        server.disk, server.data = dict(kept.disk), list(kept.data)
+        server.inconsistent, server.mark, server.old = kept.inconsistent, kept.mark, True
+
+    def clone(self, name: str, other: str) -> None:
+        """The disks of a server become a copy of those of the other one, which runs on."""
+        source, server = self.servers[name], self.servers[other]
+        if not server.powered:
+            self.say(other, f"== is a clone of {name}")
+            self.judge.set_back(server, source.data, 0)
+            server.disk, server.data = dict(source.disk), list(source.data)
+            server.inconsistent, server.mark, server.old = source.inconsistent, source.mark, True
 
     def unplug(self, name: str, seconds: float) -> None:
         """The only interface of a server loses its carrier: heartbeats, replication, and its checker sees it."""
@@ -476,8 +495,9 @@ class World:
 
     # -- commands
 
-    def order(self, name: str, action: str, option: str = "") -> None:
-        """An administrator's command; start spawns the processes of a stopped module."""
+    def order(self, name: str, action: str, option: str = "", *, decided: bool = False) -> None:
+        """An administrator's command; start spawns the processes of a stopped module.  `decided`: it costs no data that
+        counts."""
         server = self.servers[name]
         if not server.powered:
             return
@@ -487,7 +507,8 @@ class World:
                 # safeadmin spawns nothing while the supervisor of the module runs
                 return
             self.start_heart(name)
-        if action in ("prim", "primforce"):
+        asked = server.heart is not None and server.heart.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
+        if not decided and (action in ("prim", "primforce") or (action == "second" and asked)):
             self.judge.forced = True
         self.feed(name, Ordered(Command(action, option=option)))
 

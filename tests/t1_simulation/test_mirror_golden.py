@@ -14,6 +14,7 @@ trace: what each server logs, and the scripts and operations that it runs.
     unplug A 20             the interface of A has no carrier for so many seconds
     kill module A           all processes of the module at once
     snapshot A, restore A   what A has on its disks; power A off before it is put back
+    clone A B               what B has on its disks becomes what A has; power B off before
 
 SAFEKIT_GOLDEN=write rewrites the traces; review the difference before you keep it.
 """
@@ -141,6 +142,8 @@ def step(stage: Stage, words: list[str]) -> None:
             stage.snapshot(name)
         case ["restore", name]:
             stage.restore(name)
+        case ["clone", name, other]:
+            stage.clone(name, other)
         case ["kill", "heart", name, *unwatched]:
             stage.kill_heart(name)
             if unwatched:
