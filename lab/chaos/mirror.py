@@ -9,14 +9,24 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lab import kernel
 from lab.chaos import audits, rules
 from lab.chaos.audits import Lost
 from lab.chaos.faults import MIRROR, Cost, Fault, Step, cost, die
 from lab.chaos.programs import application
-from lab.chaos.subject import MODULE_PROCESSES, PYTHON, VAR, Finding, Subject, archive, boot, manifest, together
+from lab.chaos.subject import (
+    MODULE_PROCESSES,
+    PYTHON,
+    VAR,
+    Finding,
+    Subject,
+    answered,
+    archive,
+    boot,
+    manifest,
+    together,
+)
 from lab.chaos.watch import Look, Watch, beside
 from lab.cluster import Lab, Node
 from lab.errors import LabError
@@ -27,6 +37,8 @@ BACKING = f"{DIRECTORY}_For_SafeKit_Replication"
 ACKNOWLEDGED = "/var/tmp/acknowledged"
 WORKERS = 2
 PRUNE_EVERY = 8
+ASKED = 0.5
+"""Part of the faults in the middle of which the servers are asked."""
 _SMALL = ("heart", "nfsadmin", "vipd", "circlog", "arpreroute", "errd", "safeadmin")
 _ANY = ("heart", "nfsbox", "nfsbox", "nfsadmin", "reintegre", "circlog", "errd", "safeadmin")
 _APPLICATION = frozenset({application.NAME, "postgres"})
@@ -222,7 +234,7 @@ class Mirror(Subject):
             self.hit(fault, prim, second)
             self.account.kinds[fault.kind.name] = self.account.kinds.get(fault.kind.name, 0) + 1
             self.account.faults += 1
-            if fault.hold != "short" and self.watch.at_rest(0.2, 0.5):
+            if fault.hold != "short" and fault.dice[2] < ASKED and self.watch.at_rest(0.2, 0.5):
                 self.audit_words()
         repaired = time.monotonic()
         took = self._recover(step, repaired, begin, allowed, prim.name, before)
@@ -274,7 +286,7 @@ class Mirror(Subject):
                     return took
             if time.monotonic() - repaired > bound:
                 raise Finding([f"no protected pair within {bound:.0f} s after the repair: {self.watch.states()}"])
-            if time.monotonic() - asked > 4.0:
+            if time.monotonic() - asked > 8.0:
                 asked = time.monotonic()
                 self.start_the_silent()
 
@@ -315,12 +327,7 @@ class Mirror(Subject):
             wrong += self._unequal()
         finally:
             paused()
-        said: dict[str, Any] = {}
-
-        def ask(node: Node) -> None:
-            said[node.name] = self.said(node)
-
-        together(*(lambda node=node: ask(node) for node in self.lab))
+        said = self.all_say()
         for node in self.lab:
             wrong += audits.says_what_is(node.name, said[node.name], self.seen(node))
         return wrong + audits.verdict_fits(said, reachable=True)
@@ -354,20 +361,17 @@ class Mirror(Subject):
     def _lost(self, prim: Node, begin: float, allowed: Cost, former: str) -> list[str]:
         """The records that are missing and must not be. What a split has cost is forgotten."""
         notes = self._notes()
-        done = prim.run(
-            [PYTHON, "-I", f"/opt/safekit/modules/{self.MODULE}/bin/application.py", "check", DIRECTORY],
-            input="".join(f"{line}\n" for _, line in notes),
-        )
-        told = json.loads(done.stdout)
+        place, lines = str(self.outside(prim, DIRECTORY)), [line for _, line in notes]
+        told = answered(f"{DIRECTORY} of {prim.name}", lambda: application.check(place, lines), 120)
         places = {" ".join(line.split()[:3]): node for node, line in notes}
-        lost = [Lost(record, places[record], when) for record, when in told["lost"]]
+        lost = [Lost(record, places[record], when) for record, when in told.lost]
         if self.database:
             self._read_rows()
             there = set(self._sql("SELECT worker, row FROM rows", 20).splitlines())
             lost += [Lost(f"P {row}", "client", when) for row, when in sorted(self._rows) if row not in there]
         wrong = audits.nothing_lost(lost, allowed, begin, prim.name, former)
-        if told["sqlite"] != "ok":
-            wrong.append(f"SQLite says of its file: {told['sqlite']}")
+        if told.sqlite != "ok":
+            wrong.append(f"SQLite says of its file: {told.sqlite}")
         if lost and not wrong:
             wrong = audits.kept_in_quarantine(len(lost), self._new_quarantines())
             self._forget(lost)
@@ -435,8 +439,7 @@ class Mirror(Subject):
         try:
             self._read_rows()
             self.account.records += len(self._rows) + len(self._notes())
-            program = f"/opt/safekit/modules/{self.MODULE}/bin/application.py"
-            prim.run([PYTHON, "-I", program, "prune", DIRECTORY])
+            application.prune(str(self.outside(prim, DIRECTORY)))
             for node in self.lab:
                 path = beside(node, application.NOTES)
                 if path.exists():

@@ -12,11 +12,12 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from lab import kernel
 from lab.chaos import audits, rules
@@ -28,6 +29,7 @@ from lab.cluster import Completed, Lab, Node, wait_until
 from lab.errors import LabError
 from lab.state import lab_directory
 
+T = TypeVar("T")
 MODULE_PROCESSES: Final = frozenset(
     {"heart", "nfsbox", "nfsadmin", "reintegre", "nfscheck", "vipd", "arpreroute", "circlog", "errd"}
     | {"tcpcheck", "pingcheck", "intfcheck", "ipcheck", "customcheck", "modulecheck", "syncedcheck"}
@@ -61,6 +63,27 @@ def together(*actions: Callable[[], object]) -> None:
     with concurrent.futures.ThreadPoolExecutor(len(actions) or 1) as pool:
         for done in [pool.submit(action) for action in actions]:
             done.result()
+
+
+def answered(what: str, ask: Callable[[], T], seconds: float) -> T:
+    """What `ask` returns. Raises Finding when it does not within that time: a file system may never answer."""
+    got: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            got.append(ask())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not got:
+        raise Finding([f"{what} does not answer within {seconds:g} s"])
+    return got[0]
 
 
 class Subject:
@@ -221,9 +244,9 @@ class Subject:
             node = self.lab.node(name)
             if order is rules.Order.POWERON:
                 self.say(f"{name} poweron")
-                actions.append(lambda node=node: boot(node))  # type: ignore[misc]
+                actions.append(lambda node=node: boot(node))
             else:
-                actions.append(lambda node=node, order=order: self.safekit(node, order.value))  # type: ignore[misc]
+                actions.append(lambda node=node, order=order: self.safekit(node, order.value))
         together(*actions)
 
     def start_the_silent(self) -> None:
@@ -261,6 +284,16 @@ class Subject:
                 [f"{node.name}: safekit state --json -> {done.returncode} {done.stdout}{done.stderr}"]
             ) from None
         return dict(module)
+
+    def all_say(self) -> dict[str, dict[str, Any]]:
+        """`said` of every server, asked side by side."""
+        found: dict[str, dict[str, Any]] = {}
+
+        def ask(node: Node) -> None:
+            found[node.name] = self.said(node)
+
+        together(*(lambda node=node: ask(node) for node in self.lab))
+        return found
 
     def logs(self) -> dict[str, str]:
         """What the processes of the product have written since the last time."""

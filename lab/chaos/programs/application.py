@@ -1,6 +1,7 @@
 """The application of a campaign. It makes records durable and notes each one that the system has acknowledged.
 
-Stands alone, inside a node: `application.py start|stop|check|prune DIRECTORY`. The ledgers:
+Stands alone, inside a node: `application.py start|stop DIRECTORY`; `check` and `prune` are for the
+campaign. The ledgers:
 
 - J: a line of a journal that only grows, one for each life of the application;
 - R: a file that is made, written, and renamed into place;
@@ -17,7 +18,6 @@ import ctypes
 import errno
 import fcntl
 import glob
-import json
 import os
 import random
 import signal
@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 NAME = "chaosapp"
 WITNESS = "/witness"  # on a disk that loses nothing at a power-off
@@ -261,20 +261,24 @@ def stop(directory: str) -> int:
     return 0
 
 
-def check(directory: str) -> int:
-    """Read notes from standard input; print as JSON how many they are, which records are missing, and what SQLite says
-    of its file."""
+class Checked(NamedTuple):
+    """`lost`: records that are noted and not there, with the time of the note; `sqlite`: what it says of its file."""
+
+    lost: list[tuple[str, float]]
+    sqlite: str
+
+
+def check(directory: str, notes: list[str]) -> Checked:
+    """Look for every record that was noted."""
     found: dict[str, set[str]] = {}
     lost: list[tuple[str, float]] = []
-    total = 0
     base = sqlite3.connect(f"{directory}/ledger.sqlite", timeout=10)
     tables = base.execute("SELECT count(*) FROM sqlite_master WHERE name = 'ledger'").fetchone()[0]
     rows = set(base.execute("SELECT life, number FROM ledger")) if tables else set()
-    healthy = base.execute("PRAGMA integrity_check").fetchone()[0]
+    healthy = str(base.execute("PRAGMA integrity_check").fetchone()[0])
     base.close()
     names = set(os.listdir(f"{directory}/r"))
-    for line in sys.stdin:
-        total += 1
+    for line in notes:
         ledger, life, number, when = line.split()
         if ledger == "J":
             if life not in found:
@@ -293,11 +297,10 @@ def check(directory: str) -> int:
                     there = file.read() == f"{life}.{number}"
         if not there:
             lost.append((f"{ledger} {life} {number}", float(when)))
-    print(json.dumps({"total": total, "lost": lost, "sqlite": healthy}))
-    return 0
+    return Checked(lost, healthy)
 
 
-def prune(directory: str) -> int:
+def prune(directory: str) -> None:
     """Remove records that were accounted for; the journal of a life that goes on stays."""
     for folder in ("j", "r"):
         names = sorted(os.listdir(f"{directory}/{folder}"), key=lambda name: name.split("-")[-1])
@@ -307,8 +310,7 @@ def prune(directory: str) -> int:
     base.execute("DELETE FROM ledger")
     base.commit()
     base.close()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit({"start": start, "stop": stop, "check": check, "prune": prune}[sys.argv[1]](sys.argv[2]))
+    sys.exit({"start": start, "stop": stop}[sys.argv[1]](sys.argv[2]))
