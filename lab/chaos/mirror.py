@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lab import kernel
 from lab.chaos import audits, rules
 from lab.chaos.audits import Lost
 from lab.chaos.faults import MIRROR, Cost, Fault, Step, cost, die
-from lab.chaos.programs import application
+from lab.chaos.programs import application, client
 from lab.chaos.subject import (
     MODULE_PROCESSES,
     PYTHON,
@@ -337,13 +335,12 @@ class Mirror(Subject):
         pause, marker = beside(prim, application.PAUSE), beside(prim, application.PAUSED)
         marker.unlink(missing_ok=True)
         pause.touch()
-        if self._client is not None:
-            self._client_signal(signal.SIGSTOP)
+        clients = self.outside(self.lab.client, client.STANDSTILL)
+        clients.touch()
 
         def go_on() -> None:
             pause.unlink(missing_ok=True)
-            if self._client is not None:
-                self._client_signal(signal.SIGCONT)
+            clients.unlink(missing_ok=True)
 
         deadline = time.monotonic() + 15
         while not marker.exists():
@@ -352,11 +349,6 @@ class Mirror(Subject):
                 raise Finding([f"the application of {prim.name} does not come to its next record within 15 s"])
             time.sleep(0.01)
         return go_on
-
-    def _client_signal(self, number: int) -> None:
-        for pid, name in self.lab.client.processes().items():
-            if name.startswith("python"):
-                kernel.send_signal(pid, number)
 
     def _lost(self, prim: Node, begin: float, allowed: Cost, former: str) -> list[str]:
         """The records that are missing and must not be. What a split has cost is forgotten."""
@@ -469,9 +461,9 @@ class Mirror(Subject):
                     (place / f"{node.name}.tree.json").write_text(json.dumps(found, indent=1))
                 except OSError as error:
                     (place / f"{node.name}.tree.json").write_text(json.dumps(str(error)))
-        client = self.outside(self.lab.client, ACKNOWLEDGED)
-        if client.exists():
-            (place / "client.acknowledged").write_text(client.read_text())
+        rows = self.outside(self.lab.client, ACKNOWLEDGED)
+        if rows.exists():
+            (place / "client.acknowledged").write_text(rows.read_text())
         keeper = lab_directory(self.lab.name) / "keeper.log"
         if keeper.exists():
             (place / "keeper.log").write_text(keeper.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import json
@@ -244,9 +245,9 @@ class Subject:
             node = self.lab.node(name)
             if order is rules.Order.POWERON:
                 self.say(f"{name} poweron")
-                actions.append(lambda node=node: boot(node))
+                actions.append(functools.partial(boot, node))
             else:
-                actions.append(lambda node=node, order=order: self.safekit(node, order.value))
+                actions.append(functools.partial(self.safekit, node, order.value))
         together(*actions)
 
     def start_the_silent(self) -> None:
@@ -292,7 +293,7 @@ class Subject:
         def ask(node: Node) -> None:
             found[node.name] = self.said(node)
 
-        together(*(lambda node=node: ask(node) for node in self.lab))
+        together(*(functools.partial(ask, node) for node in self.lab))
         return found
 
     def logs(self) -> dict[str, str]:

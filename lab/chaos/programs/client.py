@@ -6,6 +6,7 @@ is `WORKER ROW TIME`. A connection that says nothing is given up, and a row whos
 
 from __future__ import annotations
 
+import os
 import selectors
 import sys
 import time
@@ -16,6 +17,7 @@ CONNECTION = (
     "host={host} user=postgres dbname=postgres connect_timeout=2 tcp_user_timeout=2000 "
     "keepalives_idle=1 keepalives_interval=1 keepalives_count=2 application_name=chaos"
 )
+STANDSTILL = "/var/tmp/standstill"  # while this file is there, no row is sent
 PAUSE = 0.08  # seconds between two rows of a worker
 
 
@@ -40,6 +42,8 @@ def main() -> None:
                 if row is not None:
                     notes.write(f"{key.data.number} {row} {time.monotonic():.3f}\n")
                     time.sleep(PAUSE)
+                    while os.path.exists(STANDSTILL):
+                        time.sleep(PAUSE)
                     key.data.insert()
 
 
