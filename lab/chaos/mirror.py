@@ -431,7 +431,7 @@ class Mirror(Subject):
         try:
             self._read_rows()
             self.account.records += len(self._rows) + len(self._notes())
-            application.prune(str(self.outside(prim, DIRECTORY)))
+            prim.run([PYTHON, "-I", f"/opt/safekit/modules/{self.MODULE}/bin/application.py", "prune", DIRECTORY])
             for node in self.lab:
                 path = beside(node, application.NOTES)
                 if path.exists():

@@ -1,7 +1,6 @@
 """The application of a campaign. It makes records durable and notes each one that the system has acknowledged.
 
-Stands alone, inside a node: `application.py start|stop DIRECTORY`; `check` and `prune` are for the
-campaign. The ledgers:
+Stands alone, inside a node: `application.py start|stop|prune DIRECTORY`. The ledgers:
 
 - J: a line of a journal that only grows, one for each life of the application;
 - R: a file that is made, written, and renamed into place;
@@ -20,10 +19,12 @@ import fcntl
 import glob
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -268,15 +269,29 @@ class Checked(NamedTuple):
     sqlite: str
 
 
+def read_database(directory: str) -> tuple[set[tuple[str, int]], str]:
+    """Every row of the ledger in SQLite, and what SQLite says of its file. It is read from a copy with its journal, as the
+    application would find it: SQLite refuses paths through /proc, by which the campaign comes here."""
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("ledger.sqlite", "ledger.sqlite-journal"):
+            if os.path.exists(f"{directory}/{name}"):
+                shutil.copyfile(f"{directory}/{name}", f"{place}/{name}")
+        base = sqlite3.connect(f"{place}/ledger.sqlite")
+        try:
+            tables = base.execute("SELECT count(*) FROM sqlite_master WHERE name = 'ledger'").fetchone()[0]
+            rows = set(base.execute("SELECT life, number FROM ledger")) if tables else set()
+            return rows, str(base.execute("PRAGMA integrity_check").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            return set(), str(error)
+        finally:
+            base.close()
+
+
 def check(directory: str, notes: list[str]) -> Checked:
     """Look for every record that was noted."""
     found: dict[str, set[str]] = {}
     lost: list[tuple[str, float]] = []
-    base = sqlite3.connect(f"{directory}/ledger.sqlite", timeout=10)
-    tables = base.execute("SELECT count(*) FROM sqlite_master WHERE name = 'ledger'").fetchone()[0]
-    rows = set(base.execute("SELECT life, number FROM ledger")) if tables else set()
-    healthy = str(base.execute("PRAGMA integrity_check").fetchone()[0])
-    base.close()
+    rows, healthy = read_database(directory)
     names = set(os.listdir(f"{directory}/r"))
     for line in notes:
         ledger, life, number, when = line.split()
@@ -300,7 +315,7 @@ def check(directory: str, notes: list[str]) -> Checked:
     return Checked(lost, healthy)
 
 
-def prune(directory: str) -> None:
+def prune(directory: str) -> int:
     """Remove records that were accounted for; the journal of a life that goes on stays."""
     for folder in ("j", "r"):
         names = sorted(os.listdir(f"{directory}/{folder}"), key=lambda name: name.split("-")[-1])
@@ -310,7 +325,8 @@ def prune(directory: str) -> None:
     base.execute("DELETE FROM ledger")
     base.commit()
     base.close()
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit({"start": start, "stop": stop}[sys.argv[1]](sys.argv[2]))
+    sys.exit({"start": start, "stop": stop, "prune": prune}[sys.argv[1]](sys.argv[2]))
