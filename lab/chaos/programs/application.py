@@ -270,8 +270,8 @@ class Checked(NamedTuple):
 
 
 def read_database(directory: str) -> tuple[set[tuple[str, int]], str]:
-    """Every row of the ledger in SQLite, and what SQLite says of its file. It is read from a copy with its journal, as the
-    application would find it: SQLite refuses paths through /proc, by which the campaign comes here."""
+    """Every row of the ledger in SQLite, and what SQLite says of its file. It is read from a copy with its journal, as
+    the application would find it: SQLite refuses paths through /proc, by which the campaign comes here."""
     with tempfile.TemporaryDirectory() as place:
         for name in ("ledger.sqlite", "ledger.sqlite-journal"):
             if os.path.exists(f"{directory}/{name}"):
