@@ -19,6 +19,7 @@ from lab.chaos.faults import Step, schedule
 from lab.chaos.mirror import Mirror
 from lab.chaos.subject import Finding, Subject
 from lab.cluster import Lab
+from lab.errors import LabError
 from safekit.view.words import duration
 
 
@@ -55,19 +56,21 @@ class Campaign:
         self._live: dict[int, Account] = {}
 
     def run(self) -> bool:
-        """True when nothing was found."""
-        threads = [threading.Thread(target=self._lab, args=(number,)) for number in range(self.wish.labs)]
+        """True when nothing was found. An interrupt ends it after the present steps; a second one raises LabError."""
+        threads = [threading.Thread(target=self._lab, args=(number,), daemon=True) for number in range(self.wish.labs)]
         for thread in threads:
             thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(1.0)
-        except KeyboardInterrupt:
-            self._end.set()
-            self.tell("stopping after the present step of each lab")
-            for thread in threads:
-                thread.join()
+        while any(thread.is_alive() for thread in threads):
+            try:
+                for thread in threads:
+                    thread.join(0.5)
+            except KeyboardInterrupt:
+                if self._end.is_set():
+                    raise LabError(
+                        "the campaign was broken off", "remove its labs: safelab status, safelab down"
+                    ) from None
+                self._end.set()
+                self.tell("stopping after the present step of each lab; once more: at once, and the labs stay")
         self.account.seconds = time.monotonic() - self.begun
         return not self.account.findings and not self.broken
 

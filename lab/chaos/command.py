@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,8 @@ def chaos(
     )  # fmt: skip
     wish.directory.mkdir(parents=True, exist_ok=True)
     made = Campaign(wish, lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=as_json))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs in its background deaf to interrupts
+        signal.signal(number, signal.default_int_handler)
     good = made.run()
     data = campaign.figures(wish, made.account, made.broken)
     campaign.save(data, wish.directory)
