@@ -127,8 +127,16 @@ class Walker:
             self._give_directory(root, path, again)
         elif remote.is_file:
             self._file(root, path, remote, local, again)
-        elif local is None or not same_kind(remote, local) or not same_attributes(remote, local):
-            self._primary.push_entry(root, path)
+        else:
+            self._without_content(root, path, remote, local)
+
+    def _without_content(self, root: int, path: bytes, remote: Entry, local: Entry | None) -> None:
+        """A symbolic link, a pipe, a device or a socket: it may have several names, as a file."""
+        if remote.nlink > 1 and self._linked(root, path, remote) is not None:
+            return
+        parted = local is not None and local.nlink > 1 and (remote.nlink == 1 or not self._owned(root, local, remote))
+        if local is None or parted or not same_kind(remote, local) or not same_attributes(remote, local):
+            self._primary.push_entry(root, path, fresh=parted)
             self._detail(f"entry {path!r}")
 
     def _file(self, root: int, path: bytes, remote: Entry, local: Entry | None, again: bool) -> None:

@@ -35,6 +35,8 @@ BACKING = f"{DIRECTORY}_For_SafeKit_Replication"
 ACKNOWLEDGED = "/var/tmp/acknowledged"
 WORKERS = 2
 PRUNE_EVERY = 8
+UNNOTICED = 15.0
+"""Seconds in which a state must tell that a process has gone, on a machine with much other work."""
 ASKED = 0.5
 """Part of the faults in the middle of which the servers are asked."""
 _SMALL = ("heart", "nfsadmin", "vipd", "circlog", "arpreroute", "errd", "safeadmin")
@@ -300,10 +302,11 @@ class Mirror(Subject):
         second = self.two if prim is self.one else self.one
         try:
             wrong = self._wrong(prim, second, begin, allowed, former)
-        except (OSError, LabError, subprocess.SubprocessError):
-            if self.rested(look):
-                raise
-            return False
+        except (OSError, LabError, subprocess.SubprocessError) as error:
+            # What has just been killed may not have been noticed yet.
+            if self.watch.wait(lambda now: not protected(now), UNNOTICED):
+                return False
+            raise Finding([f"the pair says that it is protected, and {error}"]) from error
         except Finding as error:
             wrong = error.wrong
         if not self.rested(look):

@@ -483,8 +483,8 @@ def _as_there(o: _Named, details: bytes, content: bytes | None) -> bool:
     if status is None:
         fresh = True
         _make(tree, path, mode, rdev, more)
-    elif stat.S_ISREG(mode) and (more.get("fresh") or (status.st_nlink > 1 and more.get("n") == 1)):
-        # Here it has names which it has not there: it becomes a file of its own.
+    elif not stat.S_ISDIR(mode) and (more.get("fresh") or (status.st_nlink > 1 and more.get("n") == 1)):
+        # Here it has names which it has not there: it becomes a file, or a link, of its own.
         tree.unlink(path)
         fresh = True
         _make(tree, path, mode, rdev, more)

@@ -486,3 +486,25 @@ def test_what_concerns_everything_ends_at_once(bed: Bed) -> None:
         bed.run(Kind.FULL)
     assert caught.value.errno == errno.ENOSPC
     assert sum(bed.primary.calls.get(op, 0) for op in ("push_files", "push_entry", "push_zone")) < 20
+
+
+@pytest.mark.parametrize("kind", [Kind.FULL, Kind.BITMAP, Kind.RESUME])
+def test_names_of_what_has_no_content_stay_together_and_apart(bed: Bed, kind: Kind) -> None:
+    """Symbolic links and pipes may have several names too."""
+    source, target = bed.source, bed.target
+    for folder in (source, target):
+        os.symlink("somewhere", folder / "link1")
+        os.mkfifo(folder / "pipe1", 0o600)
+    for name in ("link", "pipe"):
+        os.link(source / f"{name}1", source / f"{name}2", follow_symlinks=False)  # one there, absent here
+        os.link(target / f"{name}1", target / f"{name}4", follow_symlinks=False)  # one here, two there
+    for folder in (source,):
+        os.symlink("somewhere", folder / "link4")
+        os.mkfifo(folder / "pipe4", 0o600)
+    os.symlink("somewhere", target / "link2")  # two here, one there
+    os.mkfifo(target / "pipe2", 0o600)
+    bed.run(kind)
+    bed.same()
+    for name in ("link", "pipe"):
+        one, two, four = ((target / f"{name}{n}").lstat() for n in (1, 2, 4))
+        assert one.st_ino == two.st_ino != four.st_ino and (one.st_nlink, four.st_nlink) == (2, 1)

@@ -114,8 +114,7 @@ class Application:
         elif what == 4:
             os.rename(one, two)
         elif what == 5:
-            if not os.path.islink(one):
-                os.link(one, two)
+            os.link(one, two, follow_symlinks=False)
         elif what == 6:
             os.unlink(one)
         elif what == 7:
