@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from tests.t2_process.copies.cases import Case, Different, make, run, shrink
+from tests.t2_process.copies.changes import KINDS, MADE
 from tests.t2_process.copies.nursery import Nursery
 
 _INSIDE = "SAFEKIT_COPIES_INSIDE"
@@ -73,6 +74,7 @@ def main() -> int:
     finally:
         nursery.close()
         shutil.rmtree(work, ignore_errors=True)
+        print("changes:", ", ".join(f"{kind} {MADE[kind, True]}-{MADE[kind, False]}" for kind in KINDS))
         print(f"{cycles} cycles in {time.monotonic() - begun:.0f} s, {failed} seeds failed", flush=True)
     return 1 if failed else 0
 

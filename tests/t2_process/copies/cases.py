@@ -18,7 +18,8 @@ from tests.t2_process.copies.pair import Copies, Different, Server, sync
 #: How a pair comes apart. The one that goes on is the primary of before unless the name says otherwise.
 PARTINGS: Final = (
     *("second_stop", "second_kill", "second_power", "second_power", "second_frozen"),
-    *("prim_stop", "prim_kill", "prim_power", "prim_power", "both_power", "both_stop", "swap", "split", "none"),
+    *("prim_stop", "prim_kill", "prim_power", "prim_power", "both_power", "both_stop", "swap", "swap", "split", "none"),
+    *("swap_back", "reconfigure"),
 )
 #: What happens to a reintegration under way.
 DISTURBANCES: Final = (
@@ -56,6 +57,7 @@ class Case:
 
     seed: int
     durable: bool = False
+    border: bool = False  # something stays local
     cycles: tuple[Cycle, ...] = ()
 
 
@@ -69,6 +71,7 @@ def make(seed: int, cycles: int) -> Case:
     return Case(
         seed,
         rnd.random() < 0.3,
+        rnd.random() < 0.5,
         tuple(
             Cycle(
                 some(40, 0.8),
@@ -279,6 +282,31 @@ class Runner:
         self.copies.leave(former)
         heir.ask("alone")
 
+    def _swap_back(self, cycle: Cycle) -> None:
+        """The application is not stopped: it waits with what it has open, and goes on where it was."""
+        copies, former, heir = self.copies, self.primary, self.secondary
+        copies.left_behind()
+        half = len(cycle.alone) // 2
+        for old, new in ((former, heir), (heir, former)):
+            old.ask("demote")
+            new.ask("primary", swap=True)
+            old.ask("secondary", swap=True)
+            copies.begin(new, cycle.alone[:half] if new is heir else cycle.alone[half:])
+            copies.settled()
+            copies.equal(f"after cycle {self.done}: in the pair after a swap, {new.name} primary")
+            if new is heir:
+                copies.ended()
+        copies.leave(heir)
+        former.ask("alone")
+
+    def _reconfigure(self, _cycle: Cycle) -> None:
+        """What stays local changes; both servers are stopped meanwhile."""
+        self.copies.ended()
+        self.copies.leave(self.primary)
+        self.copies.leave(self.secondary)
+        self.copies.move_border()
+        self.copies.lead(self.primary)
+
     def _split(self, cycle: Cycle) -> None:
         """Both go on; the former secondary gives its changes up."""
         self.copies.settled()
@@ -293,7 +321,7 @@ class Runner:
 
 def run(case: Case, directory: Path, nursery: Nursery) -> int:
     """Run a case; the number of its cycles. Raises Different."""
-    copies = Copies(directory, nursery, durable=case.durable)
+    copies = Copies(directory, nursery, durable=case.durable, border=case.border)
     with copies:
         runner = Runner(copies, copies.servers[0])
         runner.start()

@@ -14,6 +14,7 @@ import mmap
 import os
 import random
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -26,12 +27,18 @@ Change = tuple[str, int, int, int]
 
 DIRECTORIES: Final = 4
 NAMES: Final = 7
+#: The end of a name that stays local, where a case has such.
+LOCAL: Final = b".tmp"
 #: Times that files are given: equal ones on different contents.
 TIMES: Final = (10**18, 10**18 + 5, 1_234_567_891_234_567_891)
 SIZES: Final = (100, 100, 100, 5000, 70_000, 200_000)
 _FALLOCATE: Final = (0, 1, 3, 3, 16, 17)
 #: Errors after which nothing more can be done: the mount is gone, or takes no writes.
 ENDED: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.EROFS, errno.ESTALE})
+
+
+#: How often each kind of change was made, or could not be.
+MADE: Final[Counter[tuple[str, bool]]] = Counter()
 
 
 def _content(seed: int, size: int) -> bytes:
@@ -44,6 +51,8 @@ class Application:
     def __init__(self, base: Path) -> None:
         self.base = os.fsencode(base)
         self.handles: list[int] = []
+        self.maps: list[mmap.mmap] = []
+        self._ink = os.memfd_create("ink")
         self.kinds: dict[str, Callable[[int, int, int], Any]] = {
             name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_do_")
         }
@@ -51,19 +60,33 @@ class Application:
     def run(self, change: Change) -> int:
         """0, or the errno of what failed."""
         kind, *numbers = change
+        code = 0
         try:
             self.kinds[kind](*numbers)
         except OSError as error:
-            return error.errno or errno.EIO
+            code = error.errno or errno.EIO
         except ValueError:  # nothing there to map
-            return errno.EINVAL
-        return 0
+            code = errno.EINVAL
+        MADE[kind, not code] += 1
+        return code
 
     def close(self) -> None:
         """Close what is open."""
         while self.handles:
             with contextlib.suppress(OSError):
                 os.close(self.handles.pop())
+        while self.maps:
+            self.maps.pop().close()
+        if self._ink >= 0:
+            os.close(self._ink)
+            self._ink = -1
+
+    def _mark(self, view: mmap.mmap, at: int, data: bytes) -> None:
+        """Write into mapped memory. The system copies it there: where a page is lost, that is an error and no signal.
+        Raises OSError."""
+        os.pwrite(self._ink, data, 0)
+        with memoryview(view) as whole, whole[at : at + len(data)] as part:
+            os.preadv(self._ink, [part], 0)
 
     # --- names from numbers ---------------------------------------------------------------------------------
 
@@ -71,7 +94,8 @@ class Application:
         return self.base + b"/t%d" % (number % DIRECTORIES)
 
     def _file(self, number: int) -> bytes:
-        return self._dir(number) + b"/%d" % (number // DIRECTORIES % NAMES)
+        path = self._dir(number) + b"/%d" % (number // DIRECTORIES % NAMES)
+        return path + LOCAL if number // (DIRECTORIES * NAMES) % 6 == 5 else path
 
     def _sub(self, number: int) -> bytes:
         return self._dir(number) + b"/d%d" % (number // DIRECTORIES % 3)
@@ -126,8 +150,7 @@ class Application:
         with self._opened(self._any(a), os.O_RDWR) as file:
             size = os.fstat(file).st_size
             with contextlib.closing(mmap.mmap(file, size)) as view:
-                at = b % max(1, size - 60)
-                view[at : at + 20] = _content(c, len(view[at : at + 20]))
+                self._mark(view, b % max(1, size - 60), _content(c, min(size, 20)))
 
     def _do_copy(self, a: int, b: int, c: int) -> None:
         with self._opened(self._file(a), os.O_RDONLY) as source, self._opened(self._file(b), os.O_RDWR) as target:
@@ -260,6 +283,43 @@ class Application:
         os.unlink(path)
         os.pwrite(file, _content(c, 500), 0)
 
+    def _do_border(self, a: int, b: int, c: int) -> None:
+        """Renamed over the border of what is not replicated, while it is open, and written on."""
+        name = self._dir(a) + b"/%d" % (a // DIRECTORIES % NAMES)
+        one, other = (name, name + LOCAL) if c % 2 else (name + LOCAL, name)
+        file = os.open(one, os.O_RDWR | (os.O_CREAT if b % 3 == 0 else 0), 0o644)
+        self.handles.append(file)
+        os.pwrite(file, _content(b, 1 + b % 3000), 0)
+        os.rename(one, other)
+        os.pwrite(file, _content(c, 1 + c % 5000), b % 80_000 if c % 3 else 0)
+
+    def _do_border_dir(self, a: int, b: int, c: int) -> None:
+        """A directory over the border, with a file of it that is open."""
+        name = self._sub(a)
+        one, other = (name, name + LOCAL) if c % 2 else (name + LOCAL, name)
+        if b % 2:
+            with contextlib.suppress(FileNotFoundError):
+                os.link(one + b"/in", one + b"/second")
+        file = os.open(one + b"/in", os.O_RDWR)
+        self.handles.append(file)
+        os.rename(one, other)
+        os.pwrite(file, _content(c, 1 + c % 500), 0)
+
+    def _do_map_keep(self, a: int, b: int, c: int) -> None:
+        """Memory that stays mapped."""
+        with self._opened(self._any(a), os.O_RDWR) as file:
+            if len(self.maps) > 3:
+                self.maps.pop(b % len(self.maps)).close()
+            self.maps.append(mmap.mmap(file, os.fstat(file).st_size))
+
+    def _do_map_write(self, a: int, b: int, c: int) -> None:
+        if not self.maps:
+            raise OSError(errno.EBADF, "nothing is mapped")
+        view = self.maps[a % len(self.maps)]
+        self._mark(view, b % max(1, len(view) - 60), _content(c, min(len(view), 20)))
+        if c % 2:
+            view.flush()
+
     def _do_open_sync(self, a: int, b: int, c: int) -> None:
         os.fsync(self._handle(a))
 
@@ -272,7 +332,17 @@ class Application:
 
 
 KINDS: Final = tuple(sorted(name[4:] for name in dir(Application) if name.startswith("_do_")))
-_WEIGHTS: Final = {"make": 5, "silent": 5, "link": 3, "relink": 3, "rename": 3, "replace": 3, "unlink": 2, "write": 3}
+_WEIGHTS: Final = {
+    "make": 5,
+    "silent": 5,
+    "link": 3,
+    "relink": 3,
+    "rename": 3,
+    "replace": 3,
+    "border": 2,
+    "unlink": 2,
+    "write": 3,
+}
 
 
 def changes(rnd: random.Random, count: int) -> list[Change]:

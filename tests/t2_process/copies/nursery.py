@@ -63,7 +63,10 @@ def _quicker() -> None:
 def _child(order: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    out = os.open(order["out"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o660)
+    try:
+        out = os.open(order["out"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o660)
+    except OSError:
+        os._exit(1)  # the power of this server has failed meanwhile
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, out), (2, out)):
         os.dup2(source, target)

@@ -12,12 +12,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from safekit.bus.endpoint import BusError, Request
 from safekit.model.types import Replicated, Rfs
+from safekit.rfs.exclusions import Exclusions
 from tests.t2_process.copies.changes import ENDED, Application, Change
 from tests.t2_process.copies.disk import Disk, detach
 from tests.t2_process.copies.nursery import Nursery, boot_note
@@ -118,20 +120,42 @@ class Server(Node):
 class Copies(Pair):
     """Server n1 and n2. A context manager."""
 
-    def __init__(self, base: Path, nursery: Nursery, *, durable: bool = False) -> None:
+    def __init__(self, base: Path, nursery: Nursery, *, durable: bool = False, border: bool = False) -> None:
         self.memory = Path(tempfile.mkdtemp(prefix="copies.", dir="/dev/shm"))
         self.nursery = nursery
         self.application: Application | None = None
         self._load: threading.Thread | None = None
+        self._left: dict[bytes, Application] = {}  # applications that stayed behind, with what they have open
+        self._border = border
         rfs = Rfs(
-            (Replicated("/replicated"),),
+            (self._replicated(),),
             async_mode="none" if durable else "second",
             acl=True,
             ruzone_blocksize=ZONE,
             reipacketsize=ZONE,
         )
         super().__init__(base, rfs)
+        self._look_at_border()
         for server in self.nodes:
+            sync(server.base)
+
+    def _replicated(self) -> Replicated:
+        if not self._border:
+            return Replicated("/replicated")
+        return Replicated("/replicated", notreplicated_paths=("t3/d2",), notreplicated_regex=(".*\\.tmp",))
+
+    def _look_at_border(self) -> None:
+        item = self.rfs.replicated[0]
+        exclusions = Exclusions(item.notreplicated_paths, item.notreplicated_regex)
+        self.local: Callable[[bytes], bool] | None = exclusions.match if exclusions.any else None
+
+    def move_border(self) -> None:
+        """Everything is replicated from now on, or not any more; both servers are stopped."""
+        self._border = not self._border
+        self.configure(replace(self.rfs, replicated=(self._replicated(),)))
+        self._look_at_border()
+        for server in self.servers:
+            (server.var / "modules/AM/rfs/full_required").touch()  # as `config` does
             sync(server.base)
 
     def node(self, name: str, base: Path, address: str) -> Node:
@@ -150,6 +174,7 @@ class Copies(Pair):
                 server.kill_all()
             detach(server.dir)
         self.ended()
+        self.forgotten()
         for server in self.servers:
             for endpoint in server.endpoints:
                 self.run(endpoint.close())
@@ -165,7 +190,7 @@ class Copies(Pair):
         self.settled()
         if self.application is None or self.application.base != os.fsencode(server.dir):
             self.ended()
-            self.application = Application(server.dir)
+            self.application = self._left.pop(os.fsencode(server.dir), None) or Application(server.dir)
         application = self.application
 
         def run() -> None:
@@ -189,6 +214,19 @@ class Copies(Pair):
         if self.application is not None:
             self.application.close()
             self.application = None
+
+    def left_behind(self) -> None:
+        """The application is not stopped, although its server is about to be secondary: it goes on when that is primary
+        again, with the files that it has open."""
+        self.settled()
+        if self.application is not None:
+            self._left[self.application.base] = self.application
+            self.application = None
+
+    def forgotten(self) -> None:
+        """Nobody stayed behind any more."""
+        while self._left:
+            self._left.popitem()[1].close()
 
     # --- what hearts do -------------------------------------------------------------------------------------
 
@@ -238,7 +276,7 @@ class Copies(Pair):
         deadline = time.monotonic() + timeout
         while True:
             try:
-                trees = [tree(server.backing) for server in self.servers]
+                trees = [tree(server.backing, local=self.local) for server in self.servers]
             except OSError:
                 trees = []
             if trees and trees[0] == trees[1]:
@@ -252,7 +290,7 @@ class Copies(Pair):
         """What was acknowledged. Times of the last second are no part of that."""
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return tree(server.backing, times=False)
+                return tree(server.backing, times=False, local=self.local)
 
     def kept(self, server: Server, image: Tree, what: str, timeout: float = 2.0) -> None:
         """A server that takes over has what was acknowledged. Raises Different."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from safekit.rfs.exclusions import HIDDEN
 Tree = dict[str, Any]
 
 
-def tree(base: Path, *, times: bool = True) -> Tree:
-    """Content, type, mode, owner, size, time, extended attributes, and names that belong together. Raises OSError when
-    names go while it is looked at."""
+def _all(_path: bytes) -> bool:
+    return False
+
+
+def tree(base: Path, *, times: bool = True, local: Callable[[bytes], bool] | None = None) -> Tree:
+    """Content, type, mode, owner, size, time, extended attributes, and names that belong together. `local`: what is not
+    replicated; directories then have times of their own. Raises OSError when names go while it is looked at."""
+    excluded = local or _all
     found: Tree = {}
     groups: dict[int, list[str]] = {}
     root = os.fsencode(base)
@@ -26,10 +32,10 @@ def tree(base: Path, *, times: bool = True) -> Tree:
         real = root + b"/" + path if path else root
         status = os.lstat(real)
         name = os.fsdecode(path)
-        found[name] = _entry(real, status, times=times)
+        found[name] = _entry(real, status, times=times and not (local is not None and stat.S_ISDIR(status.st_mode)))
         if stat.S_ISDIR(status.st_mode):
-            inside = (n for n in os.listdir(real) if not n.startswith(HIDDEN))
-            pending += [path + b"/" + n if path else n for n in inside]
+            inside = [path + b"/" + n if path else n for n in os.listdir(real) if not n.startswith(HIDDEN)]
+            pending += [below for below in inside if not excluded(below)]
         else:
             groups.setdefault(status.st_ino, []).append(name)
     found["links"] = sorted(sorted(names) for names in groups.values() if len(names) > 1)
