@@ -417,6 +417,8 @@ class Box:
                 )
             except OSError as error:
                 raise BoxError("journal", f"changes cannot be recorded: {error.strerror}") from None
+            for mount in self._mounts:
+                mount.forget_pages()  # before anybody may change a page of what was there before
         self.engine.become_primary(paired=paired)
         self._awaiting_since = time.monotonic()
         self._next_checkpoint = time.monotonic() + self.settings.checkpoint

@@ -164,6 +164,26 @@ _MODE_IN_ENTRY: Final = OUT.size + 40 + 60
 _MODE_IN_ATTR: Final = OUT.size + 16 + 60
 
 
+_NOTIFY_INVAL_INODE: Final = 2
+_INVAL_INODE: Final = struct.Struct("<Qqq")  # node offset length
+_NODE_IN_ENTRY: Final = struct.Struct("<Q")
+
+
+def node_of(opcode: int, reply: bytes, asked: int) -> int | None:
+    """The node of a file that was opened by a reply, which belongs to a request about `asked`; None when none was."""
+    if reply[4:8] != b"\0\0\0\0":
+        return None
+    if opcode == CREATE:
+        node: int = _NODE_IN_ENTRY.unpack_from(reply, OUT.size)[0]
+        return node
+    return asked if opcode == OPEN else None
+
+
+def invalidation(node: int) -> bytes:
+    """Tells the kernel that what it has of a node is old: pages and attributes."""
+    return OUT.pack(OUT.size + _INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE.pack(node, 0, 0)
+
+
 def adjusted(opcode: int, reply: bytes, *, caching: bool) -> bytes:
     """A reply of libfuse with the time-outs that are right. Without `caching` the kernel keeps neither names nor
     attributes. With it, a file of several names, or of none yet, has attributes that are asked for each time: the

@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -174,6 +174,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._aside_bytes = 0
         self._now = threading.local()  # .opcode of the request that libfuse works on
         self._stopping = False
+        self._open_nodes: Counter[int] = Counter()
         self._stat_type = fuse.c_stat
         self._held: list[Any] = []  # what C code points to
 
@@ -258,6 +259,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             reply = string_at(vector[0].base, vector[0].len)
             for index in range(1, count):
                 reply += string_at(vector[index].base, vector[index].len)
+            node = kernel.node_of(opcode, reply, self._now.node)
+            if node is not None:
+                with self._lock:
+                    self._open_nodes[node] += 1
             try:
                 os.write(self._fd, adjusted(opcode, reply, caching=operations.caching and not self._now.shared))
             except OSError as error:
@@ -326,6 +331,21 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 self._turn.notify_all()
             if last:
                 self.operations.ended()
+
+    def _closed(self, node: int) -> None:
+        with self._lock:
+            self._open_nodes[node] -= 1
+            if self._open_nodes[node] <= 0:
+                del self._open_nodes[node]
+
+    def forget_pages(self) -> None:
+        """The data of open files may have changed underneath: the kernel shall read it again. Waits for pages that were
+        changed, which the loop takes meanwhile."""
+        with self._lock:
+            nodes = list(self._open_nodes)
+        for node in nodes:
+            with contextlib.suppress(OSError):  # the kernel knows it no more
+                os.write(self._fd, kernel.invalidation(node))
 
     def _put_aside(self, request: memoryview) -> bool:
         """Leave a change to the relieved thread; False when that has caught up meanwhile."""
@@ -442,7 +462,9 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     request = kernel.create_request(buffer, place_holder(secrets.token_hex(8)))
                     size, opcode = len(request), kernel.CREATE
                     buffer[:size] = request
-                self._now.opcode, self._now.shared = opcode, False
+                self._now.opcode, self._now.shared, self._now.node = opcode, False, nodeid
+                if opcode == kernel.RELEASE:
+                    self._closed(nodeid)
                 if busy or relieved:
                     ops.request = (asked, nodeid)
                     ops.kill_privileges = self._kills(buffer, opcode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import mmap
 import os
 import random
 import signal
@@ -164,6 +165,33 @@ def test_swap_and_back_without_resynchronisation(make: MakePair) -> None:
         assert os.pread(handle, 1, 0) == b"1"
         os.close(handle)
     assert_equal_soon(a.backing, b.backing)
+
+
+def test_what_stays_open_over_a_swap_and_back_is_not_what_it_was(make: MakePair) -> None:
+    """Else a page of before, changed in one byte, takes back what the other primary had acknowledged."""
+    pair = make().up()
+    a, b = pair.a, pair.b
+    (a.mount / "f").write_bytes(b"." * 8192)
+
+    def swap(first: Node, second: Node) -> None:
+        first("demote")
+        second("primary", peer=first.name, paired=True)
+        first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
+
+    with open(a.mount / "f", "r+b") as handle, mmap.mmap(handle.fileno(), 8192) as memory:
+        assert memory[10:15] == b"....." == os.pread(handle.fileno(), 5, 5000)
+        swap(a, b)
+        with open(b.mount / "f", "r+b") as other:
+            os.pwrite(other.fileno(), b"newer", 10)
+            os.pwrite(other.fileno(), b"newer", 5000)
+            os.pwrite(other.fileno(), b"newest", 10)
+        swap(b, a)
+        memory[0:1] = b"x"
+        memory.flush()
+        os.pwrite(handle.fileno(), b"y", 4999)
+    assert_equal_soon(a.backing, b.backing)
+    found = (b.backing / "f").read_bytes()
+    assert (found[0:1], found[10:16], found[4999:5005]) == (b"x", b"newest", b"ynewer")
 
 
 def test_new_primary_waits_for_the_old_one(make: MakePair) -> None:
