@@ -25,7 +25,7 @@ from cli.base import (
 from cli.control import CONTROL_TIMEOUT
 from safekit.bus.requests.safeadmin.node import Shutdown
 from safekit.disk.files import write_atomic
-from safekit.disk.paths import ModulePaths, safe, safevar
+from safekit.disk.paths import ModulePaths, safe, safevar, speaks_https
 
 _SERVICES = {"web": ("on", "safewebserver"), "snmp": ("off", "safeagent")}
 _WORDS = ("on", "off", "status", *(f"{service}{verb}" for service in _SERVICES for verb in ("on", "off", "status")))
@@ -166,20 +166,21 @@ WEB_SECONDS = 15.0
 
 def _wait_for_web() -> None:
     """Until every port of httpd.conf accepts connections. Raises Failure."""
-    import re
     import socket
     import time
+
+    from safekit.model.httpd import web_ports
 
     try:
         text = (safe() / "web" / "conf" / "httpd.conf").read_text(errors="replace")
     except FileNotFoundError:
-        text = "Define httpadminport 9010"
-    ports = re.findall(r"^\s*Define\s+http(?:admin|control|monitor)port\s+(\d+)\s*$", text, re.MULTILINE)
+        text = ""
+    ports = web_ports(text, secure=speaks_https())
     deadline = time.monotonic() + WEB_SECONDS
     for port in ports:
         while True:
             try:
-                socket.create_connection(("127.0.0.1", int(port)), timeout=1).close()
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError as error:
                 if time.monotonic() > deadline:

@@ -15,12 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
-from cli.base import Failure, check_access, on_terminal, paint, show_json
+from cli.base import Failure, check_access, on_terminal, os_user, paint, show_json
 from cli.progress import INTERVAL, Live, Meter
-from safekit.disk.paths import cluster_dir, node_name, safe, safevar
+from safekit.disk.paths import cluster_dir, node_name, safevar, speaks_https
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig
 from safekit.view.words import duration
@@ -128,14 +129,6 @@ def _servers(order: Order) -> str:
         ) from None
 
 
-def _protocol() -> str:
-    """What names stand for: https where SAFE/web/conf/ssl is filled (9.1)."""
-    try:
-        return "https" if any(entry.is_file() for entry in os.scandir(safe() / "web" / "conf" / "ssl")) else "http"
-    except FileNotFoundError:
-        return "http"
-
-
 def _credentials() -> Credentials | None:
     password = os.environ.get(PASSWORD_VARIABLE)
     return Credentials(os.environ.get(USER_VARIABLE, "admin"), password) if password is not None else None
@@ -144,7 +137,7 @@ def _credentials() -> Credentials | None:
 def servers_of(text: str) -> tuple[Target, ...]:
     """The servers of a list as after -H. Raises Failure."""
     try:
-        targets = parse_targets(text, _cluster(), node_name(), _protocol())
+        targets = parse_targets(text, _cluster(), node_name(), "https" if speaks_https() else "http")
     except TargetError as error:
         raise Failure(error.text, error.next_step) from None
     if len(targets) > MAX_SERVERS:
@@ -184,7 +177,9 @@ def run_distributed(words: Sequence[str]) -> int:
 def _command_ask(words: tuple[str, ...]) -> Ask:
     seconds = PATIENT_SECONDS if _command(words) in PATIENT else SECONDS
     body = json.dumps({"arguments": list(words), "timeout": seconds}).encode()
-    return Ask("POST", "/api/v1/command", body, seconds=seconds)
+    # Who asks is signed with the request, and stands in the logs there.
+    behalf = urlencode({"on_behalf": f"{os_user()}@{node_name()}", "role": "Admin"})
+    return Ask("POST", f"/api/v1/command?{behalf}", body, seconds=seconds)
 
 
 # Asking and showing

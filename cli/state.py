@@ -7,6 +7,7 @@ import time
 import click
 
 from cli.base import Failure, command, module_option, module_paths, paint, require_admin, session
+from safekit.disk.expiry import due as certificates_due
 from safekit.view.module import ModuleView, Progress, as_data, progress_of, read_module
 from safekit.view.words import duration, moment, progress_line
 
@@ -138,7 +139,7 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
 
         node = require_admin().get("node", "")
         data = [as_data(view, progress(view), resources=verbose) for view in views]
-        click.echo(json.dumps({"node": node, "modules": data}, indent=2))
+        click.echo(json.dumps({"node": node, "modules": data, "certificates": certificates_due(now)}, indent=2))
         return 0
     if not views:
         waiting = sorted(require_admin().get("modules", {}))
@@ -163,4 +164,6 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
             _state_script(view)
     for view in views:
         click.echo(verdict_line(view, now))
+    for line in certificates_due(now):
+        click.echo(f"{paint('Warning', 'magenta')}: {line}")
     return 0

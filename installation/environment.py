@@ -30,7 +30,7 @@ CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 SPEAK_TLS = frozenset(
     """
     safekit safelab safewebserver safenotify safekairosdbd modulecheck splitbraincheck
-    safecaserv startcaserv stopcaserv initssl makeusercert getipandnames
+    safecaserv startcaserv stopcaserv initssl makeusercert getipandnames checkcert
     """.split()  # noqa: SIM905 - a table to read
 )
 PRODUCT_LIST = "product-packages"

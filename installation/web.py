@@ -12,7 +12,7 @@ from pathlib import Path
 from installation.target import SAFE, InstallError, Target, make_directory, write_file
 
 USER = "admin"
-PROGRAMS = ("htpasswd", "startcaserv", "stopcaserv", "initssl", "makeusercert", "getipandnames")
+PROGRAMS = ("htpasswd", "startcaserv", "stopcaserv", "initssl", "makeusercert", "getipandnames", "checkcert")
 PASSWORD_VARIABLE = "SAFEKIT_PASSWORD"
 LANGPACK = "jquery.lang/langpack"
 """Where the guide places the texts of the console (3.1.1), below SAFE/web/htdocs; the web service reads them there."""
@@ -64,7 +64,7 @@ def install_web(target: Target, gid: int, *, opened: bool) -> WebSetup:
 
 
 def _install_programs(target: Target, web: Path, gid: int) -> None:
-    """SAFE/web/bin (guide 11.4.4, 11.6.4), and the settings of the CA service."""
+    """SAFE/web/bin (guide 7.2.3, 11.4.4, 11.6.4), and what switches on HTTPS and the CA service."""
     delivered = target.safe / "private" / "conf"
     for name in PROGRAMS:
         program = web / "bin" / name
@@ -72,6 +72,9 @@ def _install_programs(target: Target, web: Path, gid: int) -> None:
         program.symlink_to(f"../../private/env/bin/{name}")
     write_file(web / "bin" / "openssl", (delivered / "openssl").read_text(), mode=0o755)
     default = (delivered / "httpd.caserv.conf.default").read_text()
+    # Its copy in conf/ssl switches HTTPS on (10.5.4).
+    https = (delivered / "httpd.webconsolessl.conf.default").read_text()
+    write_file(web / "conf" / "httpd.webconsolessl.conf", https, mode=0o640, gid=gid)
     for name in ("httpd.caserv.conf.default", "httpd.caserv.conf"):
         if name.endswith(".default") or not (web / "conf" / name).exists():
             write_file(web / "conf" / name, default, mode=0o640, gid=gid)

@@ -19,6 +19,7 @@ import bcrypt
 
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import node_name, safevar
+from safekit.model.httpd import Member
 from safekit.wire import proof
 from safekit.wire.certificates import Certificate, of_der
 from safekit.wire.keys import cluster_key
@@ -26,7 +27,7 @@ from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
 from safewebserver.guesses import Busy, Guesses, Turns
 from safewebserver.permissions import Role
 from safewebserver.roles import Denied, Granted, Means, Person, Presented, decide
-from safewebserver.settings import CertificateGroups, People, Settings
+from safewebserver.settings import CertificateRules, People, Settings
 
 MEMORY_SECONDS = 300.0
 MEMORY_ENTRIES = 1000
@@ -269,7 +270,7 @@ class Gate:
         where.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._journal = Journal(where / "nonces")
         self._people = People()
-        self._groups = CertificateGroups()
+        self._rules = CertificateRules()
         self._passwords = Passwords()
         self._proofs = Proofs()
         self._certificates: dict[bytes, Certificate] = {}
@@ -281,6 +282,7 @@ class Gate:
             signed, person = self._signed(asked)
         elif asked.header is not None and asked.header.startswith("Basic "):
             person = await self._with_password(asked.header, asked.address)
+        groups, gone = self._certificate_rules() if asked.certificate else ((), frozenset())
         found = decide(
             Presented(
                 port=self.settings.role_of(asked.port, secure=asked.secure),
@@ -290,7 +292,8 @@ class Gate:
                 behalf=asked.behalf,
                 person=person,
                 certificate=self._certificate(asked.certificate),
-                groups=self._groups.now() if asked.certificate else (),
+                groups=groups,
+                revoked=gone,
             )
         )
         if isinstance(found, Denied):
@@ -360,6 +363,13 @@ class Gate:
             raise Unauthorized("credentials", "the Authorization header is malformed") from None
         name, _, password = text.partition(":")
         return await self.person_of(name, password, address)
+
+    def _certificate_rules(self) -> tuple[tuple[Member, ...], frozenset[tuple[str, int]]]:
+        try:
+            return self._rules.now()
+        except (ValueError, OSError) as error:
+            text = f"no certificate is accepted: SAFE/web/conf/clca.crl cannot be used: {error}"
+            raise Unauthorized("certificate", text) from None
 
     def _certificate(self, der: bytes | None) -> Certificate | None:
         """What a certificate says; looked at once for each."""

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -15,10 +17,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from safekit.bus.endpoint import Endpoint, Request
 from safekit.process import stacks
 from safekit.process.frame import set_process_name
+from safekit.wire.tls import TlsError
+from safewebserver import certificates
 from safewebserver.api import Api
 from safewebserver.app import make_app
 from safewebserver.child import Commands
 from safewebserver.identity import Gate
+from safewebserver.listening import BACKLOG, Secure
 from safewebserver.modules import Modules
 from safewebserver.settings import SettingsError, load_settings
 
@@ -39,6 +44,16 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not isinstance(error, HttpProcessingError)
 
 
+async def _until(stopping: asyncio.Event, others: list[Coroutine[Any, Any, None]]) -> None:
+    """Until the service is told to stop; what goes on beside it ends with it, or ends it with its error."""
+    tasks = [asyncio.create_task(stopping.wait()), *(asyncio.create_task(each) for each in others)]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
 async def _serve() -> int:
     settings = load_settings()
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
@@ -54,20 +69,26 @@ async def _serve() -> int:
         app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False, keepalive_timeout=IDLE_SECONDS
     )
     await runner.setup()
+    secure = Secure(runner, settings.https)
     try:
+        if settings.secure:
+            await secure.start()
+            print(f"{NAME}: TCP port {settings.https}, HTTPS", flush=True)
         for port, role in settings.listen:
             # Without a host: IPv4 and, where the system has it, IPv6.
-            await web.TCPSite(runner, None, port, backlog=256).start()
-            print(f"{NAME}: TCP port {port}, at most the role {role.label}", flush=True)
-        if not settings.authenticated:
+            await web.TCPSite(runner, None, port, backlog=BACKLOG).start()
+            what = "health checks only" if settings.secure else f"at most the role {role.label}"
+            print(f"{NAME}: TCP port {port}, {what}", flush=True)
+        if not settings.secure and not settings.authenticated:
             print(
                 f"{NAME}: Warning: no password is asked for: whoever reaches the port commands this server. "
                 "To ask for one: uncomment `Define usefile` in SAFE/web/conf/httpd.conf; safekit webserver restart",
                 flush=True,
             )
         await commands.start()
-        await stopping.wait()
+        await _until(stopping, [certificates.watch(), *([secure.follow()] if settings.secure else [])])
     finally:
+        await secure.close()
         await runner.cleanup()
         await commands.close()
         await bus.close()
@@ -85,7 +106,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     try:
         return asyncio.run(_serve())
-    except SettingsError as error:
+    except (SettingsError, TlsError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -20,20 +20,23 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from safekit.disk.paths import node_name, safe
+from safekit.disk.paths import node_name, speaks_https
 from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.types import ClusterConfig
 from safekit.wire.keys import asking_keys
 from safekit.wire.remote import SIGNED_ANSWER, SignatureError, check_answer, seal_body, sign
 from safekit.wire.targets import Target
+from safekit.wire.tls import CHECK, TlsError, client_context, refusal_of, stamp
 from safekit.wire.webclient import CONNECT_SECONDS, IDLE_SECONDS
 from safewebserver.api import MAX_ARCHIVE, MAX_JSON, PREFIX, ApiError, body_of, caller, reply
 from safewebserver.permissions import Refusal, Role, judge
 from safewebserver.roles import BEHALF, ROLE
+from safewebserver.settings import conf_dir
 
 MAX_ANSWER = 64 << 20
 MAX_NAME = 128
 LONG_SECONDS = 86400.0
+FORMER_SECONDS = 600.0
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,15})?", re.ASCII)
 PROBE_SECONDS = 3.0
 PATIENT = ("/snapshot", "/deploy", "/archive", "cluster/apply", "/configurations")
@@ -83,18 +86,36 @@ def described_cluster() -> ClusterConfig:
         raise ApiError(409, "no_cluster", str(error), "safekit cluster config cluster.xml") from None
 
 
+async def _close_later(client: aiohttp.ClientSession) -> None:
+    """Close connections with former certificates when what is asked over them has ended."""
+    try:
+        await asyncio.sleep(FORMER_SECONDS)
+    finally:
+        await client.close()
+
+
 class Relay:
     """Asks other servers; one connection is used again and again."""
 
     def __init__(self) -> None:
         self._client: aiohttp.ClientSession | None = None
+        self._files: object = None
+        self._former: set[asyncio.Task[None]] = set()
 
     async def _session(self) -> aiohttp.ClientSession:
+        """The connections; new ones after certificates were renewed. Raises Unreachable."""
+        files = stamp(conf_dir()) if speaks_https() else None
+        if self._client is not None and files != self._files:
+            self._former.add(asyncio.create_task(_close_later(self._client)))
+            self._client = None
         if self._client is None:
-            authority = safe() / "web" / "conf" / "cacert.crt"
             context: ssl.SSLContext | bool = True
-            if authority.exists():
-                context = ssl.create_default_context(cafile=str(authority))
+            if files is not None:
+                try:
+                    context = client_context(conf_dir())
+                except TlsError as error:
+                    raise Unreachable("certificate", error.text, error.next_step) from None
+            self._files = files
             connector = aiohttp.TCPConnector(limit=0, limit_per_host=20, keepalive_timeout=30, ssl=context)
             self._client = aiohttp.ClientSession(
                 connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -103,6 +124,9 @@ class Relay:
 
     async def close(self) -> None:
         """Leave no connection."""
+        for task in self._former:
+            task.cancel()
+        await asyncio.gather(*self._former, return_exceptions=True)
         if self._client is not None:
             await self._client.close()
 
@@ -174,12 +198,19 @@ class Relay:
             raise Unreachable("connect", text, "is it up, and the port open in its firewall?") from None
         except TimeoutError:
             raise Unreachable("silent", f"{target.url} said nothing for {silent:.0f} s", web_there) from None
+        except aiohttp.ClientSSLError as error:
+            raise Unreachable("certificate", f"{target.url}: {_tls_reason(error, target.host)}", CHECK) from None
         except aiohttp.ClientConnectorError as error:
             reason = getattr(error.os_error, "strerror", None) or "no connection"
             raise Unreachable("connect", f"{target.url}: {reason}", web_there) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable("connect", f"{target.url}: {error or type(error).__name__}", web_there) from None
         return _checked(key, nonce, status, kind, bytes(data), signed)
+
+
+def _tls_reason(error: aiohttp.ClientSSLError, host: str) -> str:
+    cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
+    return refusal_of(cause, host)[0] if isinstance(cause, ssl.SSLError) else str(error)
 
 
 def _checked(key: bytes, nonce: str, status: int, kind: str, data: bytes, signed: bool) -> Reply:
@@ -260,7 +291,7 @@ class RelayApi:
         except ValueError:
             raise ApiError(400, "malformed", "this is not an address") from None
         name = ""
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        with contextlib.suppress(Unreachable, aiohttp.ClientError, OSError, TimeoutError, ValueError):
             session = await self.relay._session()
             async with asyncio.timeout(PROBE_SECONDS), session.get(url, allow_redirects=False) as response:
                 data = json.loads(await response.content.read(4096))

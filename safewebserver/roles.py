@@ -61,6 +61,8 @@ class Presented:
     certificate: Certificate | None = None
     groups: tuple[Member, ...] = ()
     """The lines of sslgroup.conf."""
+    revoked: frozenset[tuple[str, int]] = frozenset()
+    """Of clca.crl: issuer and serial number."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ def decide(what: Presented) -> Granted | Denied:
 
 
 def _known(what: Presented) -> Granted | Denied:
+    certificate = what.certificate
+    if certificate is not None and (certificate.issuer_name, certificate.serial) in what.revoked:
+        text = f"the certificate of {certificate.name or certificate.subject} was revoked (SAFE/web/conf/clca.crl)"
+        return Denied("certificate", text)
     if what.server:
         limit = certified(what.certificate, what.groups) if what.certificate is not None else None
         asker = what.behalf or Person(f"root@{what.server}", Role.ADMIN)

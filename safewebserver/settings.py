@@ -17,6 +17,8 @@ from safekit.model.httpd import (
     defines,
     port_of,
 )
+from safekit.wire.certificates import revoked
+from safekit.wire.tls import CLIENT_AUTHORITIES, REVOKED
 from safewebserver.permissions import Role
 from safewebserver.roles import parse_certificate_groups, parse_groups
 
@@ -111,21 +113,23 @@ def parse_users(text: str) -> dict[str, bytes]:
     return users
 
 
-class CertificateGroups:
-    """sslgroup.conf, read again when it changes."""
+class CertificateRules:
+    """sslgroup.conf and clca.crl, read again when they change."""
 
     def __init__(self) -> None:
         self._stamp: object = None
-        self._groups: tuple[Member, ...] = ()
+        self._now: tuple[tuple[Member, ...], frozenset[tuple[str, int]]] = ((), frozenset())
 
-    def now(self) -> tuple[Member, ...]:
-        """Its lines; none without a file. Raises OSError."""
-        path = conf_dir() / "sslgroup.conf"
-        stamp = _stamp(path)
+    def now(self) -> tuple[tuple[Member, ...], frozenset[tuple[str, int]]]:
+        """Who has which role, and which certificates are revoked; neither without its file. Raises ValueError for a
+        list that cannot be trusted, OSError."""
+        groups, lists, authorities = (conf_dir() / name for name in ("sslgroup.conf", REVOKED, CLIENT_AUTHORITIES))
+        stamp = tuple(_stamp(path) for path in (groups, lists, authorities))
         if stamp != self._stamp:
-            self._groups = parse_certificate_groups(_read(path) or "")
+            gone = revoked(lists.read_bytes(), authorities.read_bytes()) if lists.exists() else frozenset()
+            self._now = parse_certificate_groups(_read(groups) or ""), gone
             self._stamp = stamp
-        return self._groups
+        return self._now
 
 
 class People:

@@ -16,7 +16,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths, cluster_dir, safe, safevar, valid_module_name
 from safekit.model import ports
+from safekit.model.httpd import web_ports
 from safekit.model.ports import Port
 from safekit.model.snmpd import parse_settings
 from safekit.net.firewall import automatic, setting_file
@@ -51,7 +51,6 @@ addresses that the balancer has in its subnets."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-_WEB_PORT = re.compile(r"^\s*Define\s+http(?:admin|control|monitor|s)port\s+(\d{1,5})\s*$", re.MULTILINE)
 
 
 class FirewallError(Exception):
@@ -70,9 +69,7 @@ def label(what: str) -> str:
 
 def core_ports(httpd_conf: str, safeadmin: int) -> tuple[Port, ...]:
     """Ports of safeadmin and of the web service."""
-    web = {int(found) for found in _WEB_PORT.findall(httpd_conf)} | {ports.WEB_HTTPS}
-    if not httpd_conf:
-        web.add(ports.WEB_HTTP)
+    web = {*web_ports(httpd_conf), ports.WEB_HTTPS}
     return (Port("udp", safeadmin), *(Port("tcp", number) for number in sorted(web)))
 
 

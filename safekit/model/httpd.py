@@ -68,14 +68,16 @@ def port_of(define: Define, file: str = "httpd.conf") -> int:
     return int(value)
 
 
-def web_ports(text: str) -> tuple[int, ...]:
-    """Every port that the web service may listen on, whatever it speaks: those that firewalls open. Lines that are
-    wrong are left out; the service itself refuses them by name."""
+def web_ports(text: str, *, secure: bool = True) -> tuple[int, ...]:
+    """Every port that the web service listens on, with that of HTTPS when it is `secure`. Lines that are wrong are
+    left out; the service itself refuses them by name."""
     try:
         found = defines(text)
     except HttpdError:
-        return (DEFAULT_HTTP, DEFAULT_HTTPS)
-    ports = set() if HTTPS_PORT in found else {DEFAULT_HTTPS}
+        found = {}
+    ports = set() if HTTPS_PORT in found or not secure else {DEFAULT_HTTPS}
+    if not secure:
+        found.pop(HTTPS_PORT, None)
     for name in (*HTTP_PORTS, HTTPS_PORT):
         if name in found:
             try:

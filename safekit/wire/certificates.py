@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 Use = Literal["client", "server"]
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _USES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
@@ -29,6 +32,7 @@ class Certificate:
     dns: tuple[str, ...]
     addresses: tuple[str, ...]
     authority: bool
+    serial: int
     fingerprint: str
 
     @property
@@ -64,6 +68,23 @@ def of_der(data: bytes) -> Certificate:
     return _read(x509.load_der_x509_certificate(data))
 
 
+def revoked(lists: bytes, authorities: bytes) -> frozenset[tuple[str, int]]:
+    """(issuer, serial number) of every certificate of the lists, each signed by one of the authorities; all in PEM. A
+    list that is due for renewal still counts. Raises ValueError."""
+    known = {each.subject: each.public_key() for each in x509.load_pem_x509_certificates(authorities)}
+    found = set()
+    for block in _CRL.findall(lists):
+        each = x509.load_pem_x509_crl(block)
+        issuer = each.issuer.rfc4514_string()
+        key = known.get(each.issuer)
+        if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+            raise ValueError(f"the list of {issuer} is of no authority of clcacert.crt")
+        if not each.is_signature_valid(key):
+            raise ValueError(f"the list of {issuer} is not signed by it")
+        found |= {(issuer, entry.serial_number) for entry in each}
+    return frozenset(found)
+
+
 def _read(found: x509.Certificate) -> Certificate:
     dns, addresses = _alternatives(found)
     return Certificate(
@@ -78,6 +99,7 @@ def _read(found: x509.Certificate) -> Certificate:
         dns=dns,
         addresses=addresses,
         authority=_is_authority(found),
+        serial=found.serial_number,
         fingerprint=found.fingerprint(hashes.SHA256()).hex(),
     )
 

@@ -179,8 +179,12 @@ def _step(target: Target, data: dict[str, str]) -> dict[str, Any]:
 
 def _connection(target: Target) -> http.client.HTTPConnection:
     if target.protocol == "https":
-        authority = safe() / "web" / "conf" / "cacert.crt"
-        context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
+        from safekit.wire.tls import TlsError, client_context
+
+        try:
+            context = client_context(safe() / "web" / "conf")
+        except TlsError as error:
+            raise CallError("certificate", error.text, error.next_step) from None
         return http.client.HTTPSConnection(target.host, target.port, timeout=CONNECT_SECONDS, context=context)
     return http.client.HTTPConnection(target.host, target.port, timeout=CONNECT_SECONDS)
 
@@ -287,7 +291,15 @@ def _failed(target: Target, error: Exception) -> CallError:
             "is the server up, and the port open in its firewall?",
         )
     if isinstance(error, ssl.SSLError):
-        return CallError("connect", f"{target.url}: {error.reason or error}", "see guide 11.3: certificates")
+        from safekit.wire.tls import refusal_of
+
+        text, step = refusal_of(error, target.host)
+        return CallError("certificate", f"{target.url}: {text}", step)
+    own = safe() / "web" / "conf" / "admin.crt"
+    if target.protocol == "https" and isinstance(error, ConnectionResetError) and own.exists():
+        # With TLS 1.3 a client hears of the refusal of its certificate when it reads the answer, if at all.
+        step = "here: SAFE/web/bin/checkcert -t client; there the reason is in journalctl -u safewebserver"
+        return CallError("certificate", f"{target.url} closed the connection: it may refuse {own}", step)
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return CallError("connect", f"{target.url}: {reason}", web)
 

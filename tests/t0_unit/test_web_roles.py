@@ -31,7 +31,9 @@ CLIENT = "1.3.6.1.5.5.7.3.2"
 def certificate(name: str = "MARY SMITH", *units: str, issuer: str = "Company CA", uses: str = CLIENT) -> Certificate:
     names = (name,) if name else ()
     uses_ = (uses,) if uses else ()
-    return Certificate(names, units, f"CN={name}", issuer, f"CN={issuer},O=Company", 0, 9e9, uses_, (), (), False, "00")
+    return Certificate(
+        names, units, f"CN={name}", issuer, f"CN={issuer},O=Company", 0, 9e9, uses_, (), (), False, 7, "00"
+    )
 
 
 # One table decides
