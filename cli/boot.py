@@ -217,10 +217,12 @@ AGENT_SECONDS = 20.0
 
 def _agent_pid() -> int:
     """0 when it does not answer."""
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safeagent import Ping
 
     try:
-        return int(request_sync("safeagent", "ping", timeout=1.0).get("pid", 0))
+        return ask_sync("", Ping(), 1.0).pid
     except BusError:
         return 0
 

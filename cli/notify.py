@@ -103,10 +103,12 @@ def _test(as_json: bool) -> int:
 
 
 def _running() -> bool:
-    from safekit.bus.message import BusError, request_sync
+    from safekit.bus.asking import ask_sync
+    from safekit.bus.message import BusError
+    from safekit.bus.requests.safenotify import Ping
 
     try:
-        return bool(request_sync("safenotify", "ping", timeout=0.5).get("pid"))
+        return bool(ask_sync("", Ping(), 0.5).pid)
     except BusError:
         return False
 

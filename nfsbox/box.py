@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nfsbox.fs import switch
 from nfsbox.fs.mount import Mount, MountFailure
@@ -28,6 +28,9 @@ from nfsbox.pair.secondary import Applier
 from nfsbox.pair.server import Server
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from safekit.bus.asking import Ask, Done
+from safekit.bus.requests import nfsadmin
+from safekit.bus.requests import nfsbox as asked
 from safekit.disk.files import reserve, sync_directory, write_atomic
 from safekit.model.types import Rfs
 from safekit.process import holders
@@ -100,14 +103,14 @@ def settings_of(rfs: Rfs) -> Settings:
 
 
 class Box:
-    """One per process. `notify(what, fields)` tells nfsadmin; `pair(peer, server)` asks it to record the pair durably
+    """One per process. `notify` tells nfsadmin; `pair(peer, server)` asks it to record the pair durably
     and returns the state to write, or raises BoxError."""
 
     def __init__(
         self,
         place: Place,
         rfs: Rfs,
-        notify: Callable[[str, Fields], None],
+        notify: Callable[[Ask[Done]], None],
         pair: Callable[[str, int, int], Fields],
     ) -> None:
         self.place = place
@@ -186,7 +189,7 @@ class Box:
 
     # --- prepare and release --------------------------------------------------------------------------------
 
-    def prepare(self, *, degraded: bool = False) -> Fields:
+    def prepare(self, *, degraded: bool = False) -> asked.Prepared:
         """Mount read-only. Raises BoxError: tocheck, mount, held, root, listen."""
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
@@ -218,12 +221,8 @@ class Box:
             self._note_places(known)
             self.prepared = True
         files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
-        return {
-            "state": self.state(),
-            "journal": self._journal(),
-            "dirty": files + directories,
-            "roots": [os.fsdecode(root.mount) for root in self.roots],
-        }
+        roots = tuple(os.fsdecode(root.mount) for root in self.roots)
+        return asked.Prepared(self.state(), self._journal(), files + directories, roots)
 
     def _close_to_others(self) -> None:
         for root in self.roots:
@@ -295,7 +294,7 @@ class Box:
             os.close(self._owned)
             self._owned = -1
 
-    def _journal(self) -> str:
+    def _journal(self) -> Literal["clean", "crash", "none", "bad"]:
         if not self._loaded.present:
             return "none"
         if not self._loaded.reliable:
@@ -395,21 +394,22 @@ class Box:
         if not self.prepared:
             raise BoxError("not_prepared", "the replicated directories are not mounted: prepare first")
 
-    def primary(self, *, peer: str = "", paired: bool = False, state: Fields | None = None) -> None:
+    def primary(self, ask: asked.Primary) -> None:
         """Writable. With `paired`, the peer was handed over to and comes back with its token."""
         self._require()
+        paired = ask.paired
         if paired and self.engine.role is Role.PRIMARY:
             return  # the hand-over did not come about: the stream, or what is held for it, is as it was
         if paired and self._token is None:
             raise BoxError("not_paired", "there was no hand-over: start as primary without a peer")
         self._end_applier()
-        self._save(state)
+        self._save(ask.state)
         if not paired:
             self._token = None
             if self.engine.role is Role.PRIMARY and (self.engine.stream is not None or self.engine.awaiting):
                 self._alone_engine()
                 return
-        self._peer = peer
+        self._peer = ask.peer
         if self.engine.role is not Role.PRIMARY:
             try:
                 self._tracker.start(
@@ -423,29 +423,20 @@ class Box:
         self._awaiting_since = time.monotonic()
         self._next_checkpoint = time.monotonic() + self.settings.checkpoint
 
-    def secondary(
-        self,
-        peer: str,
-        address: str,
-        port: int,
-        *,
-        source: str | None,
-        paired: bool,
-        state: Fields | None,
-        attempt: str = "",
-    ) -> Fields:
-        """Read-only; connect to the primary. `attempt` is kept for a nfsadmin that is restarted. Raises BoxError:
+    def secondary(self, ask: asked.Secondary) -> asked.Connected:
+        """Read-only; connect to the primary. The attempt is kept for a nfsadmin that is restarted. Raises BoxError:
         connect, refused."""
         self._require()
+        paired = ask.paired
         self._end_applier()
         self._to_readonly(Role.SECONDARY, keep_journal=not paired)
-        self._peer, self._address, self._port, self._attempt = peer, address, port, attempt
+        self._peer, self._address, self._port, self._attempt = ask.peer, ask.address, ask.port, ask.attempt
         hello: Fields = {"node": self.place.node, "paired": paired, "exchanges": True}
         if paired:
             hello["token"] = self._token or b""
         try:
             channel, answer = connect(
-                (address, port), self.place.module, Kind.STREAM, self.place.keys(), hello, source=source
+                (ask.address, ask.port), self.place.module, Kind.STREAM, self.place.keys(), hello, source=ask.source
             )
         except WireRefused as error:
             raise BoxError("refused", _text(error)) from None
@@ -464,15 +455,15 @@ class Box:
         )
         self._started = paired
         if paired:
-            self._save(state)
+            self._save(ask.state)
             self._token = None
             self._forget_journal()
             self._applier.start()
-            self._notify("session_open", {"peer": peer, "paired": True, "role": "secondary"})
-        elif state is not None:
+            self._notify(nfsadmin.SessionOpen(ask.peer, True, "secondary"))
+        elif ask.state is not None:
             # An interrupted reintegration left the mark already; the stream waits for the new verdict all the same.
-            write_atomic(self._state_file, generations.encode(generations.from_fields(state)))
-        return {"session": self._session, "durable": self._applier.durable}
+            write_atomic(self._state_file, generations.encode(generations.from_fields(ask.state)))
+        return asked.Connected(self._session, self._applier.durable)
 
     def _begin_stream(self) -> None:
         """The mark `inconsistent` is durable: take the stream."""
@@ -485,7 +476,7 @@ class Box:
             raise BoxError("connect", _text(error)) from None
         self._started = True
         applier.start()
-        self._notify("session_open", {"peer": self._peer, "paired": False, "role": "secondary"})
+        self._notify(nfsadmin.SessionOpen(self._peer, False, "secondary"))
 
     def standby(self, *, state: Fields | None) -> None:
         """Read-only without a peer."""
@@ -508,7 +499,7 @@ class Box:
         self._require()
         if self.engine.role is not Role.PRIMARY:
             # A secondary that takes over, or a server of which the peer went away before the pair stood.
-            self.primary(paired=False, state=state)
+            self.primary(asked.Primary(state=state))
             return 0
         self._save(state)
         self._token = None
@@ -520,19 +511,18 @@ class Box:
         except OSError as error:
             raise BoxError("journal", f"changes cannot be recorded: {error.strerror}: nothing is released") from None
 
-    def demote(self, timeout: float) -> Fields:
+    def demote(self, within: float) -> None:
         """Read-only, all acknowledged, on both disks. Raises BoxError: not_paired, timeout."""
         self._require()
         token = secrets.token_bytes(16)
         try:
-            if not self.engine.demote(timeout, token):
+            if not self.engine.demote(within, token):
                 raise BoxError("not_paired", "there is no up to date secondary to hand over to")
         except Refused as error:
             raise BoxError("timeout", f"the secondary did not follow: {error}") from None
         self.engine.sync_backing()
         self._tracker.stop(clean=True)
         self._token = token
-        return {"token": token}
 
     # --- the stream of a secondary --------------------------------------------------------------------------
 
@@ -564,7 +554,7 @@ class Box:
             self._token = token
             return  # handed over: the next role comes from heart
         if applier is not None:
-            self._notify("session_lost", {"reason": reason, "role": "secondary", "peer": self._peer})
+            self._notify(nfsadmin.SessionLost(reason, self._peer, "secondary"))
 
     # --- called by the server's threads ----------------------------------------------------------------------
 
@@ -572,7 +562,7 @@ class Box:
         self._peer = stream.peer
         if paired:
             self._token = None
-        self._notify("session_open", {"peer": stream.peer, "paired": paired, "role": "primary"})
+        self._notify(nfsadmin.SessionOpen(stream.peer, paired, "primary"))
 
     def _pair(self, peer: str, server: int) -> Fields | None:
         stream = self.engine.stream
@@ -603,7 +593,7 @@ class Box:
         shown = tuple(max(0, (new - old) // spread // 1024) for old, new in zip(first, last, strict=True))
         if shown != self._shown:
             self._shown = (shown[0], shown[1])
-            self._notify("rfs_bandwidth", {"replication": shown[0], "reintegration": shown[1]})
+            self._notify(nfsadmin.Bandwidth(replication=shown[0], reintegration=shown[1]))
         with contextlib.suppress(OSError):  # it has told that; whoever changes something is refused meanwhile
             self._tracker.watch_clock()
         engine.flush_times()
@@ -621,11 +611,9 @@ class Box:
 
     # --- status ----------------------------------------------------------------------------------------------
 
-    def configure(self, rfs: Mapping[str, Any], listen: str | None = None) -> None:
+    def configure(self, durable: bool, listen: str | None = None) -> None:
         """Dynamic attributes, and where this server listens now. Raises BoxError."""
-        mode = rfs.get("async")
-        if mode in ("second", "none"):
-            self.settings.durable = mode == "none"
+        self.settings.durable = durable
         if listen is None or self.place.listen is None:
             return
         self.place = replace(self.place, listen=(listen, self.place.listen[1]))
@@ -648,8 +636,8 @@ class Box:
             "reintegration_total": progress.get("bytes_total", 0),
         }
 
-    def status(self) -> Fields:
-        """See control.py. Never waits."""
+    def status(self) -> asked.Status:
+        """Never waits."""
         engine = self.engine
         stream = engine.stream
         session = "none"
@@ -660,27 +648,27 @@ class Box:
         elif engine.awaiting:
             session = "awaited"
         files, directories = self._tracker.counts() if self._tracker.active else (0, 0)
-        return {
-            "role": engine.role.value if self.prepared else "none",
-            "degraded": self.degraded,
-            "peer": self._peer,
-            "address": self._address,
-            "port": self._port,
-            "session": session,
-            "attempt": self._attempt,
-            "durable": self.settings.durable,
-            "session_id": stream.identity if stream is not None else self._session,
-            "held": engine.held,
-            "pending": stream.pending if stream is not None else 0,
-            "revisit": len(engine.revisit.entries),
-            "dirty_files": files,
-            "dirty_dirs": directories,
-            "replication_kbs": self._shown[0],
-            "reintegration_kbs": self._shown[1],
-            "bytes_sent": stream.channel.bytes_sent if stream is not None else 0,
-            "frames_sent": stream.channel.sent if stream is not None else 0,
-            "applied": self._applier.applied if self._applier is not None else 0,
-            "mounts": [os.fsdecode(mount.path) for mount in self._mounts if mount.alive],
-            "journal_reliable": self._tracker.reliable,
-            "progress": self._server.progress if self._server is not None else {},
-        }
+        return asked.Status(
+            role=engine.role.value if self.prepared else "none",
+            degraded=self.degraded,
+            peer=self._peer,
+            address=self._address,
+            port=self._port,
+            session=session,
+            attempt=self._attempt,
+            durable=self.settings.durable,
+            session_id=stream.identity if stream is not None else self._session,
+            held=engine.held,
+            pending=stream.pending if stream is not None else 0,
+            revisit=len(engine.revisit.entries),
+            dirty_files=files,
+            dirty_dirs=directories,
+            replication_kbs=self._shown[0],
+            reintegration_kbs=self._shown[1],
+            bytes_sent=stream.channel.bytes_sent if stream is not None else 0,
+            frames_sent=stream.channel.sent if stream is not None else 0,
+            applied=self._applier.applied if self._applier is not None else 0,
+            mounts=tuple(os.fsdecode(mount.path) for mount in self._mounts if mount.alive),
+            journal_reliable=self._tracker.reliable,
+            progress=self._server.progress if self._server is not None else {},
+        )

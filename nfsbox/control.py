@@ -1,46 +1,7 @@
-"""What nfsbox offers to nfsadmin (bus) and to reintegre (TCP). The two lists are the contract.
+"""What nfsbox offers to nfsadmin (bus) and to reintegre (TCP).
 
-**Bus, target "AM/nfsbox"** (requests of nfsadmin; the reply comes when it is done; durable means fsynced).
-`state` is an optional map that is written durably to SAFEVAR/modules/AM/rfs/state before the operation has any
-effect; nfsadmin computes it with safekit.rfs.generations, nfsbox only keeps it.
-
-====================  ==============================================================================================
-prepare               (degraded=False) repair what a crash left, check `tocheck`, replace the links by mounts,
-                      role standby (read-only). -> {state: map|None, journal: "clean"|"crash"|"none"|"bad",
-                      dirty: count, roots: [dir]}. Errors: tocheck, mount, root, held: by whom, and what ends that
-primary               (peer=None, paired=False, state=None) writable. paired=True: the peer was up to date at the
-                      hand-over and comes back with its token; writes wait for it. paired=False: changes are
-                      tracked; a secondary may connect and resynchronise. -> {}
-secondary             (peer, address, port, source=None, paired=False, state=None) read-only; connects to the peer's
-                      nfsbox. -> {session: id, durable: it acknowledges nothing before it is on disk} once it has
-                      accepted. Errors: connect, refused
-standby               (state=None) read-only, stream closed. -> {}
-alone                 (state=None) the peer is gone: durable record first, then waiting writes go on. -> {held: n}
-demote                (timeout=60) read-only, every write acknowledged, both sides on disk. -> {token: bytes|None}
-                      Error: not_paired, timeout (the role is then primary again)
-cut                   the peer is given up: a demote, standby or release that waits for it ends now. -> {}
-release               unmount, links restored, journal closed cleanly. -> {}
-state_get             -> {state: map|None}
-state_set             (state) durable. -> {} On a secondary a state with consistent=False begins the stream: no
-                      operation is applied before the mark is on disk. consistent=True after the end of the
-                      reintegration makes this server forget what it had changed on its own.
-status                -> {role: none|standby|primary|secondary, degraded, peer, address, port, session_id, session:
-                      none|resync|paired|lost|awaited, held, pending, revisit, dirty_files, dirty_dirs, replication_kbs,
-                      reintegration_kbs, bytes_sent, frames_sent, applied, mounts: [dir], journal_reliable, progress,
-                      durable}
-configure             (rfs=map, listen) dynamic attributes changed: nbrei, reitimeout, reidetail, async; the address
-                      of this server on the replication network. -> {}
-====================  ==============================================================================================
-
-Notifications and requests of nfsbox to "AM/nfsadmin":
-
-- notify `replication_lost` (reason, since): primary with a paired peer; writes are held until `alone`.
-- notify `session_lost` (reason, role): a stream that was not paired broke (no write waits), or, on the secondary,
-  any stream broke.
-- notify `session_open` (peer, paired, role).
-- request `pair` (peer, server, session) during END; nfsadmin has heart record paired=up durably, then replies
-  {state: map}; nfsbox writes that state, forgets the tracked changes and tells the secondary.
-- notify `rfs_bandwidth` (replication, reintegration): KB/s over 3 seconds, on change, primary only.
+On the bus it serves `safekit.bus.requests.nfsbox`, and tells nfsadmin what that one has in
+`safekit.bus.requests.nfsadmin`.
 
 **TCP, the resynchronisation service of the primary** (a frame REQUEST with a msgpack map {op, ...}, answered by a
 frame REPLY {ok, ...} or {ok: False, errno, text}). Every connection serves one request at a time; open one per thread.
@@ -89,127 +50,120 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsbox.box import Box, BoxError
-from safekit.bus.endpoint import BusError, BusTimeout, Request
+from safekit.bus.asking import Ask, Done, Serve, Service
+from safekit.bus.endpoint import BusError, BusTimeout, Endpoint
+from safekit.bus.requests import nfsadmin
+from safekit.bus.requests import nfsbox as asked
 
 log = logging.getLogger("nfsbox")
-
-Fields = dict[str, Any]
 
 #: Seconds that nfsadmin may take to have the pair recorded durably.
 PAIR_TIMEOUT = 15.0
 
 
-def guarded(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
-    """A field of a request, checked. Raises BusError('bad_request')."""
-    if not isinstance(value, kind):
-        raise BusError("bad_request", f"field {name!r} is missing or of the wrong type")
-    return value
-
-
 class Control:
-    """The bus side of a box. Operations run in a thread, one at a time; `status` and states are answered at once."""
+    """The bus side of a box. Operations run in a thread, one at a time; `GetStatus` and `GetState` are answered at
+    once."""
 
-    def __init__(self, box: Box) -> None:
-        self._box = box
+    def __init__(self) -> None:
+        self._box: Box | None = None
         self._busy = asyncio.Lock()
-        self._operations: dict[str, Callable[[Fields], Fields | None]] = {
-            "prepare": lambda f: box.prepare(degraded=bool(f.get("degraded"))),
-            "primary": self._primary,
-            "secondary": self._secondary,
-            "standby": lambda f: box.standby(state=f.get("state")),
-            "alone": lambda f: {"held": box.alone(state=f.get("state"))},
-            "cut": lambda f: box.engine.cut("the secondary was given up"),
-            "demote": lambda f: box.demote(float(f.get("timeout") or 60.0)),
-            "release": lambda f: box.release(),
-            "state_set": lambda f: box.set_state(guarded("state", f.get("state"), dict)),
-            "configure": lambda f: box.configure(guarded("rfs", f.get("rfs"), dict), f.get("listen")),
-        }
 
-    async def handle(self, request: Request) -> Fields | None:
-        """Serve one request. Raises BusError."""
-        fields = request.fields
-        match request.op:
-            case "status":
-                return self._box.status()
-            case "state_get":
-                return {"state": self._box.state()}
-        operation = self._operations.get(request.op)
-        if operation is None:
-            raise BusError("unknown_op", f"nfsbox does not serve {request.op!r}")
-        if request.op in ("alone", "cut"):
-            # Not behind the lock: they must end a demotion or a release that waits for the lost peer.
-            return await self._run(operation, fields)
-        async with self._busy:
-            return await self._run(operation, fields)
+    def begin(self, box: Box) -> None:
+        """Serve this one from now on."""
+        self._box = box
 
-    @staticmethod
-    async def _run(operation: Callable[[Fields], Fields | None], fields: Fields) -> Fields | None:
-        try:
-            return await asyncio.to_thread(operation, fields)
-        except BoxError as error:
-            raise BusError(error.code, error.text) from None
-        except OSError as error:
-            raise BusError("os", error.strerror or str(error)) from None
-
-    def _primary(self, fields: Fields) -> None:
-        self._box.primary(
-            peer=str(fields.get("peer") or ""), paired=bool(fields.get("paired")), state=fields.get("state")
+    def requests(self) -> Service:
+        """What nfsbox serves."""
+        return Service(
+            asked.NFSBOX,
+            [
+                (asked.GetStatus, self._status),
+                (asked.GetState, self._state),
+                (asked.Prepare, self._operation(lambda box, ask: box.prepare(degraded=ask.degraded))),
+                (asked.Primary, self._operation(Box.primary)),
+                (asked.Secondary, self._operation(Box.secondary)),
+                (asked.Standby, self._operation(lambda box, ask: box.standby(state=ask.state))),
+                (asked.Demote, self._operation(lambda box, ask: box.demote(ask.within))),
+                (asked.Release, self._operation(lambda box, _: box.release())),
+                (asked.SetState, self._operation(lambda box, ask: box.set_state(ask.state))),
+                (asked.Configure, self._operation(lambda box, ask: box.configure(ask.durable, ask.listen))),
+                # Not behind the lock: they must end a demotion or a release that waits for the lost peer.
+                (asked.Alone, self._at_once(lambda box, ask: asked.Held(box.alone(state=ask.state)))),
+                (asked.Cut, self._at_once(lambda box, _: box.engine.cut("the secondary was given up"))),
+            ],
         )
 
-    def _secondary(self, fields: Fields) -> Fields:
-        source = fields.get("source")
-        return self._box.secondary(
-            str(fields.get("peer") or ""),
-            guarded("address", fields.get("address"), str),
-            guarded("port", fields.get("port"), int),
-            source=source if isinstance(source, str) else None,
-            paired=bool(fields.get("paired")),
-            state=fields.get("state"),
-            attempt=str(fields.get("attempt") or ""),
-        )
+    @property
+    def box(self) -> Box:
+        """Raises BusError while nfsbox is starting."""
+        if self._box is None:
+            raise BusError("starting", "nfsbox is starting")
+        return self._box
+
+    async def _status(self, _: asked.GetStatus) -> asked.Status:
+        return self.box.status()
+
+    async def _state(self, _: asked.GetState) -> asked.Kept:
+        return asked.Kept(self.box.state())
+
+    def _operation(self, operation: Callable[[Box, Any], Any]) -> Serve:
+        at_once = self._at_once(operation)
+
+        async def serve(ask: Ask[Any]) -> Any:
+            async with self._busy:
+                return await at_once(ask)
+
+        return serve
+
+    def _at_once(self, operation: Callable[[Box, Any], Any]) -> Serve:
+        async def serve(ask: Ask[Any]) -> Any:
+            try:
+                return await asyncio.to_thread(operation, self.box, ask)
+            except BoxError as error:
+                raise BusError(error.code, error.text) from None
+            except OSError as error:
+                raise BusError("os", error.strerror or str(error)) from None
+
+        return serve
 
 
 class Announcer:
     """Carries what threads of the box have to say to nfsadmin, in order, through the loop of the process."""
 
-    def __init__(self, module: str, bus: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._target = f"{module}/nfsadmin"
+    def __init__(self, module: str, bus: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self._module = module
         self._bus = bus
         self._loop = loop
-        self._queue: asyncio.Queue[tuple[str, Fields]] = asyncio.Queue()
+        self._queue: asyncio.Queue[Ask[Done]] = asyncio.Queue()
 
-    def notify(self, what: str, fields: Fields) -> None:
+    def notify(self, news: Ask[Done]) -> None:
         """From any thread; returns at once."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (what, fields))
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, news)
 
     async def run(self) -> None:
         """Deliver; a loss is repeated until nfsadmin has it, because writes wait for what it decides."""
         while True:
-            what, fields = await self._queue.get()
+            news = await self._queue.get()
             for _ in range(60):
                 try:
-                    await self._bus.request(self._target, what, 2.0, **fields)
+                    await self._bus.ask(self._module, news, 2.0)
                     break
                 except BusTimeout:
-                    if what == "rfs_bandwidth":
+                    if isinstance(news, nfsadmin.Bandwidth):
                         break
                 except BusError as error:
                     if error.code != "unknown_target":
-                        log.debug("nfsadmin refused %s: %s", what, error.text)
+                        log.debug("nfsadmin refused %s: %s", news.op, error.text)
                         break
                     await asyncio.sleep(0.5)
 
-    def pair(self, peer: str, server: int, session: int) -> Fields:
+    def pair(self, peer: str, server: int, session: int) -> nfsadmin.State:
         """END: have the pair recorded durably; the state to write. Blocks; from a thread. Raises BoxError."""
-        asked = asyncio.run_coroutine_threadsafe(
-            self._bus.request(self._target, "pair", PAIR_TIMEOUT, peer=peer, server=server, session=session),
-            self._loop,
+        asking = asyncio.run_coroutine_threadsafe(
+            self._bus.ask(self._module, nfsadmin.Pair(peer, server, session), PAIR_TIMEOUT), self._loop
         )
         try:
-            answer = asked.result(PAIR_TIMEOUT + 5)
+            return asking.result(PAIR_TIMEOUT + 5).state
         except BusError as error:
             raise BoxError("pair", f"the pair could not be recorded: {error.text}") from None
-        state = answer.get("state")
-        if not isinstance(state, dict):
-            raise BoxError("pair", "the pair could not be recorded: nfsadmin sent no state")
-        return state

@@ -11,21 +11,11 @@ from typing import NoReturn
 
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
-from safekit.bus.endpoint import BusError, Handler, Request
 from safekit.process.frame import Context, run
 from safekit.process.tasks import Beside, told
 from safekit.wire.keys import KeysNow
 
-_served: list[Control] = []
-
-
-def _handler(_context: Context) -> Handler:
-    async def handle(request: Request) -> dict[str, object] | None:
-        if not _served:
-            raise BusError("starting", "nfsbox is starting")
-        return await _served[0].handle(request)
-
-    return handle
+_control = Control()
 
 
 async def _ticks(box: Box) -> None:
@@ -60,7 +50,7 @@ async def _main(context: Context) -> int:
     except BoxError as error:
         context.log.event("internal", text=f"nfsbox: {error.text}")
         return 2
-    _served.append(Control(box))
+    _control.begin(box)
     beside = Beside(lambda error: context.log.event("internal", text=f"nfsbox: {told(error)}"))
     beside.start(announcer.run())
     beside.start(_ticks(box))
@@ -78,7 +68,7 @@ async def _main(context: Context) -> int:
 
 def main() -> NoReturn:
     """Entry point."""
-    run("nfsbox", _main, handler=_handler)
+    run("nfsbox", _main, handler=lambda _: _control.requests().handle)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from reintegre.client import Address, Connection
 from reintegre.copier import Stopped
 from reintegre.local import LocalTree
 from reintegre.plan import Trust
-from reintegre.primary import Primary, ProtocolFault, Service
+from reintegre.primary import Primary, ProtocolFault
+from reintegre.primary import Service as Source
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
-from safekit.bus import asking
+from safekit.bus.asking import Answer, Ask, Service
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsadmin, nfsbox
 from safekit.bus.requests.reintegre import REINTEGRE, Reconfigure
 from safekit.model.types import Rfs
 from safekit.process.frame import Context, run
@@ -61,31 +63,24 @@ class Run:
         ]
         self._address: Address | None = None
 
-    def connect(self) -> Service:
+    def connect(self) -> Source:
         """One more connection to the primary."""
         assert self._address is not None
         return Connection(self._address, self.rfs.reitimeout)
 
-    async def ask(self, op: str, timeout: float = 60.0, **fields: Any) -> dict[str, Any]:
-        """A request to our nfsadmin. Raises BusError."""
-        return await self.context.bus.request(f"{self.context.module}/nfsadmin", op, timeout, **fields)
+    async def ask(self, ask: Ask[Answer], timeout: float = 60.0) -> Answer:
+        """A request to our nfsadmin or nfsbox. Raises BusError."""
+        return await self.context.bus.ask(self.context.module, ask, timeout)
 
     async def main(self) -> None:
         """All of it. Raises BusError, OSError, ProtocolFault, Stopped."""
-        status = await self.context.bus.request(f"{self.context.module}/nfsbox", "status", 10.0)
-        self._address = self._primary_address(status)
+        self._address = self._primary_address(await self.ask(nfsbox.GetStatus(), 10.0))
         control = Primary(await asyncio.to_thread(self.connect))
         info = await asyncio.to_thread(control.info)
-        await self._keep_what_is_overwritten(await self.ask("rei_verdict", source=info["state"]))
-        answer = await self.ask("rei_begin", source=info["state"], pid=os.getpid())
-        verdict = Verdict(
-            Kind(answer["kind"]),
-            answer["rule"],
-            answer["sentence"],
-            float(answer["newer_than"]),
-            bool(answer["overwrites"]),
-        )
-        trust = Trust(verdict, int(answer["source_idle"]), int(answer["target_idle"]))
+        await self._keep_what_is_overwritten(await self.ask(nfsadmin.FindVerdict(info["state"])))
+        answer = await self.ask(nfsadmin.Begin(info["state"], os.getpid()))
+        verdict = Verdict(Kind(answer.kind), answer.rule, answer.sentence, answer.newer_than, answer.overwrites)
+        trust = Trust(verdict, answer.source_idle, answer.target_idle)
         records = await asyncio.to_thread(self._records, control, verdict)
         zone = int(info["zone_size"])
         packet = min(self.rfs.reipacketsize, int(info.get("packet") or self.rfs.reipacketsize), zone)
@@ -93,14 +88,14 @@ class Run:
         control.close()
         shown = asyncio.create_task(self._show())
         try:
-            state = await asyncio.to_thread(self.session.run, int(answer["server"]))
+            state = await asyncio.to_thread(self.session.run, answer.server)
         finally:
             shown.cancel()
-        await self.ask("rei_end", source=state if state is not None else info["state"])
+        await self.ask(nfsadmin.End(state if state is not None else info["state"]))
 
-    async def _keep_what_is_overwritten(self, verdict: dict[str, Any]) -> None:
+    async def _keep_what_is_overwritten(self, verdict: nfsadmin.Verdict) -> None:
         """Before nfsbox takes the first change of the primary: afterwards it may be gone."""
-        if not verdict["overwrites"]:
+        if not verdict.overwrites:
             return
         log, paths = self.context.log, self.context.paths
         try:
@@ -119,7 +114,7 @@ class Run:
                 id=kept.id,
             )
 
-    def _quarantine(self, verdict: dict[str, Any]) -> quarantine.Quarantine:
+    def _quarantine(self, verdict: nfsadmin.Verdict) -> quarantine.Quarantine:
         changes = journal.load(self.context.paths.rfs).changes
         trees = [tree.data for tree in self.trees]
         items = (item[:4] for item in journal.expand(changes, trees) if not self.trees[item[0]].excluded(item[1]))
@@ -129,23 +124,23 @@ class Run:
             named,
             items,
             self.rfs.ruzone_blocksize,
-            generation=int(verdict["generation"]),
-            rule=verdict["rule"],
-            sentence=verdict["sentence"],
+            generation=verdict.generation,
+            rule=verdict.rule,
+            sentence=verdict.sentence,
         )
 
-    def _primary_address(self, status: dict[str, Any]) -> Address:
-        peer = status.get("peer") or self.context.config.peer(self.context.cluster, self.context.node)
-        host = status.get("address") or self.context.cluster.address(self.rfs.flow, str(peer))
+    def _primary_address(self, status: nfsbox.Status) -> Address:
+        peer = status.peer or self.context.config.peer(self.context.cluster, self.context.node)
+        host = status.address or (self.context.cluster.address(self.rfs.flow, peer) if peer else None)
         if not host:
             raise BusError("peer", f"{peer} has no address on the network of the replication flow")
         return Address(
-            str(host),
-            int(status.get("port") or self.rfs.port),
+            host,
+            status.port or self.rfs.port,
             self.context.cluster.bind_address(self.rfs.flow, self.context.node),
             self.context.module,
             self.context.node,
-            int(status.get("session_id") or 0),
+            status.session_id,
         )
 
     def _records(self, control: Primary, verdict: Verdict) -> Records:
@@ -197,7 +192,7 @@ class Run:
             while True:
                 assert self.session is not None
                 fields = self.session.meter.progress().fields()
-                self.context.bus.notify(f"{self.context.module}/nfsadmin", "rei_progress", **fields)
+                self.context.bus.tell(self.context.module, nfsadmin.Progress(**fields))
                 await asyncio.to_thread(reporting.progress, fields)
                 await asyncio.sleep(PROGRESS_S)
         except OSError:
@@ -237,7 +232,7 @@ async def serve(context: Context) -> int:
     told = error.strerror if isinstance(error, OSError) else ""
     reason = error.text if isinstance(error, BusError) else told or str(error)
     with contextlib.suppress(BusError):
-        await job.ask("rei_failed", 5.0, reason=reason)
+        await job.ask(nfsadmin.Failed(reason), 5.0)
     return 1
 
 
@@ -247,7 +242,7 @@ def reload_on_order(context: Context) -> Callable[..., Any]:
     async def reconfigure(_: Reconfigure) -> None:
         context.reload()
 
-    return asking.Service(REINTEGRE, [(Reconfigure, reconfigure)]).handle
+    return Service(REINTEGRE, [(Reconfigure, reconfigure)]).handle
 
 
 def main() -> None:

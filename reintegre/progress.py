@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 WINDOW_S = 3.0
 
@@ -26,7 +27,7 @@ class Progress:
     left: float | None
     seconds: float
 
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """For the bus and the wire."""
         return asdict(self)
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+from typing import Any
 
 from safeadmin.processes import SUPERVISORD, Kind, end_processes, find, product, with_descendants
 from safekit import syscalls
+from safekit.bus.asking import Ask
 from safekit.bus.endpoint import Endpoint
 from safekit.bus.message import BusError
+from safekit.bus.requests import nfsadmin, vipd
 from safekit.disk.files import locked
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import ResourceWriter, load
@@ -33,10 +36,8 @@ STOPS, OTHERS = ("stop_",), ("custom.", "handler.")
 """Runs of which even what detached itself is ended. That of a start script is for the stop scripts."""
 MAX_LAYERS = 8
 _LAST = ("circlog",)
-_ORDERLY: tuple[tuple[str, str, float, dict[str, bool]], ...] = (
-    ("vipd", "vip_unset", 3.0, {}),
-    ("nfsadmin", "release", 5.0, {"force": True}),
-)
+_ORDERLY: tuple[tuple[Ask[Any], float], ...] = ((vipd.Unset(), 3.0), (nfsadmin.Release(), 5.0))
+"""With the seconds that each may take."""
 
 
 async def run(
@@ -55,11 +56,11 @@ async def run(
     state = load(paths.resources).get("state.local")
     runner = ScriptRunner(paths, config.user if config is not None else User(), log)
     await _run_scripts(SCRIPTS, ["force", state.value if state else "STOP", "STOP", "stop"], runner)
-    for target, op, patience, fields in _ORDERLY:
+    for ask, patience in _ORDERLY:
         # Orderly where that still works; what fails is done below by force.
         with contextlib.suppress(BusError):
-            if any(p.name == target for p in before):
-                await bus.request(f"{module}/{target}", op, patience, **fields)
+            if any(p.name == ask.process for p in before):
+                await bus.ask(module, ask, patience)
     left = product(module, lambda name: name not in _LAST)
     stuck = await end_processes(left, patience=2.0)
     _end_detached(module, (*STOPS, *OTHERS))

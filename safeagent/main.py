@@ -19,7 +19,9 @@ from safeagent.inventory import Action, Files, Inventory, Module, Outcome, load_
 from safeagent.traps import Sender
 from safeagent.tree import Counters, Host, Tree
 from safekit import __version__
-from safekit.bus.endpoint import BusError, Endpoint, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import BusError, Endpoint
+from safekit.bus.requests.safeadmin.modules import Control, GetState
 from safekit.disk.paths import ModulePaths, node_name, safe
 from safekit.disk.watch import DirectoryWatch
 from safekit.log import commands
@@ -54,10 +56,6 @@ def load_settings() -> AgentSettings:
             return parse_settings(handle.read(MAX_FILE), str(path))
     except FileNotFoundError:
         return parse_settings("")
-
-
-async def _ping(request: Request) -> dict[str, object] | None:
-    return {"pid": os.getpid()} if request.op == "ping" else None
 
 
 class Watcher:
@@ -101,7 +99,7 @@ class Watcher:
     async def _ask_admin(self) -> None:
         known: dict[str, Any] = {}
         with contextlib.suppress(BusError):
-            answer = await self._bus.request("safeadmin", "state", timeout=1.0)
+            answer = await self._bus.ask("", GetState(), timeout=1.0)
             known = answer.get("modules", {})
             for name, peer in answer.get("cluster", {}).items():
                 known.get(name, {})["cluster"] = peer
@@ -129,9 +127,7 @@ class Watcher:
         entry = commands.started(f"{word} -m {module.name} -u {who}")
         code = 1
         try:
-            await self._bus.request(
-                "safeadmin", "control", timeout=CONTROL_SECONDS, module=module.name, action=word, who=who
-            )
+            await self._bus.ask("", Control(module.name, word, who), timeout=CONTROL_SECONDS)
             code = 0
             self._set(module, Outcome.RUNNING, f"{word}: accepted")
         except BusError as error:
@@ -201,7 +197,7 @@ async def _serve() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     stacks.write_on_signal(loop)
-    bus = await Endpoint.open(NAME, _ping)
+    bus = await Endpoint.open(NAME, Service(NAME, ()).handle)
     try:
         numbers = load_numbers()
     except (OSError, ValueError, AttributeError) as error:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safekit.bus.endpoint import BusError, Endpoint, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import BusError, Endpoint
 from safekit.configuration import list_modules
 from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
@@ -185,17 +186,13 @@ class Notifier:
                         queue.write(later)
 
 
-async def _ping(request: Request) -> dict[str, object] | None:
-    return {"pid": os.getpid()} if request.op == "ping" else None
-
-
 async def _serve() -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     stacks.write_on_signal(loop)
-    bus = await Endpoint.open(NAME, _ping)
+    bus = await Endpoint.open(NAME, Service(NAME, ()).handle)
     notifier = Notifier()
     notifier.refresh()
     print(f"{NAME}: tells by {', '.join(notifier.settings.channels) or 'nothing: see notify.conf'}", flush=True)

@@ -14,7 +14,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from safekit.bus.endpoint import Endpoint, Request
+from safekit.bus.asking import Service
+from safekit.bus.endpoint import Endpoint
 from safekit.process import stacks
 from safekit.process.frame import set_process_name
 from safekit.wire.tls import TlsError
@@ -32,10 +33,6 @@ CLOSE_SECONDS = 2.0
 IDLE_SECONDS = 20.0
 """A connection without a whole request: it holds a descriptor, and may be somebody who wants all of them."""
 DESCRIPTORS = 65536
-
-
-async def _ping(request: Request) -> dict[str, object] | None:
-    return {"pid": os.getpid()} if request.op == "ping" else None
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
@@ -62,7 +59,7 @@ async def _serve() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     stacks.write_on_signal(loop)
-    bus = await Endpoint.open(NAME, _ping)
+    bus = await Endpoint.open(NAME, Service(NAME, ()).handle)
     commands = Commands()
     app = make_app(Gate(settings), Api(Modules(bus), commands), bus)
     runner = web.AppRunner(

@@ -13,7 +13,9 @@ from typing import Any
 from aiohttp import web
 from lxml import etree
 
+from safekit.bus.asking import Ask, Document
 from safekit.bus.endpoint import BusError, Endpoint
+from safekit.bus.requests import nfsadmin, vipd
 from safekit.configuration import ConfigureError, active_stamp, current_signature, module_id
 from safekit.disk.archive import ArchiveError, unpack
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name, safe, valid_module_name
@@ -178,21 +180,20 @@ class Readings:
     async def replication(self, request: web.Request) -> web.StreamResponse:
         """What nfsadmin says of the replicated directories."""
         need(request, Role.MONITOR)
-        return reply(request, await self._ask(paths_of(request.match_info["module"]), "nfsadmin"))
+        return reply(request, await self._ask(paths_of(request.match_info["module"]), nfsadmin.GetStatus()))
 
     async def farm(self, request: web.Request) -> web.StreamResponse:
         """What vipd says of the sharing of the load."""
         need(request, Role.MONITOR)
-        return reply(request, await self._ask(paths_of(request.match_info["module"]), "vipd"))
+        return reply(request, await self._ask(paths_of(request.match_info["module"]), vipd.GetStatus()))
 
-    async def _ask(self, paths: ModulePaths, process: str) -> Row:
+    async def _ask(self, paths: ModulePaths, ask: Ask[Document]) -> Row:
         answer: Row = {}
         live = False
         if self._bus is not None:
             with contextlib.suppress(BusError):
-                answer = await self._bus.request(f"{paths.module}/{process}", "status", timeout=2.0)
+                answer = await self._bus.ask(paths.module, ask, timeout=2.0)
                 live = True
-        answer = {key: value for key, value in answer.items() if key not in ("ok", "re")}
         return {"node": node_name(), "live": live, "status": answer}
 
 

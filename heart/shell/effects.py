@@ -15,7 +15,7 @@ from heart.core.events import Done
 from heart.shell.processes import ModuleProcesses
 from safekit.bus.asking import Ask
 from safekit.bus.endpoint import BusError
-from safekit.bus.requests import vipd
+from safekit.bus.requests import nfsadmin, vipd
 from safekit.bus.requests.splitbraincheck import Isolated
 from safekit.process.frame import Context
 from safekit.process.scripts import ScriptRunner
@@ -42,6 +42,15 @@ _VIP: dict[str, Callable[[], Ask[Any]]] = {
     "join": vipd.Join,
     "leave": vipd.Leave,
 }
+
+_RFS: dict[str, Callable[[], Ask[Any]]] = {
+    "prepare": nfsadmin.Prepare,
+    "alone": nfsadmin.Alone,
+    "demote": nfsadmin.Demote,
+    "standby": nfsadmin.Standby,
+    "release": nfsadmin.Release,
+}
+"""Those that need to be told nothing."""
 
 
 class Effects:
@@ -111,18 +120,27 @@ class Effects:
     # -- replication and addresses
 
     async def _rfs(self, token: int, effect: Rfs) -> Done:
-        options: dict[str, Any] = dict(effect.options)
         limit = RFS_SECONDS.get(effect.operation, RFS_DEFAULT)
-        if options.get("force"):
-            limit = min(limit, FORCED_SECONDS) if effect.operation == "release" else limit
-        if effect.operation in ("secondary", "primary"):
-            options |= self._peer_fields()
+        if effect.operation == "release" and dict(effect.options).get("force"):
+            limit = min(limit, FORCED_SECONDS)
         if effect.operation == "primary" and self._context.config.vip is not None:
             # it asks the network about the addresses meanwhile
             self._context.bus.tell(self._context.module, vipd.Expect())
         await self._able(effect.operation)
-        reply = await self._context.bus.request(f"{self._context.module}/nfsadmin", effect.operation, limit, **options)
-        return Done(token, consistent=bool(reply.get("consistent", True)), unapplied=bool(reply.get("unapplied")))
+        answer = await self._context.bus.ask(self._context.module, self._asked(effect), limit)
+        if isinstance(answer, nfsadmin.Prepared):
+            return Done(token, consistent=answer.consistent, unapplied=answer.unapplied)
+        return Done(token)
+
+    def _asked(self, effect: Rfs) -> Ask[Any]:
+        options = dict(effect.options)
+        swap = bool(options.get("swap"))
+        if effect.operation == "primary":
+            return nfsadmin.Primary(swap, bool(options.get("force")), **self._peer_fields())
+        if effect.operation == "secondary":
+            full, unsure = bool(options.get("fullsync")), bool(options.get("unsure"))
+            return nfsadmin.Secondary(swap, full, unsure, str(options.get("attempt", "")), **self._peer_fields())
+        return _RFS[effect.operation]()
 
     async def _able(self, operation: str) -> None:
         """A nfsadmin that died is started before it is asked, and nobody waits for what can do nothing: without nfsbox,
@@ -140,7 +158,7 @@ class Effects:
         peer = config.peer(cluster, node)
         if config.rfs is None or peer is None:
             return {}
-        return {"peer": peer, "address": cluster.address(config.rfs.flow, peer), "port": config.rfs.port}
+        return {"peer": peer, "address": cluster.address(config.rfs.flow, peer) or "", "port": config.rfs.port}
 
     async def _vip(self, operation: str, limit: float) -> None:
         if self._context.config.vip is None:

@@ -11,7 +11,9 @@ from heart.core.events import Configured, Ordered
 from heart.core.values import Command, Role
 from heart.shell import configured
 from heart.shell.shell import Shell
+from safekit.bus.asking import Ask, Done
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsadmin, vipd
 from safekit.disk.files import write_atomic
 from safekit.model.checkers import Checker, changed_checkers
 from safekit.model.codec import to_json
@@ -89,17 +91,18 @@ class Following:
     async def _tell_others(self, other_members: bool) -> None:
         """nfsadmin and vipd follow; they read the configurations themselves."""
         context, processes = self._shell.context, self._shell.effects.processes
-        wanted = [("nfsadmin", "reconfigure")] if context.config.rfs is not None else []
-        wanted += [("vipd", "reload")] if context.config.vip is not None and not other_members else []
-        for name, operation in wanted:
-            if not await processes.runs(name):
+        wanted: list[Ask[Done]] = [nfsadmin.Reconfigure()] if context.config.rfs is not None else []
+        wanted += [vipd.Reload()] if context.config.vip is not None and not other_members else []
+        for ask in wanted:
+            if not await processes.runs(ask.process):
                 continue  # it reads them when it is started
+            complaint = (ask.process, ask.op)
             try:
-                await context.bus.request(f"{context.module}/{name}", operation, TELL_SECONDS)
+                await context.bus.ask(context.module, ask, TELL_SECONDS)
             except BusError as error:
-                self._shell.complain((name, operation), f"{name} did not take the configuration up: {error.text}")
+                self._shell.complain(complaint, f"{ask.process} did not take the configuration up: {error.text}")
             else:
-                self._shell.settle((name, operation))
+                self._shell.settle(complaint)
         if other_members and context.config.vip is not None:
             self._shell.start_task(self._renew_vipd())
 

@@ -41,7 +41,7 @@ from heart.shell.publish import History, LifeSign, Published, RunningMark
 from heart.shell.telling import PEER_FILE, Sent, Telling
 from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.bus.endpoint import BusError
-from safekit.bus.requests import errd
+from safekit.bus.requests import errd, vipd
 from safekit.bus.requests.safeadmin.node import GetOtherServer
 from safekit.bus.requests.safeadmin.processes import Ended, Respawn
 from safekit.disk.stats import forget
@@ -175,7 +175,7 @@ class Shell:
                 self.effects.abort(token)
             case Announce():
                 if self.context.config.vip is not None:
-                    self.context.bus.notify(f"{self.context.module}/vipd", "vip_announce")
+                    self.context.bus.tell(self.context.module, vipd.AnnounceAgain())
             case Marker(present):
                 if present:
                     self.scripts.trim_userlog()

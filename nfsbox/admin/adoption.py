@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from nfsbox.admin.asking import Asking, Fields
+from nfsbox.admin.asking import Asking
 from nfsbox.admin.record import read
 from nfsbox.admin.reintegration import Reintegration
 from nfsbox.admin.standing import Standing
 from safekit.bus.endpoint import BusError, BusTimeout, UnknownTarget
+from safekit.bus.requests import nfsbox
 from safekit.disk import resources
 
 #: What the state of the module says of our role, and whether the other server is equal.
@@ -21,14 +22,14 @@ async def adopt(asking: Asking, standing: Standing, reintegration: Reintegration
     try:
         while not context.stopping.is_set():
             try:
-                status = await asking.nfsbox("status", 2.0)
+                status = await asking.nfsbox(nfsbox.GetStatus(), 2.0)
             except UnknownTarget:
                 _missing(asking, standing)
                 return
             except BusTimeout as error:
                 context.log.debug(f"nfsadmin waits for the nfsbox that it finds: {error.text}")
                 continue
-            if status.get("role") not in (None, "none", "stopped"):
+            if status.role != "none":
                 await _take_up(asking, standing, reintegration, status)
             return
     except BusError as error:
@@ -45,18 +46,21 @@ def _missing(asking: Asking, standing: Standing) -> None:
         asking.ended(None)
 
 
-async def _take_up(asking: Asking, standing: Standing, reintegration: Reintegration, status: Fields) -> None:
-    standing.role = str(status["role"])
+async def _take_up(asking: Asking, standing: Standing, reintegration: Reintegration, status: nfsbox.Status) -> None:
+    standing.role = status.role
     # A state that was not written again since the start says nothing yet of a crash before it; `prepare` of what
     # is prepared changes nothing.
-    answer = await asking.nfsbox("prepare" if standing.role == "standby" else "state_get")
-    prepared = read(answer.get("state"), str(answer.get("journal", "clean")), asking.context.paths.rfs / "state")
+    found = (
+        await asking.nfsbox(nfsbox.Prepare())
+        if standing.role == "standby"
+        else nfsbox.Prepared((await asking.nfsbox(nfsbox.GetState())).state)
+    )
+    prepared = read(found.state, found.journal, asking.context.paths.rfs / "state")
     standing.state = prepared.state
-    standing.degraded = bool(status.get("degraded"))
-    session = str(status.get("session"))
+    standing.degraded, session = status.degraded, status.session
     standing.paired = session in ("paired", "handed_over")
     standing.unapplied = standing.role == "standby" and prepared.state.unapplied
-    standing.peer, asking.attempt = str(status.get("peer") or ""), str(status.get("attempt") or "")
+    standing.peer, asking.attempt = status.peer, status.attempt
     await asking.find()
     asking.context.log.debug(f"nfsadmin adopts the running nfsbox: {standing.role}, {session}")
     if standing.role == "secondary":

@@ -8,7 +8,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from nfsbox.admin.watch import Watch
+from safekit.bus.asking import Answer, Ask
 from safekit.bus.endpoint import BusError, BusTimeout, UnknownTarget
+from safekit.bus.requests import heart, nfsbox
 from safekit.process.frame import Context
 from safekit.process.tasks import Beside, told
 
@@ -21,8 +23,6 @@ LONG_S: Final = 120.0
 #: Tries to tell heart something, and seconds between two: a heart that is restarted answers well within them.
 TOLD_TRIES: Final = 30
 TOLD_S: Final = 0.5
-
-Fields = dict[str, Any]
 
 
 class Died(BusError):
@@ -43,20 +43,20 @@ class Asking:
 
     # --- nfsbox -------------------------------------------------------------------------------------------
 
-    async def nfsbox(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields:
+    async def nfsbox(self, ask: Ask[Answer], timeout: float = LONG_S) -> Answer:
         """An operation of nfsbox. Raises BusError, Died when it dies before it answers."""
         if self._watch is None:
-            return await self._request("nfsbox", op, timeout, **fields)
-        answer = await self.unless_it_dies(op, timeout, **fields)
+            return await self._ask(ask, timeout)
+        answer = await self.unless_it_dies(ask, timeout)
         if answer is None:
-            raise Died("nfsbox", f"nfsbox died before it answered {op}")
+            raise Died("nfsbox", f"nfsbox died before it answered {ask.op}")
         return answer
 
-    async def unless_it_dies(self, op: str, timeout: float = LONG_S, **fields: Any) -> Fields | None:
+    async def unless_it_dies(self, ask: Ask[Answer], timeout: float = LONG_S) -> Answer | None:
         """An operation of nfsbox; None when nfsbox dies before it answers. Raises BusError."""
         if self._watch is None:
             return None
-        asked = asyncio.ensure_future(self._request("nfsbox", op, timeout, **fields))
+        asked = asyncio.ensure_future(self._ask(ask, timeout))
         died = asyncio.ensure_future(self._died.wait())
         try:
             await asyncio.wait((asked, died), return_when=asyncio.FIRST_COMPLETED)
@@ -72,7 +72,7 @@ class Asking:
         again = time.monotonic() + AGAIN_S
         while True:
             try:
-                pid = int((await self.nfsbox("ping", 1.0))["pid"])
+                pid = (await self.nfsbox(nfsbox.Ping(), 1.0)).pid
                 if self._watch is None or self._watch.pid != pid:
                     self.unwatch()
                     self._watch = Watch(pid, self.ended)
@@ -105,34 +105,34 @@ class Asking:
 
     def tell_heart(self, kind: str, reason: str = "") -> None:
         """An event for heart, repeated until heart has it: heart may be restarting."""
-        self.spawn(self._tell_heart("event", kind=kind, reason=reason, attempt=self.attempt))
+        self.spawn(self._tell_heart(heart.Event(kind, reason, self.attempt)))
 
     def set_resource(self, name: str, value: str) -> None:
         """A resource in heart's file."""
-        self.spawn(self._tell_heart("set", resource=name, value=value, who="nfsadmin"))
+        self.spawn(self._tell_heart(heart.SetResource(name, value, "nfsadmin")))
 
     async def process(self, name: str, on: bool) -> None:
         """Have heart's supervisor start or stop one of our processes. Raises BusError."""
-        await self._request("heart", "process", 15.0, name=name, on=on)
+        await self._ask(heart.RunProcess(name, on), 15.0)
 
     async def pair(self, peer: str) -> None:
         """The end of a reintegration: heart's memory of the pair is durable when this returns. Raises BusError."""
-        await self._request("heart", "pair", 10.0, peer=peer)
+        await self._ask(heart.Pair(peer), 10.0)
 
-    async def _tell_heart(self, op: str, **fields: Any) -> None:
+    async def _tell_heart(self, ask: Ask[Any]) -> None:
         for _ in range(TOLD_TRIES):
             try:
-                await self._request("heart", op, 2.0, **fields)
+                await self._ask(ask, 2.0)
                 return
             except (BusTimeout, UnknownTarget):
                 await asyncio.sleep(TOLD_S)
             except BusError as error:
-                self.context.log.debug(f"heart refused {op} {fields}: {error.text}")
+                self.context.log.debug(f"heart refused {ask}: {error.text}")
                 return
-        self.context.log.debug(f"heart does not answer: {op} {fields} was not told")
+        self.context.log.debug(f"heart does not answer: {ask} was not told")
 
-    async def _request(self, process: str, op: str, timeout: float, **fields: Any) -> Fields:
-        return await self.context.bus.request(f"{self.context.module}/{process}", op, timeout, **fields)
+    async def _ask(self, ask: Ask[Answer], timeout: float) -> Answer:
+        return await self.context.bus.ask(self.context.module, ask, timeout)
 
     # --- beside the operations ----------------------------------------------------------------------------
 

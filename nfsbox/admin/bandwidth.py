@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from nfsbox.admin.asking import Asking
+from safekit.bus.requests import nfsadmin
 
 
 class Bandwidth:
@@ -15,10 +13,9 @@ class Bandwidth:
         self._asking = asking
         self.shown: dict[str, int] = {}
 
-    def show(self, measured: Mapping[str, Any]) -> None:
+    def show(self, measured: nfsadmin.Bandwidth) -> None:
         """Tell heart what has changed."""
-        for name in ("replication", "reintegration"):
-            value = int(measured.get(name) or 0)
+        for name, value in (("replication", measured.replication), ("reintegration", measured.reintegration)):
             if self.shown.get(name) != value:
                 self.shown[name] = value
                 self._set(name, value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from safekit.bus.endpoint import BusError, Request
+from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsadmin
 from safekit.process.frame import Context
 
 
@@ -12,28 +13,26 @@ class Flow:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def peer(self, request: Request) -> str:
+    def peer(self, asked: nfsadmin.Primary | nfsadmin.Secondary) -> str:
         """Name of the other server. Raises BusError."""
         context = self._context
-        peer = request.fields.get("peer") or context.config.peer(context.cluster, context.node)
+        peer = asked.peer or context.config.peer(context.cluster, context.node)
         if not peer:
             raise BusError("peer", "the other server of the module is not known")
-        return str(peer)
+        return peer
 
-    def address(self, request: Request, peer: str) -> str:
+    def address(self, asked: nfsadmin.Secondary, peer: str) -> str:
         """Address of the other server on the network of the flow. Raises BusError."""
         rfs = self._context.config.rfs
-        address = request.fields.get("address") or (
-            self._context.cluster.address(rfs.flow, peer) if rfs is not None else None
-        )
+        address = asked.address or (self._context.cluster.address(rfs.flow, peer) if rfs is not None else None)
         if not address:
             raise BusError("peer", f"{peer} has no address on the network of the replication flow")
-        return str(address)
+        return address
 
-    def port(self, request: Request) -> int:
+    def port(self, asked: nfsadmin.Secondary) -> int:
         """TCP port of the flow, the same on both servers."""
         rfs = self._context.config.rfs
-        return int(request.fields.get("port") or (rfs.port if rfs is not None else 0))
+        return asked.port or (rfs.port if rfs is not None else 0)
 
     def source(self) -> str | None:
         """Our own address on that network; None when any will do."""

@@ -13,7 +13,7 @@ def main() -> None:
 
     def handler(context: Context) -> Handler:
         admins.append(Admin(context, adopting=True))
-        return admins[0].handle
+        return admins[0].requests().handle
 
     async def serve(context: Context) -> None:
         await admins[0].adopt()

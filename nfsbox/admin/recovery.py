@@ -13,6 +13,7 @@ from nfsbox.admin.asking import Asking
 from nfsbox.admin.record import new_number
 from nfsbox.admin.standing import TRIES, Standing, opened
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsbox
 from safekit.rfs import generations
 
 #: Seconds that the next operation waits for a recovery.
@@ -79,12 +80,8 @@ class Recovery:
             if role == "primary":
                 state = generations.left_peer(state, new_number(), time.time())
             fields = generations.to_fields(state)
-            done = await (
-                asking.unless_it_dies("primary", paired=False, state=fields)
-                if role == "primary"
-                else asking.unless_it_dies("standby", state=fields)
-            )
-            if done is None:
+            again = nfsbox.Primary(state=fields) if role == "primary" else nfsbox.Standby(fields)
+            if await asking.unless_it_dies(again) is None:
                 continue
             standing.state = state
             if role == "primary":

@@ -13,7 +13,9 @@ from typing import Any, Final
 from nfsbox.admin.asking import Asking
 from nfsbox.admin.standing import Standing
 from nfsbox.admin.watch import Watch
-from safekit.bus.endpoint import BusError, Request
+from safekit.bus.asking import Ask, Serve, request_fields
+from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsadmin, nfsbox
 from safekit.rfs import generations
 from safekit.rfs.generations import Kind, StateError, Verdict
 
@@ -30,13 +32,13 @@ class Reintegration:
         self.verdict: Verdict | None = None
         self._watch: Watch | None = None
         self._restarts = 0
-        self._progress: dict[str, Any] = {}
+        self._progress: nfsadmin.Progress | None = None
 
     # --- from nfsadmin ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Have reintegre run. A failure is told to heart."""
-        self.active, self.verdict, self._restarts, self._progress = True, None, 0, {}
+        self.active, self.verdict, self._restarts, self._progress = True, None, 0, None
         with contextlib.suppress(BusError):
             # The one before may still be on its way out, and would be taken for the new one.
             await self._asking.process("reintegre", False)
@@ -70,38 +72,48 @@ class Reintegration:
         self._asking.spawn(self.abandon())
         self._asking.tell_heart("rfs_failed", reason)
 
-    def shown(self, box: dict[str, Any]) -> dict[str, Any] | None:
+    def shown(self, box: nfsbox.Status | None) -> dict[str, Any] | None:
         """For `status`: our own progress, on the primary what the secondary sent, None when nothing runs."""
         if self.active:
             rule = self.verdict.rule if self.verdict else ""
-            return {**self._progress, "rule": rule, "kind": self.verdict.kind.value if self.verdict else ""}
-        progress = box.get("progress")
-        return progress if progress and box.get("session") == "resync" else None
+            told = request_fields(self._progress) if self._progress is not None else {}
+            return {**told, "rule": rule, "kind": self.verdict.kind.value if self.verdict else ""}
+        return box.progress if box is not None and box.progress and box.session == "resync" else None
 
     # --- from reintegre -----------------------------------------------------------------------------------
 
-    async def handle(self, request: Request) -> dict[str, Any] | None:
+    def handlers(self) -> list[tuple[type[Ask[Any]], Serve]]:
         """Requests of the process reintegre."""
-        if not self.active:
-            raise BusError("not_wanted", "no reintegration is under way")
-        match request.op:
-            case "rei_verdict":
-                return self._found(request)[2]
-            case "rei_begin":
-                return await self._begin(request)
-            case "rei_end":
-                await self._end(request)
-            case "rei_failed":
-                self.fail(str(request.fields.get("reason", "unknown reason")))
-            case "rei_progress":
-                self._progress = {k: v for k, v in request.fields.items() if not k.startswith("_")}
-        return None
+        return [
+            (nfsadmin.FindVerdict, self._wanted(self._find_verdict)),
+            (nfsadmin.Begin, self._wanted(self._begin)),
+            (nfsadmin.End, self._wanted(self._end)),
+            (nfsadmin.Failed, self._wanted(self._failed)),
+            (nfsadmin.Progress, self._wanted(self._progressed)),
+        ]
 
-    def _found(self, request: Request) -> tuple[generations.DataState, Verdict, dict[str, Any]]:
+    def _wanted(self, serve: Serve) -> Serve:
+        async def wanted(asked: Ask[Any]) -> Any:
+            if not self.active:
+                raise BusError("not_wanted", "no reintegration is under way")
+            return await serve(asked)
+
+        return wanted
+
+    async def _find_verdict(self, asked: nfsadmin.FindVerdict) -> nfsadmin.Verdict:
+        return self._found(asked.source)[2]
+
+    async def _failed(self, asked: nfsadmin.Failed) -> None:
+        self.fail(asked.reason)
+
+    async def _progressed(self, asked: nfsadmin.Progress) -> None:
+        self._progress = asked
+
+    def _found(self, fields: nfsadmin.State) -> tuple[generations.DataState, Verdict, nfsadmin.Verdict]:
         """(state of the primary, verdict, what reintegre needs of both): nothing is changed by it. Raises BusError."""
         asking, standing = self._asking, self._standing
         try:
-            source = generations.from_fields(request.fields.get("source"))
+            source = generations.from_fields(fields)
         except StateError as error:
             raise BusError("source", f"the primary's state cannot be used: {error}") from None
         state = standing.known_state()
@@ -110,37 +122,37 @@ class Reintegration:
         found = generations.verdict(source, state, namespacepolicy=policy, unsure=standing.unsure)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
-        fields = {
-            "kind": found.kind.value,
-            "rule": found.rule,
-            "sentence": found.sentence,
-            "newer_than": found.newer_than,
-            "overwrites": found.overwrites,
-            "source_idle": source.idle_ns,
-            "target_idle": generations.unproved_since(state),
-            "server": state.server,
-            "generation": state.current,
-        }
-        return source, found, fields
+        told = nfsadmin.Verdict(
+            found.kind.value,
+            found.rule,
+            found.sentence,
+            found.newer_than,
+            found.overwrites,
+            source_idle=source.idle_ns,
+            target_idle=generations.unproved_since(state),
+            server=state.server,
+            generation=state.current,
+        )
+        return source, found, told
 
-    async def _begin(self, request: Request) -> dict[str, Any]:
+    async def _begin(self, asked: nfsadmin.Begin) -> nfsadmin.Verdict:
         asking, standing = self._asking, self._standing
-        source, found, fields = self._found(request)
+        source, found, told = self._found(asked.source)
         state = standing.known_state()
-        self._watch_process(int(request.fields.get("pid") or 0))
+        self._watch_process(asked.pid)
         marked = generations.receiving(state, found, source, time.time_ns())
-        await asking.nfsbox("state_set", state=generations.to_fields(marked))
+        await asking.nfsbox(nfsbox.SetState(generations.to_fields(marked)))
         standing.state, self.verdict = marked, found
         asking.set_resource("rfs.inconsistent", "up")
         code = "reintegration_overwrites" if found.overwrites else "reintegration_verdict"
         asking.context.log.event(code, kind=found.kind.value, rule=found.rule, sentence=found.sentence)
-        return fields
+        return told
 
-    async def _end(self, request: Request) -> None:
+    async def _end(self, asked: nfsadmin.End) -> None:
         asking, standing = self._asking, self._standing
-        source = generations.from_fields(request.fields.get("source"))
+        source = generations.from_fields(asked.source)
         state = generations.received(standing.known_state(), source, time.time(), ahead=not standing.durable)
-        await asking.nfsbox("state_set", state=generations.to_fields(state))
+        await asking.nfsbox(nfsbox.SetState(generations.to_fields(state)))
         standing.state, standing.paired = state, True
         asking.set_resource("rfs.inconsistent", "down")
         self.active = False

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from nfsbox.admin.adoption import adopt
-from nfsbox.admin.asking import Asking, Died, Fields
+from nfsbox.admin.asking import Asking, Died
 from nfsbox.admin.bandwidth import Bandwidth
 from nfsbox.admin.flow import Flow
 from nfsbox.admin.recovery import Recovery
 from nfsbox.admin.reintegration import Reintegration
 from nfsbox.admin.roles import Roles
 from nfsbox.admin.standing import TRIES, Standing
-from safekit.bus.endpoint import BusError, Request
+from safekit.bus.asking import Ask, Document, Serve, Service, answer_fields
+from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsadmin, nfsbox
 from safekit.process.frame import Context
 from safekit.rfs import generations
 
@@ -42,14 +43,14 @@ class Admin:
         self.recovery = Recovery(self.asking, self.standing)
         roles = Roles(self.asking, self.standing, self.flow, self.reintegration, self.recovery, self.bandwidth)
         self._prepare_again = roles.prepare_again
-        self._operations: dict[str, Callable[[Request], Awaitable[Fields]]] = {
-            "prepare": roles.prepare,
-            "primary": roles.primary,
-            "secondary": roles.secondary,
-            "alone": roles.alone,
-            "demote": roles.demote,
-            "standby": roles.standby,
-            "release": roles.release,
+        self._roles: dict[type[Ask[Any]], Serve] = {
+            nfsadmin.Prepare: roles.prepare,
+            nfsadmin.Primary: roles.primary,
+            nfsadmin.Secondary: roles.secondary,
+            nfsadmin.Alone: roles.alone,
+            nfsadmin.Demote: roles.demote,
+            nfsadmin.Standby: roles.standby,
+            nfsadmin.Release: roles.release,
         }
         self._lock = asyncio.Lock()
         self._leaving = False  # the operation under way may wait for the peer
@@ -66,91 +67,75 @@ class Admin:
 
     # --- the bus ------------------------------------------------------------------------------------------
 
-    async def handle(self, request: Request) -> Fields | None:
-        """Serve heart, nfsbox and reintegre."""
-        await self._adopted.wait()
-        op = request.op
-        if op in self._operations:
-            if op == "alone" and self._leaving:
-                await self._cut()
-            async with self._lock:
-                return await (self._operate(request) if op in ("release", "prepare") else self._again(request))
-        match op:
-            case "status":
-                return await self._status()
-            case "reconfigure":
-                return await self._reconfigure()
-            case "pair":
-                return await self._pair(request)
-            case "replication_lost":
-                self._replication_lost(str(request.fields.get("reason", "")))
-            case "session_lost":
-                self._session_lost(str(request.fields.get("reason", "")))
-            case "session_open":
-                self.standing.peer = str(request.fields.get("peer", self.standing.peer))
-            case "rfs_bandwidth":
-                if self.standing.role == "primary":
-                    self.bandwidth.show(request.fields)
-            case "rei_verdict" | "rei_begin" | "rei_end" | "rei_failed" | "rei_progress":
-                return await self.reintegration.handle(request)
-            case _:
-                raise BusError("unknown_op", f"nfsadmin does not serve {op!r}")
-        return None
+    def requests(self) -> Service:
+        """What nfsadmin serves: heart, nfsbox and reintegre."""
+        return Service(
+            nfsadmin.NFSADMIN,
+            [
+                *((kind, self._one_at_a_time) for kind in self._roles),
+                (nfsadmin.GetStatus, self._status),
+                (nfsadmin.Reconfigure, self._reconfigure),
+                (nfsadmin.Pair, self._pair),
+                (nfsadmin.ReplicationLost, self._replication_lost),
+                (nfsadmin.SessionLost, self._session_lost),
+                (nfsadmin.SessionOpen, self._session_open),
+                (nfsadmin.Bandwidth, self._measured),
+                *self.reintegration.handlers(),
+            ],
+            ready=self._adopted.wait,
+        )
 
-    async def _again(self, request: Request) -> Fields:
+    async def _one_at_a_time(self, asked: Ask[Any]) -> Any:
+        if isinstance(asked, nfsadmin.Alone) and self._leaving:
+            await self._cut()
+        async with self._lock:
+            if isinstance(asked, nfsadmin.Release | nfsadmin.Prepare):
+                return await self._operate(asked)
+            return await self._again(asked)
+
+    async def _again(self, asked: Ask[Any]) -> Any:
         """An operation on what is prepared; nfsbox may die in it, and before it."""
         for _ in range(TRIES):
             await self.recovery.ended()
-            if self.standing.state is None and request.op in ("primary", "secondary"):
+            if self.standing.state is None and isinstance(asked, nfsadmin.Primary | nfsadmin.Secondary):
                 await self._prepare_again()
             try:
-                return await self._operate(request)
+                return await self._operate(asked)
             except Died as error:
                 self.context.log.debug(error.text)  # the recovery has begun
         raise BusError("nfsbox", "nfsbox dies again and again: see log/nfsbox.log")
 
-    async def _operate(self, request: Request) -> Fields:
-        self._leaving = request.op in ("demote", "standby", "release")
+    async def _operate(self, asked: Ask[Any]) -> Any:
+        self._leaving = isinstance(asked, nfsadmin.Demote | nfsadmin.Standby | nfsadmin.Release)
         try:
-            return await self._operations[request.op](request)
+            return await self._roles[type(asked)](asked)
         finally:
             self._leaving = False
 
     async def _cut(self) -> None:
         """End what waits for the lost peer, else `alone` would wait behind it, up to a minute."""
         try:
-            await self.asking.nfsbox("cut", 10.0)
+            await self.asking.nfsbox(nfsbox.Cut(), 10.0)
         except BusError as error:
             self.context.log.debug(f"nfsbox was not told that the peer is given up: {error.text}")
 
-    async def _reconfigure(self) -> Fields:
+    async def _reconfigure(self, _: nfsadmin.Reconfigure) -> None:
         self.context.reload()
         rfs = self.context.config.rfs
         if rfs is not None and self.standing.role != "none":
-            await self.asking.nfsbox(
-                "configure",
-                rfs={
-                    "nbrei": rfs.nbrei,
-                    "reitimeout": rfs.reitimeout,
-                    "reidetail": rfs.reidetail,
-                    "async": rfs.async_mode,
-                },
-                listen=self.flow.source(),
-            )
-        return {}
+            await self.asking.nfsbox(nfsbox.Configure(rfs.async_mode == "none", self.flow.source()))
 
-    async def _status(self) -> Fields:
-        standing, box = self.standing, Fields()
+    async def _status(self, _: nfsadmin.GetStatus) -> Document:
+        standing, box = self.standing, None
         if standing.role != "none":
             with contextlib.suppress(BusError):
-                box = await self.asking.nfsbox("status", 2.0)
-                box = {k: v for k, v in box.items() if k not in ("ok", "re")}
+                box = await self.asking.nfsbox(nfsbox.GetStatus(), 2.0)
         state = standing.state
         return {
             "role": standing.role,
             "paired": standing.paired,
             "degraded": standing.degraded,
-            "nfsbox": box,
+            "nfsbox": answer_fields(box),
             "consistent": state.consistent if state else None,
             "generation": state.current if state else 0,
             "base": state.base if state else 0,
@@ -161,34 +146,40 @@ class Admin:
 
     # --- what nfsbox tells --------------------------------------------------------------------------------
 
-    async def _pair(self, request: Request) -> Fields:
+    async def _pair(self, asked: nfsadmin.Pair) -> nfsadmin.Recorded:
         """END on the primary: heart's memory first, then the state that nfsbox records with it."""
         standing = self.standing
         state = standing.known_state()
-        peer = str(request.fields.get("peer", standing.peer))
-        await self.asking.pair(peer)
+        await self.asking.pair(asked.peer)
         if standing.state is not state:
             # heart decided that too, and later: the answer to this was on its way while this server went on alone.
             raise BusError("pair", "this server has gone on without its secondary meanwhile")
         # A peer of unknown number is known by the one it had: its own record says whether that is right.
-        target = int(request.fields.get("server") or 0) or state.peer or 1
+        target = asked.server or state.peer or 1
         standing.state = generations.delivered(state, target, time.time())
-        standing.paired, standing.peer = True, peer
+        standing.paired, standing.peer = True, asked.peer
         self.bandwidth.reintegration_ended()
-        return {"state": generations.to_fields(standing.state)}
+        return nfsadmin.Recorded(generations.to_fields(standing.state))
 
-    def _replication_lost(self, reason: str) -> None:
+    async def _replication_lost(self, asked: nfsadmin.ReplicationLost) -> None:
         if self.standing.role == "primary":
-            self.asking.tell_heart("replication_lost", reason)
+            self.asking.tell_heart("replication_lost", asked.reason)
 
-    def _session_lost(self, reason: str) -> None:
+    async def _session_lost(self, asked: nfsadmin.SessionLost) -> None:
         if self.standing.role != "secondary":
             return
         if self.standing.paired:
             self.standing.paired = False
-            self.asking.tell_heart("secondary_lost", reason)
+            self.asking.tell_heart("secondary_lost", asked.reason)
         else:
-            self.reintegration.lost(reason)
+            self.reintegration.lost(asked.reason)
+
+    async def _session_open(self, asked: nfsadmin.SessionOpen) -> None:
+        self.standing.peer = asked.peer
+
+    async def _measured(self, asked: nfsadmin.Bandwidth) -> None:
+        if self.standing.role == "primary":
+            self.bandwidth.show(asked)
 
     def _nfsbox_died(self, pid: int | None) -> None:
         standing = self.standing
@@ -226,5 +217,5 @@ class Admin:
                 async with self._lock:
                     state = generations.in_step(standing.state, time.time())
                     with contextlib.suppress(BusError):
-                        await self.asking.nfsbox("state_set", state=generations.to_fields(state))
+                        await self.asking.nfsbox(nfsbox.SetState(generations.to_fields(state)))
                         standing.state = state

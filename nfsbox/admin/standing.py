@@ -8,6 +8,7 @@ from typing import Final
 from nfsbox.admin.asking import Asking
 from nfsbox.admin.record import new_number, read
 from safekit.bus.endpoint import BusError
+from safekit.bus.requests import nfsbox
 from safekit.rfs import generations
 from safekit.rfs.generations import DataState
 
@@ -50,13 +51,13 @@ async def opened(asking: Asking, standing: Standing, *, degraded: bool) -> DataS
     answer = None
     for _ in range(TRIES):
         await asking.find()
-        answer = await asking.unless_it_dies("prepare", degraded=degraded)
+        answer = await asking.unless_it_dies(nfsbox.Prepare(degraded))
         if answer is not None:
             break
         await asking.process("nfsbox", True)
     if answer is None:
         raise BusError("nfsbox", "nfsbox dies again and again: see log/nfsbox.log")
-    prepared = read(answer.get("state"), str(answer.get("journal")), asking.context.paths.rfs / "state")
+    prepared = read(answer.state, answer.journal, asking.context.paths.rfs / "state")
     if prepared.fault:
         asking.context.log.event("rfs_state_fault", reason=prepared.fault)
     standing.state = await _full_if_demanded(asking, prepared.state)
@@ -70,6 +71,6 @@ async def _full_if_demanded(asking: Asking, state: DataState) -> DataState:
         return state
     state = generations.full_demanded(state, new_number())
     # The demand is on disk before the note goes: a crash between them demands twice.
-    await asking.nfsbox("state_set", state=generations.to_fields(state))
+    await asking.nfsbox(nfsbox.SetState(generations.to_fields(state)))
     note.unlink(missing_ok=True)
     return state

@@ -7,9 +7,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from nfsbox.check import ask
-from safekit.bus.endpoint import ADMIN, BusError
+from safekit.bus.asking import Ask
+from safekit.bus.endpoint import BusError
+from safekit.bus.requests import heart
+from safekit.bus.requests.safeadmin.modules import Control
 from safekit.process.frame import Context, run
 
 #: A child that was killed while the kernel holds it can stay for ever; so many are left behind at most.
@@ -50,20 +54,17 @@ class Checker:
     async def react(self, directory: str, timeout_ms: int) -> None:
         """stopstart in the name of nfscheck."""
         self.context.log.event("nfscheck_timeout", dir=directory, ms=timeout_ms)
-        for target in (f"{self.context.module}/heart", ADMIN):
+        module, me = self.context.module, self.context.name
+        orders: tuple[Ask[Any], ...] = (
+            heart.Control("stopstart", me, me),
+            Control(module, "stopstart", me, identity=me),
+        )
+        for order in orders:
             try:
-                await self.context.bus.request(
-                    target,
-                    "control",
-                    5.0,
-                    module=self.context.module,
-                    action="stopstart",
-                    who="nfscheck",
-                    identity="nfscheck",
-                )
+                await self.context.bus.ask(module, order, 5.0)
                 return
             except BusError as error:
-                self.context.log.debug(f"{target} did not take the stopstart: {error.text}")
+                self.context.log.debug(f"{order.process} did not take the stopstart: {error.text}")
 
 
 async def serve(context: Context) -> int:

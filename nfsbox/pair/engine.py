@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from nfsbox.pair.commit import Disks
 from nfsbox.pair.files import File, Files
 from nfsbox.pair.latency import Latency
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from safekit.bus.asking import Ask, Done
+from safekit.bus.requests.nfsadmin import ReplicationLost, SessionLost
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
@@ -114,7 +116,7 @@ class Revisit:
 DRAIN: Final = 10.0
 
 #: (what, fields) told to the control thread: replication_lost, session_lost
-Notify = Callable[[str, dict[str, Any]], None]
+Notify = Callable[[Ask[Done]], None]
 
 
 #: Bytes of notes of hidden files after which those of removed ones are left out.
@@ -373,11 +375,11 @@ class Engine:
         if was is State.PAIRED:
             if self._leaving:
                 stream.decide(kept=False)  # nobody else will: what leaves the role waits for the held ones
-            self.notify("replication_lost", {"reason": reason, "peer": stream.peer})
+            self.notify(ReplicationLost(reason, stream.peer))
         else:
             if self.stream is stream:
                 self.stream = None
-            self.notify("session_lost", {"reason": reason, "peer": stream.peer, "role": "primary"})
+            self.notify(SessionLost(reason, stream.peer, "primary"))
 
     # --- roles ----------------------------------------------------------------------------------------------
 
@@ -401,7 +403,7 @@ class Engine:
         """The peer did not come back after a hand-over; True when it was awaited."""
         if not self.awaiting:
             return False
-        self.notify("replication_lost", {"reason": reason, "peer": ""})
+        self.notify(ReplicationLost(reason))
         return True
 
     def alone(self) -> int:

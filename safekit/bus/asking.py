@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from safekit.bus.message import ADMIN, BusError, Fields, Request, request_sync
+from safekit.bus.message import ADMIN, BusError, Fields, Request, by_word_sync
 from safekit.model.codec import CodecError, from_data, to_data
 
 Answer = TypeVar("Answer")
@@ -51,9 +51,10 @@ def answer_type(kind: type[Ask[Any]]) -> Any:
 
 
 def name_of(module: str, ask: Ask[Any], instance: str = "") -> str:
-    """Name on the bus of the process that serves a request; `instance` where it runs several times in a module."""
-    if ask.process == ADMIN:
-        return ADMIN
+    """Name on the bus of the process that serves a request: of a module, "" for one of the server; `instance` where it
+    runs several times in a module."""
+    if ask.process == ADMIN or not module:
+        return ask.process
     return f"{module}/{ask.process}" + (f".{instance}" if instance else "")
 
 
@@ -92,7 +93,7 @@ def answered(ask: Ask[Answer], reply: Fields) -> Answer:
 def ask_sync(module: str, ask: Ask[Answer], timeout: float = 2.0, instance: str = "") -> Answer:
     """Ask without an event loop, for commands. Raises BusError."""
     fields = request_fields(ask)
-    reply = request_sync(name_of(module, ask, instance), ask.op, timeout, repeatable=ask.repeatable, **fields)
+    reply = by_word_sync(name_of(module, ask, instance), ask.op, timeout, repeatable=ask.repeatable, **fields)
     return answered(ask, reply)
 
 
@@ -101,11 +102,25 @@ Serve = Callable[[Any], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ping(Ask[Done]):
-    """Served by every process: whether its loop turns."""
+class Alive:
+    """pid of the process; late: seconds that its loop was late at worst, within the last minute."""
+
+    pid: int
+    late: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Ask[Alive]):
+    """Served by every process, before it is ready for anything else: whether its loop turns. Whoever may be asked so
+    has one of its own in its module."""
 
     process = ""
     op = "ping"
+
+
+def pong(request: Request, late: float = 0.0) -> Fields | None:
+    """The answer to `Ping`; None for another request."""
+    return answer_fields(Alive(os.getpid(), round(late, 3))) if request.op == Ping.op else None
 
 
 class Service:
@@ -132,8 +147,8 @@ class Service:
 
     async def handle(self, request: Request) -> Fields:
         """Serve one request of the bus. Raises BusError: unknown_op, bad_request, or the handler's own refusal."""
-        if request.op == Ping.op:
-            return {"pid": os.getpid()}
+        if (alive := pong(request)) is not None:
+            return alive
         if request.op not in self._kinds:
             raise BusError("unknown_op", f"{self.process} does not serve {request.op!r}")
         kind, serve = self._kinds[request.op]

@@ -38,10 +38,10 @@ from safekit.bus.message import (
     UnknownTarget,
     addressed,
     bus_key,
+    by_word_sync,
     decode,
     encode,
     is_for,
-    request_sync,
 )
 from safekit.disk.paths import mapper_port
 from safekit.wire.seal import SealError
@@ -60,7 +60,7 @@ __all__ = [
     "bus_key",
     "decode",
     "encode",
-    "request_sync",
+    "by_word_sync",
 ]
 
 FIRST_REGISTRATIONS = 3
@@ -68,7 +68,7 @@ FIRST_REGISTRATIONS = 3
 REGISTER_INTERVAL = 5.0
 """The later ones."""
 REGISTER_AGAIN = "register_again"
-NOTIFY_SECONDS = 2.0
+TOLD_SECONDS = 2.0
 _REMEMBERED_REPLIES = 256
 _ENVELOPE = frozenset(("id", "op", "from", "to", "incarnation"))
 
@@ -290,10 +290,10 @@ class Endpoint(asyncio.DatagramProtocol):
             raise BusError(str(reply.get("code", "error")), str(reply.get("text", "refused")))
         return reply
 
-    async def request(
+    async def by_word(
         self, target: str, op: str, timeout: float = 2.0, *, repeatable: bool = True, **fields: Any
     ) -> Fields:
-        """Ask and wait for the answer.
+        """Ask and wait for the answer. Everybody but the tests of this room asks by a declared request (`ask`).
 
         A target that has just been started is waited for, one that was restarted on another port is found
         again, within `timeout` seconds; what is not `repeatable` is not asked of a successor. Raises BusError (a
@@ -312,14 +312,14 @@ class Endpoint(asyncio.DatagramProtocol):
             raise
 
     async def ask(self, module: str, ask: Ask[Answer], timeout: float = 2.0, instance: str = "") -> Answer:
-        """Ask a process of a module, or safeadmin, and wait for its typed answer. Raises as `request`."""
+        """Ask a process of a module, or safeadmin, and wait for its typed answer. Raises as `by_word`."""
         fields = request_fields(ask)
-        reply = await self.request(name_of(module, ask, instance), ask.op, timeout, repeatable=ask.repeatable, **fields)
+        reply = await self.by_word(name_of(module, ask, instance), ask.op, timeout, repeatable=ask.repeatable, **fields)
         return answered(ask, reply)
 
     def tell(self, module: str, ask: Ask[Any]) -> None:
         """Ask without waiting for the answer; what is told to a process that is not there is lost."""
-        self.notify(name_of(module, ask), ask.op, **request_fields(ask))
+        self._spawn(self._tell(name_of(module, ask), ask))
 
     async def _refresh(self, target: str) -> None:
         with contextlib.suppress(BusError):
@@ -330,12 +330,8 @@ class Endpoint(asyncio.DatagramProtocol):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def notify(self, target: str, op: str, **fields: Any) -> None:
-        """Tell without waiting; a message to a process that is not there is lost."""
-        self._spawn(self._notify(target, op, fields))
-
-    async def _notify(self, target: str, op: str, fields: Fields) -> None:
+    async def _tell(self, target: str, ask: Ask[Any]) -> None:
         with contextlib.suppress(BusError):
             if target not in self._addresses:
                 await self.lookup(target)
-            await self.request(target, op, NOTIFY_SECONDS, **fields)
+            await self.by_word(target, ask.op, TOLD_SECONDS, **request_fields(ask))

@@ -135,10 +135,10 @@ def decode(datagram: bytes, key: bytes) -> Fields:
     return message
 
 
-def request_sync(
+def by_word_sync(
     target: str, op: str, timeout: float = 2.0, sender: str = "cli", repeatable: bool = True, **fields: Any
 ) -> Fields:
-    """One request without an event loop, for commands. Raises as `Endpoint.request`."""
+    """One request without an event loop, for commands. Raises as `Endpoint.by_word`."""
     key = bus_key()
     deadline = time.monotonic() + timeout
     message = {**fields, "id": _identity(), "op": op, "from": sender}

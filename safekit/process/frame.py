@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from safekit import syscalls
-from safekit.bus.endpoint import BusError, Endpoint, Handler, Request
+from safekit.bus.asking import Service, pong
+from safekit.bus.endpoint import Endpoint, Handler, Request
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.disk.stats import STATS_SECONDS, publish
 from safekit.log.module import ModuleLog
@@ -228,14 +229,10 @@ async def _run(
         for code, reason in (("no_memlock", lock_memory()), ("no_realtime", run_realtime())):
             if reason is not None:
                 log.event(code, name=name, reason=reason)
-    served: list[Handler] = []
+    served: list[Handler] = [Service(name, ()).handle]  # nothing, until it can serve more
 
     async def serve(request: Request) -> dict[str, object] | None:
-        if request.op == "ping":
-            return {"pid": os.getpid(), "late": round(lateness.worst(60), 3)}
-        if not served:
-            raise BusError("unknown_op", f"{name} does not serve {request.op!r}")
-        return await served[0](request)
+        return pong(request, lateness.worst(60)) or await served[-1](request)
 
     told = 0.0
 

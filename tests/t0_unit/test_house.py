@@ -231,6 +231,73 @@ def test_every_core_is_there() -> None:
         assert any(name == core or name.startswith(f"{core}.") for name in pure_modules()), core
 
 
+# Who asks whom
+
+
+BUS = "safekit.bus"
+
+
+def outside_the_bus() -> Iterator[Source]:
+    return (source for name, source in sources().items() if not f"{name}.".startswith(f"{BUS}."))
+
+
+def test_nobody_sends_a_request_by_bare_words() -> None:
+    """What a process may be asked is declared in `safekit.bus.requests`, where both sides read it."""
+    found = [
+        f"{source.path.relative_to(CHECKOUT)}:{node.lineno}"
+        for source in outside_the_bus()
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.Attribute) and node.attr.startswith("by_word"))
+        or (isinstance(node, ast.ImportFrom) and any(each.name.startswith("by_word") for each in node.names))
+    ]
+    assert not found, "a request without a declaration: " + ", ".join(found)
+    assert {"by_word", "by_word_sync"} <= {
+        node.name
+        for name in (f"{BUS}.endpoint", f"{BUS}.message")
+        for node in ast.walk(sources()[name].tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }, "the law does not know what sends words any more"
+
+
+def words_of_a_request(tree: ast.Module) -> Iterator[ast.Attribute]:
+    """Where a function looks into the request of the bus that it was given."""
+    imported = [
+        (each.name, each.asname or each.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(BUS)
+        for each in node.names
+    ]
+    known = {own if name == "Request" else f"{own}.Request" for name, own in imported}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        named = {a.arg for a in arguments if a.annotation is not None and ast.unparse(a.annotation) in known}
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id in named:
+                yield inner
+
+
+def test_a_word_becomes_a_request_in_one_place() -> None:
+    """`safekit.bus.asking.Service`, which refuses an unknown one; others pass a request of the bus on whole."""
+    found = [
+        f"{source.path.relative_to(CHECKOUT)}:{each.lineno} {ast.unparse(each)}"
+        for source in outside_the_bus()
+        for each in words_of_a_request(source.tree)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_search_finds_a_handler_of_words() -> None:
+    for how, what in (("endpoint import Request", "Request"), ("message import Request as R", "R")):
+        text = f"from safekit.bus.{how}\nasync def f(r: {what}) -> None:\n    match r.op:\n        case _: ..."
+        assert [ast.unparse(each) for each in words_of_a_request(ast.parse(text))] == ["r.op"]
+    text = "from safekit.bus import endpoint\ndef f(r: endpoint.Request) -> bool:\n    return r.fields['x']"
+    assert [ast.unparse(each) for each in words_of_a_request(ast.parse(text))] == ["r.fields"]
+    asking = sources()[f"{BUS}.asking"].tree
+    assert {ast.unparse(each) for each in words_of_a_request(asking)} == {"request.op", "request.fields"}
+
+
 # What is said
 
 

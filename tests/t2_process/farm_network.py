@@ -68,7 +68,7 @@ async def main():
             print(json.dumps({"resources": resources}), flush=True)
             continue
         try:
-            reply = await bus.request(order["target"], order["op"], order["timeout"], **order["fields"])
+            reply = await bus.by_word(order["target"], order["op"], order["timeout"], **order["fields"])
         except BusError as error:
             reply = {"ok": False, "code": error.code, "text": error.text}
         print(json.dumps(reply), flush=True)

@@ -226,13 +226,13 @@ class Node:
 
     async def tell(self, op: str, timeout: float = 8.0, **fields: Any) -> dict[str, Any]:
         """A request to heart, as safeadmin sends it."""
-        return await self.endpoints[0].request("AM/heart", op, timeout, **fields)
+        return await self.endpoints[0].by_word("AM/heart", op, timeout, **fields)
 
     async def control(self, action: str, **fields: Any) -> dict[str, Any]:
         return await self.tell("control", action=action, who=fields.pop("who", "root"), **fields)
 
     async def nfsadmin_event(self, kind: str) -> None:
-        await self.endpoints[1].request("AM/heart", "event", 5.0, kind=kind, reason="test", attempt=self.attempt)
+        await self.endpoints[1].by_word("AM/heart", "event", 5.0, kind=kind, reason="test", attempt=self.attempt)
 
     # -- looking
 
@@ -306,5 +306,5 @@ class Two:
     async def synchronise(self, primary: Node, secondary: Node) -> None:
         """The end of a reintegration, as the two nfsadmin play it."""
         await until(lambda: primary.resources().get("state.remote") == "SECOND", self.show)
-        await primary.endpoints[1].request("AM/heart", "pair", 5.0, peer=secondary.name)
+        await primary.endpoints[1].by_word("AM/heart", "pair", 5.0, peer=secondary.name)
         await secondary.nfsadmin_event("rfs_synced")

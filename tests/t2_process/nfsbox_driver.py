@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nfsbox.box import Box, BoxError, Place
+from safekit.bus.asking import answer_fields, request_fields
+from safekit.bus.requests import nfsbox as asked
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs import generations
 
@@ -50,7 +52,7 @@ def main() -> None:
 
     listen = (options["address"], options["port"])
     place = Place("test", options["node"], Path(options["directory"]), lambda: (b"k" * 32,), listen)
-    box = Box(place, rfs, lambda what, fields: notes.append([what, fields]), pair)
+    box = Box(place, rfs, lambda news: notes.append([news.op, request_fields(news)]), pair)
 
     def ticking() -> None:
         while True:
@@ -64,13 +66,11 @@ def main() -> None:
         op = request.pop("op")
         match op:
             case "prepare":
-                return box.prepare(**request)
+                return answer_fields(box.prepare(**request))
             case "primary":
-                return box.primary(state=fields, **request)
+                return box.primary(asked.Primary(state=fields, **request))
             case "secondary":
-                request.setdefault("source", None)
-                request.setdefault("paired", False)
-                return box.secondary(state=None, **request)
+                return answer_fields(box.secondary(asked.Secondary(**request)))
             case "mark":
                 return box.set_state(fields | {"consistent": request["consistent"]})
             case "standby":
@@ -82,7 +82,7 @@ def main() -> None:
             case "release":
                 return box.release()
             case "status":
-                return box.status()
+                return answer_fields(box.status())
             case "checkpoint":
                 return box.engine.checkpoint()
             case "tick":

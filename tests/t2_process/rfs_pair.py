@@ -177,7 +177,7 @@ class Node:
         deadline = time.monotonic() + 20
         while True:
             try:
-                return self.pair.run(self.endpoints[1].request(f"AM/{target}", op, timeout, **fields))
+                return self.pair.run(self.endpoints[1].by_word(f"AM/{target}", op, timeout, **fields))
             except BusError as error:
                 if error.code != "unknown_target" or time.monotonic() > deadline:
                     raise

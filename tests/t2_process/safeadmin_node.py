@@ -59,7 +59,7 @@ def handler(context):
             asyncio.get_running_loop().call_later(0.05, time.sleep, 3600)
             return {}
         if request.op == "respawn":
-            await context.bus.request("safeadmin", "respawn", module=context.module)
+            await context.bus.by_word("safeadmin", "respawn", module=context.module)
             return {}
         if request.op == "leave":
             asyncio.get_running_loop().call_later(0.05, os._exit, 0)
@@ -85,7 +85,7 @@ def handler(context):
                 writer.flush()
                 context.paths.marker.unlink(missing_ok=True)
                 context.log.event("end_of_stop")
-                await context.bus.request("safeadmin", "ended", module=context.module)
+                await context.bus.by_word("safeadmin", "ended", module=context.module)
                 os._exit(0)
             context.task = asyncio.get_running_loop().create_task(stop())
         return {"accepted": True}
@@ -216,15 +216,15 @@ class Node:
         return status
 
     def request(self, target: str, op: str, timeout: float = 5.0, **fields: Any) -> dict[str, Any]:
-        """A request on this server's bus. Raises what request_sync raises, BusError as RuntimeError(code)."""
+        """A request on this server's bus. Raises what by_word_sync raises, BusError as RuntimeError(code)."""
         if not self.wrap:
-            from safekit.bus.message import request_sync
+            from safekit.bus.message import by_word_sync
 
             with self.here():
-                return request_sync(target, op, timeout, "test", **fields)
+                return by_word_sync(target, op, timeout, "test", **fields)
         code = (
-            "import json,sys;from safekit.bus.message import request_sync;a=json.load(sys.stdin);"
-            "print(json.dumps(request_sync(a[0],a[1],a[2],'test',**a[3])))"
+            "import json,sys;from safekit.bus.message import by_word_sync;a=json.load(sys.stdin);"
+            "print(json.dumps(by_word_sync(a[0],a[1],a[2],'test',**a[3])))"
         )
         done = subprocess.run(
             [*self.wrap, sys.executable, "-c", code],

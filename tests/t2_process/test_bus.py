@@ -6,13 +6,23 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from safekit.bus import endpoint, message
+from safekit.bus.asking import Ask, Done
 from safekit.bus.message import encode
 from safekit.wire import seal
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Ask[Done]):
+    """What vipd serves in these tests."""
+
+    process = "vipd"
+    op = "stop"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +76,7 @@ def test_request_and_reply() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
         server = await endpoint.Endpoint.open("AM/vipd", echo)
         await asyncio.sleep(0.05)
-        reply = await client.request("AM/vipd", "hello", value=[1, "é", None])
+        reply = await client.by_word("AM/vipd", "hello", value=[1, "é", None])
         assert reply["value"] == [1, "é", None] and reply["from"] == "AM/heart"
         await server.close()
 
@@ -78,7 +88,7 @@ def test_refusals_and_defects_reach_the_asker() -> None:
         for op, code in (("refuse", "no"), ("broken", "internal"), ("big", "too_long")):
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
             with pytest.raises(endpoint.BusError) as caught:
-                await client.request("AM/heart", op)
+                await client.by_word("AM/heart", op)
             assert caught.value.code == code
 
     run(scenario)
@@ -87,12 +97,12 @@ def test_refusals_and_defects_reach_the_asker() -> None:
 def test_unknown_and_dead_targets() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
         with pytest.raises(endpoint.UnknownTarget):
-            await client.request("AM/nobody", "hello", timeout=0.3)
+            await client.by_word("AM/nobody", "hello", timeout=0.3)
         server = await endpoint.Endpoint.open("AM/vipd", echo)
-        await client.request("AM/vipd", "hello")
+        await client.by_word("AM/vipd", "hello")
         await server.close()
         with pytest.raises(endpoint.BusTimeout):
-            await client.request("AM/vipd", "hello", timeout=0.3)
+            await client.by_word("AM/vipd", "hello", timeout=0.3)
 
     run(scenario)
 
@@ -100,12 +110,12 @@ def test_unknown_and_dead_targets() -> None:
 def test_a_restarted_target_is_found_again() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
         first = await endpoint.Endpoint.open("AM/vipd", echo)
-        await client.request("AM/vipd", "hello")
+        await client.by_word("AM/vipd", "hello")
         await first.close()
         second = await endpoint.Endpoint.open("AM/vipd", echo)
         for _ in range(5):
             try:
-                await client.request("AM/vipd", "hello", timeout=0.5)
+                await client.by_word("AM/vipd", "hello", timeout=0.5)
                 break
             except endpoint.BusTimeout:
                 continue
@@ -127,7 +137,7 @@ def test_a_repeated_request_is_executed_once() -> None:
 
         server = await endpoint.Endpoint.open("AM/slow", count)
         await asyncio.sleep(0.05)
-        assert (await client.request("AM/slow", "hello", timeout=5))["calls"] == 1
+        assert (await client.by_word("AM/slow", "hello", timeout=5))["calls"] == 1
         await server.close()
 
     run(scenario)
@@ -152,7 +162,7 @@ def test_a_port_that_is_anothers_by_now_does_not_obey(other: str, told: str) -> 
     async def scenario(client: endpoint.Endpoint) -> None:
         meant, others = list[str](), list[str]()
         first = await opened("AM/vipd", 0, meant)
-        await client.request("AM/vipd", "hello")
+        await client.by_word("AM/vipd", "hello")
         port = first.port
         await first.close()
         await asyncio.sleep(0.05)
@@ -160,9 +170,9 @@ def test_a_port_that_is_anothers_by_now_does_not_obey(other: str, told: str) -> 
         second = await opened("AM/vipd", 0, meant)
         await asyncio.sleep(0.1)
         if told == "request":
-            assert (await client.request("AM/vipd", "stop"))["who"] == "AM/vipd"
+            assert (await client.by_word("AM/vipd", "stop"))["who"] == "AM/vipd"
         else:
-            client.notify("AM/vipd", "stop")
+            client.tell("AM", Stop())
             await asyncio.sleep(0.3)
         assert meant == ["hello", "stop"] and others == [] and wrong.rejected > 0
         for each in (wrong, second):
@@ -182,9 +192,9 @@ def test_a_port_that_is_anothers_and_nobody_else(monkeypatch: pytest.MonkeyPatch
         stale = [address]
         monkeypatch.setattr(message, "_lookup_sync", lambda *a: stale.pop() if stale else real(*a))
         with pytest.raises(endpoint.UnknownTarget):
-            await asyncio.to_thread(endpoint.request_sync, "AM/vipd", "stop")
+            await asyncio.to_thread(endpoint.by_word_sync, "AM/vipd", "stop")
         stale.append(address)
-        assert (await asyncio.to_thread(endpoint.request_sync, "AM/heart", "hello"))["op"] == "hello"
+        assert (await asyncio.to_thread(endpoint.by_word_sync, "AM/heart", "hello"))["op"] == "hello"
         assert others == []
         await wrong.close()
 
@@ -203,7 +213,7 @@ def test_what_must_not_be_done_twice_is_not_asked_of_a_successor() -> None:
             first = await endpoint.Endpoint.open("AM/vipd", silent)
             await asyncio.sleep(0.05)
             client._addresses.pop("AM/vipd", None)
-            asking = asyncio.ensure_future(client.request("AM/vipd", "swap", 5.0, repeatable=repeatable))
+            asking = asyncio.ensure_future(client.by_word("AM/vipd", "swap", 5.0, repeatable=repeatable))
             await asyncio.sleep(0.1)
             await first.close()
             second = await opened("AM/vipd", 0, asked)
@@ -234,9 +244,9 @@ def test_what_must_not_be_done_twice_is_not_asked_again_because_a_strangers_port
         first = await endpoint.Endpoint.open("AM/vipd", silent)
         await asyncio.sleep(0.05)
         if how == "loop":
-            asking = asyncio.ensure_future(client.request("AM/vipd", "swap", 5.0, repeatable=False))
+            asking = asyncio.ensure_future(client.by_word("AM/vipd", "swap", 5.0, repeatable=False))
         else:
-            command = asyncio.to_thread(endpoint.request_sync, "AM/vipd", "swap", 5.0, repeatable=False)
+            command = asyncio.to_thread(endpoint.by_word_sync, "AM/vipd", "swap", 5.0, repeatable=False)
             asking = asyncio.ensure_future(command)
         while not taken:
             await asyncio.sleep(0.01)
@@ -277,7 +287,7 @@ def test_what_must_not_be_done_twice_is_not_asked_of_another_life_of_safeadmin()
         for repeatable in (False, True):
             first = await admin("first")
             asking = asyncio.ensure_future(
-                asyncio.to_thread(endpoint.request_sync, "safeadmin", "control", 5.0, repeatable=repeatable)
+                asyncio.to_thread(endpoint.by_word_sync, "safeadmin", "control", 5.0, repeatable=repeatable)
             )
             while not taken["first"]:
                 await asyncio.sleep(0.01)
@@ -304,11 +314,11 @@ def test_what_must_not_be_done_twice_goes_to_the_life_that_is_there_now() -> Non
     async def scenario(client: endpoint.Endpoint) -> None:
         asked = list[str]()
         first = await opened("AM/vipd", 0, asked)
-        await client.request("AM/vipd", "hello")
+        await client.by_word("AM/vipd", "hello")
         await first.close()
         second = await opened("AM/vipd", 0, asked)
         await asyncio.sleep(0.1)
-        assert (await client.request("AM/vipd", "swap", 5.0, repeatable=False))["who"] == "AM/vipd"
+        assert (await client.by_word("AM/vipd", "swap", 5.0, repeatable=False))["who"] == "AM/vipd"
         assert asked == ["hello", "swap"]
         await second.close()
 
@@ -327,18 +337,18 @@ def test_strangers_are_ignored() -> None:
                 sock.sendto(encode(sent, key), ("127.0.0.1", client.port))
         await asyncio.sleep(0.1)
         assert client.rejected >= 7
-        assert (await client.request("AM/heart", "hello"))["op"] == "hello"
+        assert (await client.by_word("AM/heart", "hello"))["op"] == "hello"
 
     run(scenario)
 
 
 def test_commands_without_an_event_loop() -> None:
     async def scenario(client: endpoint.Endpoint) -> None:
-        await client.request("AM/heart", "hello")  # waits until it is registered, which a command does not
-        reply = await asyncio.to_thread(endpoint.request_sync, "AM/heart", "hello", value=3)
+        await client.by_word("AM/heart", "hello")  # waits until it is registered, which a command does not
+        reply = await asyncio.to_thread(endpoint.by_word_sync, "AM/heart", "hello", value=3)
         assert reply["value"] == 3
         with pytest.raises(endpoint.BusError, match="not today"):
-            await asyncio.to_thread(endpoint.request_sync, "AM/heart", "refuse")
+            await asyncio.to_thread(endpoint.by_word_sync, "AM/heart", "refuse")
 
     run(scenario)
 
@@ -346,4 +356,4 @@ def test_commands_without_an_event_loop() -> None:
 def test_a_missing_key_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "bus.key").unlink()
     with pytest.raises(endpoint.BusError, match="safekitinstall"):
-        endpoint.request_sync("safeadmin", "state")
+        endpoint.by_word_sync("safeadmin", "state")

@@ -59,7 +59,7 @@ async def verdict(server: FakeServer) -> tuple[str, float]:
     """What splitbraincheck answers to heart, and the seconds that it took."""
     heart = server.endpoints[-1]
     begin = asyncio.get_running_loop().time()
-    reply = await heart.request("AM/splitbraincheck.w", "isolated", 6.0)
+    reply = await heart.by_word("AM/splitbraincheck.w", "isolated", 6.0)
     return str(reply["witness"]), asyncio.get_running_loop().time() - begin
 
 

@@ -52,7 +52,7 @@ class Application:
 
 
 async def enable(server: FakeServer, proc_class: str = "prim") -> None:
-    await server.endpoints[0].request("AM/errd", "enable", 5.0, proc_class=proc_class)
+    await server.endpoints[0].by_word("AM/errd", "enable", 5.0, proc_class=proc_class)
 
 
 def controls(server: FakeServer) -> list[tuple[str, str]]:
@@ -99,7 +99,7 @@ def test_kill_ends_the_modules_own_processes_only(tmp_path: Path) -> None:
 
             async def kill(name: str, level: str) -> tuple[int, int]:
                 fields = {"name": name, "argregex": "", "level": level, "caller": 0, "who": "web"}
-                answer = await server.endpoints[0].request("AM/errd", "kill", 10.0, **fields)
+                answer = await server.endpoints[0].by_word("AM/errd", "kill", 10.0, **fields)
                 return answer["count"], answer["foreign"]
 
             assert await kill(mine, "test") == (1, 2)
@@ -130,8 +130,8 @@ def test_classes_and_suspension(tmp_path: Path) -> None:
             assert controls(server) == [], "a disabled class or a suspended errd acted"
             server.paths.resources.write_text("usersetting.errd on 2.0 root\n")
             await server.until(lambda: controls(server) == [("stopstart", "errd")], "resumed")
-            await server.endpoints[0].request("AM/errd", "disable", 5.0, proc_class="prim")
-            lines = (await server.endpoints[0].request("AM/errd", "list", 5.0))["lines"]
+            await server.endpoints[0].by_word("AM/errd", "disable", 5.0, proc_class="prim")
+            lines = (await server.endpoints[0].by_word("AM/errd", "list", 5.0))["lines"]
             assert lines[0].startswith(f"{unique('e2')} class=prim") and "disabled" in lines[0]
             assert (server.paths.var / "errdlist").read_text().splitlines() == lines
 

@@ -100,7 +100,7 @@ class World:
         return None
 
     async def serve(self, request: bus.Request) -> Fields | None:
-        return await self.admin.handle(request)
+        return await self.admin.requests().handle(request)
 
     async def on_heart(self, request: bus.Request) -> Fields | None:
         self.heart.append((request.op, request.fields))
@@ -147,7 +147,7 @@ class World:
         await self.killed()
 
     async def ask(self, op: str, **fields: Any) -> Fields:
-        return await self.client.request("AM/nfsadmin", op, 10.0, **fields)
+        return await self.client.by_word("AM/nfsadmin", op, 10.0, **fields)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
@@ -657,7 +657,7 @@ def test_the_stream_breaks_during_the_reintegration() -> None:
         await world.ask("prepare")
         await world.ask("secondary", peer="n2")
         await world.ask("rei_begin", source=to_fields(PEER), pid=0)
-        await world.ask("session_lost", reason="the primary is gone", role="secondary")
+        await world.ask("session_lost", reason="the primary is gone", peer="n1", role="secondary")
         await world.until(lambda: "rfs_failed" in world.events())
         assert world.state.consistent is False
 

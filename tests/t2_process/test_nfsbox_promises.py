@@ -181,7 +181,7 @@ def alone(tmp_path: Path) -> Iterator[tuple[Engine, Operations, Path]]:
     directory.mkdir()
     tracker = Tracker(directory, 4096)
     root = Root(0, bytes(tmp_path / "mount"), bytes(backing), Exclusions((), ()))
-    engine = Engine((root,), tracker, Settings(zone_size=4096), lambda what, fields: None)
+    engine = Engine((root,), tracker, Settings(zone_size=4096), lambda _: None)
     tracker.start(Mode.ALONE, None)
     engine.become_primary(paired=False)
     yield engine, Operations(engine, root), backing
@@ -435,7 +435,7 @@ def test_a_pair_that_is_told_late_is_not_recorded_over_what_came_after_it(tmp_pa
         return to_fields(DataState(5, peer=77, current=500))
 
     rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
-    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda what, fields: None, pair)
+    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda _: None, pair)
     box.engine.stream = Peer()  # type: ignore[assignment]
     with pytest.raises(Refused):
         box._pair("B", 77)
@@ -456,7 +456,7 @@ def test_a_stream_that_breaks_as_it_is_paired_is_lost_once(alone: tuple[Engine, 
     """Lost before, the pair does not come about; lost afterwards, the loss of a pair is told. Never neither."""
     engine, _, _ = alone
     told: list[str] = []
-    engine.notify = lambda what, _: told.append(what)
+    engine.notify = lambda news: told.append(news.op)
 
     class Breaking(Stream):
         """Another thread meets the loss of the connection in the middle of `make_paired`."""

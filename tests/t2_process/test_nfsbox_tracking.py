@@ -224,7 +224,7 @@ def test_a_journal_damaged_in_the_middle_is_not_trusted(tracker: Tracker) -> Non
 
 def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nfsbox.pair.engine.MAX_NOTES", 1000)
-    engine = Engine((), tracker, Settings(), lambda what, fields: None)
+    engine = Engine((), tracker, Settings(), lambda _: None)
     engine.note_hidden(0, b".fuse_hidden_kept")
     for number in range(500):
         engine.note_hidden(0, b".fuse_hidden%d" % number)
@@ -419,7 +419,7 @@ def test_a_disk_that_refuses_what_the_clock_wants_recorded_ends_no_tick(
 ) -> None:
     """The ticks send times, make checkpoints, and give up a peer that does not come back."""
     rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
-    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda what, fields: None, lambda *_: {})
+    box = Box(Place("AM", "A", tmp_path, lambda: (), None), rfs, lambda _: None, lambda *_: {})
     box._tracker.start(Mode.ALONE, None)
     box.engine.become_primary(paired=False)
     box._tracker.touch_directory(0, b"a", 100 * 10**9)

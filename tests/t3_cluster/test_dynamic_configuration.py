@@ -34,7 +34,7 @@ done
 """
 SCRIPTS = {"start_prim": '#!/bin/sh\necho "start_prim says $WORD"\n', "waits": WAITS}
 CONF = "/opt/safekit/modules/mirror/conf/userconfig.xml"
-ASK = "import sys,json;from safekit.bus.message import request_sync as r;print(json.dumps(r(*sys.argv[1:3])))"
+ASK = "import sys,json;from safekit.bus.message import by_word_sync as r;print(json.dumps(r(*sys.argv[1:3])))"
 
 
 @pytest.fixture(scope="module")
