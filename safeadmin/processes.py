@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
@@ -156,7 +155,8 @@ def _pidfd_exit(descriptor: int) -> int | None:
     (mask,) = struct.unpack_from("=Q", buffer, 0)
     if not mask & _PIDFD_INFO_EXIT:
         return None
-    return int(ctypes.c_int(struct.unpack_from("=i", buffer, _EXIT_CODE_OFFSET)[0]).value)
+    (status,) = struct.unpack_from("=i", buffer, _EXIT_CODE_OFFSET)
+    return int(status)
 
 
 class Watch:

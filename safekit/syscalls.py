@@ -1,64 +1,154 @@
-"""System calls that Python has no name for, each once; they raise OSError as those of `os` do.
+"""System calls that Python has no name for, each once; they raise OSError as those of `os` do, and begin again when a
+signal interrupts them.
 
-Imported where they are used, not at the top of what commands import: ctypes costs a command its start. (Those that work
-on replicated data, relative to descriptors, are in `safekit.rfs.tree`.)
+Imported where they are used, not at the top of what commands import: ctypes costs a command its start.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_MNT_DETACH = 2
+_AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 0x100, 0x1000
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _NAME_LENGTH = 15
+_OPENAT2, _FCHMODAT2 = 437, 452  # by number: the C library has no name for the first, or is older than the second
+_HOW: Final = struct.Struct("=QQQ")  # flags, mode, resolve
+_OMIT = (1 << 30) - 2
+_TIMES: Final = struct.Struct("@llll")
+_STATX_BTIME = 0x800
+_BTIME: Final = struct.Struct("@qI")
+_HANDLE: Final = struct.Struct("@Ii")  # bytes, type
+_HANDLE_ROOM = 128
+
+_int, _long, _text = ctypes.c_int, ctypes.c_long, ctypes.c_char_p
 
 
-def _check(result: int, *about: str) -> None:
-    if result != 0:
+def _named(name: str, *types: Any) -> Any:
+    return ctypes.CFUNCTYPE(*types, use_errno=True)((name, _libc))
+
+
+_openat2 = _named("syscall", _long, _long, _int, _text, _text, ctypes.c_size_t)
+_fchmodat2 = _named("syscall", _long, _long, _int, _text, ctypes.c_uint, _int)
+_renameat2 = _named("renameat2", _int, _int, _text, _int, _text, ctypes.c_uint)
+_fallocate = _named("fallocate", _int, _int, _int, ctypes.c_int64, ctypes.c_int64)
+_handle_at = _named("name_to_handle_at", _int, _int, _text, ctypes.c_void_p, ctypes.c_void_p, _int)
+
+
+def _call(function: Callable[..., int], *arguments: Any, about: str = "") -> int:
+    while (result := function(*arguments)) < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), *about)
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), *((about,) if about else ()))
+    return result
 
 
 def exchange(one: str | Path, other: str | Path) -> None:
     """Two names change places in one step (renameat2). Raises OSError: EINVAL, ENOSYS where a file system cannot."""
-    result = _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    _check(result, str(other))
+    names = os.fsencode(one), os.fsencode(other)
+    _call(_renameat2, _AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE, about=str(other))
+
+
+def exchange_at(above: int, one: bytes, other_above: int, other: bytes) -> None:
+    """The same for names in open directories."""
+    _call(_renameat2, above, one, other_above, other, _RENAME_EXCHANGE)
+
+
+def open_beneath(top: int, path: bytes, flags: int, resolve: int) -> int:
+    """A descriptor of a path below an open directory (openat2). Raises OSError: ENOSYS, EPERM where it is not there."""
+    return _call(_openat2, _OPENAT2, top, path, _HOW.pack(flags, 0, resolve), _HOW.size)
+
+
+def chmod_at(above: int, name: bytes, mode: int) -> None:
+    """Permission bits of a name in an open directory, never of what a link leads to (fchmodat2). Raises OSError:
+    ENOSYS, EPERM where it is not there."""
+    _call(_fchmodat2, _FCHMODAT2, above, name, mode, _AT_SYMLINK_NOFOLLOW)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, punch or zero a range of a file, as `mode` says (fallocate)."""
+    _call(_fallocate, descriptor, mode, offset, length)
+
+
+def set_times(target: bytes | int, atime_ns: int | None, mtime_ns: int | None, above: int = _AT_FDCWD) -> None:
+    """Set times of a name in the directory `above` (a symbolic link's own) or of a descriptor; None leaves one as it
+    is (utimensat, futimens)."""
+    times = _TIMES.pack(*_timespec(atime_ns), *_timespec(mtime_ns))
+    if isinstance(target, int):
+        _call(_libc.futimens, target, times)
+    else:
+        _call(_libc.utimensat, above, target, times, _AT_SYMLINK_NOFOLLOW)
+
+
+def _timespec(value: int | None) -> tuple[int, int]:
+    return (0, _OMIT) if value is None else divmod(value, 1_000_000_000)
+
+
+def birth_ns(above: int, name: bytes) -> int | None:
+    """When the inode of a name in the directory `above`, or of the open file itself (b""), was made, in ns; None when
+    the file system does not tell (statx)."""
+    buffer = ctypes.create_string_buffer(256)
+    _call(_libc.statx, above, name, _AT_SYMLINK_NOFOLLOW if name else _AT_EMPTY_PATH, _STATX_BTIME, buffer)
+    if not int.from_bytes(buffer.raw[:4], "little") & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _BTIME.unpack_from(buffer, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds)
+
+
+def handle(above: int, name: bytes, flags: int) -> bytes:
+    """The type and the bytes of the handle of a name in an open directory, or of the open file itself (b"")
+    (name_to_handle_at)."""
+    buffer = ctypes.create_string_buffer(_HANDLE.size + _HANDLE_ROOM)
+    _HANDLE.pack_into(buffer, 0, _HANDLE_ROOM, 0)
+    mount = ctypes.c_int()
+    _call(_handle_at, above, name, buffer, ctypes.byref(mount), flags if name else flags | _AT_EMPTY_PATH)
+    size, kind = _HANDLE.unpack_from(buffer)
+    return b"%d " % kind + buffer.raw[_HANDLE.size : _HANDLE.size + size]
 
 
 def sync_filesystem(descriptor: int) -> None:
     """All that is written to the file system of a descriptor is on disk (syncfs)."""
-    _check(_libc.syncfs(descriptor))
+    _call(_libc.syncfs, descriptor)
 
 
-def detach(target: str | Path) -> None:
-    """Take a mount away from the tree, even when it is in use (umount2)."""
-    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), str(target))
+def unmount(target: str | bytes | Path) -> None:
+    """Take a mount off (umount2); not one that a link leads to. Raises OSError: EBUSY; EINVAL when there is none."""
+    _call(_libc.umount2, os.fsencode(target), _UMOUNT_NOFOLLOW, about=os.fsdecode(target))
+
+
+def detach(target: str | bytes | Path) -> None:
+    """Take a mount away from the tree, even when it is in use (umount2); not one that a link leads to."""
+    _call(_libc.umount2, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW, about=os.fsdecode(target))
 
 
 def name_process(name: str) -> None:
     """The name that ps, top and ss show; the kernel keeps 15 bytes of it (prctl)."""
-    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:_NAME_LENGTH], 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_NAME, name.encode()[:_NAME_LENGTH], 0, 0, 0)
 
 
 def adopt_orphans() -> None:
     """Orphans below this process become its children, not those of process 1 (prctl)."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent() -> None:
     """This process gets SIGKILL when the thread that made it ends (prctl)."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def lock_memory() -> None:
     """Keep this process in memory, page by page as it is touched (mlockall)."""
-    _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+    _call(_libc.mlockall, _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
 
 
 def trim_memory() -> None:

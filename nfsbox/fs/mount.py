@@ -30,6 +30,7 @@ import fuse
 from nfsbox.fs import kernel, reading
 from safekit.rfs.exclusions import place_holder
 from safekit.rfs.system import ENCODING
+from safekit.syscalls import detach, unmount
 
 if TYPE_CHECKING:
     from nfsbox.fs.operations import Operations
@@ -47,10 +48,8 @@ END_SECONDS = 10.0
 _lib = fuse._libfuse
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
-_MNT_DETACH = 2
 _ASIDE = b"\x01safekit exchange"  # a name inside libfuse, never of a file
 _KEPT = ((os.ST_NOEXEC, "noexec"), (os.ST_NOATIME, "noatime"), (os.ST_SYNCHRONOUS, "sync"))
-_NOFOLLOW = 8  # the path may be a link to the data by now, which may be a mount of its own
 
 
 class MountFailure(OSError):
@@ -74,7 +73,7 @@ class _ChannelOps(ctypes.Structure):
     _fields_ = (("receive", _RECEIVE), ("send", _SEND), ("destroy", _DESTROY))
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None)
 _libc.dlvsym.restype = ctypes.c_void_p
 _libc.dlvsym.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
 
@@ -121,14 +120,18 @@ def _args(*words: str) -> _Args:
     return _Args(len(encoded), array, 0)
 
 
-def detach(path: bytes) -> bool:
-    """Unmount even when in use. False when nothing is mounted there."""
-    return bool(_libc.umount2(path, _MNT_DETACH | _NOFOLLOW) == 0)
+def _taken_off(path: bytes) -> bool:
+    """Unmount; False when it is in use."""
+    try:
+        unmount(path)
+    except OSError as error:
+        return error.errno != errno.EBUSY  # whatever is mounted there no more is off
+    return True
 
 
-def unmount(path: bytes) -> int:
-    """Unmount; 0 or the errno."""
-    return 0 if _libc.umount2(path, _NOFOLLOW) == 0 else ctypes.get_errno()
+def _take_away(path: bytes) -> None:
+    with contextlib.suppress(OSError):  # nothing is mounted there any more
+        detach(path)
 
 
 def kept_options(flags: int) -> tuple[str, ...]:
@@ -202,7 +205,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         ops = self._fuse_operations()
         self._fuse = _fuse_new(self._chan, ctypes.byref(new_args), ctypes.addressof(ops), ctypes.sizeof(ops), None)
         if not self._fuse:
-            detach(self.path)
+            _take_away(self.path)
             _lib.fuse_chan_destroy(self._chan)  # and its descriptor
             self._fd = -1
             raise MountFailure(
@@ -280,14 +283,14 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
     def stop(self, *, force: bool = True) -> bool:
         """Unmount; False when it is in use and not `force`. With `force`, files that are still open get errors.
         Returns when the serving thread has ended."""
-        if unmount(self.path) == errno.EBUSY:
+        if not _taken_off(self.path):
             if not force:
                 return False
             # The loop sleeps in read: a last request wakes it. The mount must still be reachable for that.
             self._stopping = True
             with contextlib.suppress(OSError):
                 os.statvfs(self.path)
-            detach(self.path)
+            _take_away(self.path)
         relief = self.operations.engine.relief
         if self._relieve in relief:
             relief.remove(self._relieve)

@@ -29,9 +29,10 @@ from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
 from safekit.rfs.exclusions import is_hidden, parent
 from safekit.rfs.identity import Identity
-from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, fallocate, generation, write_pieces
+from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, generation, write_pieces
 from safekit.rfs.tree import entries
 from safekit.rfs.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
+from safekit.syscalls import fallocate
 
 _ACCESS: Final = os.O_ACCMODE
 _STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from nfsbox.fs.mount import detach, unmount
 from nfsbox.pair.engine import Root
 from safekit.disk import placeholder
 from safekit.process import holders
 from safekit.rfs.exclusions import parent
 from safekit.rfs.tree import NOTHING
+from safekit.syscalls import detach, unmount
 
 log = logging.getLogger("nfsbox")
 
@@ -90,12 +90,23 @@ def check(root: Root, mounted_on: bytes | None = None) -> None:
             )
 
 
+def _take_off(path: bytes) -> None:
+    try:
+        unmount(path)
+    except OSError:
+        detach(path)
+
+
 def to_mount_point(root: Root) -> None:
     """Make /dir an empty directory to mount on, whatever a crash left. Raises SwitchFailure."""
     path = root.mount
     while is_mounted(path):
-        if unmount(path) and not detach(path):
-            raise SwitchFailure(errno.EBUSY, f"cannot unmount what was left on {os.fsdecode(path)}")
+        try:
+            _take_off(path)
+        except OSError as error:
+            raise SwitchFailure(
+                error.errno, f"cannot unmount what was left on {os.fsdecode(path)}: {error.strerror}"
+            ) from None
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -13,9 +13,10 @@ from typing import Any
 from nfsbox.pair.commit import Due
 from nfsbox.pair.engine import Root
 from safekit.rfs.exclusions import Exclusions, parent
-from safekit.rfs.system import PIECE, fallocate, set_times
+from safekit.rfs.system import PIECE
 from safekit.rfs.tree import ACL_PREFIX, Tree
 from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, unpack_attr, valid_path
+from safekit.syscalls import fallocate, set_times
 
 log = logging.getLogger("nfsbox")
 

@@ -6,10 +6,10 @@ does not wake a process for nothing.
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import struct
 import threading
+from array import array
 from collections.abc import Iterable, Iterator
 
 from safekit.net.packets import ETH_P_ARP, ETH_P_IPV6, IP, Heard, multicast_mac, parse, solicited_node
@@ -139,5 +139,6 @@ class FrameSocket:
 
 def _attach(target: socket.socket, program: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    memory = ctypes.create_string_buffer(code, len(code))
-    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(memory)))
+    memory = array("B", code)
+    address, _ = memory.buffer_info()
+    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), address))

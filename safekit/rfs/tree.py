@@ -14,11 +14,9 @@ themselves.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,16 +24,11 @@ from typing import Final
 
 from safekit.rfs import top
 from safekit.rfs.identity import Identity
-from safekit.rfs.system import birth_ns, generation, set_times
-from safekit.syscalls import sync_filesystem
+from safekit.rfs.system import generation
+from safekit.syscalls import birth_ns, chmod_at, exchange_at, open_beneath, set_times, sync_filesystem
 
-_OPENAT2: Final = 437
-_FCHMODAT2: Final = 452
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x01, 0x02, 0x04, 0x08
 _RESOLVE: Final = _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH
-_HOW: Final = struct.Struct("=QQQ")  # flags, mode, resolve
-_RENAME_EXCHANGE: Final = 2
-_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _O_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 #: A FIFO in the place of a file must not keep its opener waiting; to a regular file the flag means nothing.
@@ -45,36 +38,6 @@ ACL_PREFIX: Final = b"system.posix_acl_"
 NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 #: Directories that a Tree keeps open when it is told that nobody else changes their names.
 KEPT: Final = 32
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_openat2 = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_size_t,
-    use_errno=True,
-)(("syscall", _libc))
-_fchmodat2 = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_uint,
-    ctypes.c_int,
-    use_errno=True,
-)(("syscall", _libc))
-_renameat2 = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_uint,
-    use_errno=True,
-)(("renameat2", _libc))
-
 
 _close = os.close  # still there when the interpreter ends
 
@@ -149,7 +112,6 @@ class _Resolver:
 
     def __init__(self) -> None:
         self.native = True
-        self._how: dict[int, bytes] = {}
 
     def open(self, top: int, path: bytes, flags: int) -> int:
         """A descriptor of an existing directory. Raises OSError: ELOOP for a link on the way, EXDEV for what lies in
@@ -157,17 +119,13 @@ class _Resolver:
         if b"\0" in path:
             raise _error(errno.EINVAL)
         while self.native:
-            how = self._how.get(flags)
-            if how is None:
-                how = self._how[flags] = _HOW.pack(flags, 0, _RESOLVE)
-            found = _openat2(_OPENAT2, top, path, how, _HOW.size)
-            if found >= 0:
-                return int(found)
-            code = ctypes.get_errno()
-            if code in (errno.EAGAIN, errno.EINTR):
-                continue
-            if code not in (errno.ENOSYS, errno.EPERM):
-                raise _error(code)
+            try:
+                return open_beneath(top, path, flags, _RESOLVE)
+            except OSError as error:
+                if error.errno == errno.EAGAIN:  # names were changed on the way meanwhile
+                    continue
+                if error.errno not in (errno.ENOSYS, errno.EPERM):
+                    raise
             self.native = False
         return _open_parts(top, path, flags)
 
@@ -409,11 +367,12 @@ class Tree:
         if not path:
             top.chmod(above.fd, mode)
             return
-        if _fchmodat2(_FCHMODAT2, above.fd, name, mode, _AT_SYMLINK_NOFOLLOW) == 0:
+        try:
+            chmod_at(above.fd, name, mode)
             return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EPERM):
-            raise _error(code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
         descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above.fd)
         try:
             if stat.S_ISLNK(os.fstat(descriptor).st_mode):
@@ -515,8 +474,7 @@ class Tree:
         """Two names change what they stand for, at once."""
         source, name = self.at(one)
         target, into = self.at(other)
-        if _renameat2(source.fd, name, target.fd, into, _RENAME_EXCHANGE) != 0:
-            raise _error(ctypes.get_errno())
+        exchange_at(source.fd, name, target.fd, into)
         self._given_away(one, other)
 
     def remove(self, path: bytes) -> None:

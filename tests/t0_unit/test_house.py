@@ -231,6 +231,23 @@ def test_every_core_is_there() -> None:
         assert any(name == core or name.startswith(f"{core}.") for name in pure_modules()), core
 
 
+# What is bound by hand
+
+
+BY_HAND = {
+    "safekit.syscalls": "the system calls that Python has no name for, each once",
+    "nfsbox.fs.mount": "libfuse, and the memory in which a mount reads requests of the kernel",
+    "vipd.farm.nft": "libnftables",
+    "lab.kernel": "the calls that make namespaces and overlays, which no process of the product needs",
+}
+"""Modules that call what is not Python. Whatever a system call does, it has one binding with one way to fail."""
+
+
+def test_system_calls_are_bound_in_one_place() -> None:
+    found = {each.importer for each in imports() if folder_of(each.imported) in ("ctypes", "cffi")}
+    assert found == set(BY_HAND), "safekit/syscalls.py is the place for a system call"
+
+
 # Who asks whom
 
 
