@@ -70,7 +70,7 @@ class Watcher:
         self._published: dict[str, str] = {}
         self._services: dict[str, State] = {}
         self._silent = False
-        self._handlers: set[asyncio.Task[None]] = set()
+        self._handlers = context.beside()
         self._memory = MemoryFile(context.paths.var)
         self._resume()
 
@@ -301,9 +301,7 @@ class Watcher:
         if proc.action == "noaction":
             return
         work = self._ask(proc.action) if proc.action in AUTOMATIC_ACTIONS else self._run_handler(proc)
-        task = asyncio.ensure_future(work)
-        self._handlers.add(task)
-        task.add_done_callback(self._handlers.discard)
+        self._handlers.start(work)
 
     async def _ask(self, action: str) -> None:
         for _ in range(10):
@@ -374,9 +372,7 @@ class Watcher:
             waking.cancel()
             self.wake.clear()
         self._memory.forget()
-        for task in self._handlers:
-            task.cancel()
-        await asyncio.gather(*self._handlers, return_exceptions=True)
+        await self._handlers.end()
         return 0
 
 

@@ -12,7 +12,6 @@ from typing import NoReturn
 from nfsbox.box import Box, BoxError, Place
 from nfsbox.control import Announcer, Control
 from safekit.process.frame import Context, run
-from safekit.process.tasks import Beside, told
 from safekit.wire.keys import KeysNow
 
 _control = Control()
@@ -51,7 +50,7 @@ async def _main(context: Context) -> int:
         context.log.event("internal", text=f"nfsbox: {error.text}")
         return 2
     _control.begin(box)
-    beside = Beside(lambda error: context.log.event("internal", text=f"nfsbox: {told(error)}"))
+    beside = context.beside()
     beside.start(announcer.run())
     beside.start(_ticks(box))
     context.figures = box.figures

@@ -29,6 +29,7 @@ from safekit.log.tail import Tail
 from safekit.model.snmpd import AgentSettings, parse_settings
 from safekit.process import stacks
 from safekit.process.frame import give_back_memory, set_process_name
+from safekit.process.tasks import Beside
 
 NAME = "safeagent"
 MAX_FILE = 1 << 20
@@ -71,7 +72,7 @@ class Watcher:
         self._asked = -ADMIN_SECONDS
         self._looked = -LOOK_SECONDS
         self._tails: dict[str, Tail] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = Beside()
         self._follows: dict[str, asyncio.Task[None]] = {}
         self._complained = False
 
@@ -82,7 +83,7 @@ class Watcher:
             self.refresh()
         if now - self._asked >= ADMIN_SECONDS:
             self._asked = now
-            self._spawn(self._ask_admin())
+            self._beside.start(self._ask_admin())
 
     def refresh(self) -> None:
         """Look at all files now."""
@@ -106,11 +107,6 @@ class Watcher:
         self._admin = known
         self.refresh()
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def ask(self, number: int, action: Action, who: str) -> str:
         """See engine.Ask."""
         module = self.inventory.modules.get(number)
@@ -119,7 +115,7 @@ class Watcher:
         if module.outcome is Outcome.PENDING:
             return "the last action has not been answered yet"
         self._set(module, Outcome.PENDING, "asked for", action)
-        self._spawn(self._act(module, action, who))
+        self._beside.start(self._act(module, action, who))
         return ""
 
     async def _act(self, module: Module, action: Action, who: str) -> None:

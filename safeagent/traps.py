@@ -43,6 +43,7 @@ from safeagent.tree import (
 )
 from safekit.log.module import Line
 from safekit.model.snmpd import Oid, Sink, SinkKind
+from safekit.process.tasks import Beside
 
 BURST = 40
 """Messages of one module at once: a failover writes about twenty."""
@@ -185,7 +186,7 @@ class Sender:
         self._transports: dict[int, asyncio.DatagramTransport] = {}
         self._numbers = itertools.count(int.from_bytes(os.urandom(3), "big") + 1)
         self._waiting: dict[int, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = Beside()
         self._complained: set[str] = set()
         self._opening = asyncio.Lock()
         self.secure: Callable[[Sink, int, Any, Any, Callable[[str], None]], None] | None = None
@@ -209,9 +210,7 @@ class Sender:
                 work = self._send_secure(sink, pdu_of(sink.kind, pairs, number), number)
             else:
                 work = self._send(sink, packet(sink.kind, sink.community, pairs, number), number)
-            task = asyncio.get_running_loop().create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._beside.start(work)
 
     async def _send(self, sink: Sink, data: bytes, number: int) -> None:
         try:
@@ -282,7 +281,6 @@ class Sender:
 
     async def close(self) -> None:
         """Send no more."""
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
         for transport in self._transports.values():
             transport.close()

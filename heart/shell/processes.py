@@ -48,7 +48,7 @@ class ModuleProcesses:
         self.silenced: Callable[[str], None] = lambda resource: None
         """Called with the resource of a checker that died: until its successor speaks nobody knows."""
         self._watched: dict[str, tuple[int, int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = context.beside()
 
     # ------------------------------------------------------------------ phases
 
@@ -279,9 +279,7 @@ class ModuleProcesses:
         for checker in self.checkers:
             if checker.process == name:
                 self.silenced(checker.resource)
-        task = asyncio.get_running_loop().create_task(self._follow_restart(name, pid))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._beside.start(self._follow_restart(name, pid))
 
     async def _follow_restart(self, name: str, pid: int) -> None:
         loop = asyncio.get_running_loop()
@@ -310,8 +308,7 @@ class ModuleProcesses:
         """Follow nothing any more; the processes go on."""
         for name in list(self._watched):
             self._unwatch(name)
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
 
 
 def exit_status(log: Path, name: str) -> str:

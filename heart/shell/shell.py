@@ -119,7 +119,7 @@ class Shell:
         self._complained: dict[tuple[str, str], str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beside = context.beside()
         self._neighbours = PermanentNeighbours()
         self.neighbours_due = asyncio.Event()
         self._retrying = False
@@ -498,23 +498,14 @@ class Shell:
         self.ended.set()
 
     def start_task(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.append(task)
-
-        def finished(done: asyncio.Task[None]) -> None:
-            if done in self._tasks:
-                self._tasks.remove(done)
-            if not done.cancelled() and (error := done.exception()) is not None:
-                self.context.log.event("internal", text=f"heart: {type(error).__name__}: {error}")
-
-        task.add_done_callback(finished)
+        """Run it beside the decisions; its defects go to the log."""
+        self._beside.start(work)
 
     async def close(self) -> None:
         """Leave: sockets, timers, tasks.  Scripts that run are left to run: their module goes on."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
         self._links.close()
         self.effects.processes.close()
         self.life.close()

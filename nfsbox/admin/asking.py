@@ -12,7 +12,6 @@ from safekit.bus.asking import Answer, Ask
 from safekit.bus.endpoint import BusError, BusTimeout, UnknownTarget
 from safekit.bus.requests import heart, nfsbox
 from safekit.process.frame import Context
-from safekit.process.tasks import Beside, told
 
 #: Seconds within which a started nfsbox must answer.
 START_S: Final = 20.0
@@ -39,7 +38,7 @@ class Asking:
         self._on_death = on_death
         self._watch: Watch | None = None
         self._died = asyncio.Event()
-        self._beside = Beside(lambda error: context.log.event("internal", text=f"nfsadmin: {told(error)}"))
+        self._beside = context.beside()
 
     # --- nfsbox -------------------------------------------------------------------------------------------
 

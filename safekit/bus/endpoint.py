@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from safekit.bus.asking import Answer, Ask, answered, name_of, request_fields
@@ -44,6 +44,7 @@ from safekit.bus.message import (
     is_for,
 )
 from safekit.disk.paths import mapper_port
+from safekit.process.tasks import Beside
 from safekit.wire.seal import SealError
 
 __all__ = [
@@ -90,7 +91,7 @@ class Endpoint(asyncio.DatagramProtocol):
         self.incarnation = os.urandom(8).hex()
         self._addresses: dict[str, Address] = {}
         self._replies: OrderedDict[tuple[int, int], bytes | None] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = Beside()
         self._registration: asyncio.Task[None] | None = None
         self.rejected = 0
 
@@ -127,8 +128,7 @@ class Endpoint(asyncio.DatagramProtocol):
         """Leave the bus."""
         if self._registration is not None:
             self._registration.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
         if self._transport is not None:
             self._transport.close()
 
@@ -198,7 +198,7 @@ class Endpoint(asyncio.DatagramProtocol):
                 self._replies.popitem(last=False)
         fields = {k: v for k, v in message.items() if k not in _ENVELOPE}
         fields["_port"] = port
-        self._spawn(self._serve(Request(op, sender, fields), identity, port))
+        self._beside.start(self._serve(Request(op, sender, fields), identity, port))
 
     async def _serve(self, request: Request, identity: int, port: int) -> None:
         try:
@@ -279,7 +279,7 @@ class Endpoint(asyncio.DatagramProtocol):
                     address, attempts = await self._found(target, deadline), 0
                 elif target != ADMIN:
                     # It may have been started again: the next attempt goes where it is then.
-                    self._spawn(self._refresh(target))
+                    self._beside.start(self._refresh(target))
                     current = self._addresses.get(target, address)
                     if current.incarnation != address.incarnation and not repeatable:
                         raise Restarted(target, op)
@@ -319,16 +319,11 @@ class Endpoint(asyncio.DatagramProtocol):
 
     def tell(self, module: str, ask: Ask[Any]) -> None:
         """Ask without waiting for the answer; what is told to a process that is not there is lost."""
-        self._spawn(self._tell(name_of(module, ask), ask))
+        self._beside.start(self._tell(name_of(module, ask), ask))
 
     async def _refresh(self, target: str) -> None:
         with contextlib.suppress(BusError):
             await self.lookup(target, 1.0)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _tell(self, target: str, ask: Ask[Any]) -> None:
         with contextlib.suppress(BusError):

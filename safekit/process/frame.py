@@ -30,6 +30,7 @@ from safekit.log.module import ModuleLog
 from safekit.model.codec import CodecError, from_json
 from safekit.model.types import ClusterConfig, ModuleConfig
 from safekit.process import ownlog, stacks
+from safekit.process.tasks import Beside, told
 
 LATE_SECONDS = 0.5
 KEPT = 1000
@@ -88,6 +89,10 @@ class Context:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     figures: Callable[[], Mapping[str, Any]] = dict
     """What the process publishes for monitoring beside its own lateness (safekit.disk.stats). Must not wait."""
+
+    def beside(self) -> Beside:
+        """For work that nobody awaits: a defect in it goes to the module log."""
+        return Beside(lambda error: self.log.event("internal", text=f"{self.name}: {told(error)}"))
 
     def reload(self) -> None:
         """Read the active configuration again (after a dynamic `config`)."""

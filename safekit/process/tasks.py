@@ -7,10 +7,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 
+def report(error: BaseException) -> None:
+    """To the error output of the process, as the loop does what nobody takes."""
+    asyncio.get_running_loop().call_exception_handler({"message": "a defect beside", "exception": error})
+
+
 class Beside:
     """`defect` is called with what a task raised: nobody awaits it, so nobody else would hear of it."""
 
-    def __init__(self, defect: Callable[[BaseException], None]) -> None:
+    def __init__(self, defect: Callable[[BaseException], None] = report) -> None:
         self._defect = defect
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -30,6 +35,12 @@ class Beside:
         """End all of them."""
         for task in list(self._tasks):
             task.cancel()
+
+    async def end(self) -> None:
+        """End all of them, and wait until they have."""
+        tasks = list(self._tasks)
+        self.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def told(error: BaseException) -> str:

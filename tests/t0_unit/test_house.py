@@ -231,6 +231,23 @@ def test_every_core_is_there() -> None:
         assert any(name == core or name.startswith(f"{core}.") for name in pure_modules()), core
 
 
+# What runs beside
+
+
+def test_what_nobody_awaits_is_kept_and_told_in_one_place() -> None:
+    """A task that is only kept in a set of one's own ends with its defect unheard, until the collector comes by."""
+    found = [
+        f"{source.path.relative_to(CHECKOUT)}:{node.lineno}"
+        for name, source in sources().items()
+        for node in ast.walk(source.tree)
+        if name != "safekit.process.tasks"
+        and isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("add_done_callback")
+        and ast.unparse(node.args[0]).endswith((".discard", ".remove"))
+    ]
+    assert not found, "safekit.process.tasks.Beside is for that: " + ", ".join(found)
+
+
 # What is bound by hand
 
 

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from nfsbox.check.main import MOST_STUCK, Checker, is_mounted
+from safekit.bus.asking import Ask, name_of, request_fields
 from safekit.bus.endpoint import BusError
 from safekit.log.messages import MESSAGES, render
 from safekit.process.frame import Context
@@ -82,14 +83,16 @@ def test_a_mount_that_does_not_answer_is_a_stopstart_and_a_message() -> None:
     """Guide 13.6.3: heart is asked; safeadmin is, when heart does not take it."""
 
     class Noted:
-        module = "AM"
+        name, module = "nfscheck", "AM"
 
         def __init__(self, *deaf: str) -> None:
             self.deaf, self.asked, self.said = deaf, [], []
             self.bus = self.log = self
 
-        async def request(self, target: str, op: str, timeout: float, **fields: str) -> None:
-            self.asked.append((target, op, fields["action"], fields["identity"]))
+        async def ask(self, module: str, ask: Ask[Any], timeout: float) -> None:
+            target, fields = name_of(module, ask), request_fields(ask)
+            assert fields.get("module", "AM") == "AM"
+            self.asked.append((target, ask.op, fields["action"], fields["identity"]))
             if target in self.deaf:
                 raise BusError("timeout", "no answer")
 

@@ -55,7 +55,7 @@ class Filters:
         self._cable = Cable(settle, self._lease_again)
         self._monitor: RulesetMonitor | None = None
         self._lock = asyncio.Lock()
-        self._restoring: set[asyncio.Task[None]] = set()
+        self._restoring = context.beside()
         self._lease: float | None = None
         self._refreshed = self._changed = 0.0
         self.lease_at = 0.0
@@ -92,9 +92,7 @@ class Filters:
 
     async def stop(self) -> None:
         """Watch them no more; they stay."""
-        for task in self._restoring:
-            task.cancel()
-        await asyncio.gather(*self._restoring, return_exceptions=True)
+        await self._restoring.end()
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
@@ -210,9 +208,7 @@ class Filters:
 
     def _restore(self) -> None:
         if self.there and self.layout is not None:
-            task = asyncio.get_running_loop().create_task(self._install_again(self.layout))
-            self._restoring.add(task)
-            task.add_done_callback(self._restoring.discard)
+            self._restoring.start(self._install_again(self.layout))
 
     async def _install_again(self, layout: Layout) -> None:
         # What failed is in the log, and is tried again with the next plan.
