@@ -256,6 +256,8 @@ BY_HAND = {
     "nfsbox.fs.mount": "libfuse, and the memory in which a mount reads requests of the kernel",
     "vipd.farm.nft": "libnftables",
     "lab.kernel": "the calls that make namespaces and overlays, which no process of the product needs",
+    "lab.chaos.programs.application": "a stranger to the product that runs on a node: it imports nothing of ours",
+    "lab.chaos.programs.server": "the same",
 }
 """Modules that call what is not Python. Whatever a system call does, it has one binding with one way to fail."""
 
