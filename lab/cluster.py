@@ -11,8 +11,7 @@ import shlex
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from lab.state import (
     load,
     remove_directory,
 )
+from lab.waiting import wait_until
 
 DEFAULT_LANS = ("default", "repli")
 _SHUTDOWN_TIMEOUT = 300.0
@@ -39,18 +39,6 @@ _REQUEST_TIMEOUT = 120.0
 _T = TypeVar("_T")
 
 Completed = subprocess.CompletedProcess[str]
-
-
-def wait_until(predicate: Callable[[], _T], timeout: float, what: str, interval: float = 0.05) -> _T:
-    """The first true result of `predicate`. Raises TimeoutError that names `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        result = predicate()
-        if result:
-            return result
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"not within {timeout:g} s: {what} (last seen: {result!r})")
-        time.sleep(interval)
 
 
 def inside(process: Process, command: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> list[str]:

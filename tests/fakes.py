@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig
 from safekit.wire import seal
+from tests.waiting import until
 
 CLUSTER = ClusterConfig(lans=(Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n2", "127.0.0.2"))),))
 
@@ -108,10 +108,5 @@ class FakeServer:
         return values
 
     async def until(self, condition: Callable[[], object], what: str, timeout: float = 10.0) -> float:
-        """Wait for a condition; the seconds that it took. Fails the test with `what` when it never holds."""
-        begin = time.monotonic()
-        while not condition():
-            if time.monotonic() - begin > timeout:
-                raise AssertionError(f"{what}: not within {timeout} s; heart was told {self.told[-8:]}")
-            await asyncio.sleep(0.01)
-        return time.monotonic() - begin
+        """Wait for a condition; the seconds that it took."""
+        return await until(condition, timeout, lambda: f"{what}; heart was told {self.told[-8:]}")

@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab.cluster import Lab, Node, wait_until  # noqa: E402
+from lab.cluster import Lab, Node  # noqa: E402
+from lab.waiting import wait_until  # noqa: E402
 
 MODULE = "bench"
 XML = """<!DOCTYPE safe><safe><service mode="farm"><farm><lan name="default"/></farm><user/></service></safe>"""

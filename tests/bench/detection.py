@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "t3_cluster")]
 
 from checked import BOTH, EVERY_CHECKER, FAST, Checked, config  # noqa: E402
-from pair import wait_for  # noqa: E402
 
 from lab.cluster import Lab, Node  # noqa: E402
+from lab.waiting import wait_until  # noqa: E402
 
 EXTRA = "10.123.0.9"
 MORE = """<check>
@@ -55,13 +55,13 @@ def value(module: Checked, node: Node, resource: str) -> str:
 
 def measure(module: Checked, node: Node, kind: Kind) -> float:
     """Seconds from the fault to `down`; the fault is mended and seen `up` again before this returns."""
-    wait_for(lambda: value(module, node, kind.resource) == "up", 20, f"{kind.resource} up", LOOK)
+    wait_until(lambda: value(module, node, kind.resource) == "up", 20, f"{kind.resource} up", LOOK)
     begin = time.monotonic()
     kind.fail()
-    wait_for(lambda: value(module, node, kind.resource) == "down", 30, f"{kind.resource} down", LOOK)
+    wait_until(lambda: value(module, node, kind.resource) == "down", 30, f"{kind.resource} down", LOOK)
     seconds = time.monotonic() - begin
     kind.mend()
-    wait_for(lambda: value(module, node, kind.resource) == "up", 30, f"{kind.resource} up again", LOOK)
+    wait_until(lambda: value(module, node, kind.resource) == "up", 30, f"{kind.resource} up again", LOOK)
     return seconds
 
 
@@ -149,11 +149,11 @@ def witness(lab: Lab, rounds: int) -> None:
 
 def cut_off(module: Checked, node: Node, peer: Node) -> float:
     """Seconds from the cut to the verdict; the networks are back before this returns."""
-    wait_for(lambda: value(module, node, "splitbrain.w") == "up", 20, "the witness answers")
+    wait_until(lambda: value(module, node, "splitbrain.w") == "up", 20, "the witness answers")
     begin = time.monotonic()
     for lan in ("default", "repli"):
         node.cut(lan)
-    wait_for(lambda: value(module, node, "splitbrain.uptodate") == "down", 30, "the verdict", LOOK)
+    wait_until(lambda: value(module, node, "splitbrain.uptodate") == "down", 30, "the verdict", LOOK)
     seconds = time.monotonic() - begin
     module.wait(peer, "ALONE green")
     module.wait(node, "WAIT red")

@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "t3_cluster")]
 
 from burners import saturated  # noqa: E402
-from pair import Pair, userconfig, wait_for  # noqa: E402
+from pair import Pair, userconfig  # noqa: E402
 
 from lab.cluster import Lab, Node  # noqa: E402
+from lab.waiting import wait_until  # noqa: E402
 
 PULSE_MS, TIMEOUT_MS = 100, 1000
 PROBE = 0.01
@@ -144,7 +145,7 @@ def line_time(pair: Pair, node: Node, mark: object, text: str) -> float:
 
 def roles(pair: Pair) -> tuple[Node, Node]:
     """PRIM and SECOND."""
-    wait_for(
+    wait_until(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
         90,
         lambda: f"a protected pair; {pair.states()}\n{pair.tail()}",

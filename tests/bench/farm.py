@@ -23,9 +23,10 @@ import time
 from ipaddress import ip_address
 from pathlib import Path
 
+from lab.waiting import wait_until
 from safekit.model.types import InterfaceKind
 from tests.t2_process.farm_network import LONG, ROOT, VIP4, FarmNetwork, farm_network, farm_vip, figures
-from tests.t2_process.vip_network import sh, wait_until
+from tests.t2_process.vip_network import sh
 from vipd.farm.layout import default_vmac
 
 PAUSES = (0.02, 0.002)
@@ -157,7 +158,7 @@ def planned(net: FarmNetwork, kind: InterfaceKind, pause: float) -> None:
         net.servers[1].order(op)
         print(f"{kind} {op}: answered after {(time.monotonic() - begun) * 1000:.0f} ms")
         time.sleep(0.7)
-    wait_until(net.agreed, "all share again", 10)
+    wait_until(net.agreed, 10, "all share again")
     brief, result = figures(shorts), figures(open_)
     print(
         f"{kind} planned, a connection every {pause * 1000:.0f} ms: {len(brief['failed'])} of {count} new ones failed, "

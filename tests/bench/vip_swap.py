@@ -15,8 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+from lab.waiting import wait_until
 from safekit.model.types import Interface, Vip, VirtualAddr
-from tests.t2_process.vip_network import VIP4, VIP6, Network, Server, network, pinging, wait_until
+from tests.t2_process.vip_network import VIP4, VIP6, Network, Server, network, pinging
 
 SWAP_BUDGET, DECISION_BUDGET = 0.5, 0.2
 BUDGETS = {
@@ -59,7 +60,7 @@ def swaps(net: Network, figures: Figures, label: str, address: str, runs: int) -
     timed(holder, "vip_set")
     for _ in range(runs):
         with pinging(net.client, address, 1.2, 0.002) as result:
-            wait_until(lambda: net.client.neighbour(address), "the client knows the address")
+            wait_until(lambda: net.client.neighbour(address), 5, "the client knows the address")
             figures["vip_unset"].append(timed(holder, "vip_unset"))
             figures["vip_set"].append(timed(other, "vip_set"))
             figures[label].append(result()["gap"])

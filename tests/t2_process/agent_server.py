@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.waiting import wait_until
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.log.module import ModuleLog
 from safekit.wire import seal
@@ -63,7 +62,7 @@ class AgentServer:
                 [*self.prefix, sys.executable, "-m", "safeagent.main"], cwd=CHECKOUT,
                 env={**os.environ, **self.env}, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        wait_for(lambda: b" port " in self.output.read_bytes(), 30, lambda: self.output.read_text())
+        wait_until(lambda: b" port " in self.output.read_bytes(), 30, lambda: self.output.read_text())
         return self
 
     def stop(self) -> str:
@@ -118,10 +117,3 @@ class AgentServer:
         ends = [line for line in done.stdout.splitlines() if "No more variables" in line or line == "End of MIB"]
         assert len(ends) <= 1, ends
         return [line for line in done.stdout.splitlines() if line not in ends]
-
-
-def wait_for(probe: Callable[[], object], seconds: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lab.waiting import wait_until
 from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
@@ -34,7 +35,7 @@ from safekit.model.types import (
     VirtualAddr,
 )
 from tests.t2_process.vip_network import Host as VipHost
-from tests.t2_process.vip_network import sh, wait_until
+from tests.t2_process.vip_network import sh
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "farm"
@@ -271,7 +272,7 @@ class FarmServer(FarmHost):
     def start(self) -> subprocess.Popen[Any]:
         """Start vipd, and wait until it answers."""
         self.vipd = self.popen(sys.executable, *self.program, env=self.environment, stderr=subprocess.DEVNULL)
-        wait_until(lambda: self.order("ping", timeout=0.3).get("pid") == self.vipd.pid, "vipd answers", 15)
+        wait_until(lambda: self.order("ping", timeout=0.3).get("pid") == self.vipd.pid, 15, "vipd answers")
         return self.vipd
 
     def order(self, op: str, timeout: float = 20.0, **fields: Any) -> dict[str, Any]:
@@ -362,7 +363,7 @@ class FarmNetwork:
             server.start()
         for server in self.servers:
             server.up()
-        wait_until(self.agreed, "the farm has formed", 10)
+        wait_until(self.agreed, 10, "the farm has formed")
 
     def agreed(self, *servers: FarmServer) -> bool:
         """Whether exactly these servers (default: all) share the buckets."""

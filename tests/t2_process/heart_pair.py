@@ -35,6 +35,7 @@ from safekit.model.types import (
 )
 from safekit.wire import seal
 from tests.fakes import free_udp_port
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2"}
@@ -256,15 +257,6 @@ class Node:
         return path.read_text().splitlines() if path.exists() else []
 
 
-async def until(condition: Callable[[], object], what: Callable[[], object], seconds: float = 10.0) -> float:
-    """Wait for a condition; the seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, f"not within {seconds} s: {what()}"
-        await asyncio.sleep(0.005)
-    return time.monotonic() - begin
-
-
 class Two:
     """n1 and n2."""
 
@@ -289,22 +281,22 @@ class Two:
         )
 
     async def reach(self, first: str, second: str, seconds: float = 10.0) -> float:
-        return await until(lambda: (self.n1.state(), self.n2.state()) == (first, second), self.show, seconds)
+        return await until(lambda: (self.n1.state(), self.n2.state()) == (first, second), seconds, self.show)
 
     async def form(self) -> None:
         """prim on n1, second on n2, reintegration played, both green."""
         for node in (self.n1, self.n2):
             node.start_heart()
         await self.n1.control("prim")
-        await until(lambda: self.n1.state() == "ALONE green", self.show)
+        await until(lambda: self.n1.state() == "ALONE green", 10, self.show)
         await self.n2.control("second")
-        await until(lambda: "secondary" in self.n2.asked_of("nfsadmin"), self.show)
+        await until(lambda: "secondary" in self.n2.asked_of("nfsadmin"), 10, self.show)
         await self.synchronise(self.n1, self.n2)
         await self.reach("PRIM green", "SECOND green")
-        await until(lambda: "start_sec ALONE PRIM start" in self.n1.trace(), self.show)
+        await until(lambda: "start_sec ALONE PRIM start" in self.n1.trace(), 10, self.show)
 
     async def synchronise(self, primary: Node, secondary: Node) -> None:
         """The end of a reintegration, as the two nfsadmin play it."""
-        await until(lambda: primary.resources().get("state.remote") == "SECOND", self.show)
+        await until(lambda: primary.resources().get("state.remote") == "SECOND", 10, self.show)
         await primary.endpoints[1].by_word("AM/heart", "pair", 5.0, peer=secondary.name)
         await secondary.nfsadmin_event("rfs_synced")

@@ -15,10 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lab.waiting import wait_until
 from safekit.bus.endpoint import BusError, Endpoint, Request
 from safekit.disk import placeholder
 from safekit.log.module import parse_line
@@ -200,7 +202,7 @@ class Node:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
 
 
-@contextlib.contextmanager
+@contextmanager
 def inside(netns: str) -> Iterator[None]:
     """This thread makes its sockets in a network namespace, given by its file."""
     if not netns:
@@ -304,12 +306,26 @@ class Pair:
         assert "rfs_failed" not in node.kinds(), (node.events, node.log()[-10:])
 
     def until(self, condition: Callable[[], object], timeout: float = 30.0, node: Node | None = None) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                told = "\n".join(n.output() for n in ((node,) if node else self.nodes))
-                raise AssertionError(f"not within {timeout} s: {json.dumps([n.events for n in self.nodes])}\n{told}")
-            time.sleep(0.02)
+        def known() -> str:
+            told = "\n".join(n.output() for n in ((node,) if node else self.nodes))
+            return f"{json.dumps([n.events for n in self.nodes])}\n{told}"
+
+        wait_until(condition, timeout, known)
+
+
+@contextmanager
+def replicating(base: Path, *, others: bool = False, **rfs: Any) -> Iterator[Pair]:
+    """n1 is primary and n2 its equal. `others`: users without rights come through to the directories. `rfs`: attributes
+    of <rfs>."""
+    for path in (base, *base.parents) if others else ():
+        if Path("/tmp") in path.parents:
+            path.chmod(path.stat().st_mode | 0o055)
+    with Pair(base, Rfs((Replicated("/replicated"),), **rfs)) as found:
+        if others:
+            found.n1.base.chmod(0o755)
+        found.start_primary(found.n1)
+        found.start_secondary(found.n2)
+        yield found
 
 
 def _free_port() -> int:
@@ -331,7 +347,7 @@ def leave(pair: Pair, primary: Node, secondary: Node) -> None:
         secondary.kill(name, signal.SIGTERM)
 
 
-def equal(pair: Pair) -> None:
+def equal(pair: Pair, timeout: float = 5.0) -> None:
     """The data of both servers; a moment is allowed for what is acknowledged but not applied."""
 
     def look(backing: Path) -> dict[str, tuple[Any, ...]] | None:
@@ -340,7 +356,7 @@ def equal(pair: Pair) -> None:
         except FileNotFoundError:  # the place holder of a file that was closed went while it was looked at
             return None
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + timeout
     while True:
         one, two = look(pair.n1.backing), look(pair.n2.backing)
         if one is not None and one == two:

@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab.waiting import wait_until
 from safeadmin.processes import Member, find
 from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
@@ -102,17 +103,6 @@ def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def until(what: str, condition: Callable[[], Any], timeout: float = 15.0) -> Any:
-    """Wait for a condition; its value. Fails with the name of what did not come."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.01)
 
 
 def cluster(addresses: dict[str, str], port: int, **settings: Any) -> ClusterConfig:
@@ -205,7 +195,7 @@ class Node:
                 stderr=errors,
             )
         if wait:
-            until("safeadmin answers", lambda: self.call("ping", timeout=0.3), 10)
+            wait_until(lambda: self.call("ping", timeout=0.3), 10, "safeadmin answers")
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
         """Signal safeadmin and wait for its end; its exit status."""
@@ -292,7 +282,7 @@ class Node:
     def started(self, module: str) -> None:
         """Start the module and wait until its heart runs it."""
         self.control(module, "start")
-        until("heart runs the module", lambda: (self.var(module) / "running").exists())
+        wait_until(lambda: (self.var(module) / "running").exists(), 15, "heart runs the module")
 
     def destroy(self) -> None:
         """End what this server runs, by pid."""

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pytest
 
 from cli.farm import bitmaps, client, status, table, who
+from lab.waiting import wait_until
 from safekit.disk.paths import ModulePaths
 from safekit.model.types import Group, Host, Rule
 from safekit.net.jhash import client_bucket
 from tests.t2_process.farm_network import VIP4, VIP6, VMAC4, FarmNetwork, farm_network, farm_vip, figures
-from tests.t2_process.vip_network import wait_until
 from vipd.farm.buckets import FULL
 from vipd.farm.layout import Balance
 from vipd.farm.ruleset import hash_of
@@ -284,11 +284,11 @@ def test_another_machine_with_the_address_is_found_and_the_farm_is_not(net: Farm
     reply = first.order("vip_set")
     assert reply["code"] == "vip_duplicate" and net.stranger.mac in reply["text"], reply
     net.stranger.run("ip", "addr", "del", f"{VIP4}/24", "dev", "eth0")
-    wait_until(lambda: VIP4 in first.addresses(), "the address is taken when it is free", 10)
+    wait_until(lambda: VIP4 in first.addresses(), 10, "the address is taken when it is free")
     assert first.order("farm_join")["ok"]
     second.start()
     second.up()
-    wait_until(lambda: net.agreed(first, second), "two of the farm")
+    wait_until(lambda: net.agreed(first, second), 5, "two of the farm")
     assert first.bits() | second.bits() == FULL
     assert not first.log("vip_conflict") and not second.log("vip_conflict") and not second.log("vip_taken_over")
 
@@ -301,6 +301,6 @@ def test_a_server_with_another_configuration_is_told(net: FarmNetwork, tmp_path:
     for server in (first, second):
         server.start()
         server.up()
-    wait_until(lambda: first.log("peer_rejected") and second.log("peer_rejected"), "both say it")
+    wait_until(lambda: first.log("peer_rejected") and second.log("peer_rejected"), 5, "both say it")
     assert "apply the same one on every server" in first.log("peer_rejected")[0]
     assert len(first.log("peer_rejected")) == 1

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import pytest
 
+from lab.waiting import wait_until
 from safekit.model.types import InterfaceKind
 from tests.t2_process.farm_network import LONG, VIP4, VIP6, FarmNetwork, FarmServer, farm_network, farm_vip, figures
-from tests.t2_process.vip_network import sh, wait_until
+from tests.t2_process.vip_network import sh
 from vipd.farm.buckets import FULL
 
 ENGINES: tuple[Literal["nftables", "nfqueue"], ...] = ("nftables", "nfqueue")
@@ -72,11 +73,11 @@ def test_a_planned_leave_and_join_break_nothing(both: FarmNetwork, address: str)
     leaver = both.servers[1]
     reply = leaver.order("farm_leave")
     assert reply["ok"] and reply["connections"] >= who.count("n2")
-    wait_until(lambda: both.agreed(both.servers[0], both.servers[2]), "the two others share")
+    wait_until(lambda: both.agreed(both.servers[0], both.servers[2]), 5, "the two others share")
     assert union(*both.servers) == FULL and leaver.bits() == 0
     time.sleep(1.0)
     assert leaver.order("farm_join")["ok"]
-    wait_until(both.agreed, "all three share again")
+    wait_until(both.agreed, 5, "all three share again")
     assert union(*both.servers) == FULL
     time.sleep(2.5)
     result, brief = figures(open_), figures(shorts)
@@ -108,7 +109,7 @@ def test_clients_of_a_dead_server_are_told_at_once_and_others_do_not_notice(both
     victim = next(server for server in both.servers if server.mac != known)
     rest = [server for server in both.servers if server is not victim]
     both.unplug(victim)
-    wait_until(lambda: both.agreed(*rest), "the others have taken over", 5)
+    wait_until(lambda: both.agreed(*rest), 5, "the others have taken over")
     assert union(*rest) == FULL
     time.sleep(1.0)
     assert both.client.count(address, 80, 60, limit=1.0).keys() <= {server.name for server in rest}
@@ -140,7 +141,7 @@ def test_the_server_whose_mac_the_clients_know_dies(net: FarmNetwork, tmp_path: 
         )
         assert net.client.neighbour(address) in {server.mac for server in rest}
         net.unplug(victim, plugged=True)
-        wait_until(net.agreed, "it is back", 10)
+        wait_until(net.agreed, 10, "it is back")
 
 
 def test_power_off_is_felt_for_the_detection_time_only(farm: FarmNetwork) -> None:
@@ -167,7 +168,7 @@ def test_a_killed_vipd_changes_nothing_when_it_is_back_in_time(net: FarmNetwork,
     server.vipd.wait(5)
     time.sleep(0.5)
     server.start()
-    wait_until(lambda: net.agreed(), "it takes part again", 10)
+    wait_until(lambda: net.agreed(), 10, "it takes part again")
     assert [server.bits() for server in net.servers] == before
     assert server.log("farm_resumed") and len(net.servers[1].log("farm_membership")) == logged
     brief = figures(shorts)
@@ -188,14 +189,14 @@ def test_a_frozen_vipd_is_taken_out_and_takes_part_again_when_it_wakes(
         # Its last bitmap goes on until the others take over.
         early = net.client.count(VIP4, 80, 30, limit=0.2)
         assert "n1" in early and not any(name.startswith("!") for name in early), early
-        wait_until(lambda: net.agreed(*rest), "the others have taken over", 15)
+        wait_until(lambda: net.agreed(*rest), 15, "the others have taken over")
         time.sleep(0.3)
         found = net.client.count(VIP4, 80, 100, limit=1.0)
         known = net.client.neighbour(VIP4)
         assert known == frozen.mac or set(found) == {"n2", "n3"}, found
     finally:
         frozen.vipd.send_signal(signal.SIGCONT)
-    wait_until(net.agreed, "all three share again", 20)
+    wait_until(net.agreed, 20, "all three share again")
     assert frozen.log("farm_frozen")
     assert union(*net.servers) == FULL
     assert set(net.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
@@ -204,13 +205,13 @@ def test_a_frozen_vipd_is_taken_out_and_takes_part_again_when_it_wakes(
 def test_split_and_merge(both: FarmNetwork) -> None:
     alone, *rest = both.servers
     both.unplug(alone)
-    wait_until(lambda: both.agreed(alone) and both.agreed(*rest), "two farms", 5)
+    wait_until(lambda: both.agreed(alone) and both.agreed(*rest), 5, "two farms")
     assert alone.bits() == FULL and union(*rest) == FULL
     assert alone.log("farm_membership")[-1] == "farm membership: n1 (group FarmProto)"
     assert alone.log("farm_load")[-1] == "farm load: 256/256 (group FarmProto)"
-    wait_until(lambda: alone.resources()["farm.FarmProto"] == "100%", "heart is told")
+    wait_until(lambda: alone.resources()["farm.FarmProto"] == "100%", 5, "heart is told")
     both.unplug(alone, plugged=True)
-    wait_until(both.agreed, "one farm again", 5)
+    wait_until(both.agreed, 5, "one farm again")
     assert union(*both.servers) == FULL
     assert set(both.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
 
@@ -241,8 +242,8 @@ def test_halves_that_meet_again_keep_the_connections_of_both(
     alone, *rest = net.servers
     halves(net, True)
     try:
-        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), "two farms", 5)
-        wait_until(lambda: all(map(doubts, net.servers)), "they know that somebody may come back", 5)
+        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), 5, "two farms")
+        wait_until(lambda: all(map(doubts, net.servers)), 5, "they know that somebody may come back")
         open_ = []
         for client in (net.client, net.stranger):
             for address in (VIP4, VIP6):
@@ -254,7 +255,7 @@ def test_halves_that_meet_again_keep_the_connections_of_both(
         time.sleep(0.3)
     finally:
         halves(net, False)
-    wait_until(net.agreed, "one farm again", 5)
+    wait_until(net.agreed, 5, "one farm again")
     assert union(*net.servers) == FULL and not any(map(doubts, net.servers))
     time.sleep(2.5)
     for process in open_:
@@ -273,14 +274,14 @@ def test_halves_that_meet_again_tell_the_network_where_the_address_is(
     assert net.client.ping(VIP4)
     halves(net, True)
     try:
-        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), "two farms", 5)
+        wait_until(lambda: net.agreed(alone) and net.agreed(*rest), 5, "two farms")
         net.client.run("ip", "neigh", "flush", "to", VIP4)
-        wait_until(lambda: net.client.ping(VIP4), "the client reaches its half", 5)
-        wait_until(lambda: net.client.neighbour(VIP4) == rest[0].mac, "and knows it by the MAC of n2", 5)
+        wait_until(lambda: net.client.ping(VIP4), 5, "the client reaches its half")
+        wait_until(lambda: net.client.neighbour(VIP4) == rest[0].mac, 5, "and knows it by the MAC of n2")
     finally:
         halves(net, False)
-    wait_until(net.agreed, "one farm again", 5)
-    wait_until(lambda: net.client.neighbour(VIP4) == alone.mac, "the client is told", 8)
+    wait_until(net.agreed, 5, "one farm again")
+    wait_until(lambda: net.client.neighbour(VIP4) == alone.mac, 8, "the client is told")
 
 
 # Opens connections, is silent until a line arrives, then says something on each; how they end, and after what time.
@@ -307,9 +308,9 @@ def test_an_idle_client_of_a_server_long_dead_is_told_when_it_repeats_itself(
     net.start()
     idle = {address: net.client.python(IDLE, address) for address in (VIP4, VIP6)}
     net.unplug(net.servers[0])
-    wait_until(lambda: all(map(doubts, net.servers[1:])), "the others doubt", 5)
+    wait_until(lambda: all(map(doubts, net.servers[1:])), 5, "the others doubt")
     net.servers[1].run("nft", "flush", "ruleset")
-    wait_until(lambda: doubts(net.servers[1]), "what was flushed is there again", 2)
+    wait_until(lambda: doubts(net.servers[1]), 2, "what was flushed is there again")
     for process in idle.values():
         assert process.stdout is not None
         who = json.loads(process.stdout.readline())
@@ -323,13 +324,13 @@ def test_a_flushed_ruleset_is_restored_and_foreign_tables_stay(farm: FarmNetwork
     server = farm.servers[0]
     server.run("nft", "flush", "ruleset")
     begun = time.monotonic()
-    wait_until(lambda: "t4_0_0" in server.run("nft", "list", "ruleset"), "the table is back", 1.0)
+    wait_until(lambda: "t4_0_0" in server.run("nft", "list", "ruleset"), 1.0, "the table is back")
     assert time.monotonic() - begun < 1.0
     server.run("nft", "add", "table", "inet", "theirs")
     server.run("nft", "add", "chain", "inet", "theirs", "input", "{ type filter hook input priority 0; }")
     server.run("nft", "delete", "chain", "netdev", "safekit_farm", "in_0")
-    wait_until(lambda: len(server.log("farm_filter")) >= 2, "the second change was noticed", 2.0)
-    wait_until(lambda: "chain in_0" in server.run("nft", "list", "ruleset"), "the chain is back", 1.0)
+    wait_until(lambda: len(server.log("farm_filter")) >= 2, 2.0, "the second change was noticed")
+    wait_until(lambda: "chain in_0" in server.run("nft", "list", "ruleset"), 1.0, "the chain is back")
     assert "table inet theirs" in server.run("nft", "list", "ruleset")
     assert union(*farm.servers) == FULL
     assert set(farm.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
@@ -346,10 +347,10 @@ def test_a_one_way_cut_leaves_one_owner(farm: FarmNetwork) -> None:
     deaf.run("nft", "add", "table", "inet", "deaf")
     deaf.run("nft", "add", "chain", "inet", "deaf", "input", "{ type filter hook input priority 0; }")
     deaf.run("nft", "add", "rule", "inet", "deaf", "input", "udp", "dport", "4803", "drop")
-    wait_until(lambda: deaf.bits() == FULL and not any(s.bits() for s in rest), "one side gives way", 5)
-    wait_until(lambda: any(server.log("farm_gave_way") for server in rest), "it says so")
+    wait_until(lambda: deaf.bits() == FULL and not any(s.bits() for s in rest), 5, "one side gives way")
+    wait_until(lambda: any(server.log("farm_gave_way") for server in rest), 5, "it says so")
     deaf.run("nft", "delete", "table", "inet", "deaf")
-    wait_until(farm.agreed, "one farm again", 5)
+    wait_until(farm.agreed, 5, "one farm again")
     assert union(*farm.servers) == FULL
 
 
@@ -368,9 +369,9 @@ def test_a_server_is_lost_only_with_its_last_lan(net: FarmNetwork, tmp_path: Pat
             # Twice the time after which silence means death.
             time.sleep(1.2)
             assert [server.bits() for server in net.servers] == before and len(rest[0].log("farm_membership")) == told
-    wait_until(lambda: net.agreed(lost) and net.agreed(*rest), "two farms", 5)
+    wait_until(lambda: net.agreed(lost) and net.agreed(*rest), 5, "two farms")
     lost.run("nft", "delete table inet cut")
-    wait_until(net.agreed, "one farm again", 5)
+    wait_until(net.agreed, 5, "one farm again")
 
 
 def test_pulses_come_as_configured(net: FarmNetwork, tmp_path: Path) -> None:
@@ -385,7 +386,7 @@ def test_pulses_come_as_configured(net: FarmNetwork, tmp_path: Path) -> None:
     assert 20 <= int(listed.split("packets ")[1].split()[0]) <= 44, listed
     peer.vipd.kill()
     died = time.monotonic()
-    wait_until(lambda: server.status()["participants"] == ["n1", "n3"], "it is missed", 5)
+    wait_until(lambda: server.status()["participants"] == ["n1", "n3"], 5, "it is missed")
     assert 0.9 < time.monotonic() - died < 3.0, "20 pulses of 50 ms"
 
 
@@ -412,10 +413,10 @@ def test_what_is_open_at_the_end_of_a_stop_is_told(net: FarmNetwork, tmp_path: P
 def test_an_interface_that_goes_and_comes_keeps_its_part(farm: FarmNetwork) -> None:
     server = farm.servers[2]
     server.run("ip", "link", "set", "eth0", "down")
-    wait_until(lambda: farm.agreed(*farm.servers[:2]), "the others share", 5)
+    wait_until(lambda: farm.agreed(*farm.servers[:2]), 5, "the others share")
     server.run("ip", "link", "set", "eth0", "up")
     server.run("ip", "addr", "replace", f"{server.ip}/24", "dev", "eth0")
-    wait_until(farm.agreed, "all three share again", 10)
+    wait_until(farm.agreed, 10, "all three share again")
     assert set(farm.client.count(VIP4, 80, 100)) == {"n1", "n2", "n3"}
 
 

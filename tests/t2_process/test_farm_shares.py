@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cli.farm import who
+from lab.waiting import wait_until
 from tests.t2_process.farm_network import VIP4, VIP6, FarmHost, FarmNetwork, farm_network, figures
-from tests.t2_process.vip_network import wait_until
 from vipd.farm import ruleset
 from vipd.farm.buckets import Shares, bitmap_of
 from vipd.farm.layout import Balance, Filter, Layout, Verdicts, Wire, default_vmac, gather_mac
@@ -116,7 +116,7 @@ def test_kernels_share_as_promised_and_who_agrees(
         seen[:] = [accepted(server, version) - was for server, was in zip(members, before, strict=True)]
         return sum(seen) >= COUNT
 
-    wait_until(all_arrived, "every datagram is accepted once", 10)
+    wait_until(all_arrived, 10, "every datagram is accepted once")
     view: dict[str, Any] = {
         "nodes": [server.name for server in members],
         "groups": [

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.waiting import wait_until
 from tests.t2_process.farm_network import VMAC4, FarmNetwork, farm_network, farm_vip
-from tests.t2_process.vip_network import sh, wait_until
+from tests.t2_process.vip_network import sh
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,12 @@ def test_a_switch_that_floods_is_no_news(net: FarmNetwork, tmp_path: Path) -> No
     net.start()
     # Every server judges by the burst that the last one has begun: then, silence means that all is well.
     flood(net, "n2", False)
-    wait_until(lambda: net.servers[1].log("farm_learned"), "n2 is reached no more", 60)
+    wait_until(lambda: net.servers[1].log("farm_learned"), 60, "n2 is reached no more")
     assert said(net, "farm_learned") == ["n2"] and not said(net, "farm_not_flooded")
     (found,) = net.servers[1].status()["flooding"]
     assert found["interface"] == "eth0" and found["problem"] == "learned" and found["missing"], found
     flood(net, "n2", True)
-    wait_until(lambda: net.servers[1].log("farm_flooded"), "n2 is reached again", 30)
+    wait_until(lambda: net.servers[1].log("farm_flooded"), 30, "n2 is reached again")
     assert net.servers[1].status()["flooding"] == []
 
 
@@ -54,7 +55,7 @@ def test_a_switch_that_does_not_flood_is_named_at_start(net: FarmNetwork, tmp_pa
         flood(net, server.name, False)
     net.install(tmp_path, farm_vip())
     net.start()
-    wait_until(lambda: said(net, "farm_not_flooded") == ["n1", "n2", "n3"], "all say it", 10)
+    wait_until(lambda: said(net, "farm_not_flooded") == ["n1", "n2", "n3"], 10, "all say it")
     assert not said(net, "farm_learned")
     (text,) = net.servers[0].log("farm_not_flooded")
     assert VMAC4 in text and "n2" in text and "n3" in text
@@ -65,7 +66,7 @@ def test_a_switch_that_has_learned_the_virtual_mac_is_named_at_start(net: FarmNe
     try:
         net.install(tmp_path, farm_vip())
         net.start()
-        wait_until(lambda: said(net, "farm_learned") == ["n2", "n3"], "those that get nothing say it", 15)
+        wait_until(lambda: said(net, "farm_learned") == ["n2", "n3"], 15, "those that get nothing say it")
         assert "reach n1" in net.servers[1].log("farm_learned")[-1]
         assert net.servers[0].status()["flooding"] == []
     finally:

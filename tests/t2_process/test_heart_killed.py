@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.t2_process.heart_pair import SCRIPTS, Node, Two, until
+from tests.t2_process.heart_pair import SCRIPTS, Node, Two
+from tests.waiting import until
 
 START = ("script prestart", "nfsadmin prepare", "script start_both", "nfsadmin primary", "vipd vip_set",
          "script start_prim")  # fmt: skip
@@ -52,13 +53,13 @@ async def killed_at(two: Two, node: Node, phase: str, begin: Callable[[], Awaita
         hold.touch()
         ran = len(calls(node, what))
         await begin()
-        await until(lambda: len(calls(node, what)) > ran, lambda: f"{phase}\n{two.show()}")
+        await until(lambda: len(calls(node, what)) > ran, 10, lambda: f"{phase}\n{two.show()}")
         hold.unlink()
         node.kill_heart()
     else:
         node.kill_at = phase
         await begin()
-        await until(lambda: not node.kill_at, lambda: f"{phase}\n{two.show()}")
+        await until(lambda: not node.kill_at, 10, lambda: f"{phase}\n{two.show()}")
     assert heart.poll() is not None
     node.asked.clear()
     node.start_heart()
@@ -73,7 +74,7 @@ async def ended(two: Two, node: Node) -> None:
     """heart has left after a stop."""
     heart = node.heart
     assert heart is not None
-    await until(lambda: heart.poll() is not None, two.show)
+    await until(lambda: heart.poll() is not None, 10, two.show)
     assert heart.returncode == 0
     node.ports.pop("AM/heart", None)
 
@@ -82,7 +83,7 @@ async def started(two: Two, node: Node) -> None:
     """A new heart answers."""
     node.asked.clear()
     node.start_heart()
-    await until(lambda: "AM/heart" in node.ports, two.show)
+    await until(lambda: "AM/heart" in node.ports, 10, two.show)
 
 
 def test_at_each_phase_of_a_start_and_of_a_stop(tmp_path: Path) -> None:
@@ -90,32 +91,32 @@ def test_at_each_phase_of_a_start_and_of_a_stop(tmp_path: Path) -> None:
         node = two.n1
         await started(two, node)
         await node.control("prim")
-        await until(lambda: node.state() == "ALONE green", two.show)
+        await until(lambda: node.state() == "ALONE green", 10, two.show)
         for phase in STOP:
             await killed_at(two, node, phase, lambda: node.control("stop"))
-            await until(lambda: node.state() == "STOP red", lambda phase=phase: f"{phase}\n{two.show()}")
+            await until(lambda: node.state() == "STOP red", 10, lambda phase=phase: f"{phase}\n{two.show()}")
             await ended(two, node)
             assert not node.file["marker"].exists()
             assert len(calls(node, "stop_prim")) >= len(calls(node, "start_prim"))
             await started(two, node)
             await node.control("start")
-            await until(lambda: node.state() == "ALONE green", two.show)
+            await until(lambda: node.state() == "ALONE green", 10, two.show)
         for phase in START:
             await node.control("stop")
             await ended(two, node)
             await started(two, node)
             await killed_at(two, node, phase, lambda: node.control("start"))
-            await until(lambda: node.state() == "ALONE green", lambda phase=phase: f"{phase}\n{two.show()}")
+            await until(lambda: node.state() == "ALONE green", 10, lambda phase=phase: f"{phase}\n{two.show()}")
 
     play(tmp_path, scene)
 
 
 async def rejoin(two: Two, primary: Node, secondary: Node) -> None:
     """The reintegration, played, until both are green."""
-    await until(lambda: "secondary" in secondary.asked_of("nfsadmin"), two.show)
-    await until(lambda: secondary.state() == "SECOND magenta", two.show)
+    await until(lambda: "secondary" in secondary.asked_of("nfsadmin"), 10, two.show)
+    await until(lambda: secondary.state() == "SECOND magenta", 10, two.show)
     await two.synchronise(primary, secondary)
-    await until(lambda: (primary.state(), secondary.state()) == ("PRIM green", "SECOND green"), two.show)
+    await until(lambda: (primary.state(), secondary.state()) == ("PRIM green", "SECOND green"), 10, two.show)
 
 
 def test_at_each_phase_of_a_failover(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_at_each_phase_of_a_failover(tmp_path: Path) -> None:
         giver, taker = two.n1, two.n2
         for phase in TAKE_OVER:
             await killed_at(two, taker, phase, lambda: giver.control("stop"))  # noqa: B023 - awaited at once
-            await until(lambda: taker.state() == "ALONE green", lambda: f"{phase}\n{two.show()}")  # noqa: B023
+            await until(lambda: taker.state() == "ALONE green", 10, lambda: f"{phase}\n{two.show()}")  # noqa: B023
             await ended(two, giver)
             assert taker.resources()["rfs.uptodate"] == "up" and giver.resources()["rfs.uptodate"] == "down"
             await started(two, giver)
@@ -144,12 +145,12 @@ def test_of_the_secondary_at_each_phase_of_its_start(tmp_path: Path) -> None:
             async def begin(*, synchronise: bool = phase in AFTER_REINTEGRATION) -> None:
                 await two.n2.control("start")
                 if synchronise:
-                    await until(lambda: two.n2.state() == "SECOND magenta", two.show)
+                    await until(lambda: two.n2.state() == "SECOND magenta", 10, two.show)
                     await two.synchronise(two.n1, two.n2)
 
             await two.n2.control("stop")
             await ended(two, two.n2)
-            await until(lambda: two.n1.state() == "ALONE green", two.show)
+            await until(lambda: two.n1.state() == "ALONE green", 10, two.show)
             await started(two, two.n2)
             await killed_at(two, two.n2, phase, begin)
             await rejoin(two, two.n1, two.n2)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from heart_pair import ADDRESSES, Two, until
+from heart_pair import ADDRESSES, Two
 
 from heart.core.values import Beat, Role
 from heart.shell.links import Links
@@ -18,6 +18,7 @@ from safekit.model.codec import from_json, to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire.seal import Opener, Sealer, new_key
 from tests.fakes import free_udp_port
+from tests.waiting import until
 
 KEY = new_key()
 
@@ -73,7 +74,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 async def passes(sender: Side, receiver: Side) -> None:
     before = len(receiver.heard)
     sender.send()
-    await until(lambda: len(receiver.heard) == before + 1, lambda: receiver.heard)
+    await until(lambda: len(receiver.heard) == before + 1, 10, lambda: receiver.heard)
 
 
 def run(work: Callable[[Side, Side], object]) -> None:
@@ -167,7 +168,7 @@ def test_a_cluster_without_the_lan_of_the_module_stops_it_in_order(tmp_path: Pat
             await pair.form()
             move(pair, "other")
             await pair.n1.tell("reload")
-            await until(lambda: "start_prim SECOND ALONE" in " ".join(pair.n2.trace()), pair.show)
+            await until(lambda: "start_prim SECOND ALONE" in " ".join(pair.n2.trace()), 10, pair.show)
             assert any("The module stops" in text and "replication flow, default," in text for text in pair.n1.events())
             assert "stop_prim" in " ".join(pair.n1.trace()) and "Action stop called by SYSTEM" in pair.n1.events()
             # The other one heard of it on the link as it was: no time-out.
@@ -183,9 +184,9 @@ def test_a_heart_that_is_killed_while_the_cluster_does_not_fit_stops_the_module(
             pair.n1.kill_heart()
             move(pair, "other")
             pair.n1.start_heart()
-            await until(lambda: any("The module stops" in text for text in pair.n1.events()), pair.show)
-            await until(lambda: "stop_prim" in " ".join(pair.n1.trace()), pair.show)
-            await until(lambda: pair.n1.state() == "STOP red", pair.show)
+            await until(lambda: any("The module stops" in text for text in pair.n1.events()), 10, pair.show)
+            await until(lambda: "stop_prim" in " ".join(pair.n1.trace()), 10, pair.show)
+            await until(lambda: pair.n1.state() == "STOP red", 10, pair.show)
             kept = (pair.n1.file["var"] / "cluster.json").read_bytes()
             assert from_json(ClusterConfig, kept).lan("default") is not None
 
@@ -199,7 +200,7 @@ def test_the_other_server_cannot_be_another_one_while_the_module_runs(tmp_path: 
             config = ClusterConfig((Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n3", "127.0.0.3"))),))
             (pair.n1.root / "var/cluster/cluster.json").write_text(to_json(config))
             await pair.n1.tell("reload")
-            await until(lambda: "Reason of failover: remote stop" in pair.n2.events(), pair.show)
+            await until(lambda: "Reason of failover: remote stop" in pair.n2.events(), 10, pair.show)
             assert any("its other server was n2 and would be n3" in text for text in pair.n1.events())
 
     asyncio.run(work())

@@ -18,7 +18,8 @@ from heart.shell.publish import LifeSign
 from heart.shell.shell import DIFFERENT_SECONDS
 from safekit.bus.endpoint import BusError
 from safekit.wire import seal
-from tests.t2_process.heart_pair import Two, until
+from tests.t2_process.heart_pair import Two
+from tests.waiting import until
 
 
 def play(root: Path, scene: Callable[[Two], Awaitable[None]], limit: float = 60.0, **service: Any) -> None:
@@ -65,7 +66,7 @@ def test_a_pair_forms_stops_and_the_other_takes_over(tmp_path: Path) -> None:
         in_order(two.n2.events(), ["Reason of failover: remote stop", "Script start_prim"])
         assert not two.n1.file["marker"].exists()
         assert two.n1.resources()["rfs.uptodate"] == "down" and two.n2.resources()["rfs.uptodate"] == "up"
-        await until(lambda: "ended" in two.n1.asked_of("safeadmin"), two.show)
+        await until(lambda: "ended" in two.n1.asked_of("safeadmin"), 10, two.show)
         assert two.n1.heart is not None and two.n1.heart.wait(10) == 0
         assert [line for line in two.n2.trace() if line.startswith("start_")] == [
             "start_both WAIT SECOND start", "start_second WAIT SECOND start", "start_sec WAIT SECOND start",
@@ -99,7 +100,7 @@ def test_a_killed_heart_is_replaced_by_one_that_touches_nothing(tmp_path: Path) 
             trace, asked = node.trace(), len(node.asked_of("nfsadmin"))
             node.kill_heart()
             node.start_heart()
-            await until(lambda node=node: "AM/heart" in node.ports, two.show)  # type: ignore[misc]
+            await until(lambda node=node: "AM/heart" in node.ports, 10, two.show)  # type: ignore[misc]
             assert (await node.tell("status"))["state"] == state.split()[0]
             await asyncio.sleep(1.5)
             assert (two.n1.state(), two.n2.state()) == ("PRIM green", "SECOND green"), two.show()
@@ -121,7 +122,7 @@ def test_another_configuration_on_the_other_server_is_told_once(tmp_path: Path) 
         def differs() -> bool:
             return all(any(line.code == "config_differs" for line in node.log()) for node in (two.n1, two.n2))
 
-        await until(differs, two.show, DIFFERENT_SECONDS + 15)
+        await until(differs, DIFFERENT_SECONDS + 15, two.show)
         await asyncio.sleep(1.0)  # some more heartbeats
         for node, other in ((two.n1, "n2"), (two.n2, "n1")):
             told = [line for line in node.log() if line.code == "config_differs"]
@@ -141,7 +142,7 @@ def test_settings_are_said_as_they_were_typed_and_run_update(tmp_path: Path) -> 
         with pytest.raises(BusError, match="needs a running module"):
             await node.control("update")
         await node.control("prim")
-        await until(lambda: node.state() == "ALONE green", two.show)
+        await until(lambda: node.state() == "ALONE green", 10, two.show)
         begun = len(node.log())
         for setting, value in (("errd", "off"), ("errd", "on"), ("checker", "off"), ("failover", "off")):
             await node.control(setting, value=value)
@@ -166,19 +167,19 @@ def test_the_loop_counter_outlives_heart(tmp_path: Path) -> None:
         node = two.n1
         node.start_heart()
         await node.control("prim")
-        await until(lambda: node.state() == "ALONE green", two.show)
+        await until(lambda: node.state() == "ALONE green", 10, two.show)
         for count in (1, 2, 3):
             assert (await node.tell("incloop", identity="handler"))["count"] == count
         node.kill_heart()
         node.start_heart()
-        await until(lambda: "AM/heart" in node.ports, two.show)
+        await until(lambda: "AM/heart" in node.ports, 10, two.show)
         told = await node.tell("checkloop")
         assert (told["count"], told["maxloop"], told["reached"]) == (3, 3, False)
         assert (await node.tell("incloop", identity="handler"))["reached"]
         await node.tell("resetloop", identity="handler")
         node.kill_heart()
         node.start_heart()
-        await until(lambda: "AM/heart" in node.ports, two.show)
+        await until(lambda: "AM/heart" in node.ports, 10, two.show)
         assert (await node.tell("checkloop"))["count"] == 0
 
     play(tmp_path, scene)
@@ -189,7 +190,7 @@ def test_a_power_failure_is_not_an_adoption(tmp_path: Path) -> None:
         await two.form()
         two.n1.kill_heart()
         two.n1.file["marker"].write_text("another boot")
-        await until(lambda: two.n2.state() == "ALONE green", two.show)
+        await until(lambda: two.n2.state() == "ALONE green", 10, two.show)
         in_order(
             two.n2.events(),
             [
@@ -202,7 +203,7 @@ def test_a_power_failure_is_not_an_adoption(tmp_path: Path) -> None:
         two.n1.start_heart()
         await two.n1.control("start", who="boot")
         in_order(two.n1.events(), ["Previous halt unexpected", "Action start called at boot time"])
-        await until(lambda: two.n1.state() == "SECOND magenta", two.show)
+        await until(lambda: two.n1.state() == "SECOND magenta", 10, two.show)
         assert two.n1.resources()["rfs.uptodate"] == "down"
 
     play(tmp_path, scene)
@@ -212,10 +213,10 @@ def test_a_broken_stream_fences_the_secondary_before_writes_go_on(tmp_path: Path
     async def scene(two: Two) -> None:
         await two.form()
         await two.n1.nfsadmin_event("replication_lost")
-        await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), two.show)
+        await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), 10, two.show)
         assert two.n2.resources()["rfs.uptodate"] == "down", "durable before nfsadmin is told"
         assert two.n1.resources()["rfs.paired"] == "down"
-        await until(lambda: two.n2.asked_of("nfsadmin").count("secondary") == 2, two.show)
+        await until(lambda: two.n2.asked_of("nfsadmin").count("secondary") == 2, 10, two.show)
         await two.synchronise(two.n1, two.n2)
         await two.reach("PRIM green", "SECOND green")
 
@@ -244,7 +245,7 @@ def test_a_server_that_may_lack_what_it_acknowledged_waits_and_says_why(tmp_path
         await two.reach("STOP red", "STOP red")
         assert two.n2.resources()["rfs.uptodate"] == "up"
         two.n2.prepared = {"consistent": True, "unapplied": True}
-        await until(lambda: "ended" in two.n2.asked_of("safeadmin"), two.show)
+        await until(lambda: "ended" in two.n2.asked_of("safeadmin"), 10, two.show)
         two.n2.start_heart()
         await two.n2.control("start")
         await two.reach("STOP red", "WAIT red")
@@ -265,9 +266,9 @@ def test_supervisord_died_means_an_orderly_stop_and_a_new_one(tmp_path: Path) ->
         await two.form()
         two.n1.end_supervisor()
         Path(two.n1.file["supervisor_sock"]).unlink(missing_ok=True)  # Python 3.13 removes it itself
-        await until(lambda: "respawn" in two.n1.asked_of("safeadmin"), two.show, 15)
+        await until(lambda: "respawn" in two.n1.asked_of("safeadmin"), 15, two.show)
         assert any("supervisord of the module died" in text for text in two.n1.events())
-        await until(lambda: two.n2.state() == "ALONE green", two.show)
+        await until(lambda: two.n2.state() == "ALONE green", 10, two.show)
         assert two.n1.state() == "STOP red" and "stop_prim PRIM WAIT stopstart" in two.n1.trace()
 
     play(tmp_path, scene)
@@ -277,11 +278,11 @@ def test_strangers_are_refused_with_one_line(tmp_path: Path) -> None:
     async def scene(two: Two) -> None:
         two.n1.start_heart()
         await two.n1.control("prim")
-        await until(lambda: two.n1.state() == "ALONE green", two.show)
+        await until(lambda: two.n1.state() == "ALONE green", 10, two.show)
         (two.n2.root / "var/cluster/cluster.key").write_text(seal.new_key().hex())
         two.n2.start_heart()
         await two.n2.control("start")
-        await until(lambda: two.n2.state() == "WAIT red", two.show)
+        await until(lambda: two.n2.state() == "WAIT red", 10, two.show)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for size in range(0, 400, 7):
                 sock.sendto(os.urandom(size), ("127.0.0.1", _port(two)))
@@ -311,7 +312,7 @@ def test_commands_are_refused_with_a_sentence_and_the_loop_is_counted(tmp_path: 
         with pytest.raises(BusError, match="stopped"):
             await n1.control("restart")
         await n1.control("prim")
-        await until(lambda: n1.state() == "ALONE green", two.show)
+        await until(lambda: n1.state() == "ALONE green", 10, two.show)
         for action, word in (
             ("prim", "already ALONE"),
             ("start", "already started"),
@@ -343,10 +344,10 @@ def test_forcestop_gets_through_a_start_script_that_hangs(tmp_path: Path) -> Non
         script.write_text(f"#!/bin/sh\necho $$ > {n1.root}/pid\nsleep 1000\n")
         n1.start_heart()
         await n1.control("prim")
-        await until(lambda: (n1.root / "pid").exists(), two.show)
+        await until(lambda: (n1.root / "pid").exists(), 10, two.show)
         assert n1.state() == "ALONE magenta"
         await n1.control("stop")
-        await until(lambda: n1.state() == "STOP red", two.show)
+        await until(lambda: n1.state() == "STOP red", 10, two.show)
         assert "stop_prim ALONE WAIT stop" in n1.trace()
 
     play(tmp_path, scene)
@@ -404,18 +405,15 @@ def test_a_full_disk_below_safevar_ends_no_heart(tmp_path: Path) -> None:
             for number in range(3):
                 value = ("up", "down")[number % 2]
                 await two.n1.tell("set", resource="custom.test", value=value, who="custom")
-                await until(
-                    lambda value=value: two.n1.resources().get("custom.test") == value,  # type: ignore[misc]
-                    two.show,
-                )
+                await until(lambda value=value: two.n1.resources().get("custom.test") == value, 10, two.show)
             two.n2.kill_heart()
-            await until(lambda: two.n1.state() == "ALONE green", two.show)
+            await until(lambda: two.n1.state() == "ALONE green", 10, two.show)
             assert two.n1.resources()["rfs.paired"] == "down"
-            await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), two.show)
+            await until(lambda: "alone" in two.n1.asked_of("nfsadmin"), 10, two.show)
             assert two.n1.heart.poll() is None and two.n1.heart.pid == pid
             two.n1.kill_heart()
             two.n1.start_heart()
-            await until(lambda: "AM/heart" in two.n1.ports, two.show)
+            await until(lambda: "AM/heart" in two.n1.ports, 10, two.show)
             assert (await two.n1.tell("status"))["state"] == "ALONE"
         finally:
             filler.unlink()

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from lab.waiting import wait_until
 from safekit.disk.paths import ModulePaths
 from safekit.log.module import ModuleLog, parse_line
 from safekit.model.types import User
@@ -52,13 +52,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def run(work: Callable[[], Awaitable[None]], limit: float = 20.0) -> None:
     asyncio.run(asyncio.wait_for(work(), limit))
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -137,7 +130,7 @@ def test_a_stop_script_that_hangs_is_killed_with_what_it_started(place: Place, a
 
     run(work)
     child = int((place.root / "child").read_text())
-    until(lambda: not alive(child))
+    wait_until(lambda: not alive(child), 5)
     assert place.logged("script_timeout") == ["Script stop_prim killed: still running after 1.0 s"]
 
 
@@ -152,7 +145,7 @@ def test_a_stop_script_that_hangs_is_killed_with_what_detached_itself(place: Pla
 
     run(work)
     child, application = (int((place.root / name).read_text()) for name in ("child", "application"))
-    until(lambda: not alive(child))
+    wait_until(lambda: not alive(child), 5)
     assert alive(application), "what a start script started is for the stop scripts"
     os.kill(application, signal.SIGKILL)
 
@@ -186,7 +179,7 @@ def test_cancelling_kills_the_script_and_lets_the_next_one_run(place: Place) -> 
 
     run(work)
     pid = int((place.root / "pid").read_text())
-    until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), 5)
 
 
 def test_a_successor_ends_what_a_killed_heart_left_running(place: Place) -> None:
@@ -194,14 +187,14 @@ def test_a_successor_ends_what_a_killed_heart_left_running(place: Place) -> None
     # a process of its own: a fork of this one, with its threads, could stand still at any lock
     with subprocess.Popen([sys.executable, "-c", PREDECESSOR]) as left:
         try:
-            until((place.root / "pid").exists, 20)
-            until((place.paths.var / "script.running").exists, 20)
+            wait_until((place.root / "pid").exists, 20)
+            wait_until((place.paths.var / "script.running").exists, 20)
         finally:
             left.kill()
     pid = int((place.root / "pid").read_text())
     assert alive(pid)
     assert place.runner().end_leftover() == str(pid)
-    until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), 5)
     assert place.runner().end_leftover() == "", "once"
 
 

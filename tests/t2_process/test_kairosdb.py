@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from lab.waiting import wait_until
 from safekairosdb.points import MAX_POINTS, NUMBERS, Buffer, Changes
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.disk.resources import Resource
-from tests.t2_process.agent_server import wait_for
 from tests.t2_process.web_server import CHECKOUT, free_port
 
 
@@ -125,13 +125,13 @@ def test_every_change_is_sent(tmp_path: Path, database: Database) -> None:
     node = Node(tmp_path)
     process = node.start(f"http://127.0.0.1:{database.server.server_port}/")
     try:
-        wait_for(lambda: database.values("safekit.state.local"), 20, node.said)
+        wait_until(lambda: database.values("safekit.state.local"), 20, node.said)
         for state in ("ALONE", "PRIM", "WAIT", "SECOND"):
             node.resources({"state.local": state, "state.color": "green", "rfs_bandwidth.replication": "345",
                             "rfs_bandwidth.reintegration": "17.5"})  # fmt: skip
-            wait_for(lambda s=state: database.values("safekit.state.local")[-1] == s, 5, lambda: str(database.points))  # type: ignore[misc]
+            wait_until(lambda s=state: database.values("safekit.state.local")[-1] == s, 5, lambda: str(database.points))  # type: ignore[misc]
         assert database.values("safekit.state.local") == ["SECOND", "ALONE", "PRIM", "WAIT", "SECOND"]
-        wait_for(lambda: len(database.values("safekit.state.local.number")) == 5, 5, lambda: str(database.points))
+        wait_until(lambda: len(database.values("safekit.state.local.number")) == 5, 5, lambda: str(database.points))
         assert database.values("safekit.state.local.number") == [5, 2, 4, 1, 5]
         assert max(database.values("safekit.rfs_bandwidth.replication")) == 345
         assert 17.5 in database.values("safekit.rfs_bandwidth.reintegration")
@@ -139,7 +139,7 @@ def test_every_change_is_sent(tmp_path: Path, database: Database) -> None:
             p["name"].startswith("safekit.") and p["tags"] == {"module": "db", "node": "n1"} for p in database.points
         )
         node.resources({"state.local": "SECOND", "state.color": "green"}, runs=False)
-        wait_for(lambda: database.values("safekit.state.local")[-1] == "STOP", 10, lambda: str(database.points))
+        wait_until(lambda: database.values("safekit.state.local")[-1] == "STOP", 10, lambda: str(database.points))
     finally:
         process.terminate()
         assert process.wait(15) == 0, node.said()
@@ -151,13 +151,13 @@ def test_an_absence_costs_one_line_and_no_change(tmp_path: Path) -> None:
     process = node.start(f"http://127.0.0.1:{port}")
     database: Database | None = None
     try:
-        wait_for(lambda: "does not take data" in node.said(), 20, node.said)
+        wait_until(lambda: "does not take data" in node.said(), 20, node.said)
         for state in ("ALONE", "PRIM"):
             node.resources({"state.local": state, "state.color": "green"})
             time.sleep(1)
         database = Database(port)
-        wait_for(lambda: database is not None and database.values("safekit.state.local"), 30, node.said)
-        wait_for(lambda: "takes data again" in node.said(), 5, node.said)
+        wait_until(lambda: database is not None and database.values("safekit.state.local"), 30, node.said)
+        wait_until(lambda: "takes data again" in node.said(), 5, node.said)
         assert database.values("safekit.state.local") == ["SECOND", "ALONE", "PRIM"]
         assert node.said().count("does not take data") == 1
     finally:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from heart_pair import Node as HeartNode
-from heart_pair import Two, until
+from heart_pair import Two
 
+from lab.waiting import wait_until
 from safekit.model.cluster import write_key
 from safekit.wire import keys
 from safekit.wire.seal import new_key
 from tests.t2_process.farm_network import FarmServer, farm_network, farm_vip
-from tests.t2_process.vip_network import wait_until
+from tests.waiting import until
 
 SWITCH = 3.0
 """Seconds for which a process goes on with the former key, here."""
@@ -68,7 +69,7 @@ def test_of_a_mirror(tmp_path: Path) -> None:
             pair.n2.kill_heart()
             pair.n2.inside(lambda: write_key(first.hex()))
             pair.n2.start_heart()
-            await until(lambda: any("sealed with another key" in t for t in pair.n1.events()), pair.show)
+            await until(lambda: any("sealed with another key" in t for t in pair.n1.events()), 10, pair.show)
 
     asyncio.run(work())
 
@@ -97,7 +98,7 @@ def test_of_a_farm(servers: list[FarmServer], monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("SAFEVAR", server.environment["SAFEVAR"])
         rotate(key)
 
-    wait_until(lambda: [server.status()["groups"][0]["bits"] for server in servers] == [[128, 128]] * 2, "shared", 20)
+    wait_until(lambda: [server.status()["groups"][0]["bits"] for server in servers] == [[128, 128]] * 2, 20, "shared")
     before = asyncio.run(measure())
     fresh = new_key()
     for server in servers:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from lab import kernel
-from lab.cluster import CommandFailed, Lab, Node, collect_garbage, wait_until
+from lab.cluster import CommandFailed, Lab, Node, collect_garbage
 from lab.errors import LabError
 from lab.state import lab_directory, lab_names, load
+from lab.waiting import wait_until
 from safekit.process.table import lives
 from tests.conftest import unique_lab_name
 

@@ -14,7 +14,8 @@ import pytest
 
 from installation.product import pack_module
 from installation.source import Source, this_checkout
-from lab.cluster import Lab, wait_until
+from lab.cluster import Lab
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -20,6 +20,7 @@ from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Repli
 from safekit.process.frame import Context, Lateness
 from safekit.rfs.generations import DataState, from_fields, to_fields
 from safekit.wire import seal
+from tests.waiting import until
 
 Fields = dict[str, Any]
 
@@ -150,9 +151,7 @@ class World:
         return await self.client.by_word("AM/nfsadmin", op, 10.0, **fields)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.01)
+        await until(condition, 10, lambda: f"heart was told {self.heart[-8:]}")
 
     def events(self) -> list[str]:
         return [fields["kind"] for op, fields in self.heart if op == "event"]

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, wait_for
+from nfsbox_pair import DriverError, Node, Pair, assert_equal_soon
 
 from cli.directory import directory_command
 from installation.remove import open_directories
+from lab.waiting import wait_until
 from safekit.disk import placeholder
 from safekit.model import directories
 from safekit.model.codec import to_json
@@ -229,7 +230,7 @@ def test_mode_and_owner_of_the_directory_itself_are_replicated(tmp_path: Path) -
             found = pair.b.mount.stat()
             return (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o1751, 3001, 3002)
 
-        wait_for(same)
+        wait_until(same)
         assert os.listxattr(pair.b.mount) == ["user.note"]
         assert {stat.S_IMODE(n.backing.stat().st_mode) & 0o777 for n in (pair.a, pair.b)} == {0o700}
         assert [n for n in os.listxattr(pair.a.mount) if "safekit" in n] == []

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon, wait_for
+from lab.waiting import wait_until
+from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_reads_go_on_while_a_write_waits_for_a_frozen_peer(pair: Pair) -> None:
     Background.ended.clear()
     pair.b.process.send_signal(signal.SIGSTOP)
     held = Background("held", first)
-    wait_for(lambda: pair.a("status")["pending"] > 0)
+    wait_until(lambda: pair.a("status")["pending"] > 0)
     begun = time.monotonic()
     Background("look", lambda: look_around(pair)).done(10)
     later = [Background("later", second), Background("last", third)]
@@ -110,14 +111,14 @@ def test_reads_go_on_while_a_write_waits_for_a_frozen_peer(pair: Pair) -> None:
     os.pwrite(local, b"not replicated", 0)
     assert os.pread(local, 100, 0) == b"not replicated"
     assert Background.ended == ["look", "again"], "a change was acknowledged without the peer"
-    wait_for(lambda: handles(pair) == 0, what="files that were only read are closed meanwhile")
+    wait_until(lambda: handles(pair) == 0, what="files that were only read are closed meanwhile")
     pair.b.process.send_signal(signal.SIGCONT)
     for thread in (held, *later):
         thread.done()
     os.close(local)
     look_around(pair)
     (pair.a.mount / "after").write_text("after")
-    wait_for(lambda: threads(pair) <= before, what="the thread that was relieved ends")
+    wait_until(lambda: threads(pair) <= before, what="the thread that was relieved ends")
     (pair.a.mount / "local" / "file").unlink()
     (pair.a.mount / "local").rmdir()
     assert_equal_soon(pair.a.backing, pair.b.backing)
@@ -129,7 +130,7 @@ def test_reads_go_on_until_the_loss_of_the_peer_is_decided(pair: Pair) -> None:
     Background.ended.clear()
     pair.b.kill()
     held = Background("held", first)
-    wait_for(lambda: pair.a("status")["held"] == 1)
+    wait_until(lambda: pair.a("status")["held"] == 1)
     for _ in range(3):
         Background("look", lambda: look_around(pair)).done(10)
     later = Background("later", second)
@@ -147,7 +148,7 @@ def test_what_waits_behind_a_held_change_fails_with_it(pair: Pair) -> None:
     actions = [writer(pair.a.mount / f"f{n}", b"data") for n in range(4)]
     pair.b.kill()
     held = Background("held", actions[0])
-    wait_for(lambda: pair.a("status")["held"] == 1)
+    wait_until(lambda: pair.a("status")["held"] == 1)
     others = [Background(f"put aside {n}", action) for n, action in enumerate(actions[1:])]
     Background("look", lambda: look_around(pair)).done(10)
     pair.a("release")
@@ -165,7 +166,7 @@ def test_many_changes_wait_within_bounds(pair: Pair) -> None:
     Background.ended.clear()
     pair.b.process.send_signal(signal.SIGSTOP)
     changes = [Background(f"big{n}", action) for n, action in enumerate(actions)]
-    wait_for(lambda: pair.a("status")["pending"] > 0)
+    wait_until(lambda: pair.a("status")["pending"] > 0)
     Background("look", lambda: os.stat(pair.a.mount)).done(20)
     pair.b.process.send_signal(signal.SIGCONT)
     for thread in changes:

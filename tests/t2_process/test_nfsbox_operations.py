@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon, wait_for
+from lab.waiting import wait_until
+from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -298,7 +299,7 @@ def test_open_file_survives_rename_and_unlink(m: Path, pair: Pair) -> None:
     os.rename(d, m / "open2")
     handle.write(b" after")
     assert (m / "open2" / "g").read_bytes() == b"before after"
-    wait_for(lambda: (pair.b.backing / "open2" / "g").read_bytes() == b"before after")
+    wait_until(lambda: (pair.b.backing / "open2" / "g").read_bytes() == b"before after")
     os.link(m / "open2" / "g", m / "open2" / "other")
     os.unlink(m / "open2" / "g")
     handle.write(b" unlinked")
@@ -333,7 +334,7 @@ def test_rename_over_open_file(m: Path, pair: Pair) -> None:
     assert old.read() == b"old"
     old.write(b"nobody sees")
     old.close()
-    wait_for(lambda: not [name for name in os.listdir(pair.a.backing) if name.startswith(".fuse_hidden")])
+    wait_until(lambda: not [name for name in os.listdir(pair.a.backing) if name.startswith(".fuse_hidden")])
 
 
 def test_rename_flags(m: Path) -> None:
@@ -382,7 +383,7 @@ def test_exchange(m: Path, pair: Pair) -> None:
     (m / "y/sub").write_text("by name")
     os.rename(m / "x/g", m / "x/h")
     assert sorted(os.listdir(m / "x")) == ["h"] and sorted(os.listdir(m / "y")) == ["f", "sub"]
-    wait_for(lambda: (pair.b.backing / "x/h/deep").read_text() == "deeper!")
+    wait_until(lambda: (pair.b.backing / "x/h/deep").read_text() == "deeper!")
     with pytest.raises(FileNotFoundError):
         exchange(os.fsencode(m / "x/h"), os.fsencode(m / "x/none"))
     with pytest.raises(OSError, match="Invalid argument"):
@@ -419,7 +420,7 @@ def test_files_without_a_name(m: Path, pair: Pair) -> None:
     assert not os.listdir(d) and d.stat().st_mtime_ns == before
     assert not list(pair.b.backing.rglob(".fuse_hidden*"))
     os.close(descriptor)
-    wait_for(lambda: not hidden_names(pair))
+    wait_until(lambda: not hidden_names(pair))
     # a name appears with what is in it; writes and attributes of afterwards follow it
     descriptor = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(descriptor, b"first ")
@@ -440,7 +441,7 @@ def test_files_without_a_name(m: Path, pair: Pair) -> None:
         give_name(descriptor, d / "renamed")
     os.close(descriptor)
     assert (d / "renamed").read_bytes() == b"first second third"
-    wait_for(lambda: not hidden_names(pair))
+    wait_until(lambda: not hidden_names(pair))
     assert (d / "renamed").stat().st_nlink == 1
     # a name that is lost again takes the file along
     descriptor = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o640)
@@ -449,7 +450,7 @@ def test_files_without_a_name(m: Path, pair: Pair) -> None:
     os.write(descriptor, b"into nothing")
     os.close(descriptor)
     assert (d / "lost").read_bytes() == b"first second third"
-    wait_for(lambda: not hidden_names(pair))
+    wait_until(lambda: not hidden_names(pair))
 
 
 def test_files_without_a_name_where_nothing_is_replicated(m: Path, pair: Pair) -> None:
@@ -553,7 +554,7 @@ def test_secondary_shows_the_latest(m: Path, pair: Pair) -> None:
     for i in range(20):
         (m / "seen").write_text(f"value {i}" * (i + 1))
         text = f"value {i}" * (i + 1)
-        wait_for(lambda text=text: (pair.b.mount / "seen").read_text() == text, 2)
+        wait_until(lambda text=text: (pair.b.mount / "seen").read_text() == text, 2)
     os.unlink(m / "seen")
     assert not (pair.b.mount / "seen").exists()
 
@@ -603,7 +604,7 @@ def test_not_replicated_stays_local(m: Path, pair: Pair) -> None:
     (m / "cache").mkdir()
     (m / "cache" / "private").write_text("x")
     (m / "cache" / "public").write_text("x")
-    wait_for(lambda: (other / "a.tmp.bak").read_text() == "y")
+    wait_until(lambda: (other / "a.tmp.bak").read_text() == "y")
     assert sorted(os.listdir(other / "cache")) == ["public"]
     assert not (other / "local").exists() and not (other / "a.tmp").exists()
     # Across the border: what comes out is sent whole, what goes in is removed there.

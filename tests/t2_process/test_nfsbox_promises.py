@@ -18,6 +18,7 @@ from typing import Any
 import fuse
 import pytest
 
+from lab.waiting import wait_until
 from nfsbox.box import Box, Place
 from nfsbox.fs import kernel
 from nfsbox.fs import mount as mount_module
@@ -33,7 +34,7 @@ from safekit.rfs.generations import DataState, to_fields
 from safekit.rfs.journal import expand
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op
-from tests.t2_process.nfsbox_pair import DriverError, Pair, finish, wait_for
+from tests.t2_process.nfsbox_pair import DriverError, Pair, finish
 
 MakePair = Callable[..., Pair]
 
@@ -68,7 +69,7 @@ def test_leaving_does_not_acknowledge_what_is_held(make: MakePair, order: str) -
     change = Change(pair.a.mount / "held")
     pair.b.kill()
     change.start()
-    wait_for(lambda: pair.a("status")["held"] == 1)
+    wait_until(lambda: pair.a("status")["held"] == 1)
     pair.a(order)
     change.ended()
     assert not change.acknowledged
@@ -84,7 +85,7 @@ def test_leaving_waits_for_what_is_under_way(make: MakePair, order: str) -> None
     timer = threading.Timer(1.0, lambda: pair.b.process.send_signal(signal.SIGCONT))
     try:
         change.start()
-        wait_for(lambda: pair.a("status")["pending"] > 0)
+        wait_until(lambda: pair.a("status")["pending"] > 0)
         timer.start()
         pair.a(order)
     finally:
@@ -100,10 +101,12 @@ def test_leaving_while_the_peer_is_frozen_acknowledges_nothing(make: MakePair) -
     change = Change(pair.a.mount / "under way")
     pair.b.process.send_signal(signal.SIGSTOP)
     tasks = Path(f"/proc/{pair.b.process.pid}/task")
-    wait_for(lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir()))  # each thread stops itself
+    wait_until(
+        lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir())
+    )  # each thread stops itself
     try:
         change.start()
-        wait_for(lambda: pair.a("status")["pending"] > 0)
+        wait_until(lambda: pair.a("status")["pending"] > 0)
         begun = time.monotonic()
         pair.a("standby")
         change.ended()
@@ -541,7 +544,7 @@ def test_a_link_made_by_the_resynchronisation_reaches_open_files(make: MakePair)
     pair.b("prepare")
     handle = os.open(pair.a.mount / "two", os.O_WRONLY)
     service = pair.connect()
-    wait_for(lambda: pair.a("status")["session"] == "resync")
+    wait_until(lambda: pair.a("status")["session"] == "resync")
     os.pwrite(handle, b"first", 0)  # the peer learns of the open file, by the name `two`
     service("push_entry", root=0, path=b"one")
     service("push_zone", root=0, path=b"one", off=0, len=1000)
@@ -549,7 +552,7 @@ def test_a_link_made_by_the_resynchronisation_reaches_open_files(make: MakePair)
     service("push_zone", root=0, path=b"one", off=0, len=1000)
     os.pwrite(handle, b"second", 10)
     finish(service, pair.b)
-    wait_for(lambda: (pair.b.backing / "one").read_bytes() == (pair.a.backing / "one").read_bytes())
+    wait_until(lambda: (pair.b.backing / "one").read_bytes() == (pair.a.backing / "one").read_bytes())
     assert (pair.b.backing / "one").samefile(pair.b.backing / "two")
     os.close(handle)
 

@@ -16,19 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.waiting import wait_until
 from safekit.rfs import generations, journal, wire
 from safekit.rfs.changes import Mode
 from safekit.rfs.tree import Tree
-from tests.t2_process.nfsbox_pair import (
-    DriverError,
-    Node,
-    Pair,
-    assert_equal_soon,
-    copy_all,
-    finish,
-    free_port,
-    wait_for,
-)
+from tests.t2_process.nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, copy_all, finish, free_port
 
 MakePair = Callable[..., Pair]
 
@@ -71,17 +63,17 @@ def test_kill_of_the_secondary_holds_until_alone(make: MakePair) -> None:
     pair = make().up()
     writer = Writer(pair.a.mount / "log")
     writer.start()
-    wait_for(lambda: writer.done > 200)
+    wait_until(lambda: writer.done > 200)
     pair.b.kill()
     seen: list[object] = []
-    wait_for(lambda: noted(pair.a, "replication_lost", seen))
+    wait_until(lambda: noted(pair.a, "replication_lost", seen))
     held = writer.done
     time.sleep(0.3)
     assert writer.done == held, "a write was acknowledged that the peer lacks"
     assert pair.a("status")["held"] == 1
     acknowledged(pair.b.backing / "log", held - 1)  # a kill, unlike a loss of power, may cut one it had received
     pair.a("alone")
-    wait_for(lambda: writer.done > held + 100)
+    wait_until(lambda: writer.done > held + 100)
     writer.stop()
     assert writer.error is None
     acknowledged(pair.a.backing / "log", writer.done)
@@ -93,12 +85,12 @@ def test_primary_killed_loses_nothing_acknowledged(make: MakePair) -> None:
     pair = make().up()
     writer = Writer(pair.a.mount / "log")
     writer.start()
-    wait_for(lambda: writer.done > 300)
+    wait_until(lambda: writer.done > 300)
     pair.a.kill()
     writer.stop()
     assert writer.error is not None
     seen: list[object] = []
-    wait_for(lambda: noted(pair.b, "session_lost", seen))
+    wait_until(lambda: noted(pair.b, "session_lost", seen))
     pair.b("primary")
     acknowledged(pair.b.mount / "log", writer.done)
     (pair.b.mount / "after").write_text("failover")
@@ -120,16 +112,16 @@ def test_frozen_secondary_costs_locktimeout_once(make: MakePair) -> None:
         writer = Writer(pair.a.mount / "log")
         writer.start()
         seen: list[object] = []
-        wait_for(lambda: noted(pair.a, "replication_lost", seen), 8)
+        wait_until(lambda: noted(pair.a, "replication_lost", seen), 8)
         assert 1.5 < time.monotonic() - begun < 5
         assert "locktimeout" in str(seen)
         pair.a("alone")
-        wait_for(lambda: writer.done > 100)
+        wait_until(lambda: writer.done > 100)
         writer.stop()
     finally:
         pair.b.process.send_signal(signal.SIGCONT)
     lost: list[object] = []
-    wait_for(lambda: noted(pair.b, "session_lost", lost))
+    wait_until(lambda: noted(pair.b, "session_lost", lost))
 
 
 def test_divergence_breaks_the_pair(make: MakePair) -> None:
@@ -139,7 +131,7 @@ def test_divergence_breaks_the_pair(make: MakePair) -> None:
     thread = threading.Thread(target=lambda: os.rename(pair.a.mount / "f", pair.a.mount / "g"), daemon=True)
     thread.start()
     seen: list[object] = []
-    wait_for(lambda: noted(pair.a, "replication_lost", seen))
+    wait_until(lambda: noted(pair.a, "replication_lost", seen))
     assert "could not apply" in str(seen)
     assert thread.is_alive()
     pair.a("alone")
@@ -160,7 +152,7 @@ def test_swap_and_back_without_resynchronisation(make: MakePair) -> None:
         first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
         (second.mount / f"by {second.name}").write_text("x" * 5000)
         copy = first.backing / f"by {second.name}"
-        wait_for(lambda copy=copy: copy.read_text() == "x" * 5000, 2)
+        wait_until(lambda copy=copy: copy.read_text() == "x" * 5000, 2)
         assert second("status")["session"] == "paired"
         assert os.pread(handle, 1, 0) == b"1"
         os.close(handle)
@@ -203,10 +195,10 @@ def test_new_primary_waits_for_the_old_one(make: MakePair) -> None:
     time.sleep(0.3)
     assert writer.done == 0
     seen: list[object] = []
-    wait_for(lambda: noted(pair.b, "replication_lost", seen), 10)
+    wait_until(lambda: noted(pair.b, "replication_lost", seen), 10)
     assert writer.done == 0
     pair.b("alone")
-    wait_for(lambda: writer.done > 10)
+    wait_until(lambda: writer.done > 10)
     writer.stop()
 
 
@@ -296,7 +288,7 @@ def test_resynchronisation_while_the_application_writes(make: MakePair) -> None:
     finish(service, b)
     assert a("status")["session"] == "paired"
     (a.mount / "strict").write_text("now")
-    wait_for(lambda: (b.backing / "strict").read_text() == "now", 2)
+    wait_until(lambda: (b.backing / "strict").read_text() == "now", 2)
     assert not os.path.exists("/etc/f2")
     # A file that was written by another name after this plain copier had made two of it differs, as it must: to restore
     # all hard links is reintegre's work. Names, and the content of every other file, are ours.
@@ -323,11 +315,11 @@ def test_interrupted_resynchronisation_disturbs_nobody(make: MakePair) -> None:
     writer = Writer(pair.a.mount / "log")
     writer.start()
     service = pair.connect()
-    wait_for(lambda: pair.a("status")["session"] == "resync")
+    wait_until(lambda: pair.a("status")["session"] == "resync")
     service("push_entry", root=0, path=b"f1")
     pair.b.kill()
     before = writer.done
-    wait_for(lambda: writer.done > before + 200, what="the application goes on by itself")
+    wait_until(lambda: writer.done > before + 200, what="the application goes on by itself")
     assert pair.a("status")["session"] == "none"
     with pytest.raises(OSError, match="not connected"):
         service("push_entry", root=0, path=b"f2")
@@ -363,7 +355,7 @@ def test_changes_of_one_who_is_alone_are_recorded(make: MakePair) -> None:
     with open(big, "r+b", buffering=0) as handle:
         thread = threading.Thread(target=lambda: os.pwrite(handle.fileno(), b"x", 10 * 65536), daemon=True)
         thread.start()
-        wait_for(lambda: pair.a("status")["held"] == 1)
+        wait_until(lambda: pair.a("status")["held"] == 1)
         pair.a("alone")
         thread.join(5)
         os.pwrite(handle.fileno(), b"y", 20 * 65536)
@@ -487,7 +479,7 @@ def test_what_a_crash_left_of_unlinked_files_goes_at_the_next_start(make: MakePa
     with contextlib.suppress(OSError):
         os.close(handle)
     if left != "place holder":
-        wait_for(lambda: not os.listdir(kept))
+        wait_until(lambda: not os.listdir(kept))
         place.rmdir()
         if left == "file":
             place.write_text("x")
@@ -557,7 +549,7 @@ def test_a_second_nfsbox_leaves_the_directories_to_the_first(make: MakePair) -> 
         assert caught.value.code == "mount" and f"process {pair.a.process.pid}" in str(caught.value)
         assert os.path.ismount(pair.a.mount)
         (pair.a.mount / "f").write_text("replicated still")
-        wait_for(lambda: (pair.b.backing / "f").read_text() == "replicated still")
+        wait_until(lambda: (pair.b.backing / "f").read_text() == "replicated still")
         pair.a.kill()
         second("prepare")
     finally:
@@ -592,7 +584,7 @@ def test_a_full_disk_of_the_records_holds_nobody(make: MakePair) -> None:
             while True:
                 filler.write(bytes(4096))
         pair.b.kill()
-        wait_for(lambda: any(note[0] == "replication_lost" for note in pair.a("notes")))
+        wait_until(lambda: any(note[0] == "replication_lost" for note in pair.a("notes")))
         pair.a("alone")
         (pair.a.mount / "g").write_bytes(b"alone")
         assert generations.decode((pair.a.rfs_dir / "state").read_bytes()).server == 1

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from lab.waiting import wait_until
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.wire import seal
 from tests.t2_process.web_server import CHECKOUT, free_port
@@ -141,7 +142,7 @@ class Node:
                 [sys.executable, "-m", "safenotify.main"], cwd=CHECKOUT, env={**os.environ, **self.env}, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
-        wait_for(lambda: "tells by" in self.output.read_text(), 20, self.output.read_text)
+        wait_until(lambda: "tells by" in self.output.read_text(), 20, self.output.read_text)
         time.sleep(3)  # its first look: what it finds then is no event
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -157,13 +158,6 @@ class Node:
     @property
     def queue(self) -> list[Path]:
         return sorted((self.var / "notify/queue").glob("*.json"))
-
-
-def wait_for(probe: Callable[[], object], seconds: float, what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -186,7 +180,7 @@ def test_a_failover_is_one_mail_that_says_why(node: Node, sink: tuple[Sink, int]
     node.module("ALONE magenta", "UNKNOWN")
     time.sleep(2.5)
     node.module("ALONE green", "UNKNOWN")
-    wait_for(lambda: sink[0].letters and Hook.got, 20, node.output.read_text)
+    wait_until(lambda: sink[0].letters and Hook.got, 20, node.output.read_text)
     time.sleep(4)
     assert len(sink[0].letters) == 1 and len(Hook.got) == 1 and node.queue == []
     letter = sink[0].letters[0].decode()
@@ -204,7 +198,7 @@ def test_what_cannot_be_delivered_waits_and_survives(node: Node, sink: tuple[Sin
     node.settings(mail(away))
     node.start()
     node.module("ALONE green", "UNKNOWN")
-    wait_for(lambda: node.queue and json.loads(node.queue[0].read_text())["tries"] == 1, 20, node.output.read_text)
+    wait_until(lambda: node.queue and json.loads(node.queue[0].read_text())["tries"] == 1, 20, node.output.read_text)
     status = json.loads(node.cli("status", "--json").stdout)
     assert status["waiting"] == 1 and "Connection refused" in status["last_error"] and status["channels"] == ["mail"]
     node.stop(signal.SIGKILL)
@@ -215,8 +209,8 @@ def test_what_cannot_be_delivered_waits_and_survives(node: Node, sink: tuple[Sin
     node.settings(mail(sink[1]))
     node.output.unlink()
     node.start()
-    wait_for(lambda: len(sink[0].letters) == 1, 20, node.output.read_text)
-    wait_for(lambda: node.queue == [], 5, lambda: node.queue)
+    wait_until(lambda: len(sink[0].letters) == 1, 20, node.output.read_text)
+    wait_until(lambda: node.queue == [], 5, lambda: node.queue)
     assert len(sink[0].letters) == 1
 
 
@@ -225,7 +219,7 @@ def test_a_mail_server_that_says_no_is_asked_again(node: Node, sink: tuple[Sink,
     node.settings(mail(sink[1]))
     node.start()
     node.module("ALONE green", "UNKNOWN")
-    wait_for(lambda: node.queue and "451" in node.queue[0].read_text(), 20, node.output.read_text)
+    wait_until(lambda: node.queue and "451" in node.queue[0].read_text(), 20, node.output.read_text)
     assert node.output.read_text().count("451") == 1, "said once"
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from nfsbox_pair import Pair, assert_equal_soon, wait_for
+from nfsbox_pair import Pair, assert_equal_soon
 
+from lab.waiting import wait_until
 from reintegre.primary import entry
 from safekit.rfs.wire import Set, pack_attr, pack_time, unpack_attr, unpack_time
 
@@ -66,7 +67,7 @@ def test_dates_are_replicated_and_resynchronised(pair: Pair) -> None:
             os.utime(path, ns=(moment, moment))
         (a.mount / f"made{number}").mkdir()
         os.utime(a.mount / f"made{number}", ns=(moment, moment))
-    wait_for(lambda: (pair.b.backing / f"made{len(DATES) - 1}").exists())
+    wait_until(lambda: (pair.b.backing / f"made{len(DATES) - 1}").exists())
     assert_equal_soon(pair.a.backing, pair.b.backing)
     seen = [(a.mount / f"live{number}").stat().st_mtime_ns for number in range(len(DATES))]
     assert seen == [(a.backing / f"live{number}").stat().st_mtime_ns for number in range(len(DATES))]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import CHECKOUT, Node, cluster, until
+from safeadmin_node import CHECKOUT, Node, cluster
 
+from lab.waiting import wait_until
 from safeadmin import forcestop
 from safekit.log.module import ModuleLog
 from safekit.model import directories
@@ -41,7 +42,7 @@ def test_a_stale_mount_becomes_the_link_of_a_stopped_module(node: Node, tmp_path
     (backing / "file").write_text("kept")
     try:
         with subprocess.Popen([sys.executable, "-c", FUSE, str(directory)]) as server:
-            until("it is mounted", lambda: point(directory))
+            wait_until(lambda: point(directory), 15, "it is mounted")
             server.send_signal(signal.SIGKILL)
         assert point(directory), "the mount outlives its server"
         config = ModuleConfig("am", 1, rfs=Rfs((Replicated(str(directory)),)))

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import ENTRY, Node, cluster, free_port, until
+from safeadmin_node import ENTRY, Node, cluster, free_port
 
+from lab.waiting import wait_until
 from safekit.disk.resources import load
 from safekit.model.types import Heart, Heartbeat
 from safekit.wire.seal import new_key
@@ -36,11 +37,11 @@ def state(node: Node) -> tuple[str, str]:
 
 def alone(node: Node) -> None:
     node.control("am", "start")
-    until("ALONE green", lambda: (node.var("am") / "resources").exists() and state(node) == ("ALONE", "green"), 20)
+    wait_until(lambda: (node.var("am") / "resources").exists() and state(node) == ("ALONE", "green"), 20, "ALONE green")
 
 
 def stopped(node: Node) -> None:
-    until("the processes are gone", lambda: not node.module("am")["running"], 30)
+    wait_until(lambda: not node.module("am")["running"], 30, "the processes are gone")
     assert state(node) == ("STOP", "red") and not node.processes("am")
 
 
@@ -75,12 +76,14 @@ def test_a_killed_heart_adopts_its_role_and_the_scripts_do_not_run_again(node: N
     started = node.texts("am").count("Script start_prim")
     pid = node.pid("am", "heart")
     os.kill(pid, signal.SIGKILL)
-    until(
-        "the death is logged", lambda: any(f"heart (pid {pid}) died: killed by SIGKILL" in t for t in node.texts("am"))
+    wait_until(
+        lambda: any(f"heart (pid {pid}) died: killed by SIGKILL" in t for t in node.texts("am")),
+        15,
+        "the death is logged",
     )
-    until("another heart", lambda: node.pid("am", "heart") not in (0, pid))
-    until("it takes commands", lambda: node.control("am", "restart")["accepted"])
-    until("the restart ran", lambda: node.texts("am").count("Script start_prim") == started + 1)
+    wait_until(lambda: node.pid("am", "heart") not in (0, pid), 15, "another heart")
+    wait_until(lambda: node.control("am", "restart")["accepted"], 15, "it takes commands")
+    wait_until(lambda: node.texts("am").count("Script start_prim") == started + 1, 15, "the restart ran")
     assert state(node)[0] == "ALONE"
 
 
@@ -89,18 +92,18 @@ def test_a_killed_supervisord_leads_to_a_stopstart_under_a_new_one(node: Node) -
     alone(node)
     supervisord = node.pid("am", "safesupervisord")
     os.kill(supervisord, signal.SIGKILL)
-    until("the death is logged", lambda: any(f"(pid {supervisord}) died" in t for t in node.texts("am")))
-    until("a new supervisord", lambda: node.pid("am", "safesupervisord") not in (0, supervisord), 30)
-    until("the module runs again", lambda: "Action start called automatically" in node.texts("am"), 30)
-    until("ALONE green", lambda: state(node) == ("ALONE", "green"), 30)
+    wait_until(lambda: any(f"(pid {supervisord}) died" in t for t in node.texts("am")), 15, "the death is logged")
+    wait_until(lambda: node.pid("am", "safesupervisord") not in (0, supervisord), 30, "a new supervisord")
+    wait_until(lambda: "Action start called automatically" in node.texts("am"), 30, "the module runs again")
+    wait_until(lambda: state(node) == ("ALONE", "green"), 30, "ALONE green")
     assert len([p for p in node.processes("am") if p.name == "heart"]) == 1
 
 
 def test_boot_shutdown_and_the_successor_of_a_killed_safeadmin(node: Node) -> None:
     (node.var("am") / "boot").write_text("on\n")
     node.start()
-    until("started at boot", lambda: "Action start called at boot time" in node.texts("am"), 20)
-    until("ALONE green", lambda: state(node) == ("ALONE", "green"), 20)
+    wait_until(lambda: "Action start called at boot time" in node.texts("am"), 20, "started at boot")
+    wait_until(lambda: state(node) == ("ALONE", "green"), 20, "ALONE green")
     node.stop(signal.SIGKILL)
     before = {(p.name, p.pid) for p in node.processes("am")}
     node.start()

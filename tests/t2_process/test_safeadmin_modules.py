@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import Node, cluster, free_port, until
+from safeadmin_node import Node, cluster, free_port
 
+from lab.waiting import wait_until
 from safekit.bus.message import BusError
 from safekit.disk.resources import load
 from safekit.wire.seal import new_key
@@ -56,7 +57,7 @@ def test_start_state_stop(node: Node) -> None:
     processes = node.call("map_list")
     assert processes is not None and "am/heart" in processes["processes"]
     node.control("am", "stop", who="web@10.0.0.1")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
     assert not node.processes("am")
     texts = node.texts("am")
     assert "Action start called by root" in texts and "Action stop called by web@10.0.0.1" in texts
@@ -69,9 +70,9 @@ def test_a_start_right_behind_a_stop_waits_for_its_end(node: Node) -> None:
     node.start()
     for number in range(1, 4):
         assert node.control("am", "start")["accepted"] is True
-        until("it runs", lambda number=number: node.texts("am").count("Action start called by root") == number)
+        wait_until(lambda number=number: node.texts("am").count("Action start called by root") == number, 15, "it runs")
         node.control("am", "stop")
-        until("it stopped", lambda number=number: node.texts("am").count("End of stop") == number)
+        wait_until(lambda number=number: node.texts("am").count("End of stop") == number, 15, "it stopped")
     assert not [text for text in node.texts("am") if "died" in text]
 
 
@@ -119,7 +120,7 @@ def test_a_refusal_of_heart_comes_back_and_leaves_nothing_running(node: Node) ->
     node.start()
     error = refused(node, "am", "prim")
     assert error.code == "refused" and "other server is primary" in error.text
-    until("its processes are gone", lambda: not node.processes("am") and not node.module("am")["running"])
+    wait_until(lambda: not node.processes("am") and not node.module("am")["running"], 15, "its processes are gone")
 
 
 def test_a_heart_that_cannot_start_is_reported(node: Node) -> None:
@@ -129,7 +130,7 @@ def test_a_heart_that_cannot_start_is_reported(node: Node) -> None:
     error = refused(node, "am", "start")
     assert error.code == "no_heart" and "heart.log" in error.text
     assert time.monotonic() - began < 19
-    until("its processes are gone", lambda: not node.processes("am"))
+    wait_until(lambda: not node.processes("am"), 15, "its processes are gone")
 
 
 def test_a_dead_heart_is_logged_with_its_signal_and_comes_back(node: Node) -> None:
@@ -137,13 +138,13 @@ def test_a_dead_heart_is_logged_with_its_signal_and_comes_back(node: Node) -> No
     node.started("am")
     pid = node.pid("am", "heart")
     os.kill(pid, signal.SIGKILL)
-    until("the death is logged", lambda: [t for t in node.texts("am") if f"heart (pid {pid}) died" in t])
+    wait_until(lambda: [t for t in node.texts("am") if f"heart (pid {pid}) died" in t], 15, "the death is logged")
     (text,) = [t for t in node.texts("am") if "died" in t]
     assert "starts it again" in text
-    until("a new heart adopts the role", lambda: "adopts ALONE" in node.texts("am"))
-    until("the new heart takes commands", lambda: node.pid("am", "heart") not in (0, pid))
+    wait_until(lambda: "adopts ALONE" in node.texts("am"), 15, "a new heart adopts the role")
+    wait_until(lambda: node.pid("am", "heart") not in (0, pid), 15, "the new heart takes commands")
     node.control("am", "stop")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
 
 
 def test_a_dead_supervisord_leaves_heart_alive_and_heart_gets_a_new_one(node: Node) -> None:
@@ -151,15 +152,16 @@ def test_a_dead_supervisord_leaves_heart_alive_and_heart_gets_a_new_one(node: No
     node.started("am")
     supervisord, heart = node.pid("am", "safesupervisord"), node.pid("am", "heart")
     os.kill(supervisord, signal.SIGKILL)
-    until(
-        "the death is logged",
+    wait_until(
         lambda: any(f"(pid {supervisord}) died: killed by SIGKILL" in t for t in node.texts("am")),
+        15,
+        "the death is logged",
     )
     assert node.pid("am", "heart") == heart
     node.request("am/heart", "respawn")
     node.request("am/heart", "leave")
-    until("another supervisord runs another heart", lambda: node.pid("am", "heart") not in (0, heart))
-    until("the start was passed on", lambda: "Action start called automatically" in node.texts("am"))
+    wait_until(lambda: node.pid("am", "heart") not in (0, heart), 15, "another supervisord runs another heart")
+    wait_until(lambda: "Action start called automatically" in node.texts("am"), 15, "the start was passed on")
     assert node.pid("am", "safesupervisord") not in (0, supervisord)
     assert len([p for p in node.processes("am") if p.name == "circlog"]) == 1
 
@@ -170,17 +172,17 @@ def test_when_both_die_they_are_started_again_without_a_command(node: Node) -> N
     killed = [node.pid("am", "safesupervisord"), node.pid("am", "heart")]
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    until("a new heart adopts the role", lambda: "adopts ALONE" in node.texts("am"))
+    wait_until(lambda: "adopts ALONE" in node.texts("am"), 15, "a new heart adopts the role")
     assert node.pid("am", "heart") not in (0, killed[1])
     node.control("am", "stop")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
 
 
 def test_forcestop_of_a_heart_that_answers_is_its_own_work(node: Node) -> None:
     node.start()
     node.started("am")
     node.control("am", "forcestop", who="root")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
     assert node.texts("am").count("Action forcestop called by root") == 1
     assert node.texts("am").count("End of stop") == 1
 
@@ -193,11 +195,11 @@ def test_forcestop_of_a_heart_that_hangs(node: Node, tmp_path: Path) -> None:
     node.started("am")
     heart = node.pid("am", "heart")
     node.request("am/heart", "hang")
-    until("heart hangs", lambda: not answers(node, "am/heart"))
+    wait_until(lambda: not answers(node, "am/heart"), 15, "heart hangs")
     error = refused(node, "am", "stop")
     assert error.code == "heart_hangs" and "safekit forcestop -m am" in error.text
     node.control("am", "forcestop", who="root")
-    until("the module is stopped", lambda: not node.module("am")["running"], 25)
+    wait_until(lambda: not node.module("am")["running"], 25, "the module is stopped")
     assert not node.processes("am")
     assert trace.read_text() == "stop_prim force ALONE STOP stop\n"
     resources = load(node.var("am") / "resources")
@@ -208,7 +210,7 @@ def test_forcestop_of_a_heart_that_hangs(node: Node, tmp_path: Path) -> None:
     assert any(t.startswith("Script stop_both killed: still running after 5") for t in texts)
     assert not [t for t in texts if f"(pid {heart}) died" in t], "a forced stop is no death"
     node.control("am", "start")
-    until("it runs again", lambda: node.module("am")["heart"])
+    wait_until(lambda: node.module("am")["heart"], 15, "it runs again")
 
 
 def test_forcestop_spares_a_shell_with_the_same_environment(node: Node, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_forcestop_spares_a_shell_with_the_same_environment(node: Node, tmp_path
     try:
         os.kill(node.pid("am", "heart"), signal.SIGSTOP)
         node.control("am", "forcestop")
-        until("the module is stopped", lambda: not node.module("am")["running"], 25)
+        wait_until(lambda: not node.module("am")["running"], 25, "the module is stopped")
         assert bystander.poll() is None
     finally:
         bystander.kill()
@@ -241,10 +243,10 @@ def test_a_killed_safeadmin_leaves_the_module_and_its_successor_finds_it(node: N
     # The successor knows the port of heart again, watches it, and can stop it.
     pid = node.pid("am", "heart")
     os.kill(pid, signal.SIGKILL)
-    until("the death is logged", lambda: any(f"heart (pid {pid}) died" in t for t in node.texts("am")))
-    until("heart is back", lambda: node.pid("am", "heart") not in (0, pid))
+    wait_until(lambda: any(f"heart (pid {pid}) died" in t for t in node.texts("am")), 15, "the death is logged")
+    wait_until(lambda: node.pid("am", "heart") not in (0, pid), 15, "heart is back")
     node.control("am", "stop")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
 
 
 def test_what_died_while_safeadmin_was_dead_is_taken_up(node: Node) -> None:
@@ -254,14 +256,14 @@ def test_what_died_while_safeadmin_was_dead_is_taken_up(node: Node) -> None:
     for name in ("safesupervisord", "heart"):
         os.kill(node.pid("am", name), signal.SIGKILL)
     node.start()
-    until("a new heart adopts the role", lambda: "adopts ALONE" in node.texts("am"))
+    wait_until(lambda: "adopts ALONE" in node.texts("am"), 15, "a new heart adopts the role")
 
 
 def test_boot_and_service_stop(node: Node) -> None:
     node.configure_module("other", 2, boot=False)
     node.configure_module("am", 1, boot=True)
     node.start()
-    until("the module with boot on runs", lambda: "Action start called at boot time" in node.texts("am"))
+    wait_until(lambda: "Action start called at boot time" in node.texts("am"), 15, "the module with boot on runs")
     assert not node.module("other")["running"]
     assert node.stop() == 0
     assert not node.processes("am")
@@ -270,15 +272,16 @@ def test_boot_and_service_stop(node: Node) -> None:
     assert tail == ["Action shutdown called by SYSTEM", "Script stop_prim", "End of stop"]
     # The service was stopped in order: its start is a boot again; after a crash it is not.
     node.start()
-    until(
-        "started at boot again",
+    wait_until(
         lambda: (
             texts.count("Action start called at boot time") == 1
             and node.texts("am").count("Action start called at boot time") == 2
         ),
+        15,
+        "started at boot again",
     )
     node.control("am", "stop")
-    until("the module is stopped", lambda: not node.module("am")["running"])
+    wait_until(lambda: not node.module("am")["running"], 15, "the module is stopped")
     node.stop(signal.SIGKILL)
     node.start()
     assert not node.module("am")["running"]
@@ -288,7 +291,7 @@ def test_a_hanging_module_does_not_hold_up_the_service_stop_for_ever(node: Node)
     node.start()
     node.started("am")
     node.request("am/heart", "hang")
-    until("heart hangs", lambda: not answers(node, "am/heart"))
+    wait_until(lambda: not answers(node, "am/heart"), 15, "heart hangs")
     began = time.monotonic()
     assert node.stop(timeout=40) == 0
     assert time.monotonic() - began < 30 and not node.processes("am")
@@ -303,7 +306,7 @@ def test_boot_setting_and_shutdown(node: Node) -> None:
     node.started("am")
     node.started("other")
     assert node.request("safeadmin", "shutdown", who="root")["modules"] == ["am", "other"]
-    until("both are stopped", lambda: not node.module("am")["running"] and not node.module("other")["running"])
+    wait_until(lambda: not node.module("am")["running"] and not node.module("other")["running"], 15, "both are stopped")
     assert "Action shutdown called by root" in node.texts("other")
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import SIGNATURE, Node, cluster, free_port, until
+from safeadmin_node import SIGNATURE, Node, cluster, free_port
 
+from lab.waiting import wait_until
 from safeadmin.cluster import CONTEXT
 from safeadmin.wire import configuration_id, encode
 from safekit.bus.message import BusError
@@ -122,29 +123,29 @@ def test_two_servers_see_each_other_and_lose_each_other(wire: Wire, nodes: tuple
     first, second = nodes
     first.start()
     assert status(first) == "unknown", "silence means nothing yet"
-    until("n1 is sure to be alone", lambda: status(first) == "down")
+    wait_until(lambda: status(first) == "down", 15, "n1 is sure to be alone")
     second.start()
-    until("both see each other", lambda: answers(first, "n2") and answers(second, "n1"))
-    until("cluster() is up", lambda: status(first) == "up" and status(second) == "up")
+    wait_until(lambda: answers(first, "n2") and answers(second, "n1"), 15, "both see each other")
+    wait_until(lambda: status(first) == "up" and status(second) == "up", 15, "cluster() is up")
     views = [node.call("members") for node in nodes]
     assert views[0] and views[1] and views[0]["leader"] == views[1]["leader"] == "n1"
     facts = views[1]["nodes"]["n1"]["facts"]
     assert facts["modules"][0]["name"] == "am" and facts["modules"][0]["mode"] == "mirror"
     # One lan of two: nothing happens.
     wire.drop_incoming(0, 0)
-    until("lan0 is silent", lambda: (first.call("members") or {})["nodes"]["n2"]["lans"]["lan0"] > 1.5)
+    wait_until(lambda: (first.call("members") or {})["nodes"]["n2"]["lans"]["lan0"] > 1.5, 15, "lan0 is silent")
     assert answers(first, "n2") and answers(second, "n1")
     # The last direction of the last lan: both must see it, although n2 still hears n1.
     wire.drop_incoming(0, 1)
-    until("n1 lost n2", lambda: not answers(first, "n2"))
-    until("n2 knows that it is not heard", lambda: not answers(second, "n1"))
-    until("nobody answers n1", lambda: status(first) == "down")
+    wait_until(lambda: not answers(first, "n2"), 15, "n1 lost n2")
+    wait_until(lambda: not answers(second, "n1"), 15, "n2 knows that it is not heard")
+    wait_until(lambda: status(first) == "down", 15, "nobody answers n1")
     assert status(second) == "up", "n1 still answers n2"
     wire.heal()
-    until("they are together again", lambda: answers(first, "n2") and answers(second, "n1"))
+    wait_until(lambda: answers(first, "n2") and answers(second, "n1"), 15, "they are together again")
     # The death of the leader.
     first.stop(signal.SIGKILL)
-    until("n2 leads alone", lambda: (second.call("members") or {}).get("leader") == "n2")
+    wait_until(lambda: (second.call("members") or {}).get("leader") == "n2", 15, "n2 leads alone")
     log = second.admin_log()
     assert "leader_silent n1" in log and "link_told n1" in log
 
@@ -155,17 +156,19 @@ def test_one_clear_line_for_another_key_and_for_another_configuration(wire: Wire
     second.configure_cluster(wire.config(1, pulse_ms=50), new_key())
     for node in nodes:
         node.start()
-    until("n1 complains", lambda: "datagrams of n2 (10.77.0.2) are rejected" in first.admin_log())
+    wait_until(lambda: "datagrams of n2 (10.77.0.2) are rejected" in first.admin_log(), 15, "n1 complains")
     # Dozens more arrive: still one line.
-    until("time passes", lambda: status(first, "x") == "unknown" and first.admin_log().count("\n") > 2)
+    wait_until(lambda: status(first, "x") == "unknown" and first.admin_log().count("\n") > 2, 15, "time passes")
     second.configure_cluster(wire.config(1, pulse_ms=50), key := new_key())
     first.configure_cluster(ClusterConfig(**{**_fields(wire.config(1)), "signature": "99" * 32}), key)
     assert second.call("reload") and first.call("reload")
-    until("n2 complains about the configuration", lambda: "another cluster configuration" in second.admin_log())
+    wait_until(
+        lambda: "another cluster configuration" in second.admin_log(), 15, "n2 complains about the configuration"
+    )
     first.configure_cluster(wire.config(1), key)
     first.call("reload")
-    until("they understand each other", lambda: answers(first, "n2") and answers(second, "n1"))
-    until("n2 says so", lambda: "understood again" in second.admin_log())
+    wait_until(lambda: answers(first, "n2") and answers(second, "n1"), 15, "they understand each other")
+    wait_until(lambda: "understood again" in second.admin_log(), 15, "n2 says so")
     lines = first.admin_log().splitlines() + second.admin_log().splitlines()
     assert (
         sum("are rejected" in line for line in lines) <= 3
@@ -194,7 +197,7 @@ def test_nothing_on_the_wire_is_readable(wire: Wire, nodes: tuple[Node, Node]) -
         assert capture.stdout is not None and capture.stdout.readline() == b"listening\n"
         nodes[1].start()
         seen = capture.communicate(timeout=20)[0]
-    until("the facts crossed the wire", lambda: (nodes[1].call("members") or {})["nodes"]["n1"]["facts"])
+    wait_until(lambda: (nodes[1].call("members") or {})["nodes"]["n1"]["facts"], 15, "the facts crossed the wire")
     assert len(seen) > 2000 and b"SK" in seen
     for word in (b"verysecretmodule", b"mirror", b"n1", b"n2", SIGNATURE.encode()):
         assert seen.count(word) == 0 or word in (b"n1", b"n2"), word
@@ -244,8 +247,8 @@ def test_a_cluster_across_a_translation_of_addresses(translated: tuple[Node, Nod
         node.configure_module("am")
         node.start()
     first, second = translated
-    until("they see each other", lambda: answers(first, "n2") and answers(second, "n1"))
-    until("and what the other one has", lambda: status(first) == "up" and status(second) == "up")
+    wait_until(lambda: answers(first, "n2") and answers(second, "n1"), 15, "they see each other")
+    wait_until(lambda: status(first) == "up" and status(second) == "up", 15, "and what the other one has")
     assert "rejected" not in first.admin_log() + second.admin_log()
 
 
@@ -301,7 +304,7 @@ def test_hostile_datagrams_are_ignored_on_both_ports(alone: tuple[Node, int, byt
         sock.sendto(sealer.seal(encode(forged, configuration_id(SIGNATURE))), ("127.0.0.1", port))
         # An authentic message that means something, to know that all before it has been read.
         sock.sendto(sealer.seal(encode(Pulse((row,)), configuration_id(SIGNATURE))), ("127.0.0.1", port))
-    until("n2 was heard", lambda: answers(node, "n2"))
+    wait_until(lambda: answers(node, "n2"), 15, "n2 was heard")
     assert not node.module("am")["running"] and not node.processes("am")
     assert "intruder" not in " ".join(node.texts("am"))
     errors = (node.root / "safeadmin.err").read_text()
@@ -336,9 +339,11 @@ def test_the_port_of_a_lan_that_is_taken_is_said_once_and_retried(tmp_path: Path
         sock.bind(("127.0.0.1", port))
         try:
             node.start()
-            until("the port is reported", lambda: f"ss -lunp 'sport = {port}'" in node.admin_log())
+            wait_until(lambda: f"ss -lunp 'sport = {port}'" in node.admin_log(), 15, "the port is reported")
             sock.close()
-            until("it is used when it is free", lambda: f"UDP port {port} of 127.0.0.1 is open" in node.admin_log(), 15)
+            wait_until(
+                lambda: f"UDP port {port} of 127.0.0.1 is open" in node.admin_log(), 15, "it is used when it is free"
+            )
         finally:
             node.destroy()
 

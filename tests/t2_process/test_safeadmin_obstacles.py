@@ -10,8 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from safeadmin_node import Node, cluster, free_port, until
+from safeadmin_node import Node, cluster, free_port
 
+from lab.waiting import wait_until
 from safeadmin.obstacles import obstacle
 from safekit.bus.message import BusError
 from safekit.model.types import Errd, Heart, Heartbeat, ModuleConfig, Proc, Replicated, Rfs, Service
@@ -88,7 +89,7 @@ def test_nothing_is_started(tmp_path: Path) -> None:
             assert not node.processes("am") and not node.module("am")["running"]
             sock.close()
             node.control("am", "start")
-            until("it runs", lambda: node.module("am")["running"])
+            wait_until(lambda: node.module("am")["running"], 15, "it runs")
         finally:
             node.destroy()
 
@@ -131,7 +132,7 @@ def test_a_stranger_on_the_port_of_a_dead_safeadmin(tmp_path: Path) -> None:
             told = (node.safevar / "safeadmin.log").read_text()
             assert f"UDP port {node.mapper} of 127.0.0.1 is held by a program that is no safeadmin" in told
             assert f"ss -lunp 'sport = {node.mapper}'" in told
-            until("heart is found again", lambda: reached(node, "am/heart"), 10)
+            wait_until(lambda: reached(node, "am/heart"), 10, "heart is found again")
             second = subprocess.run([str(node.programs / "safeadmin")], env=node.environment, timeout=20, check=False)
             assert second.returncode == 1, "one safeadmin for a server, wherever it is"
         finally:
@@ -139,7 +140,7 @@ def test_a_stranger_on_the_port_of_a_dead_safeadmin(tmp_path: Path) -> None:
         node.stop(signal.SIGKILL)
         node.start()
         assert not (node.safevar / "safeadmin.port").exists()
-        until("heart is found at the usual port", lambda: reached(node, "am/heart"), 10)
+        wait_until(lambda: reached(node, "am/heart"), 10, "heart is found at the usual port")
     finally:
         node.destroy()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lab.waiting import wait_until
 from safeagent.inventory import Action
 from safekit.log.commands import read
 from tests.t2_process.agent_server import (
@@ -31,7 +32,6 @@ from tests.t2_process.agent_server import (
     UDP,
     AgentServer,
     tool,
-    wait_for,
 )
 from tests.t2_process.cli_server import NotedAdmin
 from tests.t2_process.web_server import CHECKOUT, free_port
@@ -105,10 +105,10 @@ def test_who_may_write_and_who_may_not(agent: AgentServer, admin: NotedAdmin) ->
             assert done.returncode != 0 and "notWritable" in done.stderr, (oid, done.stdout, done.stderr)
     assert asked(admin) == [], "nothing was asked for"
     assert agent.set(f"{ACTION}.1", "i", "2").returncode == 0, "private writes from here"
-    wait_for(lambda: asked(admin), 5, lambda: agent.output.read_text())
+    wait_until(lambda: asked(admin), 5, lambda: agent.output.read_text())
     done = agent.set(f"{ACTION}.1", "i", "1", options=(*BOSS, "-l", "authPriv"))
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: len(asked(admin)) == 2, 5, lambda: str(asked(admin)))
+    wait_until(lambda: len(asked(admin)) == 2, 5, lambda: str(asked(admin)))
     assert asked(admin)[1]["who"] == "snmp:boss@127.0.0.1"
 
 
@@ -133,7 +133,7 @@ def test_states_walk_and_bulk(agent: AgentServer) -> None:
     assert agent.get(f"{STATE}.7") == "0", "a module that does not run is stop(0), whatever its file says"
     for state, number in {"STOP": 0, "WAIT": 1, "ALONE": 2, "UP": 3, "PRIM": 4, "SECOND": 5}.items():
         agent.module("db", 1, {"state.local": state, "state.color": "green"})
-        wait_for(lambda n=number: agent.get(f"{STATE}.1") == str(n), 3, lambda s=state: s)  # type: ignore[misc]
+        wait_until(lambda n=number: agent.get(f"{STATE}.1") == str(n), 3, lambda s=state: s)  # type: ignore[misc]
     walked = agent.walk()
     assert walked == agent.walk(program="snmpbulkwalk"), "the same, by bulk"
     assert [line for line in walked if line.startswith(f"{NAME}.")] == [f'{NAME}.1 "db"', f'{NAME}.7 "web"']
@@ -156,7 +156,7 @@ def test_resources_keep_their_numbers(agent: AgentServer) -> None:
     assert set(first) == {*base, "intf.10.0.0.0", "tcp.z"}
     assert agent.get(f"{PREFIX}.2.1.3.1.{first['tcp.z']}") == "1"
     agent.module("db", 1, {**base, "custom.new": "down", "tcp.z": "up"}, date=2.0)
-    wait_for(lambda: "custom.new" in names(), 3, lambda: str(names()))
+    wait_until(lambda: "custom.new" in names(), 3, lambda: str(names()))
     second = names()
     assert {n: second[n] for n in (*base, "tcp.z")} == {n: first[n] for n in (*base, "tcp.z")}
     assert second["custom.new"] not in first.values(), "a number is not given again"
@@ -179,7 +179,7 @@ def test_a_short_flip_is_counted(agent: AgentServer) -> None:
     before = agent.get(f"{PREFIX}.1.1.13.1")
     agent.module("db", 1, {"state.local": "WAIT", "state.color": "magenta"}, date=50.0)
     agent.module("db", 1, {"state.local": "PRIM", "state.color": "green"}, date=51.0)
-    wait_for(lambda: agent.get(f"{CHANGES}.1") == "2", 5, lambda: agent.get(f"{CHANGES}.1"))
+    wait_until(lambda: agent.get(f"{CHANGES}.1") == "2", 5, lambda: agent.get(f"{CHANGES}.1"))
     assert agent.get(f"{STATE}.1") == "4" and agent.get(f"{PREFIX}.1.1.13.1") != before
 
 
@@ -187,16 +187,16 @@ def test_what_becomes_of_an_action(agent: AgentServer, admin: NotedAdmin) -> Non
     agent.start()
     for action in list(Action)[1:]:
         assert agent.set(f"{ACTION}.1", "i", str(action.value)).returncode == 0
-        wait_for(
+        wait_until(
             lambda a=action: any(f["action"] == a.name.lower() for f in asked(admin)), 5, lambda: str(asked(admin))
         )  # type: ignore[misc]
-        wait_for(lambda: agent.get(f"{OUTCOME}.1") == "3", 10, lambda: agent.get(f"{OUTCOME}.1"))
+        wait_until(lambda: agent.get(f"{OUTCOME}.1") == "3", 10, lambda: agent.get(f"{OUTCOME}.1"))
     assert [f["action"] for f in asked(admin)] == [a.name.lower() for a in list(Action)[1:]]
     noted = [entry.arguments for entry in read() if entry.code == 0]
     assert noted[1] == "stop -m db -u snmp@127.0.0.1", "no community in the commands log"
     admin.refusal = ("state", "the other server is primary; safekit state")
     assert agent.set(f"{ACTION}.1", "i", "6").returncode == 0, "answered at once"
-    wait_for(lambda: agent.get(f"{OUTCOME}.1") == "4", 5, lambda: agent.get(f"{OUTCOME}.1"))
+    wait_until(lambda: agent.get(f"{OUTCOME}.1") == "4", 5, lambda: agent.get(f"{OUTCOME}.1"))
     assert "the other server is primary" in agent.get(f"{MESSAGE}.1")
 
 
@@ -223,7 +223,7 @@ def test_a_silent_safeadmin_is_told(agent: AgentServer) -> None:
     assert time.monotonic() - begun < 2 and agent.get(f"{OUTCOME}.1") == "1"
     done = agent.set(f"{ACTION}.1", "i", "1")
     assert done.returncode != 0 and "inconsistentValue" in done.stderr, "one at a time until it is answered"
-    wait_for(lambda: agent.get(f"{OUTCOME}.1") == "4", 30, lambda: agent.get(f"{MESSAGE}.1"))
+    wait_until(lambda: agent.get(f"{OUTCOME}.1") == "4", 30, lambda: agent.get(f"{MESSAGE}.1"))
     assert "safeadmin" in agent.get(f"{MESSAGE}.1")
 
 
@@ -307,7 +307,7 @@ def sink(tmp_path: Path) -> Iterator[tuple[int, Path]]:
         [program, "-f", "-n", "-C", "-c", str(tmp_path / "snmptrapd.conf"), "-Lf", str(heard), "-Oqn", "-m", "",
          f"127.0.0.1:{port}"], env={**os.environ, "LD_LIBRARY_PATH": str(beside)},
     )  # fmt: skip
-    wait_for(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
+    wait_until(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
     yield port, heard
     process.terminate()
     process.wait()
@@ -323,7 +323,7 @@ def test_messages_reach_a_manager(agent: AgentServer, sink: tuple[int, Path], ki
     log.event("printe", text="the application has gone")
     log.event("printi", text="an information | with a bar")
     log.debug("nobody's business")
-    wait_for(lambda: "with a bar" in heard.read_text(), 10, lambda: heard.read_text() + agent.output.read_text())
+    wait_until(lambda: "with a bar" in heard.read_text(), 10, lambda: heard.read_text() + agent.output.read_text())
     said = heard.read_text()
     assert "the application has gone" in said and "nobody's business" not in said
     assert f"{PREFIX}.1.1.3.1" in said and '"db"' in said and "printe" in said
@@ -401,9 +401,9 @@ def test_a_flood_is_limited_and_counted(agent: AgentServer, sink: tuple[int, Pat
     for number in range(500):
         log.event("printe", text=f"loop {number} " + "x" * 3000)
     sent, dropped = f"{PREFIX}.4.3.0", f"{PREFIX}.4.4.0"
-    wait_for(lambda: int(agent.get(sent)) + int(agent.get(dropped)) == 500, 20, lambda: agent.get(dropped))
+    wait_until(lambda: int(agent.get(sent)) + int(agent.get(dropped)) == 500, 20, lambda: agent.get(dropped))
     assert 40 <= int(agent.get(sent)) <= 60
-    wait_for(lambda: heard.read_text().count("loop ") == int(agent.get(sent)), 10, lambda: agent.get(sent))
+    wait_until(lambda: heard.read_text().count("loop ") == int(agent.get(sent)), 10, lambda: agent.get(sent))
 
 
 def test_a_manager_that_is_away_costs_nothing(agent: AgentServer) -> None:
@@ -413,9 +413,9 @@ def test_a_manager_that_is_away_costs_nothing(agent: AgentServer) -> None:
     time.sleep(0.5)
     for number in range(5):
         log.event("printe", text=f"message {number}")
-    wait_for(lambda: int(agent.get(f"{PREFIX}.4.3.0")) == 5, 10, lambda: agent.output.read_text())
+    wait_until(lambda: int(agent.get(f"{PREFIX}.4.3.0")) == 5, 10, lambda: agent.output.read_text())
     assert agent.get(f"{STATE}.1") == "4"
-    wait_for(lambda: "no.such.host.invalid" in agent.output.read_text(), 15, lambda: agent.output.read_text())
+    wait_until(lambda: "no.such.host.invalid" in agent.output.read_text(), 15, lambda: agent.output.read_text())
     assert agent.stop().count("no.such.host.invalid") <= 2
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import CHECKOUT, Node, cluster, free_port, until
+from safeadmin_node import CHECKOUT, Node, cluster, free_port
 from web_server import WebServer
 
+from lab.waiting import wait_until
 from safekit.wire.seal import new_key
 
 PROGRAM = """
@@ -68,7 +69,7 @@ def test_threads_and_tasks_are_written_each_time(tmp_path: Path) -> None:
     try:
         for times in (1, 2):
             asked.signal()
-            until("they are written", lambda times=times: asked.written.count("end of the stacks") == times, 10)
+            wait_until(lambda times=times: asked.written.count("end of the stacks") == times, 10, "they are written")
         assert asked.process.poll() is None, "it goes on"
         assert asked.written.count("in beside") == 2, "the stack of the thread"
         assert "is 'helper'" in asked.written and "is 'MainThread'" in asked.written
@@ -82,7 +83,7 @@ def test_a_loop_that_stands_still_hides_no_thread(tmp_path: Path) -> None:
     try:
         time.sleep(0.1)
         asked.signal()
-        until("the threads are written", lambda: "in beside" in asked.written and "in main" in asked.written, 10)
+        wait_until(lambda: "in beside" in asked.written and "in main" in asked.written, 10, "the threads are written")
         assert "end of the stacks" not in asked.written, "the tasks come when the loop turns"
     finally:
         asked.close()
@@ -103,9 +104,9 @@ def test_processes_of_a_module_and_its_supervisor(node: Node) -> None:
     node.started("am")
     log = node.var("am") / "log"
     for name in ("heart", "circlog", "safesupervisord"):
-        until(f"{name} has begun", lambda name=name: _catches(node.pid("am", name)), 10)
+        wait_until(lambda name=name: _catches(node.pid("am", name)), 10, f"{name} has begun")
         os.kill(node.pid("am", name), signal.SIGUSR1)
-        until(f"{name} has written", lambda name=name: "most recent call first" in _text(log / f"{name}.log"), 10)
+        wait_until(lambda name=name: "most recent call first" in _text(log / f"{name}.log"), 10, f"{name} has written")
     before = {name: node.pid("am", name) for name in ("heart", "circlog", "safesupervisord")}
     time.sleep(0.5)
     assert {name: node.pid("am", name) for name in before} == before, "all of them go on"
@@ -115,7 +116,7 @@ def test_safeadmin(node: Node) -> None:
     node.start()
     assert node.daemon is not None
     node.daemon.send_signal(signal.SIGUSR1)
-    until("safeadmin has written", lambda: "end of the stacks" in _text(node.root / "safeadmin.err"), 10)
+    wait_until(lambda: "end of the stacks" in _text(node.root / "safeadmin.err"), 10, "safeadmin has written")
     assert node.call("ping") is not None and node.daemon.poll() is None
 
 
@@ -126,7 +127,7 @@ def test_the_web_service_and_its_forking_process(tmp_path: Path) -> None:
         children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True).stdout
         for pid in (server.process.pid, *map(int, children.split())):
             os.kill(pid, signal.SIGUSR1)
-        until("both have written", lambda: _text(server.output).count("most recent call first") >= 2, 10)
+        wait_until(lambda: _text(server.output).count("most recent call first") >= 2, 10, "both have written")
         assert server.process.poll() is None
     finally:
         server.stop()

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import Node, until
+from safeadmin_node import Node
 
+from lab.waiting import wait_until
 from safeadmin.processes import Watch, describe_status
 from safekit.process.supervision import Program, Supervisor, spawn, write_configuration
 from safekit.process.table import lives, start_time
@@ -37,14 +38,14 @@ def start(node: Node) -> int:
         write_configuration("am", programs)
         child = spawn("am")
     child.returncode = 0
-    until("both run", lambda: node.pid("am", "heart") and node.pid("am", "nfsbox"))
+    wait_until(lambda: node.pid("am", "heart") and node.pid("am", "nfsbox"), 15, "both run")
     return child.pid
 
 
 def stable(node: Node) -> None:
     """Until supervisord calls both RUNNING: younger children get its back-off."""
     supervisor = Supervisor(node.var("am") / "supervisor.sock")
-    until("RUNNING", lambda: {i.state for i in asyncio.run(supervisor.states()).values()} == {"RUNNING"})
+    wait_until(lambda: {i.state for i in asyncio.run(supervisor.states()).values()} == {"RUNNING"}, 15, "RUNNING")
 
 
 def reap(pid: int) -> None:
@@ -59,7 +60,7 @@ def test_a_dead_child_comes_back_at_once(node: Node) -> None:
         old = node.pid("am", "heart")
         os.kill(old, signal.SIGKILL)
         began = time.monotonic()
-        until("another heart", lambda old=old: node.pid("am", "heart") not in (0, old))
+        wait_until(lambda old=old: node.pid("am", "heart") not in (0, old), 15, "another heart")
         delays.append(time.monotonic() - began)
         stable(node)
     # The stock program, which looks once a second, needs 1.1 s.
@@ -74,7 +75,7 @@ def test_a_child_without_autorestart_stays_dead_and_its_status_is_known(node: No
     stable(node)
     os.kill(node.pid("am", "nfsbox"), signal.SIGKILL)
     supervisor = Supervisor(node.var("am") / "supervisor.sock")
-    until("EXITED", lambda: asyncio.run(supervisor.states())["nfsbox"].state == "EXITED")
+    wait_until(lambda: asyncio.run(supervisor.states())["nfsbox"].state == "EXITED", 15, "EXITED")
     assert node.pid("am", "nfsbox") == 0 and node.pid("am", "heart") != 0
     os.kill(supervisord, signal.SIGTERM)
     reap(supervisord)
@@ -94,9 +95,11 @@ def test_a_lab_node_with_the_same_paths_is_not_ours(node: Node) -> None:
     ours = subprocess.Popen([program], env=environment)
     theirs = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", program], env=environment)
     try:
-        until("ours is found", lambda: node.pid("am", "nfsbox") == ours.pid)
+        wait_until(lambda: node.pid("am", "nfsbox") == ours.pid, 15, "ours is found")
         child = Path(f"/proc/{theirs.pid}/task/{theirs.pid}/children")
-        until("theirs runs", lambda: b"nfsbox" in b"".join(cmdline(int(pid)) for pid in child.read_text().split()))
+        wait_until(
+            lambda: b"nfsbox" in b"".join(cmdline(int(pid)) for pid in child.read_text().split()), 15, "theirs runs"
+        )
         assert [process.pid for process in node.processes("am")] == [ours.pid]
     finally:
         for process in (ours, theirs):

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.waiting import wait_until
 from safekit.model.types import Interface, Vip, VirtualAddr
-from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, wait_until
+from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network
 
 # Records gratuitous ARP and unsolicited advertisements: [seconds, address, MAC].
 LISTENER = r"""
@@ -67,8 +68,8 @@ def test_at_once_then_every_arpinterval_during_arpelapse(net: Network, tmp_path:
     net.n1.start("arpreroute")
     with listening(net.client) as ear:
         net.n1.order("vip_set")
-        wait_until(lambda: VIP4 in announcing(net), "arpreroute has been told")
-        wait_until(lambda: not announcing(net), "arpelapse is over", 8)
+        wait_until(lambda: VIP4 in announcing(net), 5, "arpreroute has been told")
+        wait_until(lambda: not announcing(net), 8, "arpelapse is over")
         heard = ear.take(VIP4)
         time.sleep(2.2)  # a silence can only be observed
         late = ear.take(VIP4)
@@ -92,7 +93,7 @@ def test_arpreroute_off_broadcasts_nothing_gratuitous_and_clients_follow(net: Ne
     with listening(net.client) as ear:
         net.n1.order("vip_unset")
         net.n2.order("vip_set")
-        wait_until(lambda: net.client.neighbour(VIP4) == net.n2.mac, "the client has learned the new MAC", 3)
+        wait_until(lambda: net.client.neighbour(VIP4) == net.n2.mac, 3, "the client has learned the new MAC")
         assert net.client.ping(VIP4)
         assert ear.take(VIP4) == []
     assert announcing(net) == []
@@ -103,9 +104,9 @@ def test_the_announcements_end_with_the_role(net: Network, tmp_path: Path) -> No
     net.n1.start("vipd")
     net.n1.start("arpreroute")
     net.n1.order("vip_set")
-    wait_until(lambda: sorted(announcing(net)) == [VIP4, VIP6], "arpreroute has been told")
+    wait_until(lambda: sorted(announcing(net)) == [VIP4, VIP6], 5, "arpreroute has been told")
     net.n1.order("vip_unset")
-    wait_until(lambda: announcing(net) == [], "arpreroute has been told")
+    wait_until(lambda: announcing(net) == [], 5, "arpreroute has been told")
 
 
 def test_a_restarted_arpreroute_goes_on(net: Network, tmp_path: Path) -> None:
@@ -116,9 +117,9 @@ def test_a_restarted_arpreroute_goes_on(net: Network, tmp_path: Path) -> None:
     process.kill()
     process.wait(5)
     net.n1.start("arpreroute")
-    wait_until(lambda: sorted(announcing(net)) == [VIP4, VIP6], "arpreroute has asked vipd")
+    wait_until(lambda: sorted(announcing(net)) == [VIP4, VIP6], 5, "arpreroute has asked vipd")
     with listening(net.client) as ear:
-        wait_until(lambda: net.n1.order("status", target="arpreroute")["sent"] >= 4, "it announces", 6)
+        wait_until(lambda: net.n1.order("status", target="arpreroute")["sent"] >= 4, 6, "it announces")
         assert ear.take(VIP4)
 
 
@@ -127,12 +128,12 @@ def test_an_address_that_is_gone_is_not_announced(net: Network, tmp_path: Path) 
     net.n1.start("vipd")
     net.n1.start("arpreroute")
     net.n1.order("vip_set")
-    wait_until(lambda: VIP4 in announcing(net), "arpreroute has been told")
+    wait_until(lambda: VIP4 in announcing(net), 5, "arpreroute has been told")
     net.n1.run("ip", "addr", "del", f"{VIP4}/24", "dev", "eth0")
-    wait_until(lambda: net.n1.log("vip_lost"), "vipd has noticed")
+    wait_until(lambda: net.n1.log("vip_lost"), 5, "vipd has noticed")
     with listening(net.client) as ear:
         sent = net.n1.order("status", target="arpreroute")["sent"]
-        wait_until(lambda: net.n1.order("status", target="arpreroute")["sent"] > sent, "the other is announced", 5)
+        wait_until(lambda: net.n1.order("status", target="arpreroute")["sent"] > sent, 5, "the other is announced")
         assert ear.take(VIP4) == []
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.waiting import wait_until
 from safekit.model.types import ClusterConfig, Interface, Lan, LanNode, Vip, VirtualAddr
-from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, Server, pinging, wait_until
+from tests.t2_process.vip_network import ROOT, VIP4, VIP6, Host, Network, Server, pinging
 
 
 def vip(*addresses: VirtualAddr, tcpreset: bool = True, name: str | None = None, arpreroute: bool = True) -> Vip:
@@ -41,7 +42,7 @@ def test_a_swap_moves_the_address_and_the_client_follows(net: Network, tmp_path:
         assert net.client.neighbour(address) == net.n1.mac
 
     with pinging(net.client, VIP4, 2.0) as four, pinging(net.client, VIP6, 2.0) as six:
-        wait_until(lambda: net.client.neighbour(VIP6), "the client knows the address")
+        wait_until(lambda: net.client.neighbour(VIP6), 5, "the client knows the address")
         swap(net.n1, net.n2)
         gaps = {VIP4: four(), VIP6: six()}
     for address, figures in gaps.items():
@@ -153,7 +154,7 @@ def test_no_connection_survives_a_release_under_load(net: Network, tmp_path: Pat
     net.n1.order("vip_set")
     net.n1.python(SERVER, "ipv4")
     hammer = net.client.python(HAMMER, VIP4)
-    wait_until(lambda: "ESTAB" in net.n1.run("ss", "-tn", "src", VIP4), "connections are open")
+    wait_until(lambda: "ESTAB" in net.n1.run("ss", "-tn", "src", VIP4), 5, "connections are open")
     net.n1.order("vip_unset")
     opened, hanging = map(int, told(hammer).split())
     assert opened > 10 and hanging == 0
@@ -239,7 +240,7 @@ def test_a_held_address_follows_its_name_when_it_is_asked_again(net: Network, tm
         net.n1.order("reload")
         assert other in net.n1.addresses() and third not in net.n1.addresses() and net.n1.log("vip_duplicate")
         net.stranger.run("ip", "addr", "del", f"{third}/24", "dev", "eth0")
-        wait_until(lambda: third in net.n1.addresses() and other not in net.n1.addresses(), "it is free, and set", 30)
+        wait_until(lambda: third in net.n1.addresses() and other not in net.n1.addresses(), 30, "it is free, and set")
         assert net.n1.order("vip_unset")["unset"] == [third]
         assert {VIP4, other, third} & set(net.n1.addresses()) == set()
     finally:
@@ -274,7 +275,7 @@ def test_a_foreign_machine_is_never_doubled_and_the_address_is_set_when_it_goes(
     assert net.n1.order("status")["refused"] == [{"ip": address, "mac": net.stranger.mac}]
     assert len(net.n1.log("vip_duplicate")) == 1
     net.stranger.run("ip", "addr", "del", f"{address}/{prefix}", "dev", "eth0")
-    wait_until(lambda: address in net.n1.addresses(), "the address is set when it is free", 8)
+    wait_until(lambda: address in net.n1.addresses(), 8, "the address is set when it is free")
     assert net.n1.log("vip_set") == [f"Virtual IP {address} set"]
 
 
@@ -286,7 +287,7 @@ def test_what_the_network_said_just_before_the_order_counts_once(net: Network, t
     time.sleep(0.3)  # longer than the network is listened to: the answer is there
     net.stranger.run("ip", "addr", "del", f"{VIP4}/24", "dev", "eth0")
     assert net.n1.order("vip_set")["code"] == "vip_duplicate"
-    wait_until(lambda: VIP4 in net.n1.addresses(), "asked again, the network is silent", 8)
+    wait_until(lambda: VIP4 in net.n1.addresses(), 8, "asked again, the network is silent")
 
 
 @pytest.mark.parametrize("address", [VIP4, VIP6])
@@ -303,7 +304,7 @@ def test_a_peer_that_still_answers_is_overridden(net: Network, tmp_path: Path, a
     assert net.client.neighbour(address) == net.n2.mac
     # The frozen server wakes up: it hears that the peer has the address, says so, and does not fight.
     os.kill(first.pid, signal.SIGCONT)
-    wait_until(lambda: net.n1.log("vip_conflict"), "the conflict is noticed")
+    wait_until(lambda: net.n1.log("vip_conflict"), 5, "the conflict is noticed")
     assert net.n1.log("vip_conflict") == [f"Virtual IP {address} is claimed by n2 ({net.n2.mac}) on eth0"]
     assert net.client.neighbour(address) == net.n2.mac
 
@@ -317,7 +318,7 @@ def test_the_peer_is_known_by_the_address_it_serves_when_the_lans_do_not_tell(ne
     assert net.n1.order("vip_set")["ok"]
     net.n2.state("SECOND", remote="PRIM")
     net.n2.start()
-    wait_until(lambda: net.n2.order("status")["peers"] == {net.n1.mac: "n1"}, "n2 knows its peer")
+    wait_until(lambda: net.n2.order("status")["peers"] == {net.n1.mac: "n1"}, 5, "n2 knows its peer")
     assert net.n2.order("vip_set")["ok"]
     assert net.n2.log("vip_taken_over") == [f"Virtual IP {VIP4} still answered on n1 ({net.n1.mac}): taken over"]
 
@@ -328,11 +329,11 @@ def test_a_conflict_while_holding_is_logged_once(net: Network, tmp_path: Path) -
     net.n1.order("vip_set")
     for _ in range(3):
         claim(net.stranger, VIP4)
-    wait_until(lambda: net.n1.log("vip_conflict"), "the conflict is noticed")
+    wait_until(lambda: net.n1.log("vip_conflict"), 5, "the conflict is noticed")
     assert net.n1.log("vip_conflict") == [
         f"Virtual IP {VIP4} is claimed by another machine ({net.stranger.mac}) on eth0"
     ]
-    wait_until(lambda: [e for e in net.n1.events() if e.get("kind") == "vip_conflict"], "heart is told")
+    wait_until(lambda: [e for e in net.n1.events() if e.get("kind") == "vip_conflict"], 5, "heart is told")
 
 
 CLAIM = r"""
@@ -360,14 +361,16 @@ def test_a_contested_address_is_announced_again_until_the_neighbours_are_right(
     net.n1.order("vip_set")
     net.client.run("sysctl", "-qw", "net.ipv4.neigh.eth0.base_reachable_time_ms=36000000")
     assert net.client.ping(VIP4) and net.n1.ping(net.n2.ip)
-    wait_until(lambda: net.n1.order("status")["peers"] == {net.n2.mac: "n2"}, "n1 knows its peer, and does not fight")
+    wait_until(
+        lambda: net.n1.order("status")["peers"] == {net.n2.mac: "n2"}, 5, "n1 knows its peer, and does not fight"
+    )
     time.sleep(1.2)  # a neighbour takes no second change within a second
     claim(net.n2, VIP4)
-    wait_until(lambda: net.client.neighbour(VIP4) == net.n2.mac, "the client has learnt the other server")
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n2.mac, 5, "the client has learnt the other server")
     assert net.n1.order("vip_announce")["ok"]
-    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, "the client is right again", 2.0)
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, 2.0, "the client is right again")
     claim(net.n2, VIP4)
-    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, "and after a last word of the other", 7.0)
+    wait_until(lambda: net.client.neighbour(VIP4) == net.n1.mac, 7.0, "and after a last word of the other")
 
 
 def test_a_killed_vipd_adopts_what_is_there(net: Network, tmp_path: Path) -> None:
@@ -402,7 +405,7 @@ def test_what_a_crash_left_is_removed_at_start_even_of_an_older_configuration(ne
     del data["vip"]["interfaces"][0]["addresses"][0]
     active.write_text(json.dumps(data))
     net.n1.start()
-    wait_until(lambda: old not in net.n1.addresses() and VIP4 not in net.n1.addresses(), "left-overs are removed")
+    wait_until(lambda: old not in net.n1.addresses() and VIP4 not in net.n1.addresses(), 5, "left-overs are removed")
     assert len(net.n1.log("vip_leftover")) == 2
     assert net.n1.order("vip_init")["removed"] == []
 
@@ -421,15 +424,15 @@ def test_a_deleted_address_and_an_unplugged_cable_are_noticed(net: Network, tmp_
     net.n1.start()
     net.n1.order("vip_set")
     net.n1.run("ip", "addr", "del", f"{VIP4}/24", "dev", "eth0")
-    wait_until(lambda: net.n1.log("vip_lost"), "the loss is noticed")
+    wait_until(lambda: net.n1.log("vip_lost"), 5, "the loss is noticed")
     assert net.n1.order("status")["addresses"][0]["present"] is False
-    wait_until(lambda: [e for e in net.n1.events() if e.get("kind") == "vip_lost"], "heart is told")
+    wait_until(lambda: [e for e in net.n1.events() if e.get("kind") == "vip_lost"], 5, "heart is told")
     assert net.n1.order("vip_set")["set"] == [VIP4]
     assert VIP4 in net.n1.addresses()
     for state in ("down", "up"):
         text = f"Interface eth0 of the virtual IP is {state}"
         subprocess.run(["ip", "-n", net.bridge, "link", "set", "p-n1", state], check=True)
-        wait_until(partial(has_line, net.n1, "vip_link", text), text)
+        wait_until(partial(has_line, net.n1, "vip_link", text), 5, text)
 
 
 def test_an_interface_made_again_gets_the_address_again(net: Network, tmp_path: Path) -> None:
@@ -443,7 +446,7 @@ def test_an_interface_made_again_gets_the_address_again(net: Network, tmp_path: 
         net.n1.start()
         assert net.n1.order("vip_set")["ok"]
         net.n1.run("ip", "link", "del", "other0")
-        wait_until(lambda: net.n1.log("vip_lost"), "the loss is noticed")
+        wait_until(lambda: net.n1.log("vip_lost"), 5, "the loss is noticed")
         refused = net.n1.order("vip_set")
         assert (refused["code"], "there is no interface other0" in refused["text"]) == ("vip_place", True)
         make()

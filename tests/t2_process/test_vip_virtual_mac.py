@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lab.waiting import wait_until
 from safekit.model.types import Interface, InterfaceKind, Vip, VirtualAddr
-from tests.t2_process.vip_network import VIP4, VIP6, Network, Server, wait_until
+from tests.t2_process.vip_network import VIP4, VIP6, Network, Server
 
 VMAC = "5a:fe:0a:4d:00:32"
 
@@ -67,8 +68,8 @@ def test_a_killed_vipd_keeps_it_and_a_flush_is_repaired(net: Network, tmp_path: 
     net.n1.start()
     assert net.client.ping(VIP4)
     net.n1.run("nft", "flush", "ruleset")
-    wait_until(lambda: net.n1.log("farm_filter"), "the change was noticed", 1.0)
-    wait_until(lambda: net.client.ping(VIP4), "the filter is back", 2.0)
+    wait_until(lambda: net.n1.log("farm_filter"), 1.0, "the change was noticed")
+    wait_until(lambda: net.client.ping(VIP4), 2.0, "the filter is back")
     assert net.client.neighbour(VIP4) == "5a:fe:00:00:00:02"
     assert net.n1.order("vip_unset")["ok"]
     assert net.n1.run("nft", "list", "ruleset") == ""
@@ -82,7 +83,7 @@ def test_what_a_crash_left_is_removed_at_start(net: Network, tmp_path: Path) -> 
     process.wait(5)
     assert "safekit_" in net.n1.run("nft", "list", "ruleset")
     net.n1.start()
-    wait_until(lambda: net.n1.run("nft", "list", "ruleset") == "", "the filters are gone", 5.0)
+    wait_until(lambda: net.n1.run("nft", "list", "ruleset") == "", 5.0, "the filters are gone")
     assert VIP4 not in net.n1.addresses()
 
 

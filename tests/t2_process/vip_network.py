@@ -9,13 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from lab.waiting import wait_until
 from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Vip
@@ -57,15 +57,6 @@ async def main():
         print(json.dumps(reply), flush=True)
 asyncio.run(main())
 """
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 5.0) -> Any:
-    """The first true value of `condition`; fails after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 def sh(*command: str, check: bool = True) -> str:
@@ -177,7 +168,7 @@ class Server(Host):
         module = "vipd.main" if name == "vipd" else "vipd.arpreroute"
         process = self.popen(sys.executable, "-m", module, env=self.environment, stderr=subprocess.DEVNULL)
         wait_until(
-            lambda: self.order("ping", target=name, timeout=0.3).get("pid") == process.pid, f"{name} answers", 10
+            lambda: self.order("ping", target=name, timeout=0.3).get("pid") == process.pid, 10, f"{name} answers"
         )
         return process
 

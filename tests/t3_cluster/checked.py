@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pair import Pair, archive, wait_for
+from pair import Pair, archive
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 MODULE = "checked"
 PORT = 8000
@@ -173,7 +174,7 @@ class Checked(Pair):
             fault.mend()
             if fault.mended:
                 self.wait_log(node, mark, fault.mended, timeout)
-            wait_for(lambda: self.state(node) == state and fault.ready(), timeout, lambda: f"{state}\n{self.tail()}")
+            wait_until(lambda: self.state(node) == state and fault.ready(), timeout, lambda: f"{state}\n{self.tail()}")
         mark = self.mark()
         fault.make()
         self.wait_log(node, mark, ["Stopping loop", "Local state STOP red"], timeout)
@@ -195,7 +196,7 @@ class Checked(Pair):
             mark = self.mark()
             node.run(fail)
             self.wait_log(node, mark, [re.compile("Action .*|Transition WAIT_TR.*")])
-            wait_for(lambda: self.state(node) == between, 30, lambda: f"{between}; {self.states()}\n{self.tail()}")
+            wait_until(lambda: self.state(node) == between, 30, lambda: f"{between}; {self.states()}\n{self.tail()}")
         mark = self.mark()
         node.run(fail)
         self.wait_log(node, mark, ["Stopping loop", "Local state STOP red"])

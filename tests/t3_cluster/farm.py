@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from checked import BOTH, FAST, SCRIPTS, Checked
-from pair import wait_for
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.t2_process.farm_network import LONG, SERVER, SHORT, figures
 
 MODULE = "farm"
@@ -127,7 +127,7 @@ class FarmLab(Checked):
                 seen[node.name] = (view.get("participants"), view.get("final"))
             return all(told == (names, True) for told in seen.values())
 
-        wait_for(agreed, timeout, lambda: f"{names} share; {seen}; {self.states()}\n{self.tail()}")
+        wait_until(agreed, timeout, lambda: f"{names} share; {seen}; {self.states()}\n{self.tail()}")
 
     def bitmaps(self, node: Node) -> list[tuple[int, int]]:
         """(number of the server, bits) of every rule, by `safekit -r vip_if_ctrl -l`."""

@@ -10,24 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from lab.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOST = Path("/")
 _READY = {"running", "degraded"}
 T = TypeVar("T")
-
-
-def wait_for(probe: Callable[[], T], timeout: float, what: str) -> T:
-    """The first true value of `probe`. Raises AssertionError with `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 def why_not() -> str:
@@ -96,8 +88,8 @@ class Machine:
                 [*words, json.dumps(description)], cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=console,
                 stderr=console, start_new_session=True,
             )  # fmt: skip
-        self.pid = wait_for(self._systemd, timeout, f"systemd of {self.name} runs")
-        wait_for(lambda: self._system_state() in _READY, timeout, f"{self.name} has booted")
+        self.pid = wait_until(self._systemd, timeout, f"systemd of {self.name} runs")
+        wait_until(lambda: self._system_state() in _READY, timeout, f"{self.name} has booted")
 
     def _systemd(self) -> int:
         assert self.process is not None

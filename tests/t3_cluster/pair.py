@@ -10,9 +10,8 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TypeVar
 import writer as writer_program
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from safekit.disk.resources import Resource, parse
 from safekit.log.messages import MESSAGES
 from safekit.log.module import Line, parse_line
@@ -94,18 +94,6 @@ def archive(config: str, scripts: dict[str, str]) -> bytes:
         for name, text in scripts.items():
             opened.writestr(f"bin/{name}", text)
     return buffer.getvalue()
-
-
-def wait_for(probe: Callable[[], T], timeout: float, what: Callable[[], str] | str, interval: float = 0.05) -> T:
-    """The first true value of `probe`. Raises AssertionError with `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(interval)
 
 
 def normal(text: str) -> str:
@@ -224,7 +212,7 @@ class Pair:
 
     def wait(self, node: Node, state: str, timeout: float = 30.0) -> None:
         """Wait for a state like `PRIM green`; for STOP, until the processes are gone too."""
-        wait_for(
+        wait_until(
             lambda: self.state(node) == state, timeout, lambda: f"{node.name} {state}; {self.states()}\n{self.tail()}"
         )
         if state.startswith("STOP"):
@@ -237,7 +225,7 @@ class Pair:
         def reached() -> bool:
             return self.state(prim) == "PRIM green" and self.state(second) == "SECOND green"
 
-        wait_for(reached, timeout, lambda: f"{prim.name} PRIM, {second.name} SECOND; {self.states()}\n{self.tail()}")
+        wait_until(reached, timeout, lambda: f"{prim.name} PRIM, {second.name} SECOND; {self.states()}\n{self.tail()}")
 
     def wait_copying(self, second: Node, timeout: float = 20.0) -> None:
         """Wait until a reintegration of `second` has changed data, as `safekit state` shows it."""
@@ -247,7 +235,7 @@ class Pair:
             told = json.loads(second.safekit("state", "--json", "-m", self.module).stdout)["modules"][0]
             return bool(told["reintegration"] and told["reintegration"]["bytes"] > 0)
 
-        wait_for(copying, timeout, lambda: f"progress of a reintegration; {self.states()}\n{self.tail()}")
+        wait_until(copying, timeout, lambda: f"progress of a reintegration; {self.states()}\n{self.tail()}")
         assert "reintegration" in second.safekit("state", "-m", self.module).stdout
 
     def tail(self) -> str:
@@ -291,7 +279,7 @@ class Pair:
         self, node: Node, mark: Mark, wanted: Sequence[str | re.Pattern[str]], timeout: float = 30.0, levels: str = "E"
     ) -> None:
         """Wait until the messages are in the log of a node, in that order."""
-        wait_for(
+        wait_until(
             lambda: not in_order(self.log(node, mark, levels), wanted),
             timeout,
             lambda: f"{node.name}: {in_order(self.log(node, mark, levels), wanted)}",
@@ -346,7 +334,7 @@ class Pair:
     def wait_records(self, node: Node, count: int, timeout: float = 30.0) -> None:
         """Wait until the writer of a node got `count` more acknowledgements."""
         target = len(self.acknowledged(node)) + count
-        wait_for(
+        wait_until(
             lambda: len(self.acknowledged(node)) >= target,
             timeout,
             lambda: f"{count} records on {node.name}; {self.states()}\n{self.tail()}",
@@ -358,7 +346,7 @@ class Pair:
         pause, paused = (self.outside(prim, path) for path in (writer_program.PAUSE, writer_program.PAUSED))
         paused.unlink(missing_ok=True)
         pause.touch()
-        wait_for(paused.exists, 20, f"the writer of {prim.name} pauses; {self.states()}")
+        wait_until(paused.exists, 20, f"the writer of {prim.name} pauses; {self.states()}")
         try:
             yield
         finally:
@@ -394,7 +382,7 @@ class Pair:
                 ]
                 return not difference
 
-            wait_for(equal, 20, lambda: f"equal trees; {difference[:10]}", interval=0.5)
+            wait_until(equal, 20, lambda: f"equal trees; {difference[:10]}", interval=0.5)
         assert total > 0, "the writer acknowledged nothing: this test shows nothing"
         return total
 

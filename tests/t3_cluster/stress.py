@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import stress_load
-from pair import Pair, userconfig, wait_for
+from pair import Pair, userconfig
 
 from lab.cluster import Node
 from lab.errors import LabError
+from lab.waiting import wait_until
 
 START_PRIM = """#!/bin/sh
 exec setsid /usr/bin/python3 -I "$SAFEUSERBIN/stress_load.py" {0} {1} app >>/var/tmp/stress.out 2>&1 </dev/null &
@@ -283,7 +284,7 @@ class Stress:
             for node in pair.nodes:
                 for name in names[node]:
                     marker = pair.outside(node, stress_load.PAUSED + name)
-                    wait_for(marker.exists, 25, f"{name} of {node.name} pauses; {pair.states()}")
+                    wait_until(marker.exists, 25, f"{name} of {node.name} pauses; {pair.states()}")
             notes = "".join(self.notes(node) for node in pair.nodes)
             said = prim.run(["/usr/bin/python3", "-I", "-c", _CHECK, pair.directory], input=notes).stdout
             total, lost = map(int, said.split()[:2])
@@ -318,7 +319,7 @@ class Stress:
             difference[:] = [f"{p}: {one.get(p)} != {two.get(p)}" for p in paths if one.get(p) != two.get(p)]
             return not difference
 
-        wait_for(same, 15, lambda: "equal trees: " + "\n".join(sorted(difference)[:20]), interval=0.5)
+        wait_until(same, 15, lambda: "equal trees: " + "\n".join(sorted(difference)[:20]), interval=0.5)
 
     def report(self) -> str:
         """Seed and history; the logs of both nodes are kept beside."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from checked import ACTING, BOTH, SWITCH, Checked, config
-from pair import assert_in_order, wait_for
+from pair import assert_in_order
 
 from lab.cluster import Lab
+from lab.waiting import wait_until
 
 APPLI = '<errd polltimer="5"><proc name="appli" atleast="1" action="{action}" class="{when}"/></errd>'
 TCP = """<check><tcp ident="id" when="{when}">
@@ -60,7 +61,7 @@ def test_t4_4_2a_a_port_that_is_closed_restarts_until_the_loop_is_stopped(module
     scripts = {} if mode == "mirror" else BOTH
     module.reconfigure(config(TCP.format(when=when), mode=mode), nodes=[one], **scripts)
     module.start(one) if mode == "mirror" else module.start_up(one)
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     mark = module.mark()
     module.stop_web(one)
     messages = ["Resource tcp.id set to down by tcpcheck", "Action restart from failover rule tcp_failure"]
@@ -72,7 +73,7 @@ def test_t4_4_2b_a_rule_of_the_module_comes_first(module: Checked) -> None:
     one, two = module.nodes
     module.reconfigure(config(TCP.format(when="prim"), rules="tcpid_failure: if (tcp.id == down) then stopstart();"))
     module.start(one, two)
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     mark = module.mark()
     module.stop_web(one)
     module.wait_log(
@@ -207,7 +208,7 @@ def test_t4_4_8_1_a_custom_checker_with_a_rule(module: Checked, verb: str, trans
     rules = f"customid_failure: if (custom.id == down) then {verb}();"
     module.reconfigure(config(CUSTOM.format(when="prim", arg=""), rules=rules), nodes=[one])
     module.start(one)
-    wait_for(lambda: module.value(one, "custom.id") == "up", 10, "the checker spoke")
+    wait_until(lambda: module.value(one, "custom.id") == "up", 10, "the checker spoke")
     mark = module.mark()
     with module.switched(one):
         module.wait_log(
@@ -259,7 +260,7 @@ def test_a_module_waits_for_a_checker_that_has_not_spoken(module: Checked) -> No
     text = config(CUSTOM.format(when="pre", arg=""), rules="c: if (custom.id == down) then wait();")
     module.reconfigure(text, nodes=[one], customscript=silent)
     one.safekit("start", "-m", module.module)
-    wait_for(lambda: module.value(one, "heartbeat.default") == "down", 15, "the start has listened")
+    wait_until(lambda: module.value(one, "heartbeat.default") == "down", 15, "the start has listened")
     time.sleep(1.0)
     assert module.state(one) == "WAIT magenta" and module.value(one, "custom.id") == "init"
     one.safekit("set", "-m", module.module, "-r", "custom.id", "-v", "up", "-i", "me")
@@ -270,9 +271,9 @@ def test_checker_off_and_on(module: Checked) -> None:
     one, _ = module.nodes
     module.reconfigure(config(TCP.format(when="prim")), nodes=[one])
     module.start(one)
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     one.safekit("checker", "off", "-m", module.module)
-    wait_for(lambda: module.value(one, "tcp.id") == "init", 10, "the checker is off")
+    wait_until(lambda: module.value(one, "tcp.id") == "init", 10, "the checker is off")
     assert one.pids("tcpcheck") == []
     mark = module.mark()
     module.stop_web(one)
@@ -292,7 +293,7 @@ def test_t4_4_2a_with_the_default_timings(module: Checked) -> None:
     inside = '<check><tcp ident="id" when="prim"><to addr="127.0.0.1" port="8000"/></tcp></check>'
     module.reconfigure(config(inside, failover=""), nodes=[one])
     module.start(one)
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 20, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 20, "the service is seen")
     again = "setsid /usr/bin/python3 -I -m http.server 8000 --bind 127.0.0.1 </dev/null >/dev/null 2>&1 & "
     mark = module.mark()
     module.stop_web(one)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from farm import FULL, NORMAL, FarmLab, farm_config
-from pair import wait_for
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 # The second group is for two of the three servers: they share it in halves, as the guide prints it.
@@ -251,7 +251,7 @@ def test_t4_3_7_every_server_gets_and_answers_a_ping(farm: FarmLab) -> None:
         # With -c1, ping ends with the first answer; -w lets it wait for the others.
         shown = farm.client.run(["ping", "-c", "3", "-i", "0.3", "-w", "4", address], check=False).stdout
         assert shown.count("DUP!") >= 4, shown
-        wait_for(
+        wait_until(
             lambda address=address, before=before: all(  # type: ignore[misc]
                 echoes(node, address) - was >= 3 for node, was in zip(farm.nodes, before, strict=True)
             ),

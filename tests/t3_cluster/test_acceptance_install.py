@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import archive, userconfig, wait_for
+from pair import archive, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_t4_1_3bc_services_at_boot(node: Node) -> None:
     assert not node.pids("safewebserver") and node.run(request, check=False).returncode != 0
     assert out(node, "boot", "webstatus") == "on\n", "the next boot starts it all the same"
     out(node, "webserver", "start")
-    wait_for(lambda: node.run(request, check=False).returncode == 0, 20, "the web service answers again")
+    wait_until(lambda: node.run(request, check=False).returncode == 0, 20, "the web service answers again")
 
 
 def test_t4_1_3d_modules(lab: Lab) -> None:
@@ -190,6 +191,8 @@ def test_ports_of_safeadmin_are_those_of_its_files(lab: Lab) -> None:
     for node in (one, two):
         assert any(place.endswith(":4900") for place in listening(node)), listening(node)
         assert not any(place.endswith(":4800") for place in listening(node))
-    wait_for(lambda: len(out(one, "cluster", "confinfo").splitlines()) == 3, 30, "both servers answer on the new port")
+    wait_until(
+        lambda: len(out(one, "cluster", "confinfo").splitlines()) == 3, 30, "both servers answer on the new port"
+    )
     assert [node.run(["pgrep", "-x", "safeadmin"]).stdout for node in (one, two)] == pids, "reloaded, not restarted"
     assert "        port    UDP 4900" in out(one, "module", "getports", "-i", "1").splitlines()

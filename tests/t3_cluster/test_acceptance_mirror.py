@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, assert_in_order, userconfig, wait_for
+from pair import Pair, assert_in_order, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_interface>
   <virtual_addr addr="{vip}" where="one_side_alias"/>
@@ -48,7 +49,7 @@ def protected(pair: Pair) -> tuple[Node, Node]:
     if pair.state(pair.two) == "PRIM green" and pair.state(pair.one) == "SECOND green":
         return pair.two, pair.one
     pair.start_stopped()
-    wait_for(
+    wait_until(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
         60,
         lambda: f"a protected pair; {pair.states()}\n{pair.tail()}",
@@ -165,7 +166,7 @@ def test_t4_2_6_virtual_address(pair: Pair) -> None:
 def test_t4_2_7_replication(pair: Pair) -> None:
     prim, second = protected(pair)
     prim.run("echo one > /replicated/file1.txt && sync /replicated/file1.txt")
-    assert wait_for(
+    assert wait_until(
         lambda: second.run("cat /replicated/file1.txt", check=False).stdout, 10, "file1.txt on the secondary"
     )
     refused = second.run("rm /replicated/file1.txt", check=False)

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 from checked import ACTING, BOTH, FAST, SWITCH, Checked, Fault, config
-from pair import wait_for
 
 from lab.cluster import Lab
+from lab.waiting import wait_until
 
 EXPECTED = (
     *("action_rule", "transition_rule", "errd_event", "stopping_loop"),
@@ -47,7 +47,7 @@ def test_t4_3_start_restart_stop_and_a_closed_port(module: Checked, lab: Lab) ->
         module.wait_log(node, mark, ["Action start called by root", "Script start_both", "Local state UP green"])
         module.wait_log(node, mark, ["farm membership: node1 node2 (group FarmProto)"])
         module.wait_log(node, mark, ["farm load: 128/256 (group FarmProto)"])
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     mark = module.mark()
     module.stop_web(one)
     module.wait_log(
@@ -126,7 +126,7 @@ def test_t4_4_1_a_dead_process(module: Checked, verb: str) -> None:
     module.start_up(one)
     messages = ["event atleast on proc appli", *automatic(verb, "errd")]
     seen = partial(module.sees, one, "proc.appli")
-    wait_for(seen, 20, "the process is seen")
+    wait_until(seen, 20, "the process is seen")
     module.repeat(one, Fault(lambda: one.kill("appli"), messages, ready=seen), "UP green")
 
 
@@ -137,7 +137,7 @@ def test_t4_4_1_a_dead_service_of_the_service_manager(module: Checked) -> None:
     module.reconfigure(config(SERVICE, mode="farm"), nodes=[one], **scripts)
     module.start_up(one)
     seen = partial(module.sees, one, "proc.outer")
-    wait_for(seen, 20, "the service is seen")
+    wait_until(seen, 20, "the service is seen")
     messages = ["event atleast on proc outer", *automatic("restart", "errd")]
     module.repeat(one, Fault(lambda: one.run("systemctl kill outer"), messages, ready=seen), "UP green")
     assert one.run("systemctl is-active outer", check=False).stdout.strip() == "inactive", "stop_both has stopped it"
@@ -153,7 +153,7 @@ def test_t4_4_2b_a_closed_port_with_a_rule_of_the_module(module: Checked) -> Non
     module.reconfigure(text, nodes=[one], **BOTH)
     module.start_up(one)
     seen = partial(module.sees, one, "tcp.id")
-    wait_for(seen, 10, "the service is seen")
+    wait_until(seen, 10, "the service is seen")
     messages = ["Resource tcp.id set to down by tcpcheck", *by_rule("stopstart", "tcpid_failure")]
     module.repeat(one, Fault(lambda: module.stop_web(one), messages, ready=seen), "UP green")
 
@@ -200,7 +200,7 @@ def test_an_address_that_is_taken_away(module: Checked, lab: Lab) -> None:
     module.reconfigure(config(text.format(vip=lab.vip), mode="farm"), nodes=[one], **BOTH)
     module.start_up(one)
     seen = partial(module.sees, one, f"ip.{lab.vip}")
-    wait_for(seen, 10, "the address is seen")
+    wait_until(seen, 10, "the address is seen")
     messages = [f"Resource ip.{lab.vip} set to down by ipcheck", *by_rule("stopstart", "ip_failure")]
     remove = f"ip -o addr show to {lab.vip} | while read -r _ dev _ addr _; do ip addr del $addr dev $dev; done"
     module.repeat(one, Fault(lambda: one.run(remove), messages, ready=seen), "UP green")
@@ -245,7 +245,7 @@ def test_t4_4_6_another_module(module: Checked) -> None:
         automatic("stopstart", "modulecheck"),
         ready=partial(module.sees, one, resource),
     )
-    wait_for(fault.ready, 10, "the other module is seen")
+    wait_until(fault.ready, 10, "the other module is seen")
     module.repeat(one, fault, "UP green")
     other.stop(one)
 
@@ -274,7 +274,7 @@ def test_t4_4_8_1_a_custom_checker_with_a_rule(module: Checked, verb: str) -> No
     module.reconfigure(config(check(inside), mode="farm", rules=rules), nodes=[one], **scripts)
     module.start_up(one)
     seen = partial(module.sees, one, "custom.id")
-    wait_for(seen, 10, "the checker spoke")
+    wait_until(seen, 10, "the checker spoke")
     messages = ["Resource custom.id set to down by customscript", *by_rule(verb, "customid_failure")]
     module.repeat(one, Fault(lambda: one.run(["touch", SWITCH]), messages, ready=seen), "UP green")
 
@@ -286,7 +286,7 @@ def test_t4_4_8_2_a_custom_checker_that_acts_itself(module: Checked, verb: str) 
     module.reconfigure(config(check(inside), mode="farm"), nodes=[one], acting=ACTING, **BOTH)
     module.start_up(one)
     seen = partial(module.sees, one, "custom.id")
-    wait_for(seen, 10, "the checker spoke")
+    wait_until(seen, 10, "the checker spoke")
     fault = Fault(lambda: one.run(["touch", SWITCH]), automatic(verb, "customscript"), ready=seen)
     module.repeat(one, fault, "UP green")
 
@@ -299,7 +299,7 @@ def test_t4_4_8_2c_without_identity_it_is_an_administrator(module: Checked) -> N
     module.start_up(one)
     begin = module.mark()
     for _ in range(5):
-        wait_for(partial(module.sees, one, "custom.id"), 10, "the checker spoke")
+        wait_until(partial(module.sees, one, "custom.id"), 10, "the checker spoke")
         mark = module.mark()
         one.run(["touch", SWITCH])
         module.wait_log(one, mark, automatic("restart", "root"))

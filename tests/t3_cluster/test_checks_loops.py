@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 from checked import SCRIPTS, SWITCH, Checked, config
-from pair import in_order, wait_for
+from pair import in_order
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 ROUNDS = 3
 LIMIT = 180.0  # ten modules begin anew at the same time: a bound for what hangs, not for what is slow
@@ -133,7 +134,7 @@ def test_a_fault_of_the_secondary_is_its_own(lab: Lab) -> None:
     scripts = {"appscript": app, "stop_both": "#!/bin/sh\nrm -f /var/tmp/app\n"}
     module.reconfigure(config(inside, rules=rules), **scripts)
     module.start(one, two)
-    wait_for(lambda: module.sees(two, "custom.app"), 10, "the checker spoke")
+    wait_until(lambda: module.sees(two, "custom.app"), 10, "the checker spoke")
     mark = module.mark()
     two.run(["touch", "/var/tmp/app"])
     restarted = [*by_rule("restart", "custom.app", "appscript", "app"), "Local state SECOND green"]
@@ -189,7 +190,7 @@ def test_three_actions_then_stop_on_a_server_that_is_alone(lab: Lab) -> None:
         node.safekit("start", "-m", module.module)
     for turn in range(ROUNDS + 1):
         for row, module in table:
-            wait_for(
+            wait_until(
                 lambda row=row, module=module: module.state(node) == "ALONE green" and module.sees(node, row.resource),  # type: ignore[misc]
                 LIMIT, lambda module=module: f"{module.module} {module.state(node)}\n{module.tail()}",  # type: ignore[misc]
             )  # fmt: skip

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from checked import BOTH, SWITCH, Checked, config
-from pair import Mark, Pair, userconfig, wait_for
+from pair import Mark, Pair, userconfig
 
 from lab.cluster import Lab
+from lab.waiting import wait_until
 
 EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "script_timeout", "failover_no_heartbeat")
 
@@ -82,7 +83,7 @@ def test_wild_programs_leave_the_module_controllable(module: Checked) -> None:
         dying=DYING,
     )
     module.start_up(one)
-    wait_for(lambda: module.value(one, "custom.wild") == "up", 10, "the wild checker speaks")
+    wait_until(lambda: module.value(one, "custom.wild") == "up", 10, "the wild checker speaks")
     begin = time.monotonic()
     one.safekit("restart", "-m", module.module)
     module.wait(one, "UP green", 30)
@@ -124,11 +125,11 @@ def test_simulate_and_why_on_both_servers(module: Checked) -> None:
     assert refused.returncode == 1 and "Next step" in refused.stderr
     assert module.state(one).startswith("STOP"), "nothing was changed"
     module.start(one, two)
-    wait_for(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up", 10, "the service is seen")
     told = two.safekit("simulate", "-m", module.module, "--node-down", "node1").stdout
     assert "Begin: node2 SECOND, node1 PRIM" in told and "End: node2 ALONE green, node1 off" in told, told
     module.stop_web(one)
-    wait_for(
+    wait_until(
         lambda: "restart()  (rule tcp_failure)" in two.safekit("why", "-m", module.module, "-s", "40").stdout,
         15,
         "the other one knows",
@@ -149,11 +150,13 @@ def test_a_demonstration_template(lab: Lab, template: str) -> None:
     one.safekit("prim", "-m", template)
     made.wait(one, "ALONE green", 60)
     if template == "softerrd":
-        wait_for(lambda: made.value(one, "proc.myappli") == "up" and made.value(one, "proc.mybin") == "up", 10, "seen")
+        wait_until(
+            lambda: made.value(one, "proc.myappli") == "up" and made.value(one, "proc.mybin") == "up", 10, "seen"
+        )
         mark = made.mark()
         one.safekit("kill", "-m", template, "-name=myappli", "-level=9")
         made.wait_log(one, mark, ["event atleast on proc myappli", "restart_myappli"], levels="EI")
-        wait_for(lambda: one.pids("myappli"), 10, "the handler started it again")
+        wait_until(lambda: one.pids("myappli"), 10, "the handler started it again")
         mark = made.mark()
         one.safekit("kill", "-m", template, "-name=mybin", "-level=terminate")
         messages = ["event atleast on proc mybin", "Action restart called by errd", "Local state ALONE green"]
@@ -205,7 +208,7 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
     pair.install(userconfig(rfs='syncdelta="2"', directory="/delta"), number=8)
     one, two = pair.nodes
     pair.first_start(one)
-    wait_for(lambda: pair.value(two, "rfs.synced") == "up", 20, "the time of the data is noted")
+    wait_until(lambda: pair.value(two, "rfs.synced") == "up", 20, "the time of the data is noted")
     two.safekit("stop", "-m", "delta")
     pair.wait(two, "STOP red")
     one.poweroff()
@@ -214,7 +217,7 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
     why = two.safekit("why", "-m", "delta", "-s", "60").stdout
     assert "force_uptodate" in why and "rfs.synced = up, set by syncedcheck" in why, why
     one.poweron()
-    wait_for(lambda: one.safekit("state", "-m", "delta", check=False).returncode == 0, 30, "safeadmin of node1")
+    wait_until(lambda: one.safekit("state", "-m", "delta", check=False).returncode == 0, 30, "safeadmin of node1")
     pair.start_stopped()
     pair.wait_protected(two)
     for node in pair.nodes:
@@ -236,17 +239,17 @@ def test_an_automatic_stopstart_reboots_and_its_count_outlives_the_reboot(module
     one.write(real, reboot, mode=0o755)
     one.safekit("boot", "-m", module.module, "on")
     module.start_up(one)
-    wait_for(lambda: module.sees(one, "custom.id"), 10, "the checker spoke")
+    wait_until(lambda: module.sees(one, "custom.id"), 10, "the checker spoke")
     mark = module.mark()
     one.run(["touch", SWITCH])
     module.wait_log(one, mark, ["Action stopstart from failover rule customid_failure", "End of stop"])
-    wait_for(lambda: one.run(["test", "-e", "/var/tmp/rebooted"], check=False).returncode == 0, 10, "the reboot")
+    wait_until(lambda: one.run(["test", "-e", "/var/tmp/rebooted"], check=False).returncode == 0, 10, "the reboot")
     module.wait(one, "STOP red")
     assert not any(line.code == "action_auto" for line in module.log(one, mark))
     one.run(["rm", "-f", SWITCH])
     one.poweroff()
     one.poweron()
-    wait_for(lambda: module.state(one) == "UP green", 60, lambda: module.tail())
+    wait_until(lambda: module.state(one) == "UP green", 60, lambda: module.tail())
     assert "1 automatic actions" in one.safekit("checkloop", "-m", module.module).stdout
     one.safekit("restart", "-m", module.module)
     assert "0 automatic actions" in one.safekit("checkloop", "-m", module.module).stdout

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 from burners import saturated
 from checked import BOTH, EVERY_CHECKER, SWITCH, Checked, config
-from pair import in_order, wait_for
+from pair import in_order
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 SOAK_SECONDS = 600
@@ -83,7 +84,7 @@ def test_every_checker_with_the_default_timings(lab: Lab) -> None:
     faults = [(row, _install(node, row)) for row in rows(lab, node, peer)]
     for row, module in faults:
         module.start_up(node)
-        wait_for(lambda row=row, module=module: module.sees(node, row.resource), 30, row.name)  # type: ignore[misc]
+        wait_until(lambda row=row, module=module: module.sees(node, row.resource), 30, row.name)  # type: ignore[misc]
     marks = {row.name: module.mark() for row, module in faults}
     for row, _ in faults:
         row.fail()
@@ -118,7 +119,7 @@ def test_process_death_with_the_default_timings(lab: Lab) -> None:
     scripts = {"start_both": APPLI, "stop_both": "#!/bin/sh\npkill -9 -x other\nexit 0\n"}
     module = Checked.beside(node, "merrd", config(errd, mode="light", failover=""), **scripts)
     module.start_up(node)
-    wait_for(lambda: module.sees(node, "proc.other"), 60, "the process is seen")
+    wait_until(lambda: module.sees(node, "proc.other"), 60, "the process is seen")
     mark = module.mark()
     node.kill("other")
     module.wait_log(node, mark, ["event atleast on proc other", "Action restart called by errd",
@@ -147,7 +148,7 @@ def test_a_saturated_machine_is_no_fault(lab: Lab) -> None:
     module = Checked.beside(node, "soak", config(inside, mode="light"), **BOTH)
     module.start_up(node)
     seen = ("tcp.t", "ping.p", "intf.i", "ip.a", "custom.c", "proc.appli")
-    wait_for(lambda: all(module.sees(node, name) for name in seen), 40, "all is seen")
+    wait_until(lambda: all(module.sees(node, name) for name in seen), 40, "all is seen")
     mark = module.mark()
     end = time.monotonic() + SOAK_SECONDS
     with saturated():

@@ -9,9 +9,9 @@ from functools import partial
 import checked
 import pytest
 from checked import Checked
-from pair import wait_for
 
 from lab.cluster import Lab
+from lab.waiting import wait_until
 
 EXPECTED = (
     *("action_rule", "transition_rule", "failover_no_heartbeat", "errd_event", "process_died", "stopping_loop"),
@@ -71,7 +71,7 @@ def test_t7_9_the_side_without_the_witness_waits(module: Checked, lab: Lab, web:
     module.reconfigure(witness(lab, kind))
     module.start(one, two)
     for node in module.nodes:
-        wait_for(lambda node=node: module.value(node, "splitbrain.witness") == "up", 10, "the witness answers")  # type: ignore[misc]
+        wait_until(lambda node=node: module.value(node, "splitbrain.witness") == "up", 10, "the witness answers")  # type: ignore[misc]
     lost, kept = (one, two) if loser == "PRIM" else (two, one)
     mark = module.mark()
     lost.cut("default")
@@ -109,9 +109,9 @@ def test_a_lost_witness_alone_changes_nothing(module: Checked, lab: Lab) -> None
     one, two = module.nodes
     module.reconfigure(witness(lab))
     module.start(one, two)
-    wait_for(lambda: module.value(one, "splitbrain.witness") == "up", 10, "the witness answers")
+    wait_until(lambda: module.value(one, "splitbrain.witness") == "up", 10, "the witness answers")
     lab.block("client", one, "default")
-    wait_for(lambda: module.value(one, "splitbrain.witness") == "down", 30, "the loss is seen")
+    wait_until(lambda: module.value(one, "splitbrain.witness") == "down", 30, "the loss is seen")
     assert module.state(one) == "PRIM green" and module.value(one, "splitbrain.uptodate") == "up"
     lab.unblock("client", one, "default")
 
@@ -122,7 +122,7 @@ def test_killed_checkers_and_errd_are_back_and_the_gap_is_told(module: Checked) 
       <check><tcp ident="id" when="prim"><to addr="127.0.0.1" port="8000" interval="1" timeout="1"/></tcp></check>"""
     module.reconfigure(config(inside), nodes=[one])
     module.start(one)
-    wait_for(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 10, "seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 10, "seen")
     for process in ("tcpcheck", "errd"):
         mark = module.mark()
         one.kill(process)
@@ -130,7 +130,7 @@ def test_killed_checkers_and_errd_are_back_and_the_gap_is_told(module: Checked) 
         died = re.compile(rf"Process {name} \(pid \d+\) died: terminated by SIGKILL; it is started again")
         again = re.compile(rf"Process {name} runs again \(pid \d+\) after [\d.]+ s without it")
         module.wait_log(one, mark, [died, again], levels="EI")
-        wait_for(lambda process=process: one.pids(process), 5, f"{process} runs again")  # type: ignore[misc]
+        wait_until(lambda process=process: one.pids(process), 5, f"{process} runs again")  # type: ignore[misc]
         assert module.state(one) == "ALONE green"
     mark = module.mark()
     one.kill("appli")
@@ -145,7 +145,7 @@ def test_a_killed_heart_adopts_its_checkers(module: Checked) -> None:
     rules = "c: if (custom.c == down) then wait();"
     module.reconfigure(config(inside, rules=rules), nodes=[one])
     module.start(one)
-    wait_for(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 10, "seen")
+    wait_until(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 10, "seen")
     before = (one.pids("tcpcheck"), one.pids("customcheck"), one.pids("errd"))
     mark = module.mark()
     one.kill("heart")
@@ -179,7 +179,7 @@ exit 0
     module.reconfigure(config(inside), nodes=[one], handler=handler)
     module.expect("printe")
     module.start(one)
-    wait_for(lambda: module.value(one, "proc.appli") == "up", 10, "appli is seen")
+    wait_until(lambda: module.value(one, "proc.appli") == "up", 10, "appli is seen")
     one.safekit("errd", "suspend", "-m", module.module)
     mark = module.mark()
     listed = one.safekit("kill", "-m", module.module, "-name=appli", "-level=test").stdout
@@ -192,7 +192,7 @@ exit 0
     module.wait_log(one, mark, RESTARTED)
     one.run("cp /bin/sleep /var/tmp/extra; setsid /var/tmp/extra 100 </dev/null >/dev/null 2>&1 &")
     one.safekit("errd", "enable", "extras", "-m", module.module)
-    wait_for(lambda: module.value(one, "proc.extra") == "up", 10, "extra is seen")
+    wait_until(lambda: module.value(one, "proc.extra") == "up", 10, "extra is seen")
     mark = module.mark()
     one.safekit("kill", "-m", module.module, "-name=extra", "-level=9")
     module.wait_log(one, mark, ["event atleast on proc extra", "the handler of extra"])
@@ -212,13 +212,13 @@ def test_a_dynamic_configuration_changes_checkers_and_errd(module: Checked) -> N
     )
     one.write(f"/opt/safekit/modules/{module.module}/conf/userconfig.xml", new)
     one.safekit("config", "-m", module.module)
-    wait_for(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 15, "new")
+    wait_until(lambda: module.value(one, "tcp.id") == "up" and module.value(one, "proc.appli") == "up", 15, "new")
     mark = module.mark()
     module.stop_web(one)
     module.wait_log(one, mark, ["Action restart from failover rule tcp_failure", "Local state ALONE green"])
     one.write(f"/opt/safekit/modules/{module.module}/conf/userconfig.xml", config(""))
     one.safekit("config", "-m", module.module)
-    wait_for(lambda: not one.pids("tcpcheck") and not one.pids("errd"), 10, "both are gone")
+    wait_until(lambda: not one.pids("tcpcheck") and not one.pids("errd"), 10, "both are gone")
     assert "tcp.id" not in module.resources(one)
     one.write(
         f"/opt/safekit/modules/{module.module}/conf/userconfig.xml",

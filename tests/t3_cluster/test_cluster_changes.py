@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from farm import FarmLab, farm_config, figures
-from pair import Pair, archive, wait_for
+from pair import Pair, archive
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 # The mirror needs lans of its two servers: `repli` and `pair`. Every name of cluster.xml stands in /etc/hosts.
@@ -108,7 +109,7 @@ def test_names_with_other_addresses_are_followed_without_a_stop(lab: Lab, pair: 
         device = lab.plan.cable(node.name, "pair").interface
         node.run(["ip", "addr", "del", f"{node.address('pair')}/24", "dev", device])
     since = time.monotonic()
-    wait_for(lambda: time.monotonic() - since > 2.5, 5, "longer than the time-out of the heartbeats")
+    wait_until(lambda: time.monotonic() - since > 2.5, 5, "longer than the time-out of the heartbeats")
     for node in pair.nodes:
         told = texts(pair, node, mark)
         assert not [text for text in told if " set to down" in text or "ocal state" in text], told
@@ -140,7 +141,7 @@ def test_other_lans_are_taken_up_and_one_heartbeat_less_is_told(lab: Lab, pair: 
     told = [line.code for line in pair.log(pair.two, mark)]
     assert "local_state" not in told and "peer_rejected" not in told, told
     apply(lab, cluster_xml(lab))
-    wait_for(lambda: pair.value(pair.one, "heartbeat.pair") == "up", 20, "the heartbeat is back")
+    wait_until(lambda: pair.value(pair.one, "heartbeat.pair") == "up", 20, "the heartbeat is back")
 
 
 def test_a_server_leaves_the_cluster_and_comes_back_under_a_running_farm(lab: Lab, farm: FarmLab) -> None:
@@ -157,10 +158,10 @@ def test_a_server_leaves_the_cluster_and_comes_back_under_a_running_farm(lab: La
     assert not found["failed"] and set(found["found"]) == {"node1", "node2"}, found
     farm.wait_sharing(one, two)
     # Nobody lists it any more, and it is not reached by its name; it sees nobody.
-    wait_for(lambda: "node3" not in one.safekit("cluster", "state").stdout, 20, "node3 is not listed")
+    wait_until(lambda: "node3" not in one.safekit("cluster", "state").stdout, 20, "node3 is not listed")
     gone = one.safekit("-H", "node3", "level", check=False)
     assert gone.returncode == 1 and "cluster.xml has no node 'node3'" in gone.stderr
-    wait_for(
+    wait_until(
         lambda: "No answer from: node1, node2" in three.safekit("cluster", "confinfo", check=False).stderr,
         20,
         "node3 sees that it is alone",
@@ -188,7 +189,7 @@ def test_what_the_module_needs_is_taken_away(lab: Lab, pair: Pair) -> None:
     assert "module mirror stops: the lan of its replication flow, repli, is not in cluster.xml" in warned
     for node in pair.nodes:
         reason = "module mirror: the lan of its replication flow, repli, is not in cluster.xml any more"
-        wait_for(lambda node=node: pair.state(node) == "STOP red", 40, pair.tail)  # type: ignore[misc]
+        wait_until(lambda node=node: pair.state(node) == "STOP red", 40, pair.tail)  # type: ignore[misc]
         told = texts(pair, node, mark)
         assert any("The module stops" in text and reason in text for text in told), told
         assert "Action stop called by SYSTEM" in told

@@ -13,7 +13,9 @@ from pathlib import Path
 import machines
 import pytest
 from machines import CHECKOUT, Machine, Network
-from pair import archive, userconfig, wait_for
+from pair import archive, userconfig
+
+from lab.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -123,7 +125,7 @@ def state(server: Machine) -> str:
 
 
 def wait_states(*wanted: tuple[Machine, str]) -> None:
-    wait_for(
+    wait_until(
         lambda: all(state(server) == name for server, name in wanted), 60,
         lambda: str([(server.name, state(server)) for server, _ in wanted]),
     )  # fmt: skip
@@ -154,12 +156,12 @@ def test_a_mirror(pair: tuple[Machine, Machine]) -> None:
     one.safekit("prim", "-m", "mirror")
     two.safekit("second", "-m", "mirror")
     wait_states((one, "PRIM"), (two, "SECOND"))
-    wait_for(lambda: records(one) > 20, 20, "the application writes")
+    wait_until(lambda: records(one) > 20, 20, "the application writes")
     one.safekit("swap", "-m", "mirror")
     wait_states((one, "SECOND"), (two, "PRIM"))
     assert f"{VIP}/" in two.run("ip -4 addr show").stdout and f"{VIP}/" not in one.run("ip -4 addr show").stdout
     known = records(two)
-    wait_for(lambda: records(two) > known + 20, 20, "the application writes on the other server")
+    wait_until(lambda: records(two) > known + 20, 20, "the application writes on the other server")
     known = records(two)
     two.poweroff()
     wait_states((one, "ALONE"))

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, archive, wait_for
+from pair import Pair, archive
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 XML = """<!DOCTYPE safe><safe><service mode="mirror" maxloop="{maxloop}" loop_interval="{loop_interval}">
   <heart pulse="{pulse}" timeout="{timeout}">
@@ -86,8 +87,8 @@ def test_heart(pair: Pair) -> None:
     mark = pair.mark()
     apply(one, beat='<heartbeat name="repli" ident="more"/>', timeout="1000", permanent_arp="on")
     apply(two, beat='<heartbeat name="repli" ident="more"/>', timeout="1000")
-    wait_for(lambda: pair.value(one, "heartbeat.more") == "up", 10, pair.tail)
-    wait_for(
+    wait_until(lambda: pair.value(one, "heartbeat.more") == "up", 10, pair.tail)
+    wait_until(
         lambda: "PERMANENT" in one.run(["ip", "neigh", "show", two.address("default")]).stdout, 10, "a permanent entry"
     )
     # The time-out was 30 s: the other heart, frozen, is missed after one.
@@ -96,11 +97,11 @@ def test_heart(pair: Pair) -> None:
         pair.wait_log(one, mark, ["Remote state UNKNOWN grey"], timeout=8)
     finally:
         two.thaw("heart")
-    wait_for(lambda: pair.value(one, "heartbeat.first") == "up", 10, "they hear each other again")
+    wait_until(lambda: pair.value(one, "heartbeat.first") == "up", 10, "they hear each other again")
     apply(one, timeout="1000")
     apply(two)
-    wait_for(lambda: "heartbeat.more" not in pair.resources(one), 5, "the heartbeat is gone with its resource")
-    wait_for(
+    wait_until(lambda: "heartbeat.more" not in pair.resources(one), 5, "the heartbeat is gone with its resource")
+    wait_until(
         lambda: "PERMANENT" not in one.run(["ip", "neigh", "show", two.address("default")]).stdout, 10, "no such entry"
     )
     assert (pair.state(one), pair.state(two)) == ("ALONE green", "WAIT red")
@@ -112,14 +113,14 @@ def test_user_and_scripts(pair: Pair) -> None:
     one.safekit("restart", "-m", "mirror")
     pair.wait(one, "ALONE green")
     log = "/var/safekit/modules/mirror/userlog.ulog"
-    wait_for(lambda: "start_prim says two" in one.read(log), 10, lambda: one.read(log))
+    wait_until(lambda: "start_prim says two" in one.read(log), 10, lambda: one.read(log))
     script = "/opt/safekit/modules/mirror/bin/start_prim"
     one.write(script, SCRIPTS["start_prim"].replace("says", "shouts"))
     apply(one, word="three")
     mark = pair.mark()
     one.safekit("restart", "-m", "mirror")
     pair.wait_log(one, mark, ["Local state ALONE green"])
-    wait_for(lambda: "start_prim shouts three" in one.read(log), 10, lambda: one.read(log))
+    wait_until(lambda: "start_prim shouts three" in one.read(log), 10, lambda: one.read(log))
     one.write(script, SCRIPTS["start_prim"])
 
 

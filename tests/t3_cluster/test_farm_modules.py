@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 from farm import NORMAL, FarmLab, farm_config
-from pair import Pair, userconfig, wait_for
+from pair import Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_interface>
@@ -89,7 +90,7 @@ def test_a_farm_that_needs_a_mirror_on_the_same_servers(lab: Lab) -> None:
         """The farm may have waited until its database was back."""
         return farm.state(two) == "UP green" and set(farm.count(farm.vips[0], 80, 40, limit=0.5)) == {"node2"}
 
-    wait_for(served, 40, lambda: f"all clients are served by node2; {farm.states()}\n{farm.tail()}")
+    wait_until(served, 40, lambda: f"all clients are served by node2; {farm.states()}\n{farm.tail()}")
     mirror.wait_records(two, 5)
     one.poweron()
     mirror.start_stopped()
@@ -175,7 +176,7 @@ def test_the_generic_farm_as_delivered(lab: Lab) -> None:
     pages = lab.client.run(["curl", "-sS", "-m5", *urls]).stdout
     assert set(re.findall(r"<title>(\S+) answers</title>", pages)) == {"node1", "node2"}
     for node in nodes:
-        wait_for(lambda node=node: farm.value(node, "farm.FarmProto") == "50%", 10, f"{node.name} has told its share")  # type: ignore[misc]
+        wait_until(lambda node=node: farm.value(node, "farm.FarmProto") == "50%", 10, f"{node.name} has told its share")  # type: ignore[misc]
     for node in nodes:
         farm.stop(node)
     farm.check_logs()

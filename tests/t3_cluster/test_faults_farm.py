@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from farm import FULL, NORMAL, FarmLab, farm_config, figures
-from pair import wait_for
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 PULSE_MS, COUNT = 500, 6
@@ -123,7 +123,7 @@ def test_a_frozen_vipd_is_replaced_and_its_connections_stay(patient: FarmLab) ->
         early = patient.count(patient.vips[0], 80, 40, limit=0.5)
         assert "node1" in early and not any(name.startswith("!") for name in early), early
         patient.wait_sharing(*rest)
-        wait_for(
+        wait_until(
             lambda: set(patient.count(patient.vips[0], 80, 40, limit=0.5)) == {"node2", "node3"},
             LEASE + 5,
             "the two others serve all clients",
@@ -145,7 +145,7 @@ def test_a_frozen_server_is_replaced_and_knows_it_when_it_wakes(quick: FarmLab) 
     try:
         quick.wait_sharing(*rest)
         # Its kernel serves its share until the lease ends.
-        wait_for(
+        wait_until(
             lambda: set(quick.count(quick.vips[0], 80, 40, limit=1.0)) == {"node2", "node3"},
             5,
             "the two others serve all clients",
@@ -221,7 +221,7 @@ def test_after_a_one_way_cut_one_side_serves(quick: FarmLab, heard: str) -> None
             accepted = [_served(quick, node) for node in quick.nodes]
             return accepted in ([FULL, 0, 0], [0, accepted[1], FULL ^ accepted[1]])
 
-        wait_for(one_side, 15, lambda: f"{[hex(_served(quick, node)) for node in quick.nodes]}\n{quick.tail()}")
+        wait_until(one_side, 15, lambda: f"{[hex(_served(quick, node)) for node in quick.nodes]}\n{quick.tail()}")
     finally:
         for node in rest:
             quick.lab.unblock(*((node, one) if heard == "deaf" else (one, node)), "default")

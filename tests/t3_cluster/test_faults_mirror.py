@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from pair import WITNESS, Pair, userconfig, wait_for
+from pair import WITNESS, Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_interface>
   <virtual_addr addr="{vip}" where="one_side_alias"/>
@@ -96,7 +97,7 @@ def protected(pair: Pair) -> tuple[Node, Node]:
         if not node.is_on:
             node.poweron()
     pair.start_stopped()
-    wait_for(
+    wait_until(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"},
         60,
         lambda: f"a protected pair; {pair.states()}\n{pair.tail()}",
@@ -171,13 +172,13 @@ def test_kill_9(pair: Pair, process: str, side: str) -> None:
     writer = prim.pids("python3")
     node.kill(process)
     if process == "nfsbox" and side == "primary":
-        wait_for(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
+        wait_until(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
         pair.wait(prim, "ALONE green")
         pair.wait_records(prim, 20)
         prim.safekit("stop", "-m", pair.module)
         pair.wait(prim, "STOP red")
     else:
-        wait_for(lambda: set(node.pids(process)) - set(before), 20, lambda: f"{process} lives again\n{pair.tail()}")
+        wait_until(lambda: set(node.pids(process)) - set(before), 20, lambda: f"{process} lives again\n{pair.tail()}")
     assert back_to_protection(pair)
     if process in ("heart", "vipd", "circlog", "safeadmin", "nfsadmin", "arpreroute"):
         # The application was not touched (M5).
@@ -203,7 +204,7 @@ def test_one_network_of_two_cut(pair: Pair) -> None:
     pair.expect("action_rule", "transition_rule", "not_uptodate")
     prim.cut("default")
     try:
-        wait_for(lambda: pair.value(prim, "heartbeat.default") == "down", 20, "the loss of heartbeat.default")
+        wait_until(lambda: pair.value(prim, "heartbeat.default") == "down", 20, "the loss of heartbeat.default")
         pair.wait_records(prim, 50)
         assert pair.state(prim).split()[0] in ("PRIM", "ALONE")
         assert pair.state(second).split()[0] in ("SECOND", "WAIT")
@@ -290,7 +291,7 @@ def test_power_off_of_the_secondary_in_a_reintegration_and_right_after_it(pair: 
         wanted = files(prim, f"{pair.directory}/renamed")
     finally:
         prim.join("repli")
-    wait_for(
+    wait_until(
         lambda: names(files(second, there)) == names(wanted), 30, lambda: f"files are copied; {pair.states()}", 0.02
     )
     assert pair.state(second) == "SECOND magenta", "the reintegration goes on: this test wants to be in its middle"
@@ -317,11 +318,13 @@ def test_kill_9_of_nfsbox_again_and_again(pair: Pair) -> None:
     pair.expect("reintegration_failed")
     for number in range(6):
         pair.wait_records(prim, 1 + 7 * number)
-        wait_for(lambda: second.pids("nfsbox") and second.kill("nfsbox"), 20, lambda: f"it lives again\n{pair.tail()}")
+        wait_until(
+            lambda: second.pids("nfsbox") and second.kill("nfsbox"), 20, lambda: f"it lives again\n{pair.tail()}"
+        )
     assert back_to_protection(pair) is prim
     for _ in range(2):
         before = set(prim.kill("nfsbox"))
-        wait_for(lambda: set(prim.pids("nfsbox")) - before, 20, lambda: f"nfsbox lives again\n{pair.tail()}")  # noqa: B023
+        wait_until(lambda: set(prim.pids("nfsbox")) - before, 20, lambda: f"nfsbox lives again\n{pair.tail()}")  # noqa: B023
         pair.wait(prim, "ALONE green")
         pair.wait_records(prim, 20)
     assert pair.value(prim, "rfs.degraded") == "up"
@@ -365,7 +368,7 @@ def test_kill_9_in_the_middle_of_a_reintegration(pair: Pair, process: str, side:
     pair.wait_copying(second)
     (prim if side == "primary" else second).kill(process)
     if process == "nfsbox" and side == "primary":
-        wait_for(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
+        wait_until(lambda: pair.value(prim, "rfs.degraded") == "up", 20, lambda: f"rfs.degraded\n{pair.tail()}")
         pair.wait(prim, "ALONE green")
         prim.safekit("stop", "-m", pair.module)
         pair.wait(prim, "STOP red")
@@ -385,7 +388,7 @@ def test_the_primary_loses_power_while_it_reintegrates_the_secondary(pair: Pair)
     second.safekit("start", "-m", pair.module)
     pair.wait_copying(second)
     prim.poweroff()
-    wait_for(
+    wait_until(
         lambda: pair.state(second) in ("WAIT red", "STOP red"),
         30,
         lambda: f"no takeover; {pair.states()}\n{pair.tail()}",
@@ -409,14 +412,14 @@ def test_kill_9_of_errd_and_of_every_checker(pair: Pair) -> None:
     for node in (prim, second):
         processes = [name for name in CHECKERS if node is prim or name not in ONLY_PRIM]
         for process in processes:
-            wait_for(lambda: node.pids(process), 20, f"{process} runs on {node.name}")  # noqa: B023 - called at once
+            wait_until(lambda: node.pids(process), 20, f"{process} runs on {node.name}")  # noqa: B023 - called at once
             before = set(node.kill(process))
-            wait_for(
+            wait_until(
                 lambda: set(node.pids(process)) - before,  # noqa: B023
                 20,
                 lambda: f"{process} is back on {node.name}\n{pair.tail()}",  # noqa: B023
             )
-        wait_for(
+        wait_until(
             lambda: sum(line.code == "process_died" for line in pair.log(node, mark)) >= len(processes),  # noqa: B023
             10,
             lambda: f"each death is told\n{pair.tail()}",

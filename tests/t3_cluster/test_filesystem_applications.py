@@ -8,15 +8,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from safekit.model.types import Replicated, Rfs
-from tests.t2_process.reintegre_primary import tree
-from tests.t2_process.rfs_pair import Pair
+from tests.t2_process.rfs_pair import Pair, equal, replicating
 
 WRITER = """
 import os, sqlite3, sys
@@ -37,17 +34,8 @@ while True:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    with Pair(tmp_path, Rfs((Replicated("/replicated"),), ruzone_blocksize=1 << 20, reipacketsize=1 << 20)) as found:
-        found.start_primary(found.n1)
-        found.start_secondary(found.n2)
+    with replicating(tmp_path, ruzone_blocksize=1 << 20, reipacketsize=1 << 20) as found:
         yield found
-
-
-def settle(pair: Pair) -> None:
-    deadline = time.monotonic() + 10
-    while (one := tree(pair.n1.backing)) != (two := tree(pair.n2.backing)):
-        assert time.monotonic() < deadline, sorted(k for k in one.keys() | two.keys() if one.get(k) != two.get(k))[:10]
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
@@ -78,7 +66,7 @@ def test_sqlite_survives_the_power_off_of_the_primary(pair: Pair, tmp_path: Path
     finally:
         connection.close()
     pair.start_secondary(pair.n1)
-    settle(pair)
+    equal(pair, 10)
 
 
 def git(directory: Path, *words: str) -> str:
@@ -113,7 +101,7 @@ def test_git(pair: Pair, tmp_path: Path) -> None:
     git(clone, "gc", "-q", "--aggressive", "--prune=now")
     git(clone, "fsck", "--full", "--strict")
     git(clone, "checkout", "-q", "HEAD~2")
-    settle(pair)
+    equal(pair, 10)
     git(pair.n2.dir / "clone", "-c", f"safe.directory={pair.n2.dir / 'clone'}", "fsck", "--full")
 
 
@@ -124,7 +112,7 @@ def test_a_shared_map_reaches_the_secondary(pair: Pair) -> None:
         for number in range(200):
             view[number * 5000 : number * 5000 + 8] = b"%08d" % number
         view.flush()
-    settle(pair)
+    equal(pair, 10)
     assert (pair.n2.backing / "mapped").read_bytes()[199 * 5000 : 199 * 5000 + 8] == b"00000199"
     pair.n2.ask("standby")
     pair.n1.ask("alone")
@@ -133,4 +121,4 @@ def test_a_shared_map_reaches_the_secondary(pair: Pair) -> None:
         view.flush()
     pair.n2.events.clear()
     pair.reintegrate(pair.n2)
-    settle(pair)
+    equal(pair, 10)

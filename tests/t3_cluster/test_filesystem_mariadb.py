@@ -4,110 +4,67 @@ client was told is committed is there on the other server, the balances agree, a
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from databases import Database, killed_at_the_end, place_of
 
-from safekit.model.types import Replicated, Rfs
-from tests.t2_process.reintegre_primary import tree
-from tests.t2_process.rfs_pair import Pair
+from tests.t2_process.rfs_pair import Pair, equal, replicating
 
 PROGRAMS = ("mariadbd", "mariadb", "mariadb-install-db")
-USER = "nobody"  # the packages of the programs alone make no user
 CLIENTS, ACCOUNTS = 4, 100
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, PROGRAMS)), reason="MariaDB is missing (mariadb-server-core, mariadb-client-core)"
 )
 
 
-class Database:
-    """MariaDB over one data directory, run by a user without rights; nothing of /etc/mysql counts."""
+class MariaDB(Database):
+    """Nothing of /etc/mysql counts."""
 
-    def __init__(self, data: Path, place: Path) -> None:
-        self.data, self.place = data, place
-        self.user = pwd.getpwnam(USER)
-        self.socket = place / "socket"
-        self.server: subprocess.Popen[bytes] | None = None
+    USER = "nobody"  # the packages of the programs alone make no user
 
-    def call(self, program: str, *words: str, input: str | None = None) -> str:
-        done = subprocess.run(
-            [program, "--no-defaults", *words], input=input, capture_output=True, text=True, timeout=60, check=False,
-            cwd=self.place, stdin=subprocess.DEVNULL if input is None else None,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}\n{self.log()}"
-        return done.stdout
-
-    def log(self) -> str:
-        log = self.place / "log"
-        return log.read_text(errors="replace")[-3000:] if log.exists() else ""
+    @property
+    def client(self) -> tuple[str, ...]:
+        return "mariadb", "--no-defaults", f"--socket={self.place}/socket", "-u", "root"
 
     def make(self) -> None:
         self.data.mkdir(mode=0o700)
         shutil.chown(self.data, self.user.pw_uid, self.user.pw_gid)
         self.call(
-            "mariadb-install-db", f"--datadir={self.data}", f"--user={USER}",
+            "mariadb-install-db", "--no-defaults", f"--datadir={self.data}", f"--user={self.USER}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         )  # fmt: skip
 
     def sql(self, statement: str) -> list[list[str]]:
-        out = self.call("mariadb", f"--socket={self.socket}", "-u", "root", "-B", "-N", "app", input=statement)
+        out = self.call(*self.client, "-B", "-N", "app", input=statement)
         return [line.split("\t") for line in out.splitlines()]
 
     def start(self) -> None:
-        """Recovery included."""
-        words = [
-            "mariadbd", "--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}", "--skip-networking",
-            f"--pid-file={self.place}/pid", "--innodb-buffer-pool-size=32M",
+        self.serve(
+            "mariadbd", "--no-defaults", f"--datadir={self.data}", f"--socket={self.place}/socket",
+            "--skip-networking", f"--pid-file={self.place}/pid", "--innodb-buffer-pool-size=32M",
             "--innodb-log-file-size=16M", "--sync-binlog=1", "--log-bin=binlog", "--server-id=1",
-        ]  # fmt: skip
-        with (self.place / "log").open("ab") as log:
-            self.server = subprocess.Popen(
-                words, user=self.user.pw_uid, group=self.user.pw_gid, extra_groups=[], stdout=log, stderr=log,
-                cwd=self.place,
-            )  # fmt: skip
-        deadline = time.monotonic() + 30
-        ping = ["mariadb", "--no-defaults", f"--socket={self.socket}", "-u", "root", "-e", "SELECT 1"]
-        while subprocess.run(ping, capture_output=True, check=False).returncode:
-            assert self.server.poll() is None and time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+            ask=(*self.client, "-e", "SELECT 1"),
+        )  # fmt: skip
 
     def stop(self) -> None:
         assert self.server is not None
         self.server.terminate()
         assert self.server.wait(30) == 0, self.log()
 
-    def kill(self) -> None:
-        if self.server is not None:
-            self.server.kill()
-            self.server.wait(10)
-
 
 class Client(threading.Thread):
     """Moves money between accounts; `told` is the number of its last transaction that it was told is committed."""
 
-    def __init__(self, database: Database, number: int) -> None:
+    def __init__(self, database: MariaDB, number: int) -> None:
         super().__init__(daemon=True)
         self.number, self.told = number, 0
-        words = [
-            "mariadb",
-            "--no-defaults",
-            f"--socket={database.socket}",
-            "-u",
-            "root",
-            "-B",
-            "-N",
-            "--unbuffered",
-            "app",
-        ]
+        words = [*database.client, "-B", "-N", "--unbuffered", "app"]
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -134,40 +91,22 @@ class Client(threading.Thread):
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory with a name short enough for sockets, of that user."""
-    made = Path(tempfile.mkdtemp(prefix="sk-my-"))
-    shutil.chown(made, USER)
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    with place_of(MariaDB.USER) as made:
+        yield made
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    for path in (tmp_path, *tmp_path.parents):  # the user has to come through
-        if path != Path("/tmp") and Path("/tmp") in path.parents:
-            path.chmod(path.stat().st_mode | 0o011)
-    with Pair(tmp_path, Rfs((Replicated("/replicated"),))) as found:
-        found.start_primary(found.n1)
-        found.start_secondary(found.n2)
+    with replicating(tmp_path, others=True) as found:
         yield found
 
 
-@contextmanager
-def killed_at_the_end(*databases: Database) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for database in databases:
-            database.kill()
-
-
 def test_transactions_through_the_power_off_of_the_primary(pair: Pair, place: Path) -> None:
-    one, two = Database(pair.n1.dir / "my", place), Database(pair.n2.dir / "my", place)
+    one, two = MariaDB(pair.n1.dir / "my", place), MariaDB(pair.n2.dir / "my", place)
     with killed_at_the_end(one, two):
         one.make()
         one.start()
-        one.call("mariadb", f"--socket={one.socket}", "-u", "root", "-e", "CREATE DATABASE app")
+        one.call(*one.client, "-e", "CREATE DATABASE app")
         one.sql(
             "CREATE TABLE accounts (id INT PRIMARY KEY, balance BIGINT NOT NULL) ENGINE=InnoDB;"
             "CREATE TABLE done (client INT, n INT, filler TEXT, PRIMARY KEY (client, n)) ENGINE=InnoDB;"
@@ -207,8 +146,5 @@ def test_transactions_through_the_power_off_of_the_primary(pair: Pair, place: Pa
         two.sql("INSERT INTO done VALUES (99, 1, 'after')")
         two.stop()
     pair.start_secondary(pair.n1)
-    deadline = time.monotonic() + 20
-    while (here := tree(pair.n1.backing)) != (there := tree(pair.n2.backing)):
-        assert time.monotonic() < deadline, [k for k in here.keys() | there.keys() if here.get(k) != there.get(k)][:10]
-        time.sleep(0.1)
+    equal(pair, 20)
     assert os.listdir(pair.n1.backing) == ["my"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from safekit.model.types import Replicated, Rfs
 from tests.t2_process.reintegre_primary import tree
-from tests.t2_process.rfs_pair import Pair
+from tests.t2_process.rfs_pair import Pair, equal, replicating
 
 EXERCISER = Path(__file__).parent.parent / "posix" / "exerciser.py"
 
@@ -35,13 +33,7 @@ ACCEPTED = {
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     base = tmp_path_factory.mktemp("posix")
-    for path in (base, *base.parents):
-        if path.stat().st_mode & 0o005 != 0o005 and str(path).startswith("/tmp/"):
-            path.chmod(0o755)  # other users act in it
-    with Pair(base, Rfs((Replicated("/replicated"),), acl=True)) as found:
-        (found.n1.base).chmod(0o755)
-        found.start_primary(found.n1)
-        found.start_secondary(found.n2)
+    with replicating(base, others=True, acl=True) as found:
         yield found
 
 
@@ -53,12 +45,17 @@ def exercise(directory: Path) -> dict[str, list[list[Any]]]:
     return record
 
 
-def test_same_results_as_a_plain_directory(pair: Pair, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def mounted(pair: Pair) -> dict[str, list[list[Any]]]:
+    """What the replicated directory answered."""
+    return exercise(pair.n1.dir / "posix")
+
+
+def test_same_results_as_a_plain_directory(mounted: dict[str, list[list[Any]]], tmp_path: Path) -> None:
     for path in (tmp_path, *tmp_path.parents):
         if str(path).startswith("/tmp/"):
             path.chmod(0o755)
     plain = exercise(tmp_path / "plain")
-    mounted = exercise(pair.n1.dir / "posix")
     assert sum(len(lines) for lines in plain.values()) > 250
     assert not [case for case, lines in plain.items() if any(line[0] == "broken" for line in lines)]
     nothing = ["", None]
@@ -72,14 +69,10 @@ def test_same_results_as_a_plain_directory(pair: Pair, tmp_path: Path) -> None:
     assert not unexpected
 
 
+@pytest.mark.usefixtures("mounted")
 def test_both_servers_are_equal_after_it(pair: Pair) -> None:
-    deadline = time.monotonic() + 10
-    while (one := tree(pair.n1.backing)) != (two := tree(pair.n2.backing)):
-        assert time.monotonic() < deadline, {
-            name: (one.get(name), two.get(name)) for name in one.keys() | two.keys() if one.get(name) != two.get(name)
-        }
-        time.sleep(0.1)
-    assert len(one) > 100
+    equal(pair, 10)
+    assert len(tree(pair.n2.backing)) > 100
     assert not {"replication_lost", "secondary_lost"} & {*pair.n1.kinds(), *pair.n2.kinds()}
 
 

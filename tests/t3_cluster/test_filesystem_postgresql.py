@@ -4,21 +4,15 @@ was told is committed is there on the other server, and the balances agree."""
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
-import subprocess
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from databases import Database, killed_at_the_end, place_of
 
-from safekit.model.types import Replicated, Rfs
-from tests.t2_process.reintegre_primary import tree
-from tests.t2_process.rfs_pair import Pair
+from tests.t2_process.rfs_pair import Pair, equal, replicating
 
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
 PORT = "5499"
@@ -44,118 +38,62 @@ BALANCES = """SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(t
 pytestmark = pytest.mark.skipif(PROGRAMS is None or shutil.which("pgbench") is None, reason="PostgreSQL is missing")
 
 
-class Database:
-    """PostgreSQL over one data directory, run by the user postgres."""
+class PostgreSQL(Database):
+    """Its own user runs it."""
 
-    def __init__(self, data: Path, sockets: Path) -> None:
-        self.data, self.sockets = data, sockets
-        self.user = pwd.getpwnam("postgres")
-        self.server: subprocess.Popen[bytes] | None = None
+    USER = "postgres"
 
-    def popen(self, *words: str) -> subprocess.Popen[bytes]:
-        with (self.sockets / "log").open("ab") as log:
-            return subprocess.Popen(
-                words,
-                user=self.user.pw_uid,
-                group=self.user.pw_gid,
-                extra_groups=[],
-                stdout=log,
-                stderr=log,
-                cwd=self.sockets,
-            )
-
-    def call(self, program: str, *words: str) -> str:
-        done = subprocess.run(
-            [f"{PROGRAMS}/{program}", *words],
-            user=self.user.pw_uid,
-            group=self.user.pw_gid,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=self.sockets,
-        )
-        assert done.returncode == 0, f"{program}: {done.stderr}\n{self.log()}"
-        return done.stdout
-
-    def log(self) -> str:
-        return (self.sockets / "log").read_text(errors="replace")[-2000:]
+    def program(self, name: str, *words: str) -> str:
+        return self.call(f"{PROGRAMS}/{name}", *words)
 
     @property
     def client(self) -> tuple[str, ...]:
-        return "-h", str(self.sockets), "-p", PORT, "-U", "postgres"
+        return "-h", str(self.place), "-p", PORT, "-U", "postgres"
 
     def sql(self, statement: str) -> list[list[str]]:
-        out = self.call("psql", *self.client, "-X", "-q", "-A", "-t", "-F", " ", "-c", statement)
+        out = self.program("psql", *self.client, "-X", "-q", "-A", "-t", "-F", " ", "-c", statement)
         return [line.split() for line in out.splitlines()]
 
     def start(self) -> None:
-        """Recovery included."""
         settings = (
-            f"unix_socket_directories={self.sockets}",
+            f"unix_socket_directories={self.place}",
             "listen_addresses=",
             f"port={PORT}",
             "restart_after_crash=off",
         )
         options = [word for setting in settings for word in ("-c", setting)]
-        self.server = self.popen(f"{PROGRAMS}/postgres", "-D", str(self.data), *options)
-        deadline = time.monotonic() + 20
-        while subprocess.run([f"{PROGRAMS}/pg_isready", *self.client], capture_output=True).returncode:
-            assert self.server.poll() is None and time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Its backends end when they miss it."""
-        if self.server is not None:
-            self.server.kill()
-            self.server.wait(10)
+        ask = (f"{PROGRAMS}/pg_isready", *self.client)
+        self.serve(f"{PROGRAMS}/postgres", "-D", str(self.data), *options, ask=ask)
 
 
 @pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A directory with a name short enough for sockets, of the user postgres."""
-    made = Path(tempfile.mkdtemp(prefix="sk-pg-"))
-    shutil.chown(made, "postgres")
-    yield made
-    shutil.rmtree(made)
+def place() -> Iterator[Path]:
+    with place_of(PostgreSQL.USER) as made:
+        yield made
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    for path in (tmp_path, *tmp_path.parents):  # the user postgres has to come through
-        if path != Path("/tmp") and Path("/tmp") in path.parents:
-            path.chmod(path.stat().st_mode | 0o011)
-    with Pair(tmp_path, Rfs((Replicated("/replicated"),))) as found:
-        found.start_primary(found.n1)
-        found.start_secondary(found.n2)
+    with replicating(tmp_path, others=True) as found:
         yield found
 
 
-@contextmanager
-def killed_at_the_end(*databases: Database) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for database in databases:
-            database.kill()
-
-
-def acknowledged(sockets: Path) -> dict[str, int]:
+def acknowledged(place: Path) -> dict[str, int]:
     """Transactions by client that pgbench was told are committed: its log has one line for each."""
-    lines = [line.split() for path in sockets.glob("told*") for line in path.read_text().splitlines()]
+    lines = [line.split() for path in place.glob("told*") for line in path.read_text().splitlines()]
     return dict(Counter(words[0] for words in lines if len(words) >= 6))
 
 
-def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path) -> None:
-    one, two = Database(pair.n1.dir / "pg", sockets), Database(pair.n2.dir / "pg", sockets)
-    script = sockets / "transaction"
+def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, place: Path) -> None:
+    one, two = PostgreSQL(pair.n1.dir / "pg", place), PostgreSQL(pair.n2.dir / "pg", place)
+    script = place / "transaction"
     script.write_text(TRANSACTION)
     with killed_at_the_end(one, two):
         one.data.mkdir(mode=0o700)
         shutil.chown(one.data, "postgres", "postgres")
-        one.call("initdb", "-D", str(one.data), "-A", "trust", "--no-sync", "--no-locale", "-E", "UTF8")
+        one.program("initdb", "-D", str(one.data), "-A", "trust", "--no-sync", "--no-locale", "-E", "UTF8")
         one.start()
-        one.call("pgbench", *one.client, "-i", "-q", "-s", "1", "postgres")
+        one.program("pgbench", *one.client, "-i", "-q", "-s", "1", "postgres")
         one.sql("CREATE TABLE done (client int, n int)")
         load = one.popen(
             f"{PROGRAMS}/pgbench",
@@ -170,7 +108,7 @@ def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path)
             "-T",
             "60",
             "-l",
-            f"--log-prefix={sockets}/told",
+            f"--log-prefix={place}/told",
             "postgres",
         )
         try:
@@ -187,7 +125,7 @@ def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path)
         (two.data / "postmaster.pid").unlink()
         two.start()
         told, found = (
-            acknowledged(sockets),
+            acknowledged(place),
             {client: int(n) for client, n in two.sql("SELECT client, max(n) FROM done GROUP BY client")},
         )
         assert len(told) == CLIENTS and sum(told.values()) > 300, told
@@ -198,12 +136,9 @@ def test_pgbench_through_the_power_off_of_the_primary(pair: Pair, sockets: Path)
         assert {int(count) for count in counts} == {sum(found.values())}, (counts, found)
         (balances,) = two.sql(BALANCES)
         assert len(set(balances)) == 1, balances
-        two.call("pg_amcheck", *two.client, "--install-missing", "--heapallindexed", "-d", "postgres")
-        two.call("pgbench", *two.client, "-n", "-c", "2", "-t", "50", "postgres")
-        two.call("pg_ctl", "-D", str(two.data), "-m", "fast", "-w", "stop")
+        two.program("pg_amcheck", *two.client, "--install-missing", "--heapallindexed", "-d", "postgres")
+        two.program("pgbench", *two.client, "-n", "-c", "2", "-t", "50", "postgres")
+        two.program("pg_ctl", "-D", str(two.data), "-m", "fast", "-w", "stop")
     pair.start_secondary(pair.n1)
-    deadline = time.monotonic() + 10
-    while (here := tree(pair.n1.backing)) != (there := tree(pair.n2.backing)):
-        assert time.monotonic() < deadline, [k for k in here.keys() | there.keys() if here.get(k) != there.get(k)][:10]
-        time.sleep(0.1)
+    equal(pair, 10)
     assert os.listdir(pair.n1.backing) == ["pg"]

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pair import Pair, userconfig, wait_for
+from pair import Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from safekit.wire import protocol
 from tests.conftest import unique_lab_name
 
@@ -37,7 +38,7 @@ def start_firewalld(node: Node) -> None:
     node.run("""mkdir -p /run/dbus; rm -f /run/dbus/pid
         dbus-daemon --system --fork
         setsid firewalld --nofork --nopid >/root/firewalld.log 2>&1 </dev/null &""")
-    wait_for(
+    wait_until(
         lambda: node.run(["firewall-cmd", "--state"], check=False).returncode == 0, 20,
         lambda: f"firewalld answers: {node.run('cat /root/firewalld.log').stdout}",
     )  # fmt: skip
@@ -163,14 +164,14 @@ def test_the_installer_opens_the_services(pair: Pair) -> None:
     for node in pair.nodes:
         assert node.run([CFG, "auto", "status"]).stdout == "on\n"
         assert opened(node, "safekit-core") == CORE
-        wait_for(lambda node=node: reaches(pair.other(node), node), 20, f"{node.name} is reached")
+        wait_until(lambda node=node: reaches(pair.other(node), node), 20, f"{node.name} is reached")
         once = rules(node)
         node.run([CFG, "auto", "on"])
         node.run([CFG, "add"])
         assert rules(node) == once, "again gives the same"
     # With these rules not even the commands reached safeadmin before: they do not let the loopback pass.
     pair.lab.configure_cluster()
-    wait_for(lambda: spoken(pair.one)["node2"] == protocol.NEWEST, 20, "the servers hear each other")
+    wait_until(lambda: spoken(pair.one)["node2"] == protocol.NEWEST, 20, "the servers hear each other")
 
 
 def test_a_configured_module_gets_through(pair: Pair) -> None:
@@ -212,7 +213,7 @@ def test_other_ports_replace_the_former_ones(pair: Pair) -> None:
         assert "UDP 9101" in node.safekit("module", "getports", "-m", pair.module).stdout
     for node in pair.nodes:
         node.safekit("start", "-m", pair.module)
-    wait_for(lambda: {pair.state(n) for n in pair.nodes} == {"PRIM green", "SECOND green"}, 40, pair.states)
+    wait_until(lambda: {pair.state(n) for n in pair.nodes} == {"PRIM green", "SECOND green"}, 40, pair.states)
 
 
 def test_each_module_has_rules_of_its_own(pair: Pair) -> None:
@@ -238,11 +239,11 @@ def test_rules_come_back_after_a_boot(pair: Pair) -> None:
     assert not opened(pair.two, "safekit-core")
     pair.two.run(["systemctl", "restart", "safeadmin"])
     for node in pair.nodes:
-        wait_for(lambda node=node: opened(node, "safekit-mirror") == {"udp 9101", "tcp 5600"}, 20, "rules are back")
+        wait_until(lambda node=node: opened(node, "safekit-mirror") == {"udp 9101", "tcp 5600"}, 20, "rules are back")
         assert opened(node, "safekit-core") == CORE
-        wait_for(lambda node=node: node.safekit("state", check=False).returncode == 0, 20, "safeadmin answers")
+        wait_until(lambda node=node: node.safekit("state", check=False).returncode == 0, 20, "safeadmin answers")
         node.safekit("start", "-m", pair.module)
-    wait_for(lambda: {pair.state(n) for n in pair.nodes} == {"PRIM green", "SECOND green"}, 60, pair.states)
+    wait_until(lambda: {pair.state(n) for n in pair.nodes} == {"PRIM green", "SECOND green"}, 60, pair.states)
 
 
 def test_all_rules_of_ours_go_and_no_others(pair: Pair, before: dict[str, dict[str, str]]) -> None:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, archive, wait_for
+from pair import Pair, archive
 from site_scripts import END, SERVER
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 MIRROR_PORT, FARM_PORT = 7001, 7002
 MIRROR = """<safe><service mode="mirror"><heart pulse="200" timeout="2000">
@@ -70,7 +71,7 @@ def answers(lab: Lab, port: int, count: int = 20) -> Counter[str]:
 
 
 def wait_answer(lab: Lab, port: int, wanted: set[str]) -> None:
-    wait_for(lambda: set(answers(lab, port, 4)) == wanted, 30, lambda: f"{wanted}; {answers(lab, port, 4)}", 0.2)
+    wait_until(lambda: set(answers(lab, port, 4)) == wanted, 30, lambda: f"{wanted}; {answers(lab, port, 4)}", 0.2)
 
 
 def reach(node: Node, module: str, state: str) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pair import archive, wait_for
+from pair import archive
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def _state(node: Node, module: str) -> str:
 
 
 def _reach(node: Node, module: str, state: str) -> None:
-    wait_for(lambda: _state(node, module) == state, 30, lambda: f"{module} {state} on {node.name}")
+    wait_until(lambda: _state(node, module) == state, 30, lambda: f"{module} {state} on {node.name}")
 
 
 def test_three_primaries_share_one_backup(lab: Lab) -> None:
@@ -216,7 +217,7 @@ def test_starts_that_cannot_work(user: Node) -> None:
     ):
         taker = user.popen(["/bin/sh", "-c", command])
         try:
-            wait_for(lambda: user.run("test -e /run/taken", check=False).returncode == 0, 20, "the port is taken")
+            wait_until(lambda: user.run("test -e /run/taken", check=False).returncode == 0, 20, "the port is taken")
             done = user.safekit("start", "-m", "bad", check=False)
             assert (done.returncode, text in done.stderr) == (1, True), done.stderr
         finally:

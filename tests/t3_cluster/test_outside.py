@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pair import Pair, archive, wait_for
+from pair import Pair, archive
 from site_scripts import END, SERVER
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = CHECKOUT / ".cache/tools/usr"
@@ -143,7 +144,7 @@ def test_a_manager_asks_the_agent_of_a_server(lab: Lab) -> None:
     def farm_state() -> str:
         return snmp(client, "snmpget", target, f"{PREFIX}.1.1.2.2")[1]
 
-    wait_for(lambda: farm_state().endswith(" 0"), 30, farm_state)
+    wait_until(lambda: farm_state().endswith(" 0"), 30, farm_state)
     assert "stop -m web -u snmp@" in one.read("/var/safekit/commandlog")
     assert snmp(one, "snmpset", "localhost:3600", f"{PREFIX}.1.1.4.2", "i", "1", community="private")[0] == 0
     one.safekit("waitstate", "-m", "web", "UP", timeout=60)
@@ -230,7 +231,7 @@ def test_prometheus_sees_a_failover(lab: Lab) -> None:
     there = f"{two.address()}:9010"
 
     def seen(text: str, seconds: float) -> None:
-        wait_for(lambda: query(text), seconds, lambda: f"{text}: {query('safekit_module_state == 1')}", 0.5)
+        wait_until(lambda: query(text), seconds, lambda: f"{text}: {query('safekit_module_state == 1')}", 0.5)
 
     try:
         seen("count(up == 1) == 2", 30)
@@ -294,13 +295,13 @@ def test_one_message_for_an_event_of_two_servers(lab: Lab) -> None:
     try:
         time.sleep(6)  # what it finds at its start is no event
         prim.safekit("swap", "-m", "db")
-        wait_for(lambda: told(), 60, lambda: str(told()), 0.5)
+        wait_until(lambda: told(), 60, lambda: str(told()), 0.5)
         time.sleep(8)
         assert [found["subject"] for found in told()] == [
             f"[SafeKit] db runs on {other.name} now, {prim.name} is its secondary"
         ]
         other.poweroff()
-        wait_for(lambda: len(told()) > 1, 60, lambda: str(told()), 0.5)
+        wait_until(lambda: len(told()) > 1, 60, lambda: str(told()), 0.5)
         time.sleep(8)
         assert len(told()) == 2, told()
         last = told()[1]
@@ -332,7 +333,9 @@ def test_the_longest_wait_of_a_client_behind_a_balancer(lab: Lab, what: str) -> 
         prim, other = (one, two) if state(one, "db") in ("PRIM", "ALONE") else (two, one)
         port = 8002 if what == "drain" else 8001
         ask = f"curl -s -m 2 -f http://127.0.0.1:{port}/name"
-        wait_for(lambda: client.run(ask, check=False).returncode == 0, 30, lambda: client.run(ask, check=False).stderr)
+        wait_until(
+            lambda: client.run(ask, check=False).returncode == 0, 30, lambda: client.run(ask, check=False).stderr
+        )
         running = client.popen(["python3", "/root/client.py", str(port), "16"], stdout=-1)
         time.sleep(2)
         if what == "swap":

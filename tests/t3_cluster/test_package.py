@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from deb import package, successor
 
-from lab.cluster import Lab, Node, wait_until
+from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 MAX_PACKAGE = 25 << 20
 MAX_INSTALLED = 120 << 20

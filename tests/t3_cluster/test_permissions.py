@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from pair import wait_for
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 SECRET = re.compile(r"\.key(\.\w+)?$|\.keys$|/(user|group)\.conf$|/ssl/.|admin-password|supervisord\.conf$|\.sock$")
@@ -145,6 +145,6 @@ def test_a_stranger_can_neither_read_nor_command(node: Node) -> None:
 def test_a_member_of_the_group_commands(node: Node) -> None:
     done = node.run(["runuser", "-u", "member", "--", "/opt/safekit/safekit", "stop", "-m", "app"], cwd="/")
     assert done.returncode == 0
-    wait_for(
+    wait_until(
         lambda: node.safekit("state", "-lq", "-m", "app", check=False).stdout.strip() == "STOP", 30, "the module stops"
     )

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from pair import BACKING, DIRECTORY, WITNESS, Pair, userconfig, wait_for
+from pair import BACKING, DIRECTORY, WITNESS, Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 HOLD = (
     "import os, time\n"
@@ -50,7 +51,7 @@ def service(node: Node) -> Iterator[str]:
     """A database that was started before the module: its pid in the node."""
     node.write("/var/tmp/hold.py", HOLD.format(directory=DIRECTORY))
     node.run("setsid python3 /var/tmp/hold.py > /run/hold.out 2>&1 < /dev/null & echo $! > /run/hold.pid")
-    wait_for(lambda: "ready" in node.run("cat /run/hold.out", check=False).stdout, 10, "the service does not start")
+    wait_until(lambda: "ready" in node.run("cat /run/hold.out", check=False).stdout, 10, "the service does not start")
     pid = node.run("cat /run/hold.pid").stdout.strip()
     try:
         yield pid
@@ -69,7 +70,7 @@ def refused(pair: Pair, node: Node, pid: str) -> None:
     assert said.returncode == 1 and f"process {pid}" in said.stderr and f"kill {pid}" in said.stderr
     mark = pair.mark()
     node.safekit("start", "-m", pair.module, "-i", "test")
-    wait_for(lambda: any(line.code == "rfs_unusable" for line in pair.log(node, mark)), 30, pair.tail)
+    wait_until(lambda: any(line.code == "rfs_unusable" for line in pair.log(node, mark)), 30, pair.tail)
     text = " ".join(line.english for line in pair.log(node, mark))
     assert f"process {pid}" in text and BACKING in text and f"kill {pid}" in text
     pair.wait(node, "STOP red")

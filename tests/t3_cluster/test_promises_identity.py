@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, userconfig, wait_for
+from pair import Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 VIP = """<vip><interface_list><interface check="off" arpreroute="{arp}"><real_interface>
   <virtual_addr addr="{addr}" where="one_side_alias" check="off"/>
@@ -93,17 +94,17 @@ def test_servers_with_other_ids_are_named_and_never_both_run(pair: Pair) -> None
     removed(pair)
     pair.install(userconfig(rfs=RFS, vip=vip(pair.lab)))
     removed(pair)
-    wait_for(lambda: not knows(pair, pair.one, pair.two), 20, "both know that nobody has the module")
+    wait_until(lambda: not knows(pair, pair.one, pair.two), 20, "both know that nobody has the module")
     pair.two.cut()
     for node, number in ((pair.one, "1"), (pair.two, "9")):
         node.safekit("module", "install", "-M", number, "-m", pair.module, "/root/module.safe")
         node.safekit("config", "-m", pair.module)
     pair.two.join()
-    wait_for(lambda: knows(pair, pair.two, pair.one), 20, "node2 knows the module of node1")
+    wait_until(lambda: knows(pair, pair.two, pair.one), 20, "node2 knows the module of node1")
     assert "the module id (9 here, 1 on node1)" in pair.two.safekit("config", "-m", pair.module).stderr
     pair.one.safekit("prim", "-m", pair.module)
     pair.wait(pair.one, "ALONE green")
-    wait_for(lambda: "ALONE" in told_by(pair, pair.two, pair.one), 20, "node2 knows that node1 runs it")
+    wait_until(lambda: "ALONE" in told_by(pair, pair.two, pair.one), 20, "node2 knows that node1 runs it")
     for command in ("start", "prim"):
         pair.two.safekit(command, "-m", pair.module)
         pair.wait(pair.two, "WAIT red", 60)
@@ -205,14 +206,14 @@ def test_after_a_split_brain_the_clients_find_the_server_that_stays(pair: Pair, 
     for lan in ("default", "repli"):
         pair.lab.block(prim, second, lan)
         pair.lab.block(second, prim, lan)
-    wait_for(lambda: pair.states() == "node1 ALONE green, node2 ALONE green", 30, pair.states)
-    wait_for(lambda: neighbour(pair) != before, 10, "the client goes to the server that took over")
+    wait_until(lambda: pair.states() == "node1 ALONE green, node2 ALONE green", 30, pair.states)
+    wait_until(lambda: neighbour(pair) != before, 10, "the client goes to the server that took over")
     for lan in ("default", "repli"):
         pair.lab.unblock(prim, second, lan)
         pair.lab.unblock(second, prim, lan)
-    wait_for(lambda: not has(second, pair.lab.vip), 30, "the server that leaves has let the address go")
+    wait_until(lambda: not has(second, pair.lab.vip), 30, "the server that leaves has let the address go")
     gone = time.monotonic()
-    wait_for(lambda: neighbour(pair) == before, 5, "the client is right again")
+    wait_until(lambda: neighbour(pair) == before, 5, "the client is right again")
     assert client.run(["ping", "-c1", "-W1", pair.lab.vip], check=False).returncode == 0
     assert time.monotonic() - gone < 5
     pair.wait_protected(prim)
@@ -245,7 +246,7 @@ def test_everything_of_a_server_alone_killed_at_once_starts_again_and_stop_is_sh
     pair.wait(second, "STOP red")
     pair.wait(prim, "ALONE green")
     kill_all(pair, prim)
-    wait_for(lambda: pair.state(prim) != "ALONE green", 20, f"no green without evidence; {pair.states()}")
+    wait_until(lambda: pair.state(prim) != "ALONE green", 20, f"no green without evidence; {pair.states()}")
     pair.wait(prim, "ALONE green", 60)
     pair.wait_records(prim, 10)
     with pair.paused_writer(prim):
@@ -266,7 +267,7 @@ def test_everything_of_a_server_alone_killed_at_once_starts_again_and_stop_is_sh
 def test_everything_of_a_secondary_killed_at_once_is_synchronised_again(pair: Pair) -> None:
     prim, second = formed(pair)
     kill_all(pair, second)
-    wait_for(lambda: pair.state(second) != "SECOND green", 20, f"no green without evidence; {pair.states()}")
+    wait_until(lambda: pair.state(second) != "SECOND green", 20, f"no green without evidence; {pair.states()}")
     pair.wait_protected(prim)
     pair.verify(prim)
 
@@ -275,9 +276,9 @@ def test_supervisord_and_nfsbox_killed_together_cost_seconds(pair: Pair) -> None
     prim, second = formed(pair)
     count = len(pair.acknowledged(prim))
     prim.run(["bash", "-c", "pkill -9 -x safesupervisord; pkill -9 -x nfsbox"], check=False)
-    wait_for(lambda: pair.states().count("SECOND green") == 0, 20, f"it is noticed; {pair.states()}")
-    wait_for(lambda: len(pair.acknowledged(prim)) > count + 200, 60, lambda: f"service\n{pair.tail()}")
-    wait_for(
+    wait_until(lambda: pair.states().count("SECOND green") == 0, 20, f"it is noticed; {pair.states()}")
+    wait_until(lambda: len(pair.acknowledged(prim)) > count + 200, 60, lambda: f"service\n{pair.tail()}")
+    wait_until(
         lambda: {pair.state(node) for node in pair.nodes} == {"PRIM green", "SECOND green"}, 60, lambda: pair.tail()
     )
     pair.verify(prim if pair.state(prim).startswith("PRIM") else second)
@@ -288,8 +289,8 @@ def test_a_degraded_primary_recovers_by_itself(pair: Pair) -> None:
     prim, _ = formed(pair)
     mark = pair.mark()
     prim.run(["pkill", "-9", "-x", "nfsbox"])
-    wait_for(lambda: pair.value(prim, "rfs.degraded") == "up", 20, "degraded")
-    wait_for(lambda: any(line.code == "rfs_recovery" for line in pair.log(prim, mark)), 150, lambda: pair.tail())
+    wait_until(lambda: pair.value(prim, "rfs.degraded") == "up", 20, "degraded")
+    wait_until(lambda: any(line.code == "rfs_recovery" for line in pair.log(prim, mark)), 150, lambda: pair.tail())
     pair.wait_protected(prim)
     assert pair.value(prim, "rfs.degraded") == "down"
     pair.verify(prim)

@@ -11,7 +11,9 @@ import machines
 import pytest
 from deb import installer, package, successor
 from machines import Machine, Network
-from pair import archive, userconfig, wait_for
+from pair import archive, userconfig
+
+from lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(machines.why_not()), reason=machines.why_not())
 
@@ -74,7 +76,7 @@ def state(server: Machine, module: str) -> str:
 
 
 def wait_state(server: Machine, module: str, wanted: str) -> None:
-    wait_for(lambda: state(server, module) == wanted, 40, lambda: f"{module} {wanted}: {state(server, module)!r}")
+    wait_until(lambda: state(server, module) == wanted, 40, lambda: f"{module} {wanted}: {state(server, module)!r}")
 
 
 def module_log(server: Machine, module: str) -> str:
@@ -187,7 +189,7 @@ def test_a_lost_power_is_noticed_at_the_next_boot(server: Machine) -> None:
     wait_state(server, "data", "ALONE")
     text = module_log(server, "data")
     assert "Previous halt unexpected" in text, text[-6000:]
-    wait_for(lambda: server.run("wc -l </replicated/starts").stdout.strip() == "3", 20, "the application has started")
+    wait_until(lambda: server.run("wc -l </replicated/starts").stdout.strip() == "3", 20, "the application has started")
     wait_state(server, "app", "UP")
 
 
@@ -200,7 +202,7 @@ def test_a_killed_safeadmin_is_started_again_and_its_modules_go_on(server: Machi
         now = server.run(["systemctl", "show", "-P", "MainPID", "safeadmin"]).stdout.strip()
         return now not in (first, "0") and server.safekit("state", check=False).returncode == 0
 
-    wait_for(another, 20, "systemd starts safeadmin again")
+    wait_until(another, 20, "systemd starts safeadmin again")
     assert state(server, "data") == "ALONE" and server.run("cat /replicated/starts").stdout == starts
     assert active(server, "application") == "active"
 

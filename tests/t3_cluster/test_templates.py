@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, wait_for
+from pair import Pair
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 TEMPLATES = "/opt/safekit/Application_Modules"
@@ -91,7 +92,7 @@ def test_the_database_template(lab: Lab) -> None:
     mark = database.mark()
     two.kill("mariadbd")
     database.wait_log(two, mark, ["event atleast on proc database", "Action restart called by errd"])
-    wait_for(lambda: database.server(two) not in ([], [pid]), 30, "the database runs again")
+    wait_until(lambda: database.server(two) not in ([], [pid]), 30, "the database runs again")
     database.wait_protected(two)
     assert database.sql(two, "SELECT COUNT(*) FROM app.t") == "2"
     database.sql(two, "INSERT INTO app.t VALUES (3)")

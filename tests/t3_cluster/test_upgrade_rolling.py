@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from farm import farm_config
-from pair import Pair, archive, userconfig, wait_for
+from pair import Pair, archive, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from safekit.wire import protocol
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def install(node: Node, tree: str) -> None:
     node.run(["sh", "-c", INSTALL, str(PYTHON)], cwd=tree, timeout=180)
     for name in ("safeadmin", "safewebserver"):
         node.run(["systemctl", "start", name])
-    wait_for(lambda: node.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+    wait_until(lambda: node.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +119,13 @@ def test_a_farm_shares_its_load_across_releases(pair: Pair) -> None:
         node.safekit("module", "install", "-M", "2", "-m", farm.module, "/root/web.safe")
         node.safekit("config", "-m", farm.module)
         node.safekit("start", "-m", farm.module)
-    wait_for(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each: {shares()}")
+    wait_until(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each: {shares()}")
     for node in farm.nodes:
         node.safekit("stop", "-m", farm.module)
         node.safekit("waitstate", "-m", farm.module, "STOP")
-        wait_for(lambda: "100%" in shares(), 10, lambda: f"one has all of the load: {shares()}")
+        wait_until(lambda: "100%" in shares(), 10, lambda: f"one has all of the load: {shares()}")
         node.safekit("start", "-m", farm.module)
-        wait_for(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each again: {shares()}")
+        wait_until(lambda: shares() == ["50%", "50%"], 20, lambda: f"half of the load each again: {shares()}")
     for node in farm.nodes:
         node.safekit("stop", "-m", farm.module)
         node.safekit("waitstate", "-m", farm.module, "STOP")
@@ -152,7 +153,7 @@ def test_either_release_takes_over_and_takes_back(pair: Pair, lost: str) -> None
     pair.wait(survivor, "ALONE green")
     pair.wait_records(survivor, 20)
     prim.poweron()
-    wait_for(lambda: prim.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+    wait_until(lambda: prim.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
     prim.safekit("start", "-m", pair.module)
     pair.wait_protected(survivor)
     pair.verify(survivor)
@@ -177,7 +178,7 @@ def test_the_last_server_ends_the_upgrade(pair: Pair) -> None:
     assert spoken(pair.two) == {"node1": 1, "node2": protocol.NEWEST}
     upgrade(pair, pair.one)
     pair.verify(pair.two)
-    wait_for(lambda: set(spoken(pair.one).values()) == {protocol.NEWEST}, 20, "both speak the newest version")
+    wait_until(lambda: set(spoken(pair.one).values()) == {protocol.NEWEST}, 20, "both speak the newest version")
 
 
 def test_an_upgrade_can_be_held_back(pair: Pair) -> None:
@@ -186,10 +187,10 @@ def test_an_upgrade_can_be_held_back(pair: Pair) -> None:
     pair.two.safekit("stop", "-m", pair.module)
     pair.wait(pair.one, "ALONE green")
     pair.two.run(["systemctl", "restart", "safeadmin"])
-    wait_for(lambda: pair.two.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
+    wait_until(lambda: pair.two.safekit("state", check=False).returncode == 0, 30, "safeadmin answers")
     pair.two.safekit("start", "-m", pair.module)
     pair.wait_protected(pair.one)
-    wait_for(lambda: spoken(pair.one)["node2"] == 1, 20, "node1 speaks version 1 to node2")
+    wait_until(lambda: spoken(pair.one)["node2"] == 1, 20, "node1 speaks version 1 to node2")
     pair.one.safekit("swap", "-m", pair.module)
     pair.wait_protected(pair.two)
     pair.verify(pair.two)

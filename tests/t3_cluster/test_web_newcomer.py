@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from lab.cluster import Lab, Node, wait_until
+from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 PASSWORD = "/var/safekit/admin-password"
@@ -38,10 +39,6 @@ def blocks(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def until(what: str, check: Callable[[], object], timeout: float = 20.0) -> None:
-    wait_until(check, timeout, what, 0.2)
-
-
 def confinfo(node: Node) -> set[str]:
     lines = node.safekit("cluster", "confinfo").stdout.splitlines()[1:]
     return {line.split()[1] for line in lines} if len(lines) == 3 else set()
@@ -54,9 +51,11 @@ def test_one_configuration_reaches_blank_servers(lab: Lab) -> None:
     one.write("/root/cluster.xml", xml)
     refused = one.safekit("-H", "*", "state", check=False)
     assert refused.returncode == 1 and "safekit cluster config" in refused.stderr
-    until(
-        "the web service of node1",
+    wait_until(
         lambda: one.run(["systemctl", "is-active", "safewebserver"], check=False).stdout == "active\n",
+        20,
+        "the web service of node1",
+        0.2,
     )
     assert '-H "*" -G' in one.safekit("cluster", "config", "/root/cluster.xml").stdout
 
@@ -72,7 +71,7 @@ def test_one_configuration_reaches_blank_servers(lab: Lab) -> None:
     password = one.read(PASSWORD).strip()
     given = one.run(["safekit", "-H", "*", "-G"], env={"SAFEKIT_PASSWORD": password})
     assert [f"this server is node {n}" in blocks(given.stdout)[n] for n in everybody] == [True] * 3
-    until("the same signature everywhere", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1])
+    wait_until(lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1], 20, "the same signature everywhere", 0.2)
     # From now on no password: requests are signed.
     assert blocks(three.safekit("-H", "*", "level").stdout).keys() == {"node1", "node2", "node3"}
     told = json.loads(three.safekit("-H", "*", "level", "--json").stdout)
@@ -113,7 +112,9 @@ def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
         for n in lab
     }
     assert shown == {"node1": "OK", "node2": "NOT FOUND", "node3": "NOT FOUND"}
-    until("cluster state tells both", lambda: three.safekit("cluster", "state").stdout.count(" web ") == 2)
+    wait_until(
+        lambda: three.safekit("cluster", "state").stdout.count(" web ") == 2, 20, "cluster state tells both", 0.2
+    )
 
     # The keys change under a running module, the module's own and the cluster's: no heartbeat is lost, nobody changes
     # its state. A second -E has nothing to do; anything else but the key is refused.
@@ -124,7 +125,12 @@ def test_a_module_is_deployed_started_and_seen_from_anywhere(lab: Lab) -> None:
         assert one.safekit("-H", "node1,node2", "-E", "web").stdout.count("installed and configured (id 1)") == 2
     three.safekit("cluster", "genkey")
     three.safekit("-H", "*", "-G")
-    until("another signature everywhere", lambda: all(len(confinfo(n)) == 1 and confinfo(n) != former for n in lab))
+    wait_until(
+        lambda: all(len(confinfo(n)) == 1 and confinfo(n) != former for n in lab),
+        20,
+        "another signature everywhere",
+        0.2,
+    )
     time.sleep(6)  # longer than the time-out of the heartbeats: a lost one would have been told, so would a difference
     for node, before in zip((one, two), mark, strict=True):
         since = node.safekit("log", "-A", "-s", "1000", "-m", "web").stdout.removeprefix(before)
@@ -171,7 +177,7 @@ def test_a_module_for_all_of_whom_one_in_the_middle_cannot_take_it(lab: Lab) -> 
     assert three.read(f"{path}/bin/start_both") == "#!/bin/sh\nexit 0\n"
     now = two.run(["sha256sum", f"{path}/bin/start_both"]).stdout, two.safekit("confinfo", "-m", "many").stdout
     assert now == before and "UP green" in two.safekit("state", "-m", "many").stdout
-    until("who differs is named", lambda: "node2" in one.safekit("confinfo", "-m", "many").stderr)
+    wait_until(lambda: "node2" in one.safekit("confinfo", "-m", "many").stderr, 20, "who differs is named", 0.2)
     two.safekit("stop", "-m", "many")
     two.safekit("waitstop", "-m", "many")
     assert one.safekit("-H", "*", "-E", "many").stdout.count("installed and configured") == 3
@@ -186,7 +192,12 @@ def test_keys_change_and_what_is_wrong_is_named(lab: Lab) -> None:
     one.safekit("cluster", "genkey")
     assert confinfo(one) == before, "not in force before it is distributed"
     assert "clear" not in one.safekit("-H", "*", "-G").stderr
-    until("another signature everywhere", lambda: all(len(confinfo(n)) == 1 and confinfo(n) != before for n in lab))
+    wait_until(
+        lambda: all(len(confinfo(n)) == 1 and confinfo(n) != before for n in lab),
+        20,
+        "another signature everywhere",
+        0.2,
+    )
 
     # A server that missed a change still has the key before it.
     two.run(["systemctl", "stop", "safewebserver"])
@@ -195,7 +206,7 @@ def test_keys_change_and_what_is_wrong_is_named(lab: Lab) -> None:
     assert partly.returncode == 1 and "Error: node2:" in partly.stderr and "safekit webserver start" in partly.stderr
     two.safekit("webserver", "start")
     one.safekit("-H", "node2", "-G")
-    until("one signature again", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1])
+    wait_until(lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1], 20, "one signature again", 0.2)
 
     # A locked configuration, and a server that is down: named, and in bounded time.
     three.safekit("cluster", "config", "lock")
@@ -248,7 +259,7 @@ def test_a_module_key_on_one_server_only(lab: Lab) -> None:
 
     one.safekit("module", "genkey", "-m", "web")
     one.safekit("config", "-m", "web")
-    until("who differs is named", lambda: "node2" in one.safekit("confinfo", "-m", "web").stderr)
+    wait_until(lambda: "node2" in one.safekit("confinfo", "-m", "web").stderr, 20, "who differs is named", 0.2)
     assert "Other configuration or key" in one.safekit("confinfo", "-m", "web").stderr
     # As if it had been done long ago: the key before it is accepted for a while.
     one.run(["touch", "-h", "-d", "10 minutes ago", "/opt/safekit/private/modules/web"])
@@ -257,7 +268,7 @@ def test_a_module_key_on_one_server_only(lab: Lab) -> None:
     two.safekit("second", "-m", "web", check=False)
     for node in (one, two):
         told = lambda node=node: node.safekit("log", "-m", "web").stdout  # noqa: E731
-        until(f"{node.name} says why", lambda told=told: "sealed with another key" in told())
+        wait_until(lambda told=told: "sealed with another key" in told(), 20, f"{node.name} says why", 0.2)
         assert "UNKNOWN" in node.safekit("state", "-m", "web").stdout + node.safekit("state", "-v", "-m", "web").stdout
     assert (encryption(one), encryption(two)) == ("on", "off")
     one.safekit("-H", "node1,node2", "stop", "-m", "web", check=False)
@@ -284,13 +295,13 @@ def test_two_clusters_of_the_same_servers_and_a_server_that_left(lab: Lab) -> No
         told = one.safekit("cluster", "confinfo", check=False)
         return "node3: its datagrams are rejected: sealed with another key" in told.stdout + told.stderr
 
-    until("the other cluster is named", named, 40)
+    wait_until(named, 40, "the other cluster is named", 0.2)
     stranger = one.safekit("-H", "node3", "level", check=False)
     assert stranger.returncode == 1, stranger.stdout
     assert "node3 has another cluster key than node1" in stranger.stderr and "safekit -H node3 -G" in stranger.stderr
     password = one.read(PASSWORD).strip()
     one.run(["safekit", "-H", "node3", "-G"], env={"SAFEKIT_PASSWORD": password})
-    until("one signature again", lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1], 40)
+    wait_until(lambda: [len(confinfo(node)) for node in lab] == [1, 1, 1], 40, "one signature again", 0.2)
     one.safekit("-H", "*", "level")
 
     three.safekit("cluster", "deconfig")

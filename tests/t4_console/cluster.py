@@ -9,7 +9,8 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, expect
 
-from lab.cluster import Lab, Node, wait_until
+from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from lab.window import open_window
 
 PASSWORDS = {"oper": "operator-secret", "viewer": "viewer-secret"}

@@ -9,7 +9,8 @@ import pytest
 from cluster import Console
 from playwright.sync_api import Browser, expect
 
-from lab.cluster import Lab, wait_until
+from lab.cluster import Lab
+from lab.waiting import wait_until
 from lab.window import open_window
 from tests.conftest import unique_lab_name
 
