@@ -474,9 +474,11 @@ class FarmCore:
         as long as another server may still ask around for the holder of a connection, we must know ours by
         name."""
         claims = either((claimed for _, claimed in self._kept.values()), len(self._groups))
+        gone = tuple(before & ~after for before, after in zip(self._claims, claims, strict=True))
+        # Nothing goes with nearly every pulse, and the bitmap is asked for only where something does.
         ended = tuple(
-            before & ~after & bitmap_of(owners, self.rules.me)
-            for before, after, owners in zip(self._claims, claims, self._owners, strict=True)
+            bitmap and bitmap & bitmap_of(owners, self.rules.me)
+            for bitmap, owners in zip(gone, self._owners, strict=True)
         )
         self._lost = [(until, bitmaps) for until, bitmaps in self._lost if now < until]
         self._lingering = [(until, bitmaps) for until, bitmaps in self._lingering if now < until]
