@@ -26,7 +26,7 @@ from lab.chaos.audits import Account, Seen, no_traceback
 from lab.chaos.faults import Fault, Step
 from lab.chaos.programs import application
 from lab.chaos.watch import Look, Watch, rows
-from lab.cluster import Completed, Lab, Node, wait_until
+from lab.cluster import Completed, Lab, Node
 from lab.errors import LabError
 from lab.state import lab_directory
 
@@ -428,4 +428,4 @@ def boot(node: Node) -> None:
             raise
 
 
-__all__ = ["Finding", "Subject", "application", "archive", "boot", "manifest", "together", "wait_until"]
+__all__ = ["Finding", "Subject", "application", "archive", "boot", "manifest", "together"]
