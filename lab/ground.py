@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,38 @@ def check_host(disks: bool) -> None:
             raise LabError(f"this kernel has no {namespace} namespaces", "use a kernel with CONFIG_NAMESPACES")
     if not Path("/dev/fuse").exists():
         raise LabError("/dev/fuse is missing: no FUSE in this kernel", "modprobe fuse")
+
+
+_ATTEMPT: Final = """
+base=$1
+mount -t tmpfs tmpfs "$base"
+cd "$base" && mkdir lower upper work seen
+mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay seen
+mount -t proc proc /proc
+ip link add one type veth peer name two
+ip link add bridge type bridge
+ip link set one master bridge
+nft add table inet attempt
+"""
+"""One of each thing that a lab is made of, in namespaces that end with the shell."""
+
+
+def try_host() -> None:
+    """Whether a lab could be made now: the tools are here, and the kernel lets us. Leaves nothing. Raises LabError
+    with what was refused."""
+    check_host(disks=False)
+    with tempfile.TemporaryDirectory(prefix="safelab-") as base:
+        words = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork"]
+        done = subprocess.run(
+            [*words, "sh", "-ec", _ATTEMPT, "attempt", base],
+            capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        raise LabError(
+            f"this kernel or container refuses what a lab is made of: {said}",
+            "use a machine (not a container without privileges) with overlay, veth, bridge and nftables",
+        )
 
 
 def check_place(labs: Path) -> None:

@@ -15,6 +15,7 @@ from lab import cluster
 from lab.chaos.command import chaos
 from lab.cluster import Lab
 from lab.errors import LabError
+from lab.ground import check_place, try_host
 from lab.plan import CLIENT
 from lab.state import NAME_VARIABLE, lab_directory, lab_names, labs_directory, load
 from lab.window import open_window
@@ -329,6 +330,19 @@ def down(name: str | None, everything: bool) -> None:
     """Remove a lab: processes, namespaces, files."""
     for one in lab_names() if everything else [name]:
         click.echo(f"lab {cluster.remove(one)} is removed")
+
+
+@main.command()
+def check() -> None:
+    """Say whether a lab could be made on this machine; if not, what is missing (status 1). Nothing is left behind.
+
+    \b
+      safelab check && safelab up
+    """
+    try_host()
+    labs_directory().mkdir(parents=True, exist_ok=True)
+    check_place(labs_directory())
+    click.echo("A lab can be made on this machine.")
 
 
 @main.command()

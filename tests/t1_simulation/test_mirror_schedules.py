@@ -1,7 +1,7 @@
 """Thousands of random schedules for the mirror automaton, with the invariants of docs/invariants.md as assertions.
 
-The number of schedules is SAFEKIT_SCHEDULES (10,000 by default), the first
-seed SAFEKIT_SEED.  A failing seed prints how to replay it:
+The number of schedules is SAFEKIT_SCHEDULES (2,500 by default: every rule that is broken on purpose below is found
+within the first 2,000; .ci/run asks for 10,000), the first seed SAFEKIT_SEED.  A failing seed prints how to replay it:
 
     python -m tests.t1_simulation.mirror_schedules SEED
 """
@@ -21,7 +21,7 @@ from heart.core.turn import CONDITIONS, Turn
 from tests.t1_simulation.mirror_parts import Violation
 from tests.t1_simulation.mirror_schedules import Kind, crash, crash_both, cut_both_ways, freeze, run
 
-COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "10000"))
+COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "2500"))
 FIRST = int(os.environ.get("SAFEKIT_SEED", "0"))
 SLICES = 10
 TRACE_LINES = 120

@@ -21,7 +21,7 @@ from tests.t1_simulation.resync_model import (
     close,
 )
 
-SCHEDULES = int(os.environ.get("SAFEKIT_SCHEDULES", "10000"))
+SCHEDULES = int(os.environ.get("SAFEKIT_SCHEDULES", "2500"))
 STEPS = 150
 
 
