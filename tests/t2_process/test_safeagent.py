@@ -357,12 +357,12 @@ def test_messages_by_snmpv3(agent: AgentServer, tmp_path: Path, inform: bool) ->
         env={**os.environ, "LD_LIBRARY_PATH": str(beside), "SNMP_PERSISTENT_DIR": str(tmp_path / "kept")},
     )
     try:
-        wait_for(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
+        wait_until(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
         log = agent.log("db")
         time.sleep(0.5)
         for number in range(3):
             log.event("printe", text=f"message {number} of three")
-        wait_for(
+        wait_until(
             lambda: all(f"message {number} of" in heard.read_text() for number in range(3)), 40,
             lambda: heard.read_text() + agent.output.read_text(),
         )  # fmt: skip
@@ -388,7 +388,7 @@ def test_an_inform_by_snmpv3_that_nobody_takes_is_given_up(agent: AgentServer) -
     log = agent.log("db")
     time.sleep(0.5)
     log.event("printe", text="to nobody")
-    wait_for(lambda: agent.get(f"{PREFIX}.4.4.0") == "1", 60, lambda: agent.output.read_text())
+    wait_until(lambda: agent.get(f"{PREFIX}.4.4.0") == "1", 60, lambda: agent.output.read_text())
     assert agent.get(f"{STATE}.1") == "4" and "informsink 127.0.0.1" in agent.stop()
 
 

@@ -187,7 +187,7 @@ def test_every_process_tells_its_figures(lab: Lab) -> None:
         return found.get(f"safekit_{name}{{{','.join(f'{k}={json.dumps(v)}' for k, v in labels.items())}}}")
 
     checker = {"module": "db", "resource": "ping.other"}
-    wait_for(lambda: (told("checker_probes_total", **checker) or 0) > 2, 40, lambda: str(page()), 1)
+    wait_until(lambda: (told("checker_probes_total", **checker) or 0) > 2, 40, lambda: str(page()), 1)
     assert told("checker_failures_total", **checker) == 0 and 0 < (told("checker_probe_seconds", **checker) or 0) < 1
     for process in ("heart", "nfsbox", "nfsadmin", "circlog", "pingcheck.other"):
         late, age = (told(name, module="db", process=process) for name in ("process_late_seconds", "stats_age_seconds"))
@@ -247,7 +247,7 @@ def test_prometheus_sees_a_failover(lab: Lab) -> None:
         assert before and 1.0 < max(v for _, v in took) < 20, took
         print(f"take-over as published: {max(v for _, v in took):.2f} s")
         # Each sample with its time, from the first one on: how many there are depends on when Prometheus began.
-        wait_for(lambda: samples(there)[-1][0] - off > 12, 30, lambda: str(samples(there)), 0.5)
+        wait_until(lambda: samples(there)[-1][0] - off > 12, 30, lambda: str(samples(there)), 0.5)
         seen_there = samples(there)
         assert all(value == 1 for _, value in seen_there), seen_there
         gaps = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(seen_there)]

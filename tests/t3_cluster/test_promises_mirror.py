@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pair import DIRECTORY, Pair, userconfig, wait_for
+from pair import DIRECTORY, Pair, userconfig
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 
 VIP = """<vip><interface_list><interface check="{check}" arpreroute="on"><real_interface>
   <virtual_addr addr="{addr}" where="one_side_alias" check="{check}"/>
@@ -127,19 +128,21 @@ def test_the_loser_of_a_witness_has_stopped_before_the_winner_starts(pair: Pair,
     )
     pair.first_start(prim)
     for node in pair.nodes:
-        wait_for(lambda node=node: pair.value(node, "splitbrain.w") == "up", 10, "the witness answers")  # type: ignore[misc]
+        wait_until(lambda node=node: pair.value(node, "splitbrain.w") == "up", 10, "the witness answers")  # type: ignore[misc]
         for file in (APPLICATION, ADDRESS):
             pair.outside(node, file).write_text("")
     lookers = [node.popen(["bash", "-c", LOOK.format(addr=lab.vip, file=ADDRESS)]) for node in pair.nodes]
-    wait_for(lambda: times(pair, prim, ADDRESS) and times(pair, prim, APPLICATION), 10, "the application of node1 runs")
+    wait_until(
+        lambda: times(pair, prim, ADDRESS) and times(pair, prim, APPLICATION), 10, "the application of node1 runs"
+    )
     blocked = [(prim, second), (prim, lab.client), (lab.client, prim)]
     blocked += [(second, prim)] if cut == "both ways" else []
     for source, destination in blocked:
         lab.block(source, destination)
     try:
         pair.wait(second, "ALONE green", 60)
-        wait_for(lambda: pair.state(prim).split()[0] in ("WAIT", "SECOND"), 10, lambda: pair.states())
-        wait_for(lambda: times(pair, second, ADDRESS) and times(pair, second, APPLICATION), 10, "node2 serves")
+        wait_until(lambda: pair.state(prim).split()[0] in ("WAIT", "SECOND"), 10, lambda: pair.states())
+        wait_until(lambda: times(pair, second, ADDRESS) and times(pair, second, APPLICATION), 10, "node2 serves")
         for file in (APPLICATION, ADDRESS):
             assert_one_after_the_other(pair, file, prim, second)
     finally:
