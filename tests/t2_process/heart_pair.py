@@ -45,13 +45,13 @@ SCRIPTS = (
 )  # fmt: skip
 
 
-def module(port: int, **service: Any) -> ModuleConfig:
+def module(port: int, timeout_ms: int, **service: Any) -> ModuleConfig:
     """A mirror with replication and an address, fast heartbeats."""
     return ModuleConfig(
         name="AM",
         id=1,
         service=Service(**service),
-        heart=Heart((Heartbeat("default", "flow", port, pulse_ms=100, timeout_ms=2500, permanent_arp=False),)),
+        heart=Heart((Heartbeat("default", "flow", port, pulse_ms=100, timeout_ms=timeout_ms, permanent_arp=False),)),
         rfs=Rfs(replicated=(Replicated("/replicated"),), flow="default", port=5600),
         vip=Vip(),
         user=User(),
@@ -258,10 +258,10 @@ class Node:
 
 
 class Two:
-    """n1 and n2."""
+    """n1 and n2. `timeout_ms`: silent for so long, a server is lost. `service`: attributes of <service>."""
 
-    def __init__(self, root: Path, **service: Any) -> None:
-        config = module(free_udp_port(), **service)
+    def __init__(self, root: Path, timeout_ms: int = 2500, **service: Any) -> None:
+        config = module(free_udp_port(), timeout_ms, **service)
         key = seal.new_key().hex()
         self.n1, self.n2 = (Node(root, name, key, config) for name in ADDRESSES)
 
