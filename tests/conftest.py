@@ -72,15 +72,17 @@ def _shuffle(items: list[pytest.Item], source: random.Random) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a cluster file share its cluster: one worker runs them, in their order. All others go anywhere.
-    (Not by xdist's groups: they have no effect, and nothing says so, where pytest keeps node ids its own way.)"""
+    """The tests of a cluster file share its cluster: one worker runs them, in their order; those of a t0 file share
+    what they have read and are too short to be shared out one by one. All others go anywhere. (Not by xdist's
+    groups: they have no effect, and nothing says so, where pytest keeps node ids its own way.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             if "t4_console" in nodeid:
                 return "t4_console"  # all of its files share one cluster
-            return nodeid.split("::", 1)[0] if "t3_cluster" in nodeid else nodeid
+            whole = "t3_cluster" in nodeid or "t0_unit" in nodeid
+            return nodeid.split("::", 1)[0] if whole else nodeid
 
     return ByCluster(config, log)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,11 @@ WRITERS = ("event", "log")
 """What writes a message into the log; other calls with a code hand it on."""
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for package in this_checkout().packages:
-        for path in sorted((CHECKOUT / package).rglob("*.py")):
-            name = path.relative_to(CHECKOUT).as_posix()
-            if name != CATALOGUE:
-                yield name, ast.parse(path.read_text(encoding="utf-8"), name)
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
+    paths = (path for package in this_checkout().packages for path in sorted((CHECKOUT / package).rglob("*.py")))
+    named = ((path.relative_to(CHECKOUT).as_posix(), path) for path in paths)
+    return tuple((name, ast.parse(path.read_text(encoding="utf-8"), name)) for name, path in named if name != CATALOGUE)
 
 
 @pytest.fixture(scope="module")
