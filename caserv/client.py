@@ -34,14 +34,14 @@ class CaClient:
     _seen: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url if "://" in self.url else f"https://{self.url}")
         try:
-            port = parts.port or CASERV
+            parts = urlsplit(self.url if "://" in self.url else f"https://{self.url}")
+            host, port = parts.hostname, parts.port or CASERV
         except ValueError:
-            port = 0
-        if parts.scheme != "https" or not parts.hostname or not port or parts.path not in ("", "/"):
+            host, port = None, 0
+        if not host or parts.scheme != "https" or parts.path not in ("", "/") or not host.isprintable() or " " in host:
             raise PkiError(f"{self.url[:200]!r} is not the URL of a CA service", "https://ADDRESS:9001")
-        self._host, self._port = parts.hostname, port
+        self._host, self._port = host, port
 
     def ca_certificate(self) -> bytes:
         """PEM. Raises PkiError."""

@@ -27,6 +27,8 @@ IDLE_SECONDS = 8 * 3600.0
 HANDSHAKE_SECONDS = 10.0
 KEEPALIVE_SECONDS = 20.0
 CLOSE_SECONDS = 2.0
+LINGER_SECONDS = 1.0
+"""For a client that is refused and still sends: he shall get the answer, and nobody's time."""
 BACKLOG = 64
 
 
@@ -53,7 +55,7 @@ async def _serve() -> int:
     gate = Gate(Access.load(), certificate)
     runner = web.AppRunner(
         Service(gate).app(), access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False,
-        keepalive_timeout=KEEPALIVE_SECONDS,
+        keepalive_timeout=KEEPALIVE_SECONDS, lingering_time=LINGER_SECONDS,
     )  # fmt: skip
     await runner.setup()
     assert runner.server is not None
