@@ -4,6 +4,7 @@ which nobody with the password has asked."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import sys
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
@@ -45,7 +47,14 @@ def tls() -> tuple[ssl.SSLContext, bytes]:
     return context, der
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """What is no HTTP is answered with 400; whoever sends it must not fill the journal with what he sends."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
 async def _serve() -> int:
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,6 +23,7 @@ from safewebserver import certificates
 from safewebserver.api import Api
 from safewebserver.app import make_app
 from safewebserver.child import Commands
+from safewebserver.directory import directory_of
 from safewebserver.identity import Gate
 from safewebserver.listening import BACKLOG, Secure
 from safewebserver.modules import Modules
@@ -61,7 +62,8 @@ async def _serve() -> int:
     stacks.write_on_signal(loop)
     bus = await Endpoint.open(NAME, Service(NAME, ()).handle)
     commands = Commands()
-    app = make_app(Gate(settings), Api(Modules(bus), commands), bus)
+    directory = directory_of(settings.values)
+    app = make_app(Gate(settings, directory), Api(Modules(bus), commands), bus)
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False, keepalive_timeout=IDLE_SECONDS
     )
@@ -88,6 +90,8 @@ async def _serve() -> int:
         await secure.close()
         await runner.cleanup()
         await commands.close()
+        if directory is not None:
+            await directory.close()
         await bus.close()
         stacks.ignore()
     return 0

@@ -219,7 +219,7 @@ def test_a_stranger_is_not_listened_to(server: CaServer) -> None:
         each.close()
     with context.wrap_socket(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 100_000 + b"\r\n\r\n")
-        assert sock.recv(100).startswith(b"HTTP/1.1 400")
+        assert sock.recv(100).split(b" ")[1] == b"400"
 
 
 def test_other_sites_cannot_use_the_password_that_a_browser_remembers(server: CaServer) -> None:
