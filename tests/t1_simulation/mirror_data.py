@@ -116,7 +116,7 @@ class Data:
 
     def operate(self, server: Server, operation: str, options: dict[str, bool | str]) -> bool:
         if operation == "prepare":
-            server.rfs = "standby" if server.rfs == "none" else server.rfs
+            server.rfs = "standby" if server.rfs in ("none", "dead") else server.rfs
         elif operation == "primary":
             if options.get("swap"):
                 server.rfs, server.alone = "primary", False
@@ -130,7 +130,7 @@ class Data:
             server.rfs, server.alone = "primary", True
             self._drop_stream(server)
         elif operation == "alone":
-            if server.rfs not in ("primary", "dead"):
+            if server.rfs not in ("primary", "dead") or (server.rfs == "dead" and server.silent_box):
                 return False
             server.rfs = "primary"
             self.world.judge.authority(server)

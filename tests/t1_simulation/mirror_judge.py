@@ -9,7 +9,7 @@ from heart.core.actions import Log
 from heart.core.decide import Decision
 from heart.core.state import State
 from heart.core.values import Color, Role
-from tests.t1_simulation.mirror_parts import PULSE, Server, Violation
+from tests.t1_simulation.mirror_parts import PULSE, SPEECHLESS, Server, Violation
 
 if TYPE_CHECKING:
     from tests.t1_simulation.mirror_world import World
@@ -90,6 +90,7 @@ class Judge:
     def check_told(self, name: str, before: State, decision: Decision) -> None:
         """Every change of a state is in the log, the last one as it is now."""
         after, told = decision.state, [a for a in decision.actions if isinstance(a, Log)]
+        self._check_wait(name, after)
         said = after.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
         if said and not self.touched:
             raise Violation(f"{name} says that a server was set back or copied, and none was")
@@ -101,9 +102,26 @@ class Judge:
             if was != now and after.role is not Role.STOP and (not lines or lines[-1] != now):
                 raise Violation(f"{name}: {code} {now} is not told, but {lines}")
 
+    def _check_wait(self, name: str, state: State) -> None:
+        """Every wait ends, or names what ends it: a red one at once, one that seems to go on after a while."""
+        server = self.world.servers[name]
+        # with a witness the stop scripts of the other one take longer
+        waits = state.role is Role.WAIT and state.listening and not state.plan and not state.busy
+        waits = waits and not state.setup.witness
+        if not waits or state.blocked:
+            server.red_since = -1.0
+        elif state.color is Color.RED:
+            raise Violation(f"{name} waits in red and does not say what for")
+        elif server.red_since < 0:
+            server.red_since = self.world.now
+        elif self.world.now - server.red_since > SPEECHLESS:
+            raise Violation(f"{name} has waited for {SPEECHLESS:.0f} s and does not say what for")
+
     def check_role(self, name: str, before: Role, state: State) -> None:
         """A server becomes primary, or is not any more."""
         server = self.world.servers[name]
+        if state.role in (Role.SECOND, Role.PRIM) and before not in (Role.SECOND, Role.PRIM):
+            self._check_fits(name, state)
         if state.role is Role.PRIM and not self.world.options.rfs:
             self.settled_data()
         if before.primary and not state.role.running and not state.paired:
@@ -120,6 +138,17 @@ class Judge:
             return
         if self._hear_each_other(state, other.heart):
             raise Violation(f"{name} becomes {state.role} while it hears {other.name} {other.heart.role} (M1)")
+
+    def _check_fits(self, name: str, state: State) -> None:
+        """M8: no pair of servers that do not fit, unless an administrator says second."""
+        peer = state.peer
+        accepted = "up" in (state.resource("config.accepted"), peer is not None and self._accepts(peer.node))
+        if peer is not None and peer.agrees != state.setup.agrees and not accepted:
+            raise Violation(f"{name} {state.role} is in a pair with {peer.node}, which it does not fit (M8)")
+
+    def _accepts(self, name: str) -> str:
+        heart = self.world.servers[name].heart
+        return heart.resource("config.accepted") if heart is not None else ""
 
     def _check_listened(self, server: Server, state: State) -> None:
         """M0: silence counts only after a whole time-out of listening."""
@@ -170,6 +199,8 @@ class Judge:
             assert server.heart is not None
             if server.heart.role is Role.PRIM and not server.app:
                 raise Violation(f"{server.name} is PRIM without its application")
+            if server.heart.role is Role.PRIM and self.world.options.rfs and server.rfs != "primary":
+                raise Violation(f"{server.name} is PRIM without its file system")
             if server.heart.role is Role.SECOND and server.app:
                 raise Violation(f"{server.name} is SECOND and runs the application (M1)")
             missing = self.acked - set(server.data)

@@ -17,6 +17,8 @@ DURABLE = frozenset(
 PULSE, TIMEOUT = 1.0, 4.0
 PAIR_TIMEOUT = 10.0
 """Seconds that nfsadmin waits for the answer of its heart, which may have died with the question."""
+SPEECHLESS = 20.0
+"""Seconds after which a server that waits has told what for."""
 MAX_EVENTS = 60_000
 
 
@@ -91,6 +93,10 @@ class Server:
     broken: bool = False
     """It has not served without a break since the pair broke, but left at `broken_at`."""
     broken_at: float = 0.0
+    red_since: float = -1.0
+    """Since when it waits without a word of what for, -1: it does not."""
+    silent_box: bool = False
+    """Its nfsbox died and nobody but a proof tells of it."""
     looks: bool = False
     """The checker of its interface runs."""
     app: bool = False

@@ -11,6 +11,7 @@ from tests.t1_simulation.mirror_parts import Options, Server, Violation
 from tests.t1_simulation.mirror_world import World
 
 SET_BACK = 14
+UNLIKE = 7
 Kind = Callable[[World], None]
 KINDS_OF_PAIRS = 15
 MARK = 3.0
@@ -59,12 +60,13 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
             if server.heart is None and server.powered and world.now >= world.deciding_until:
                 world.order(name, "start")
         decide_for_the_original(world)
+        configure_alike(world)
         if world.now > start + 14.0:
             try:
                 world.judge.check_settled()
                 return world
             except Violation as error:
-                if "not PRIM" not in str(error) and "without its app" not in str(error):
+                if "not PRIM" not in str(error) and "without its" not in str(error):
                     raise
     world.judge.check_settled()
     return world
@@ -92,6 +94,23 @@ def decide_for_the_original(world: World) -> None:
         world.at(5.0, lambda: world.order(original.peer, "second", decided=whole))
 
 
+def configure_alike(world: World) -> None:
+    """The administrator configures the server that is refused as the other one is."""
+    for name, server in world.servers.items():
+        if server.heart is None or server.heart.blocked != "config_differs" or world.now < world.deciding_until:
+            continue
+        world.deciding_until = world.now + 6.0
+        world.say(name, "== is configured as the other one")
+        world.order(name, "stop")
+        world.at(4.0, lambda name=name, peer=server.peer: _like(world, name, peer))  # type: ignore[misc]
+
+
+def _like(world: World, name: str, other: str) -> None:
+    if world.servers[name].heart is None:
+        world.addresses[name] = world.addresses[other]
+        world.order(name, "start")
+
+
 def _told(server: Server) -> bool:
     """It waits for an administrator, and says so."""
     heart = server.heart
@@ -105,6 +124,8 @@ def _kinds_of(seed: int, options: Options) -> tuple[Kind, ...]:
     kinds: tuple[Kind, ...] = _KINDS if options.partitions else _KINDS_WITHOUT_PARTITION
     if seed % KINDS_OF_PAIRS == SET_BACK:
         kinds = (*_KINDS, put_back, put_back, put_back, copy)
+    elif seed % KINDS_OF_PAIRS == UNLIKE:
+        kinds = (*_KINDS, configure, configure, configure)
     elif options.witness:
         kinds = (*_KINDS_WITHOUT_PARTITION, isolate, isolate, isolate_one_way, unplug)
     elif options.interface:
@@ -225,6 +246,20 @@ def put_back(world: World) -> None:
             world.at(world.random.uniform(0.5, 15), lambda each=each: _boot(world, each))  # type: ignore[misc]
 
     world.at(world.random.uniform(1, 30), back)
+
+
+def configure(world: World) -> None:
+    """Other virtual addresses on one server, which was stopped for that."""
+    name = _one(world)
+    world.order(name, "stop")
+
+    def changed() -> None:
+        if world.servers[name].heart is None:
+            world.say(name, "== has other addresses")
+            world.addresses[name] = world.random.choice(("one", "two"))
+        _boot(world, name)
+
+    world.at(world.random.uniform(3, 10), changed)
 
 
 def copy(world: World) -> None:

@@ -31,7 +31,7 @@ from heart.core.actions import (
     Witness,
 )
 from heart.core.decide import beat, decide, new_state
-from heart.core.events import Born, Done, Heard, Ordered, Replication, ResourceSet, Tick
+from heart.core.events import Born, Done, Heard, Ordered, Proved, Replication, ResourceSet, Tick
 from heart.core.hearing import OVERSLEPT_SLACK
 from heart.core.values import Beat, Command, Link, Setup
 from heart.shell.telling import Sent
@@ -95,6 +95,8 @@ class World:
         self.witness_side = ""
         """While it is not empty, only this server sees the witness."""
         self.chaos = True
+        self.addresses = {"A": "one", "B": "one"}
+        """What both must have in common, as it is configured."""
         self.deciding_until = 0.0
         """Until then an administrator decides, and nobody starts a module besides."""
         self.log: list[tuple[float, str, str]] = []
@@ -136,6 +138,7 @@ class World:
             witness="w" if self.options.witness else "",
             hurry=HURRY,
             mark=self.options.mark,
+            agrees=(("addresses", self.addresses[name]),),
         )
 
     def power_on(self, name: str) -> None:
@@ -178,9 +181,12 @@ class World:
             self.now,
             gap,
             unconfirmed=self.now - server.confirmed,
+            unproved=adopt and server.mark,
         )
         self.feed(name, born)
         life = server.life
+        if born.unproved:
+            self.at(self.random.uniform(0.2, 1.5), lambda: self._prove(name, life))
         if server.heart is not None:
             self._pulse(name, life)
             self.at(0.5, lambda: self._look_at_interface(name))
@@ -213,7 +219,19 @@ class World:
         self.say(name, "== nfsbox killed")
         primary = server.rfs == "primary"
         self.data.lose_box(server)
+        server.silent_box = self.random.random() < 0.5
+        if server.silent_box:
+            # nfsadmin is gone too: nobody but the proof of the new heart tells of it
+            return
         self.at(1.3, lambda: self._tell_box_died(name, primary, server.life))
+
+    def _prove(self, name: str, life: int) -> None:
+        """The new heart has looked at the parts of the role that it took over."""
+        server = self.servers[name]
+        if server.life != life or server.heart is None:
+            return
+        lost = server.silent_box and server.rfs == "dead" and server.heart.role.running
+        self.feed(name, Proved(("nfsbox", "nfsadmin"), (), True) if lost else Proved())
 
     def _tell_box_died(self, name: str, primary: bool, life: int) -> None:
         server = self.servers[name]

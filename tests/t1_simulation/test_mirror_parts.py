@@ -1,0 +1,84 @@
+"""Servers that do not fit each other, roles whose parts have died, waits that say nothing: rules about them, broken on
+purpose and found."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from heart.core import fitting, parts, waiting
+from heart.core.decide import _HANDLERS
+from heart.core.events import Proved
+from heart.core.turn import Turn
+from tests.t1_simulation import mirror_schedules as may
+from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, UNLIKE, Kind, run
+from tests.t1_simulation.mirror_world import World
+
+COUNT = int(os.environ.get("SAFEKIT_PARTS_SCHEDULES", "45"))
+ORDERS, CABLE = 0, 12
+UNLIKE_FAULTS: tuple[Kind, ...] = (may.configure, may.configure, may.crash, may._command)
+KILLS: tuple[Kind, ...] = (may._kill_module, may._kill_module, may.crash, may._command)
+
+
+def seeds(kind: int, count: int) -> range:
+    return range(kind, kind + count * KINDS_OF_PAIRS, KINDS_OF_PAIRS)
+
+
+def found(kind: int, kinds: tuple[Kind, ...], count: int = 100) -> str:
+    """The first thing that breaks in these schedules, "" when nothing does."""
+    for seed in seeds(kind, count):
+        try:
+            run(seed, kinds=kinds)
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "kinds"), [(UNLIKE, UNLIKE_FAULTS), (ORDERS, KILLS)], ids=["other addresses", "all processes killed"]
+)
+def test_schedules_of_a_few_kinds_keep_the_invariants(kind: int, kinds: tuple[Kind, ...]) -> None:
+    for seed in seeds(kind, COUNT // 2):
+        try:
+            run(seed, kinds=kinds)
+        except AssertionError as error:
+            pytest.fail(f"schedule {seed}: {error}", pytrace=False)
+
+
+def _leave_in_doubt(world: World) -> None:
+    """The cable of A is out for so long that it leaves the application; the other one dies before it is heard again."""
+    world.unplug("A", 12.0)
+    world.at(11.5, lambda: world.power_off("B") if world.chaos else None)
+
+
+def _kill_alone(world: World) -> None:
+    """B has no power, and all processes of A die."""
+    world.power_off("B")
+    world.at(8.0, lambda: world.kill_module("A") if world.chaos else None)
+
+
+def test_finds_a_pair_of_servers_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "unfit", lambda t: ())
+    assert "M8" in found(UNLIKE, UNLIKE_FAULTS)
+
+
+def test_finds_a_role_that_is_adopted_without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system of the role died with all processes, and nobody asks for it."""
+
+    def believing(t: Turn, event: Proved) -> None:
+        parts.on_proved(t, Proved())
+
+    monkeypatch.setitem(_HANDLERS, Proved, believing)
+    assert "PRIM" in found(ORDERS, (_kill_alone,), 20)
+
+
+def test_finds_a_wait_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server in doubt looks as one that is about to start."""
+
+    def silent(t: Turn) -> bool:
+        t.s.blocked = ""
+        return waiting.unblocked_color(t)
+
+    monkeypatch.setattr(waiting, "_doubtful", silent)
+    assert "does not say what for" in found(CABLE, (_leave_in_doubt,), 20)
