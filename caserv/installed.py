@@ -20,6 +20,7 @@ from caserv.errors import PkiError
 from safekit.disk.paths import safe
 
 ACTIVE = "httpd.webconsolessl.conf"
+CRL = "clca.crl"
 RESTART_SECONDS = 120
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
 Say = Callable[[str], None]
@@ -104,6 +105,23 @@ def install_authorities(server_chain: bytes, client_chain: bytes, say: Say) -> N
             shutil.copyfile(path, copy)
             say(f"{path} is replaced; what it held is in {copy.name}")
         places.write(path, data, places.READABLE)
+    _put_aside_foreign_list(client_chain, say)
+
+
+def _put_aside_foreign_list(client_chain: bytes, say: Say) -> None:
+    """A list of an authority that is no longer asked: with it, nobody's certificate could be judged."""
+    path = places.conf() / CRL
+    if not path.exists():
+        return
+    known = {each.subject for each in chain("clcacert.crt", client_chain)}
+    try:
+        own = x509.load_pem_x509_crl(path.read_bytes()).issuer in known
+    except ValueError:
+        own = False
+    if not own:
+        copy = path.with_name(f"{CRL}.{time.strftime('%Y-%m-%d-%H%M%S')}")
+        path.rename(copy)
+        say(f"{path} is of another authority; it is in {copy.name} now")
 
 
 def install_server(certificate: x509.Certificate, key: bytes, say: Say, pem: bytes = b"") -> None:
@@ -130,7 +148,7 @@ def install_admin(certificate: x509.Certificate, key: bytes, say: Say, pem: byte
 
 def install_crl(data: bytes) -> None:
     """clca.crl: certificates of clients that are no longer good. Raises OSError."""
-    places.write(places.conf() / "clca.crl", data, places.READABLE)
+    places.write(places.conf() / CRL, data, places.READABLE)
 
 
 def check_all() -> list[str]:

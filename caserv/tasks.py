@@ -60,9 +60,9 @@ def renew_own(ours: Authority, own: Names, say: Say) -> None:
     admin_certificate = ours.issue(admin, SYSTEM, again=True)
     pem = certificate_pem(ours.certificate)
     installed.install_authorities(pem, pem, say)
+    installed.install_crl(ours.crl())
     installed.install_server(server_certificate, authority.key_pem(server_key), say)
     installed.install_admin(admin_certificate, authority.key_pem(admin_key), say)
-    installed.install_crl(ours.crl())
 
 
 def own_key(name: str) -> rsa.RSAPrivateKey:
@@ -117,7 +117,7 @@ def additional_server(client: CaClient, say: Say) -> None:
     ca_pem = client.ca_certificate()
     if abs(client.skew) > MAX_SKEW:
         say(f"Warning: the clock of {client.where} differs by {client.skew:.0f} s: timedatectl set-ntp true")
-    ca = installed.chain("cacert.crt", ca_pem)
+    ca, crl = installed.chain("cacert.crt", ca_pem), client.crl()
     own = names.load()
     server = client.sign("servercsr", f"server_{host}", server_request, own.texts())
     user = client.sign("usercsr", f"user_Admin_{host}", user_request)
@@ -130,12 +130,12 @@ def additional_server(client: CaClient, say: Say) -> None:
         places.write(places.certs() / f"{name}.crt", data, places.READABLE)
     places.write(places.certs() / authority.CACERT, ca_pem, places.READABLE)
     installed.install_authorities(ca_pem, ca_pem, say)
+    installed.install_crl(crl)
     for name, install in (
         (f"server_{host}", installed.install_server),
         (f"user_Admin_{host}", installed.install_admin),
     ):
         install(load_certificate(places.certs() / f"{name}.crt"), authority.key_pem(own_key(name)), say)
-    installed.install_crl(client.crl())
     for line in installed.check_all():
         say(line)
 

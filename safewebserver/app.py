@@ -17,7 +17,7 @@ from aiohttp import web
 from safekit.bus.endpoint import Endpoint
 from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
-from safewebserver import metrics, pages
+from safewebserver import metrics, pages, revocations
 from safewebserver.api import PREFIX, Api, ApiError, Handler, reply
 from safewebserver.assets import PAGES, Console
 from safewebserver.deploy import Deploy
@@ -34,6 +34,7 @@ from safewebserver.sessions import SessionApi, Sessions, from_console, who_asks
 PUBLIC = frozenset(
     {
         *PAGES,
+        revocations.PATH,
         *(f"{PREFIX}/{name}" for name in ("openapi.json", "session", "proof", "who")),
         *(f"/safekit/{name}" for name in ("mosaic.html", "localhost.html", "pages.css")),
     }
@@ -190,4 +191,6 @@ def make_app(gate: Gate, api: Api, bus: Endpoint | None = None) -> web.Applicati
     ):
         app.add_routes(part.routes())
     app.add_routes([*pages.routes(), web.get(metrics.PATH, metrics.metrics)])
+    app.add_routes([web.get(revocations.PATH, revocations.serve)])
+    app.cleanup_ctx.append(revocations.following)
     return app
