@@ -13,6 +13,7 @@ import click
 from lab.chaos import campaign
 from lab.chaos.campaign import Campaign, Wish
 from lab.chaos.faults import FARM, MIRROR
+from lab.chaos.rules import Settings
 from lab.errors import LabError
 
 
@@ -35,6 +36,9 @@ def _kinds(subject: str, names: str) -> tuple[str, ...]:
 @click.option("--minutes", default=0.0, metavar="M", help="End after this time at the latest.")
 @click.option("--no-database", is_flag=True, help="Without PostgreSQL and its clients.")
 @click.option("--witness", is_flag=True, help="With a witness (the client): then two servers never run at once.")
+@click.option(
+    "--timeout", default=2.0, show_default=True, metavar="SECONDS", help="Of heart; longer on a busy machine."
+)
 @click.option("--keep-going", is_flag=True, help="Go on with a fresh lab after a finding.")
 @click.option("--keep-labs", is_flag=True, help="Leave the lab of a finding as it is.")
 @click.option(
@@ -44,7 +48,7 @@ def _kinds(subject: str, names: str) -> tuple[str, ...]:
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON; progress goes to standard error.")
 def chaos(
     seed: int, faults: int, labs: int, subject: str, begin: int, only: str, minutes: float, no_database: bool,
-    witness: bool, keep_going: bool, keep_labs: bool, directory: Path, as_json: bool,
+    witness: bool, timeout: float, keep_going: bool, keep_labs: bool, directory: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Random faults against a cluster under load, with an audit of every promise after each.
 
@@ -61,7 +65,7 @@ def chaos(
     """
     wish = Wish(
         seed, faults, labs, subject, begin, _kinds(subject, only), not no_database, witness, keep_going, keep_labs,
-        minutes, directory.resolve(),
+        minutes, directory.resolve(), Settings(timeout=timeout),
     )  # fmt: skip
     wish.directory.mkdir(parents=True, exist_ok=True)
     made = Campaign(wish, lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=as_json))

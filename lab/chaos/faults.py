@@ -20,7 +20,9 @@ class Cost(Enum):
 
     NOTHING = "nothing: the application is not touched"
     RESTART = "the application is started again, here or on the other server"
-    OVERLAP = "for a moment two servers run it: one that stood still goes on where it was before it can know"
+    OVERLAP = (
+        "for a moment two servers run it: nobody is there who could stop it on one that stands still or lost heart"
+    )
     SPLIT = "a split without a witness: both servers run it, and what one of them acknowledged is given up"
 
 
@@ -53,8 +55,8 @@ MIRROR = _kinds(
     Kind("kill_nfsbox_prim", 4, Cost.RESTART, "the file system of the primary is killed"),
     Kind("kill_second", 6, Cost.NOTHING, "one process of the secondary is killed"),
     Kind("kill_supervisor", 3, Cost.RESTART, "the supervisor of the module is killed"),
-    Kind("kill_several", 6, Cost.RESTART, "two or three processes are killed at once"),
-    Kind("kill_all", 5, Cost.RESTART, "all processes of the module are killed at once"),
+    Kind("kill_several", 6, Cost.OVERLAP, "two or three processes are killed at once"),
+    Kind("kill_all", 5, Cost.OVERLAP, "all processes of the module are killed at once"),
     Kind("kill_application", 3, Cost.RESTART, "the application is killed"),
     # Standing still.
     Kind("freeze_heart", 3, Cost.OVERLAP, "heart stands still for a while"),
