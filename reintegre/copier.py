@@ -199,9 +199,9 @@ class Copier:
                 return Outcome(0, again=kind != "gone")
             if fresh:
                 work = replace(work, content=Content.COPY)
-            if work.content is Content.COPY:
-                # What was written between the listing and this point of the stream had no file here to go to.
-                work = replace(work, size=max(work.size, size))
+            # From this point of the stream on both have the same size. What came between the listing and this point had
+            # no file here to go to, or made it longer over what was cut off there before the session and is still here.
+            work = replace(work, size=max(work.size, size))
         if work.content is Content.SKIP:
             return Outcome(0)
         zones = (

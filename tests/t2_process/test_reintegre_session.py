@@ -508,3 +508,23 @@ def test_names_of_what_has_no_content_stay_together_and_apart(bed: Bed, kind: Ki
     for name in ("link", "pipe"):
         one, two, four = ((target / f"{name}{n}").lstat() for n in (1, 2, 4))
         assert one.st_ino == two.st_ino != four.st_ino and (one.st_nlink, four.st_nlink) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", [Kind.BITMAP, Kind.RESUME])
+@pytest.mark.parametrize(("old", "cut", "new"), [(21352, 4649, 16185), (3 * ZONE, 100, 3 * ZONE), (2 * ZONE, 0, ZONE)])
+def test_a_file_that_was_cut_off_and_grows_again_after_it_was_listed(
+    bed: Bed, kind: Kind, old: int, cut: int, new: int
+) -> None:
+    """What was cut off comes back as zeros there, and is still here."""
+    path = bed.write("a", os.urandom(old))
+    bed.run(Kind.FULL)
+    os.truncate(path, cut)
+
+    def hook(op: str, fields: dict[str, object]) -> None:
+        if op == "push_entry" and fields["path"] == b"a" and path.stat().st_size == cut:
+            os.truncate(path, new)
+
+    bed.primary.hook = hook
+    bed.run(kind)
+    assert path.stat().st_size == new
+    bed.same()
