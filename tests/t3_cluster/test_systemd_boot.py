@@ -207,6 +207,50 @@ def test_a_killed_safeadmin_is_started_again_and_its_modules_go_on(server: Machi
     assert active(server, "application") == "active"
 
 
+# Takes data points as KairosDB does, and keeps the last ones.
+DATABASE = """
+import http.server
+class Taker(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            import gzip; data = gzip.decompress(data)
+        open("/root/points", "ab").write(data + b"\\n")
+        self.send_response(204); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", 8081), Taker).serve_forever()
+"""
+
+
+def test_the_daemon_of_kairosdb_as_its_readme_says(server: Machine) -> None:
+    """MET-007, MET-008: the unit is copied and edited, enabled and started; it sends, and starts at the next boot."""
+    server.write("/root/database.py", DATABASE)
+    server.run("setsid python3 /root/database.py >/dev/null 2>&1 </dev/null &")
+    steps = [
+        line.split("#")[0].strip() for line in server.read("/opt/safekit/KairosDB/README").splitlines()
+        if line.startswith("    ") and any(word in line for word in ("cp ", "vi ", "systemctl "))
+    ]  # fmt: skip
+    assert [step.split()[0] for step in steps] == ["cp", "vi", "systemctl", "systemctl", "systemctl"]
+    for step in steps:
+        editor = "sed -i s,http://127.0.0.1:8080,http://127.0.0.1:8081,"
+        server.run(step.replace("vi", editor, 1) if step.startswith("vi ") else step)
+    assert active(server, "safeKairosDBd") == "active"
+    assert "127.0.0.1:8081" in server.run(["systemctl", "cat", "safeKairosDBd"]).stdout
+    wait_for(
+        lambda: "safekit.state.local" in server.run("cat /root/points 2>/dev/null", check=False).stdout, 40,
+        lambda: server.run("journalctl -u safeKairosDBd --no-pager | tail -20").stdout,
+    )  # fmt: skip
+    assert "safekairosdb" in server.run("ps -eo comm").stdout
+    verified = server.run(["systemd-analyze", "verify", "safeKairosDBd.service"], check=False)
+    assert "safeKairosDBd" not in verified.stderr, verified.stderr
+    server.run(["systemctl", "stop", "safeKairosDBd"])
+    assert active(server, "safeKairosDBd") == "inactive" and "safekairosdb" not in server.run("ps -eo comm").stdout
+    server.shutdown()
+    server.boot()
+    assert active(server, "safeKairosDBd") == "active", "enabled: it starts at boot, with nobody to send to"
+    wait_state(server, "data", "ALONE")
+    server.run("systemctl disable --now safeKairosDBd && rm /lib/systemd/system/safeKairosDBd.service")
+
+
 def test_an_upgrade_keeps_what_starts_at_boot_and_starts_the_services_again(server: Machine) -> None:
     refused = server.run(["dpkg", "-i", "/root/2.deb"], check=False, timeout=300)
     assert refused.returncode != 0 and "running: app" in refused.stderr and "safekit shutdown" in refused.stderr
