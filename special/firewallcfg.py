@@ -241,6 +241,20 @@ def iptables_add(comment: str, opened: Sequence[Port], sources: Sequence[Network
     return [["-I", "INPUT", *match, *marked] for match in matches]
 
 
+def ways_in(listing: str, name: str) -> dict[str, set[str]]:
+    """How each zone of firewalld lets a service in, as options of firewall-cmd, from `--list-all-zones`."""
+    found: dict[str, set[str]] = {}
+    here: set[str] = set()
+    for line in listing.splitlines():
+        if line[:1].strip():
+            here = found[line.split()[0]] = set()
+        elif line.strip().startswith("services:"):
+            here |= {f"service={name}"} & {f"service={each}" for each in line.split()[1:]}
+        elif line.strip().startswith("rule ") and f'service name="{name}"' in line:
+            here.add(f"rich-rule={line.strip()}")
+    return found
+
+
 # Doing it
 
 
@@ -283,7 +297,7 @@ def with_firewalld(name: str, opened: Sequence[Port], sources: Sequence[Network]
     wanted_ports = {f"{port.number}/{port.protocol}" for port in opened}
     if not opened and not known:
         return True
-    former = {zone: _ways(zone, name) for zone in _permanent("--get-zones").split()}
+    former = ways_in(_permanent("--list-all-zones"), name)
     ways = {f"service={name}"} if sources is None else {f"rich-rule={rule}" for rule in rich_rules(name, sources)}
     same = known and wanted_ports == set(_permanent(f"--service={name}", "--get-ports").split())
     if opened and same and all(former.get(zone) == ways for zone in zones):
@@ -302,13 +316,6 @@ def with_firewalld(name: str, opened: Sequence[Port], sources: Sequence[Network]
                 _permanent(f"--zone={zone}", f"--add-{way}")
     _run(["firewall-cmd", "--reload"])
     return True
-
-
-def _ways(zone: str, name: str) -> set[str]:
-    """How a zone lets a service in now, as options of firewall-cmd."""
-    found = {f"service={name}"} & {f"service={s}" for s in _permanent(f"--zone={zone}", "--list-services").split()}
-    rules = _permanent(f"--zone={zone}", "--list-rich-rules").splitlines()
-    return found | {f"rich-rule={rule}" for rule in rules if f'service name="{name}"' in rule}
 
 
 def _has(tool: str) -> bool:

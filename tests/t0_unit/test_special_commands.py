@@ -115,6 +115,18 @@ def test_iptables_rules_of_others_are_left_alone() -> None:
     assert [words[:2] for words in own] == [["-D", "INPUT"]] and "4800" in own[0]
 
 
+def test_zones_of_firewalld_are_read_at_once() -> None:
+    listing = (
+        "public (active)\n  target: default\n  services: ssh safekit_probes-x safekit-core\n  rich rules: \n"
+        '\trule family="ipv4" source address="10.0.0.0/8" service name="safekit_probes" accept\n'
+        '\trule family="ipv4" source address="10.0.0.0/8" service name="other" accept\n\n'
+        "trusted\n  target: ACCEPT\n  services: \n  rich rules: \n"
+    )
+    rule = 'rich-rule=rule family="ipv4" source address="10.0.0.0/8" service name="safekit_probes" accept'
+    assert firewallcfg.ways_in(listing, "safekit_probes") == {"public": {rule}, "trusted": set()}
+    assert firewallcfg.ways_in(listing, "safekit-core")["public"] == {"service=safekit-core"}
+
+
 def test_ports_are_those_of_the_configuration() -> None:
     """The attribute `port` of <heart>, <heartbeat> and <farm> may name others than the module's id gives."""
     port = ports.Port
