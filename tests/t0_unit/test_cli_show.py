@@ -123,6 +123,7 @@ def test_json_has_the_verdict_and_the_progress() -> None:
     ],
 )
 def test_licence(text: str | None, expected: str) -> None:
+    """LIC-001, LIC-002, LIC-004."""
     assert licence(text, "n1.example.org", date(2026, 1, 15)) == expected.replace("for *", "for n1.example.org")
 
 

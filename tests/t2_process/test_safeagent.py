@@ -128,6 +128,7 @@ def test_private_writes_from_named_addresses_only(agent: AgentServer, admin: Not
 
 
 def test_states_walk_and_bulk(agent: AgentServer) -> None:
+    """SNM-005 to SNM-007."""
     agent.start()
     assert agent.get(f"{STATE}.1") == "4" and agent.get(f"{NAME}.1") == '"db"'
     assert agent.get(f"{STATE}.7") == "0", "a module that does not run is stop(0), whatever its file says"
@@ -144,6 +145,7 @@ def test_states_walk_and_bulk(agent: AgentServer) -> None:
 
 
 def test_resources_keep_their_numbers(agent: AgentServer) -> None:
+    """SNM-009."""
     base = {"state.local": "PRIM", "state.color": "green"}
     agent.module("db", 1, {**base, "intf.10.0.0.0": "up", "tcp.z": "init"})
     agent.start()
@@ -184,6 +186,7 @@ def test_a_short_flip_is_counted(agent: AgentServer) -> None:
 
 
 def test_what_becomes_of_an_action(agent: AgentServer, admin: NotedAdmin) -> None:
+    """SNM-008."""
     agent.start()
     for action in list(Action)[1:]:
         assert agent.set(f"{ACTION}.1", "i", str(action.value)).returncode == 0
@@ -315,6 +318,7 @@ def sink(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 
 @pytest.mark.parametrize("kind", ["trapsink", "trap2sink", "informsink"])
 def test_messages_reach_a_manager(agent: AgentServer, sink: tuple[int, Path], kind: str) -> None:
+    """SNM-003, SNM-010."""
     port, heard = sink
     agent.write(SETTINGS + f"{kind} 127.0.0.1:{port} mgr\n")
     agent.start()
@@ -420,7 +424,7 @@ def test_a_manager_that_is_away_costs_nothing(agent: AgentServer) -> None:
 
 
 def test_the_mib_is_what_the_agent_answers(agent: AgentServer, tmp_path: Path) -> None:
-    """Clean for smilint but for one known warning (the guide puts the notification directly below safekit), and each
+    """SNM-004: clean for smilint but for one known warning (the guide puts the notification below safekit), and each
     object that the agent shows has a name in it."""
     mib, base = CHECKOUT / "private/conf/snmp/safekit.mib", CHECKOUT / ".cache/mibs"
     if not base.is_dir() or shutil.which("smilint") is None:

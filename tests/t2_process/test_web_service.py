@@ -277,6 +277,7 @@ def test_the_log_is_followed(web: WebServer, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ports_limit_roles_and_open_mode(tmp_path: Path) -> None:
+    """FWL-012."""
     port, control, monitor = free_ports(3)
     define = f"Define httpcontrolport {control}\nDefine httpmonitorport {monitor}\n"
     server = WebServer(tmp_path, define, port).start()

@@ -190,8 +190,8 @@ def test_a_move_longer_than_the_timeout(pair: Pair, which: str) -> None:
 
 
 def test_names_that_come_after_the_boot(lab: Lab, pair: Pair) -> None:
-    """A server boots while the DNS does not answer: the cluster stays configured, the module does not start on data
-    that may be old, and when the names are there it becomes the secondary by itself."""
+    """CLO-008: a server boots while the DNS does not answer. The cluster stays configured, the module does not start on
+    data that may be old, and when the names are there it becomes the secondary by itself."""
     prim = pair.one if pair.state(pair.one) == "PRIM green" else pair.two
     pair.wait_protected(prim)
     booted = pair.other(prim)

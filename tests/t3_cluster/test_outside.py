@@ -155,6 +155,43 @@ def test_a_manager_asks_the_agent_of_a_server(lab: Lab) -> None:
     assert snmp(client, "snmpget", target, f"{PREFIX}.1.1.2.1")[0] != 0
 
 
+def test_a_manager_is_told_of_each_start(lab: Lab) -> None:
+    """SNM-003, SNM-010: net-snmp's snmptrapd gets what the log of a module says, while the module starts and stops."""
+    program = TOOLS / "sbin/snmptrapd"
+    if not program.exists():
+        pytest.skip("snmptrapd is not here: bin/setup test")
+    one, client = lab.node("node1"), lab.client
+    client.run(["mkdir", "-p", "/root/trapd"])
+    for path in (program, *(TOOLS / "lib").glob("*/libnetsnmptrapd.so*")):
+        shutil.copy(path, Pair.outside(client, f"/root/trapd/{path.name}"))
+    client.write("/root/snmptrapd.conf", "disableAuthorization yes\n")
+    manager = client.popen(
+        ["env", "LD_LIBRARY_PATH=/root/trapd", "/root/trapd/snmptrapd", "-f", "-n", "-C", "-c", "/root/snmptrapd.conf",
+         "-Lf", "/root/traps", "-Oqn", "-m", "", "162"]
+    )  # fmt: skip
+
+    def told() -> str:
+        return str(client.run("cat /root/traps 2>/dev/null", check=False).stdout)
+
+    settings = one.read("/opt/safekit/snmp/conf/snmpd.conf")
+    try:
+        wait_for(lambda: "NET-SNMP" in told(), 20, "snmptrapd listens")
+        one.write("/opt/safekit/snmp/conf/snmpd.conf", f"{settings}\ntrap2sink {client.address()} mgr\n")
+        one.safekit("safeagent", "start")
+        for number in (1, 2):
+            one.safekit("stop", "-m", "web")
+            one.safekit("waitstop", "-m", "web")
+            one.safekit("start", "-m", "web")
+            one.safekit("waitstate", "-m", "web", "UP", timeout=60)
+            wait_for(lambda n=number: told().count("Local state UP green") == n, 20, told)  # type: ignore[misc]
+        assert f"{PREFIX}.3" in told() and "Action start called by" in told()
+    finally:
+        manager.terminate()
+        manager.wait()
+        one.safekit("safeagent", "stop")
+        one.write("/opt/safekit/snmp/conf/snmpd.conf", settings)
+
+
 def test_probes_of_the_clouds(lab: Lab) -> None:
     """CLO-005, CLO-006: HTTP/1.0 and no Host, as some balancers ask; what they see is 200 or 404, at once."""
     one, two = lab
