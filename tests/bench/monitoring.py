@@ -27,9 +27,8 @@ from lab.cluster import Lab, Node  # noqa: E402
 
 SCRAPE_SECONDS, WALK_SECONDS = 15, 60
 FARM = """<safe><service mode="farm"><farm><lan name="default"/></farm><user/></service></safe>"""
-CHECKS = (
-    '<check><ping ident="c"><to addr="{client}"/></ping><tcp ident="t"><to addr="127.0.0.1" port="9010"/></tcp></check>'
-)
+CHECKS = """<check><ping ident="c"><to addr="{client}"/></ping>
+<tcp ident="t" when="both"><to addr="127.0.0.1" port="9010"/></tcp></check>"""
 PREFIX = ".1.3.6.1.4.1.107.175.10"
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -143,6 +143,9 @@ def test_a_refusal_fails_the_start(
     assert move(monkeypatch, one, "route", "rtb-00000000", "192.168.9.9/32") == 1
     assert "aws-move-address:" in capsys.readouterr().err
     assert move(monkeypatch, one, "address") == 2
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert move(monkeypatch, one, "address", "10.0.1.9") == 1
+    assert "apt install python3-boto3" in capsys.readouterr().err
 
 
 def test_references_of_the_azure_template() -> None:
