@@ -41,7 +41,7 @@ def of_the_product(node: Node) -> dict[int, str]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"/opt/safekit/" in command or b"safe" in name.encode():
+        if name != "safelab-init" and (b"/opt/safekit/" in command or name.startswith("safe")):
             own[pid] = name
     return own
 

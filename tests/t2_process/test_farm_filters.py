@@ -246,6 +246,14 @@ def test_rules_for_one_address_and_for_all_ports(net: FarmNetwork, tmp_path: Pat
     ]
     counters = {rule["label"]: rule["packets"] for rule in net.servers[0].order("counters")["rules"]}
     assert counters["* tcp port 80 on_port"] >= 60
+    # the same for monitoring, without a question
+    published = net.servers[0].var / "stats/vipd.json"
+
+    def told() -> dict[str, int]:
+        found: dict[str, int] = json.loads(published.read_text())["packets"] if published.exists() else {}
+        return found
+
+    wait_until(lambda: told() == counters, "the figures are published", 25)
 
 
 def test_the_invisible_mac_is_never_a_source_and_every_server_answers_a_ping(net: FarmNetwork, tmp_path: Path) -> None:
