@@ -253,7 +253,7 @@ def test_rules_for_one_address_and_for_all_ports(net: FarmNetwork, tmp_path: Pat
         found: dict[str, int] = json.loads(published.read_text())["packets"] if published.exists() else {}
         return found
 
-    wait_until(lambda: told() == counters, "the figures are published", 25)
+    wait_until(lambda: told() == counters, 25, "the figures are published")
 
 
 def test_the_invisible_mac_is_never_a_source_and_every_server_answers_a_ping(net: FarmNetwork, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pair import wait_for
 
 from lab.cluster import Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ def test_from_the_first_boot_to_a_healthy_target(lab: Lab, provider: str, kind: 
     else:
         one.safekit("-H", "*", "start", "-m", kind)
         wanted = ("200", "200")
-    wait_for(lambda: (ready(one, kind), ready(two, kind)) == wanted, 60, lambda: ready(one, kind) + ready(two, kind))
+    wait_until(lambda: (ready(one, kind), ready(two, kind)) == wanted, 60, lambda: ready(one, kind) + ready(two, kind))
     for node in (two, one):
         node.safekit("stop", "-m", kind)
         node.safekit("waitstop", "-m", kind)

@@ -175,7 +175,7 @@ def test_a_manager_is_told_of_each_start(lab: Lab) -> None:
 
     settings = one.read("/opt/safekit/snmp/conf/snmpd.conf")
     try:
-        wait_for(lambda: "NET-SNMP" in told(), 20, "snmptrapd listens")
+        wait_until(lambda: "NET-SNMP" in told(), 20, "snmptrapd listens")
         one.write("/opt/safekit/snmp/conf/snmpd.conf", f"{settings}\ntrap2sink {client.address()} mgr\n")
         one.safekit("safeagent", "start")
         for number in (1, 2):
@@ -183,7 +183,7 @@ def test_a_manager_is_told_of_each_start(lab: Lab) -> None:
             one.safekit("waitstop", "-m", "web")
             one.safekit("start", "-m", "web")
             one.safekit("waitstate", "-m", "web", "UP", timeout=60)
-            wait_for(lambda n=number: told().count("Local state UP green") == n, 20, told)  # type: ignore[misc]
+            wait_until(lambda n=number: told().count("Local state UP green") == n, 20, told)  # type: ignore[misc]
         assert f"{PREFIX}.3" in told() and "Action start called by" in told()
     finally:
         manager.terminate()

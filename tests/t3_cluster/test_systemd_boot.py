@@ -235,7 +235,7 @@ def test_the_daemon_of_kairosdb_as_its_readme_says(server: Machine) -> None:
         server.run(step.replace("vi", editor, 1) if step.startswith("vi ") else step)
     assert active(server, "safeKairosDBd") == "active"
     assert "127.0.0.1:8081" in server.run(["systemctl", "cat", "safeKairosDBd"]).stdout
-    wait_for(
+    wait_until(
         lambda: "safekit.state.local" in server.run("cat /root/points 2>/dev/null", check=False).stdout, 40,
         lambda: server.run("journalctl -u safeKairosDBd --no-pager | tail -20").stdout,
     )  # fmt: skip
