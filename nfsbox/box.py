@@ -400,7 +400,7 @@ class Box:
         paired = ask.paired
         if paired and self.engine.role is Role.PRIMARY:
             return  # the hand-over did not come about: the stream, or what is held for it, is as it was
-        if paired and self._token is None:
+        if paired and self._token is None and (self._applier is None or self._applier.token is None):
             raise BoxError("not_paired", "there was no hand-over: start as primary without a peer")
         self._end_applier()
         self._save(ask.state)

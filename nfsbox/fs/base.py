@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ class Base(fuse.Operations):  # type: ignore[misc]
         self.request = (0, 0)  # opcode and node of the request that a callback belongs to
         self.kill_privileges = False
         self.handles: dict[int, File] = {}
-        self.hidden: set[int] = set()  # inodes of files that were unlinked while open
+        self.hidden: Counter[int] = Counter()  # place holders of each inode: of files that were unlinked while open
         self._excluded = root.exclusions.match
         self._both_sides = BothSides(root)
         self._acl = engine.settings.acl
@@ -63,6 +64,12 @@ class Base(fuse.Operations):  # type: ignore[misc]
         if not self._both_sides.has(status):
             return relative
         return find_name(self.tree, self.root.exclusions, status.st_ino) or relative
+
+    def _no_place_holder(self, inode: int) -> None:
+        """One less."""
+        self.hidden[inode] -= 1
+        if self.hidden[inode] <= 0:
+            del self.hidden[inode]
 
     def _change(
         self,

@@ -6,6 +6,7 @@ kernel's clearing of setuid), or what every microsecond counts for (read, write)
 
 from __future__ import annotations
 
+import stat
 import struct
 from typing import Final
 
@@ -179,29 +180,41 @@ def node_of(opcode: int, reply: bytes, asked: int) -> int | None:
     return asked if opcode == OPEN else None
 
 
-def invalidation(node: int) -> bytes:
-    """Tells the kernel that what it has of a node is old: pages and attributes."""
-    return OUT.pack(OUT.size + _INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE.pack(node, 0, 0)
+def invalidation(node: int, *, pages: bool) -> bytes:
+    """Tells the kernel that what it has of a node is old: attributes, and with `pages` the content."""
+    return OUT.pack(OUT.size + _INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE.pack(
+        node, 0 if pages else -1, 0
+    )
 
 
-def adjusted(opcode: int, reply: bytes, *, caching: bool) -> bytes:
-    """A reply of libfuse with the time-outs that are right. Without `caching` the kernel keeps neither names nor
-    attributes. With it, a file of several names, or of none yet, has attributes that are asked for each time: the
-    kernel takes its names for different files, and would not see what is written through another one."""
-    if reply[4:8] != b"\0\0\0\0":
-        return reply
+def node_of_link(request: bytes | bytearray) -> int:
+    """The node that gets another name by a LINK."""
+    node: int = _NODE_IN_ENTRY.unpack_from(request, HEADER)[0]
+    return node
+
+
+def adjusted(opcode: int, reply: bytes, *, caching: bool, names: int | None = None) -> bytes:
+    """A reply of libfuse with the time-outs that are right, and with the number of names that a file has (None: as it
+    is). Without `caching` the kernel keeps neither names nor attributes. With it, whatever has several names, or none
+    yet, has attributes that are asked for each time: the kernel takes its names for different files, and would not see
+    what is changed through another one."""
     if opcode in _ENTRIES:
-        if len(reply) < _MODE_IN_ENTRY + 8:
-            return reply
-        if not caching:
-            return reply[:32] + bytes(24) + reply[56:]
-        mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ENTRY)
-        if names != 1 and mode & 0o170000 == 0o100000:
-            return reply[:40] + bytes(8) + reply[48:52] + bytes(4) + reply[56:]
+        mode_at = _MODE_IN_ENTRY
     elif opcode in _ATTRIBUTES:
-        if len(reply) < _MODE_IN_ATTR + 8:
-            return reply
-        mode, names = _TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ATTR)
-        if not caching or (names != 1 and mode & 0o170000 == 0o100000):
-            return reply[:16] + bytes(12) + reply[28:]
-    return reply
+        mode_at = _MODE_IN_ATTR
+    else:
+        return reply
+    if reply[4:8] != b"\0\0\0\0" or len(reply) < mode_at + 8:
+        return reply
+    mode, told = _TYPE_AND_NAMES.unpack_from(reply, mode_at)
+    if names is not None and names != told:
+        reply = reply[: mode_at + 4] + names.to_bytes(4, "little") + reply[mode_at + 8 :]
+        told = names
+    several = told != 1 and not stat.S_ISDIR(mode)
+    if caching and not several:
+        return reply
+    if opcode in _ATTRIBUTES:
+        return reply[:16] + bytes(12) + reply[28:]
+    if not caching:
+        return reply[:32] + bytes(24) + reply[56:]
+    return reply[:40] + bytes(8) + reply[48:52] + bytes(4) + reply[56:]

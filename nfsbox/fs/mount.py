@@ -262,12 +262,15 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             reply = string_at(vector[0].base, vector[0].len)
             for index in range(1, count):
                 reply += string_at(vector[index].base, vector[index].len)
+            if opcode == kernel.LINK:
+                self._has_two_names(self._now.node)
             node = kernel.node_of(opcode, reply, self._now.node)
             if node is not None:
                 with self._lock:
                     self._open_nodes[node] += 1
             try:
-                os.write(self._fd, adjusted(opcode, reply, caching=operations.caching and not self._now.shared))
+                caching = operations.caching and not self._now.shared
+                os.write(self._fd, adjusted(opcode, reply, caching=caching, names=self._now.names))
             except OSError as error:
                 # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
                 return 0 if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
@@ -341,6 +344,12 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             if self._open_nodes[node] <= 0:
                 del self._open_nodes[node]
 
+    def _has_two_names(self, node: int) -> None:
+        """What the kernel keeps of a file under its first name would hide what is changed through the second. It is
+        told between the change and its answer."""
+        with contextlib.suppress(OSError):  # it keeps nothing of that
+            os.write(self._fd, kernel.invalidation(node, pages=False))
+
     def forget_pages(self) -> None:
         """The data of open files may have changed underneath: the kernel shall read it again. Waits for pages that were
         changed, which the loop takes meanwhile."""
@@ -348,7 +357,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             nodes = list(self._open_nodes)
         for node in nodes:
             with contextlib.suppress(OSError):  # the kernel knows it no more
-                os.write(self._fd, kernel.invalidation(node))
+                os.write(self._fd, kernel.invalidation(node, pages=True))
 
     def _put_aside(self, request: memoryview) -> bool:
         """Leave a change to the relieved thread; False when that has caught up meanwhile."""
@@ -465,8 +474,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                     request = kernel.create_request(buffer, place_holder(secrets.token_hex(8)))
                     size, opcode = len(request), kernel.CREATE
                     buffer[:size] = request
-                self._now.opcode, self._now.shared, self._now.node = opcode, False, nodeid
-                if opcode == kernel.RELEASE:
+                self._now.opcode, self._now.shared, self._now.node, self._now.names = opcode, False, nodeid, None
+                if opcode == kernel.LINK:
+                    self._now.node = kernel.node_of_link(buffer)
+                elif opcode == kernel.RELEASE:
                     self._closed(nodeid)
                 if busy or relieved:
                     ops.request = (asked, nodeid)
@@ -603,9 +614,10 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         target.st_ino = status.st_ino
         target.st_mode = status.st_mode
         # A name that stands for an unlinked open file is none that users may count.
-        target.st_nlink = status.st_nlink
+        self._now.names = target.st_nlink = status.st_nlink
         if status.st_ino in hidden:
-            target.st_nlink -= 1
+            target.st_nlink -= hidden[status.st_ino]
+            self._now.names = target.st_nlink  # libfuse takes one more off where it has hidden the name
             self._now.shared = True  # the kernel knows it by two nodes, and must not keep what each of them shows
         target.st_uid = status.st_uid
         target.st_gid = status.st_gid

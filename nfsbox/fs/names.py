@@ -280,7 +280,7 @@ class Names(Base):
         relative = self._relative(path)
         if is_hidden(relative):
             # The name was given up long ago: the directory must not look changed now, and only here.
-            self.hidden.discard(self.tree.lstat(relative).st_ino)
+            self._no_place_holder(self.tree.lstat(relative).st_ino)
             with self._unseen(relative):
                 self.tree.unlink(relative)
             self.engine.forget_hidden(self.index, relative)
@@ -440,7 +440,7 @@ class Names(Base):
         if self._excluded(source):
             self.tree.rename(source, hidden)
             engine.files.renamed(self.index, source, hidden)
-            self.hidden.add(self.tree.lstat(hidden).st_ino)
+            self.hidden[self.tree.lstat(hidden).st_ino] += 1
             return
         engine.check_writable()
         status = self.tree.lstat(source)
@@ -455,7 +455,7 @@ class Names(Base):
             else:
                 self.tree.rename(source, hidden)
                 self._hidden = None
-            self.hidden.add(status.st_ino)
+            self.hidden[status.st_ino] += 1
             if file is not None:
                 file.path = hidden
                 file.orphan = status.st_nlink == 1

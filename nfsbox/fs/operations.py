@@ -251,13 +251,13 @@ class Operations(Names):
         with self._unseen(relative):
             descriptor = self.tree.create(relative, os.O_RDWR, mode)
             status = self._give_or_undo(descriptor, relative, mode)
-        self.hidden.add(status.st_ino)
+        self.hidden[status.st_ino] += 1
         self._opened(descriptor, status, relative, fi, local=True).temporary = True
         return 0
 
     def _remove_temporary(self, file: File) -> None:
         """The place holder goes with the last handle; another name that it was given stays."""
-        self.hidden.discard(file.inode)
+        self._no_place_holder(file.inode)
         self.engine.forget_hidden(self.index, file.path)
         with (
             contextlib.suppress(FileNotFoundError),

@@ -467,13 +467,13 @@ def test_files_without_a_name_where_nothing_is_replicated(m: Path, pair: Pair) -
     os.write(descriptor, b" no longer")
     with pytest.raises(OSError, match="cross-device"):
         give_name(descriptor, m / "local/l")
-    assert (pair.b.backing / "replicated").read_bytes() == b"local no longer"
+    arrives(pair.b.backing / "replicated", "local no longer")
     os.rename(m / "replicated", m / "local/l")
     os.write(descriptor, b", again")
     os.rename(m / "local/l", m / "replicated")
     os.write(descriptor, b" no longer")
     os.close(descriptor)
-    assert (pair.b.backing / "replicated").read_bytes() == b"local no longer, again no longer"
+    arrives(pair.b.backing / "replicated", "local no longer, again no longer")
     os.rmdir(m / "local")
     (m / "another").write_text("replicated: the time of the top follows")
 
@@ -626,6 +626,11 @@ def test_not_replicated_stays_local(m: Path, pair: Pair) -> None:
     (m / "cache" / "last").write_text("")
 
 
+def arrives(path: Path, text: str) -> None:
+    """What is acknowledged is in the secondary's hands, and in its file a moment later."""
+    wait_for(lambda: path.read_text() == text, what=f"{text!r} in {path}")
+
+
 def test_an_open_file_crosses_the_border(m: Path, pair: Pair) -> None:
     """What is written after a rename goes where the file is then."""
     other = pair.b.backing
@@ -635,9 +640,9 @@ def test_an_open_file_crosses_the_border(m: Path, pair: Pair) -> None:
         os.rename(m / "moving.tmp", m / "moving")
         handle.write(", behind")
         handle.flush()
-        assert (other / "moving").read_text() == "before, behind"
+        arrives(other / "moving", "before, behind")
         os.ftruncate(handle.fileno(), 6)
-        assert (other / "moving").read_text() == "before"
+        arrives(other / "moving", "before")
         os.rename(m / "moving", m / "y.tmp")
         handle.write(", local")
         handle.flush()
@@ -648,7 +653,7 @@ def test_an_open_file_crosses_the_border(m: Path, pair: Pair) -> None:
         os.rename(m / "above.tmp", m / "above")
         handle.write("deep")
         handle.flush()
-        assert (other / "above/deep").read_text() == "deep"
+        arrives(other / "above/deep", "deep")
 
 
 def test_no_file_is_on_both_sides_of_the_border(m: Path, pair: Pair) -> None:
@@ -665,7 +670,7 @@ def test_no_file_is_on_both_sides_of_the_border(m: Path, pair: Pair) -> None:
     with open(m / "local/f"), open(m / "f", "r+") as handle:
         handle.write("new")
         handle.flush()
-        assert (pair.b.backing / "f").read_text() == "new"
+        arrives(pair.b.backing / "f", "new")
     for name in ("f", "g", "h"):
         (m / "local" / name).unlink()
     (m / "local").rmdir()
@@ -684,7 +689,7 @@ def test_a_directory_crosses_the_border_whole_or_not_at_all(m: Path, pair: Pair)
             handle.write("changed")
             handle.flush()
         assert os.path.samefile(other / "w/one", other / "w/two"), "links stay links"
-        assert (other / "w/two").read_bytes() == (m / "w/two").read_bytes()
+        wait_for(lambda: (other / "w/two").read_bytes() == (m / "w/two").read_bytes())
         assert sorted(os.listdir(other / "w")) == ["one", "two"]
         os.link(m / "w/one", m / "outside")
         with pytest.raises(OSError, match="cross-device"):
@@ -719,7 +724,7 @@ def test_what_is_local_at_the_secondary_goes_with_its_directory(m: Path, pair: P
     (other / "cache/private").write_text("mine")
     (m / "one").rmdir()
     os.rename(m / "three", m / "two")
-    assert (pair.b.backing / "two/own.tmp").read_text() == "mine"
+    arrives(pair.b.backing / "two/own.tmp", "mine")
     os.rename(m / "cache", m / "elsewhere")  # nothing here gets over the border by that
     assert sorted(os.listdir(pair.b.backing / "elsewhere")) == ["own.tmp"]
     (m / "two").rmdir()
@@ -733,10 +738,10 @@ def test_a_link_over_the_border_made_before_is_replicated(m: Path, pair: Pair) -
     os.link(pair.a.backing / "kept", pair.a.backing / "local/kept")
     with open(m / "local/kept", "r+") as handle:
         handle.write("new")
-    assert (pair.b.backing / "kept").read_text() == "new"
+    arrives(pair.b.backing / "kept", "new")
     os.truncate(m / "local/kept", 1)
     os.chmod(m / "local/kept", 0o611)
-    assert (pair.b.backing / "kept").read_text() == "n"
+    arrives(pair.b.backing / "kept", "n")
     assert (pair.b.backing / "kept").stat().st_mode & 0o777 == 0o611
     shutil.rmtree(m / "local")
     (m / "kept").unlink()
@@ -749,6 +754,7 @@ def test_mapped_memory_crosses_the_border(m: Path, pair: Pair) -> None:
         os.rename(m / "map.tmp", m / "map")
         memory[5000:5006] = b"second"
         memory.flush()
+        wait_for(lambda: (pair.b.backing / "map").read_bytes() == (m / "map").read_bytes())
         found = (pair.b.backing / "map").read_bytes()
         assert found[:5] == b"first" and found[5000:5006] == b"second"
         os.rename(m / "map", m / "map.tmp")
@@ -756,6 +762,67 @@ def test_mapped_memory_crosses_the_border(m: Path, pair: Pair) -> None:
     assert not (pair.b.backing / "map").exists()
     (m / "map.tmp").unlink()
     (m / "map").write_text("the top has a time again")
+
+
+def names_of_one_file(directory: Path) -> list[object]:
+    """What is seen through each name, at once after each change through another one."""
+    seen: list[object] = []
+    makers = {
+        "file": lambda path: path.touch(),
+        "fifo": os.mkfifo,
+        "character": lambda path: os.mknod(path, 0o20644, os.makedev(1, 3)),
+        "block": lambda path: os.mknod(path, 0o60644, os.makedev(1, 3)),
+        "socket": lambda path: os.mknod(path, 0o140644),
+        "link": lambda path: os.symlink("target", path),
+    }
+    directory.mkdir()
+    names = [directory / f"n{number}" for number in range(5)]
+    for kind, make in makers.items():
+        make(names[0])
+        inode = os.lstat(names[0]).st_ino
+
+        def look(kind: str = kind, inode: int = inode) -> None:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.lstat(name)
+                    told = (status.st_nlink, status.st_mode, status.st_uid, status.st_ino == inode)
+                    seen.append((kind, name.name, told))
+
+        look()
+        os.link(names[0], names[1], follow_symlinks=False)
+        look()
+        os.link(names[1], names[2], follow_symlinks=False)
+        look()
+        if kind != "link":
+            os.chmod(names[1], 0o201)
+            look()
+        os.chown(names[2], 65533, 65533, follow_symlinks=False)
+        look()
+        os.unlink(names[0])
+        look()
+        os.rename(names[1], names[3])
+        os.utime(names[2], (7, 7), follow_symlinks=False)
+        seen.append(os.lstat(names[3]).st_mtime)
+        make(names[4])
+        os.rename(names[3], names[4])
+        look()
+        os.rename(names[2], names[4])  # the same file: nothing happens
+        look()
+        os.unlink(names[2])
+        look()
+        os.unlink(names[4])
+    # names that are removed while they are open
+    (directory / "a").write_text("x")
+    os.link(directory / "a", directory / "b")
+    with open(directory / "a") as a, open(directory / "b") as b, open(directory / "b") as c:
+        for name in ("a", "b"):
+            (directory / name).unlink()
+            seen.append([os.fstat(handle.fileno()).st_nlink for handle in (a, b, c)])
+    return seen
+
+
+def test_what_is_seen_through_another_name_is_as_on_a_plain_directory(m: Path, tmp_path: Path) -> None:
+    assert names_of_one_file(m / "one file") == names_of_one_file(tmp_path / "one file")
 
 
 def test_sqlite(m: Path) -> None:

@@ -205,7 +205,9 @@ class Copies(Pair):
         """The application has made its changes."""
         if self._load is not None:
             self._load.join(timeout)
-            assert not self._load.is_alive(), "the application waits for ever"
+            if self._load.is_alive():
+                told = [(server.name, server.events[-5:], server.output()[-3000:]) for server in self.servers]
+                raise AssertionError(f"the application waits for ever: {told}")
             self._load = None
 
     def ended(self) -> None:
