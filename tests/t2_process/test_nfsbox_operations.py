@@ -628,7 +628,7 @@ def test_not_replicated_stays_local(m: Path, pair: Pair) -> None:
 
 def arrives(path: Path, text: str) -> None:
     """What is acknowledged is in the secondary's hands, and in its file a moment later."""
-    wait_for(lambda: path.read_text() == text, what=f"{text!r} in {path}")
+    wait_until(lambda: path.read_text() == text)
 
 
 def test_an_open_file_crosses_the_border(m: Path, pair: Pair) -> None:
@@ -689,7 +689,7 @@ def test_a_directory_crosses_the_border_whole_or_not_at_all(m: Path, pair: Pair)
             handle.write("changed")
             handle.flush()
         assert os.path.samefile(other / "w/one", other / "w/two"), "links stay links"
-        wait_for(lambda: (other / "w/two").read_bytes() == (m / "w/two").read_bytes())
+        wait_until(lambda: (other / "w/two").read_bytes() == (m / "w/two").read_bytes())
         assert sorted(os.listdir(other / "w")) == ["one", "two"]
         os.link(m / "w/one", m / "outside")
         with pytest.raises(OSError, match="cross-device"):
@@ -754,7 +754,7 @@ def test_mapped_memory_crosses_the_border(m: Path, pair: Pair) -> None:
         os.rename(m / "map.tmp", m / "map")
         memory[5000:5006] = b"second"
         memory.flush()
-        wait_for(lambda: (pair.b.backing / "map").read_bytes() == (m / "map").read_bytes())
+        wait_until(lambda: (pair.b.backing / "map").read_bytes() == (m / "map").read_bytes())
         found = (pair.b.backing / "map").read_bytes()
         assert found[:5] == b"first" and found[5000:5006] == b"second"
         os.rename(m / "map", m / "map.tmp")
