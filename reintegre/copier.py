@@ -24,7 +24,7 @@ from typing import Final
 from reintegre.local import LocalTree
 from reintegre.plan import Content, every_zone, ranges
 from reintegre.primary import Primary
-from reintegre.progress import Meter
+from reintegre.progress import Meter, Share
 from safekit.rfs.identity import Identity
 from safekit.rfs.wire import SMALL, WireError
 
@@ -72,7 +72,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FileWork:
-    """A regular file and what is to be done with its content. size: the larger of both sides."""
+    """A regular file and what is to be done with its content. size: the larger of both sides; weight: bytes of data to
+    look at, see `plan.weight`."""
 
     root: int
     path: bytes
@@ -81,6 +82,7 @@ class FileWork:
     content: Content
     zones: frozenset[int] | None = None
     attributes: bool = False
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,12 @@ class Copier:
         self._executor = executor
         self._check = check
         self._uncommitted = 0
+        self._share = Share(meter, 0)
         self.batches = True
 
     def file(self, work: FileWork) -> Outcome:
         """Make one file equal. Raises OSError when the primary is lost, Stopped."""
+        self._share = Share(self._meter, work.weight)
         try:
             return self._file(work)
         except OSError as error:
@@ -156,6 +160,8 @@ class Copier:
                 return Outcome(0, fault=of_one(work.path, error))
             # The name is gone, or names something else now: it is looked at again.
             return Outcome(0, again=True)
+        finally:
+            self._share.end()
 
     def batched(self, work: FileWork) -> bool:
         """Whether a file may go together with others."""
@@ -182,7 +188,7 @@ class Copier:
         if code and code not in MOVED:
             where = "primary" if kind == "gone" else "secondary"
             return Outcome(0, fault=of_one(work.path, OSError(code, f"{os.strerror(code)} on the {where}")))
-        self._meter.compared(work.size)
+        self._meter.compared(work.weight)
         if code or kind != "file" or not file.same(work.file):
             return Outcome(0, again=bool(code) or kind != "gone")
         self._meter.copied(size)
@@ -195,7 +201,6 @@ class Copier:
         if work.attributes or work.content is Content.COPY:
             kind, now, fresh, size = self._primary.push_entry(work.root, work.path)
             if kind != "file" or not now.same(work.file):
-                self._meter.compared(work.size)
                 return Outcome(0, again=kind != "gone")
             if fresh:
                 work = replace(work, content=Content.COPY)
@@ -239,8 +244,8 @@ class Copier:
                 return Outcome(copied, again=True, written=written), None
             file = mine.file
             different = [zone for zone, a, b in zip(batch, theirs, mine.digests, strict=True) if a != b]
-            self._meter.compared(self._bytes(work, [z for z in batch if z not in set(different)]))
             sent = self._push(work, different)
+            self._share.done(work.weight * len(batch) // len(zones))
             copied += sent.copied
             written = written or sent.written
             if sent.again:
@@ -256,13 +261,11 @@ class Copier:
                 return Outcome(copied, again=True, written=written)
             copied += sent
             written = True
-            self._meter.compared(length)
+            if work.content is Content.COPY:
+                self._share.done(sent)
             self._meter.copied(sent)
             self._uncommitted += length
             if self._commit and self._uncommitted >= self._commit:
                 self._uncommitted = 0
                 self._primary.flush()
         return Outcome(copied, written=written)
-
-    def _bytes(self, work: FileWork, zones: Iterable[int]) -> int:
-        return sum(min(self._zone, work.size - zone * self._zone) for zone in zones)

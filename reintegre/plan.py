@@ -16,6 +16,8 @@ from safekit.rfs.generations import Kind, Verdict
 from safekit.rfs.identity import Identity
 
 NS: Final = 1_000_000_000
+#: What `Entry.blocks` counts, in bytes (stat).
+BLOCK: Final = 512
 Zones = frozenset[int]
 
 
@@ -128,6 +130,20 @@ def content(trust: Trust, remote: Entry, local: Entry | None, recorded: Zones | 
     if remote.size != local.size or remote.mtime != local.mtime:
         return Content.COMPARE
     return Content.SKIP
+
+
+def weight(decision: Content, remote: Entry, local: Entry | None, zones: Zones | None, zone_size: int) -> int:
+    """Bytes of data that have to be looked at for a file: what takes time. Holes are none; of a file of which only
+    zones are compared, those."""
+    if decision is Content.SKIP:
+        return 0
+    data = min(remote.size, remote.blocks * BLOCK)
+    if decision is not Content.COPY and local is not None:
+        data = max(data, min(remote.size, local.blocks * BLOCK))
+    if decision is not Content.ZONES or zones is None or not remote.size:
+        return data
+    looked_at = sum(length for _, length in ranges(zones, zone_size, remote.size, zone_size))
+    return data * looked_at // remote.size
 
 
 def ranges(zones: Iterable[int], zone_size: int, size: int, packet: int) -> list[tuple[int, int]]:

@@ -14,8 +14,8 @@ WINDOW_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """files, bytes: done; files_total, bytes_total: found so far, final when `counted`; rate in KB/s over the last
-    seconds; left: seconds, None when it cannot be told yet."""
+    """files, bytes of data (holes are none): done; files_total, bytes_total: found so far, final when `counted`; rate
+    in KB/s over the last seconds; left: seconds, None when it cannot be told yet."""
 
     files: int
     files_total: int
@@ -32,6 +32,24 @@ class Progress:
         return asdict(self)
 
 
+class Share:
+    """What one file is of the whole: counted once and whole at its end, whatever became of it. For one thread."""
+
+    def __init__(self, meter: Meter, weight: int) -> None:
+        self._meter = meter
+        self._left = weight
+
+    def done(self, size: int) -> None:
+        """`size` bytes of its data are equal now."""
+        size = min(size, self._left)
+        self._left -= size
+        self._meter.compared(size)
+
+    def end(self) -> None:
+        """It is dealt with."""
+        self.done(self._left)
+
+
 class Meter:
     """Counts what is compared and copied. Safe from any thread."""
 
@@ -44,7 +62,7 @@ class Meter:
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def found(self, size: int) -> None:
-        """A file whose content has to be looked at, with `size` bytes to compare or copy."""
+        """A file whose content has to be looked at, with `size` bytes of data to compare or copy."""
         with self._lock:
             self._files_total += 1
             self._bytes_total += size

@@ -213,6 +213,7 @@ class Session:
             self._trees,
             self._trust,
             self._recorded,
+            self._limits.zone,
             self._found,
             self.meter,
             self._pairs,

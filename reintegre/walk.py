@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from reintegre.copier import MOVED, FileWork, Pairs, of_one
 from reintegre.local import LocalTree, join
-from reintegre.plan import Content, Entry, Trust, Zones, content, same_attributes, same_kind
+from reintegre.plan import Content, Entry, Trust, Zones, content, same_attributes, same_kind, weight
 from reintegre.primary import Primary
 from reintegre.progress import Meter
 from reintegre.records import Records
@@ -47,6 +47,7 @@ class Walker:
         trees: Sequence[LocalTree],
         trust: Trust,
         recorded: Records,
+        zone_size: int,
         found: Found,
         meter: Meter,
         pairs: Pairs,
@@ -58,6 +59,7 @@ class Walker:
     ) -> None:
         self._primary = primary
         self._trees = trees
+        self._zone = zone_size
         self._trust = trust
         self._recorded = recorded
         self._found = found
@@ -162,9 +164,9 @@ class Walker:
         if decision is Content.SKIP and not attributes:
             return
         zones = zones if decision is Content.ZONES else None
-        size = remote.size
-        self._meter.found(0 if decision is Content.SKIP else size)
-        self._give_file(FileWork(root, path, remote.identity, size, decision, zones, attributes))
+        data = weight(decision, remote, local, zones, self._zone)
+        self._meter.found(data)
+        self._give_file(FileWork(root, path, remote.identity, remote.size, decision, zones, attributes, data))
 
     def _known(self, root: int, path: bytes, remote: Entry, local: Entry | None) -> tuple[bool, Zones | None]:
         """What is recorded of a file; a new one of either server, where the other one may have lost that, is whole."""

@@ -444,6 +444,37 @@ def test_progress_ends_at_the_whole(bed: Bed) -> None:
     assert progress.bytes == progress.bytes_total and progress.left == 0.0
 
 
+@pytest.mark.parametrize("kind", [Kind.FULL, Kind.RESUME, Kind.BITMAP])
+def test_holes_are_no_progress(bed: Bed, kind: Kind) -> None:
+    """A disk image of 64 MiB with data of 1 MiB at its end is 1 MiB of work, and its holes are no part of it."""
+    data = random.Random(1).randbytes(1 << 20)
+    with open(bed.source / "image", "wb") as handle:
+        handle.truncate(64 << 20)
+        os.pwrite(handle.fileno(), data, 63 << 20)
+    bed.write("other", b"x" * ZONE)
+    if kind is not Kind.FULL:
+        bed.run(Kind.FULL)
+        inode = (bed.source / "image").stat().st_ino
+        bed.primary.dirty = [(0, b"image", inode, [0, (63 << 20) // ZONE])]
+    session = bed.session(kind)
+    seen: list[tuple[int, int]] = []
+    compared = session.meter.compared
+
+    def noting(size: int) -> None:
+        compared(size)
+        now = session.meter.progress()
+        seen.append((now.bytes, now.bytes_total))
+
+    session.meter.compared = noting  # type: ignore[method-assign]
+    session.run()
+    bed.same()
+    last = session.meter.progress()
+    assert last.bytes == last.bytes_total <= (1 << 20) + 4 * ZONE
+    assert all(done <= total for done, total in seen)
+    if kind is Kind.FULL:
+        assert last.bytes_total >= 1 << 20
+
+
 def test_what_cannot_be_made_equal_is_named_and_the_rest_goes_on(bed: Bed) -> None:
     """A file with a damaged block, a directory that cannot be read, an entry that the other disk does not take."""
     for name in ("bad", "good", "dir/deep", "locked/in", "zero/one/two"):
