@@ -33,6 +33,8 @@ NAME = "safewebserver"
 CLOSE_SECONDS = 2.0
 IDLE_SECONDS = 20.0
 """A connection without a whole request: it holds a descriptor, and may be somebody who wants all of them."""
+LINGER_SECONDS = 1.0
+"""How long the rest of a refused body is taken and thrown away, so that the answer is read before the end."""
 DESCRIPTORS = 65536
 
 
@@ -65,7 +67,12 @@ async def _serve() -> int:
     directory = directory_of(settings.values)
     app = make_app(Gate(settings, directory), Api(Modules(bus), commands), bus)
     runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=CLOSE_SECONDS, handle_signals=False, keepalive_timeout=IDLE_SECONDS
+        app,
+        access_log=None,
+        shutdown_timeout=CLOSE_SECONDS,
+        handle_signals=False,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGER_SECONDS,
     )
     await runner.setup()
     secure = Secure(runner, settings.https)

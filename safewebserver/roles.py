@@ -5,7 +5,7 @@ The first line of this table that fits is the one that counts; docs/web-service.
 | the request has | who | role at most |
 | --- | --- | --- |
 | a signature of a server of the cluster | whoever asked there | what that server signed for him, and not more than the role of the certificate of the connection, if that has one |
-| a name and a password, or a session or proof made with them | the user | group.conf or the group of the directory; Admin when there are none |
+| a name and a password, or a session or proof made with them; over HTTPS where passwords are asked for | the user | group.conf or the group of the directory; Admin when there are none |
 | a client certificate (HTTPS) | its CN | sslgroup.conf by CN and issuer; for who is not in it the OU |
 | nothing, over HTTP, where nobody is asked for a password | anonymous | Admin |
 | anything else | nobody | refused |
@@ -103,6 +103,9 @@ def _known(what: Presented) -> Granted | Denied:
         asker = what.behalf or Person(f"root@{what.server}", Role.ADMIN)
         return Granted(asker.name, min(asker.role or Role.MONITOR, limit or Role.ADMIN), Means.SERVER)
     if what.person is not None:
+        if what.secure and not what.asked:
+            text = "no password is accepted: httpd.conf has neither `Define usefile` nor `Define useldap`"
+            return Denied("credentials", text)
         if what.person.role is None:
             text = f"user {what.person.name} is in no group that gives a role (SAFE/web/conf/group.conf)"
             return Denied("credentials", text)

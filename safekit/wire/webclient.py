@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import http.client
 import json
@@ -232,9 +233,11 @@ def _talk(
     connection.sock.settimeout(IDLE_SECONDS)
     if body:
         headers = {**headers, "Content-Length": str(len(body))}
-        connection.request(ask.method, ask.path, body=Upload(body, ask.sent), headers=headers)
-        if len(body) > BLOCK:
-            _until_arrived(connection.sock, len(body), ask.sent)
+        # A service that refuses a request does not take its body to the end: why is in the answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(ask.method, ask.path, body=Upload(body, ask.sent), headers=headers)
+            if len(body) > BLOCK:
+                _until_arrived(connection.sock, len(body), ask.sent)
     else:
         connection.request(ask.method, ask.path, headers=headers)
     deadline = time.monotonic() + ask.seconds + IDLE_SECONDS

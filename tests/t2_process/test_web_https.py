@@ -3,14 +3,18 @@ refused and why, and certificates that are renewed while the service runs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import resource
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPSConnection
 from pathlib import Path
 
@@ -464,3 +468,73 @@ def test_the_end_of_a_certificate_is_known_before(tmp_path: Path, pki: Pki, monk
         said = server.stop()
     assert said.count("Warning: the certificate") == 1
     shutil.rmtree(server.safe / "web/conf/ssl")
+
+
+def test_an_honest_log_in_among_strangers(tmp_path: Path, pki: Pki) -> None:
+    """3,000 connections that say nothing, over HTTP and HTTPS, and guesses without end from many addresses."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    server, https = secure_server(tmp_path, pki, "Define usefile\n")
+    server.start()
+    context = ssl.create_default_context(cafile=server.safe / "web/conf/cacert.crt")
+    idle, stop, counted = [], threading.Event(), [0, 0]
+
+    def log_in(user: str, password: str, source: str) -> int:
+        connection = HTTPSConnection("127.0.0.1", https, timeout=30, context=context, source_address=(source, 0))
+        try:
+            body = json.dumps({"user": user, "password": password})
+            connection.request("POST", "/api/v1/session", body=body, headers={"Content-Type": "application/json"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def guess(number: int) -> None:
+        while not stop.is_set():
+            counted[0] += 1
+            status = log_in("admin", f"guess{counted[0]}", f"127.3.{number}.{counted[0] // 8 % 250 + 1}")
+            assert status in (401, 429, 503), status
+            counted[1] += status == 401
+
+    try:
+        for number in range(3000):
+            idle.append(socket.create_connection(("127.0.0.1", https if number % 2 else server.port), timeout=10))
+        with ThreadPoolExecutor(6) as pool:
+            guessing = [pool.submit(guess, number) for number in range(6)]
+            times = []
+            for _ in range(8):
+                begun = time.monotonic()
+                assert log_in("admin", PASSWORDS["admin"], "127.0.0.1") == 200
+                times.append(time.monotonic() - begun)
+                time.sleep(0.2)
+            stop.set()
+            for future in guessing:
+                future.result()
+        assert counted[1] > 10, "they did guess"
+        assert sorted(times)[4] < 1 and max(times) < 10, times
+    finally:
+        stop.set()
+        for sock in idle:
+            sock.close()
+        said = server.stop()
+    assert "Traceback" not in said and "defect" not in said, said
+    assert not re.search(r"guess\d", said)
+
+
+def test_a_refused_body_is_not_taken_to_its_end(tmp_path: Path, pki: Pki) -> None:
+    """Why it was refused is in the answer, which who sends much reads too."""
+    server = WebServer(tmp_path).start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+            sock.sendall(b"PUT /api/v1/cluster HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n")
+            begun, sent = time.monotonic(), 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 1 << 30:
+                    sock.sendall(bytes(65536))
+                    sent += 65536
+                    time.sleep(0.01)
+            assert time.monotonic() - begun < 6 and sent < 1 << 28
+        target = webclient.Target("n1", "http", "127.0.0.1", server.port)
+        with pytest.raises(webclient.CallError) as error:
+            webclient.call(target, webclient.Ask("PUT", "/api/v1/cluster", bytes(48 << 20), secret=True), [bytes(32)])
+        assert "cluster key" in error.value.text, error.value.text
+    finally:
+        server.stop()

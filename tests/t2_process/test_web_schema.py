@@ -19,13 +19,15 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from web_server import PASSWORDS, WebServer
+from test_web_https import Pki, secure_server
+from web_server import PASSWORDS
 
 from safewebserver.api import openapi
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 SCHEMA = schemathesis.openapi.from_dict(openapi()).exclude(path_regex="/events$")  # a stream does not end
-ADMIN = {"Authorization": "Basic " + base64.b64encode(f"admin:{PASSWORDS['admin']}".encode()).decode()}
+BASIC = "Basic " + base64.b64encode(f"admin:{PASSWORDS['admin']}".encode()).decode()
+ADMIN: dict[str, Any] = {"headers": {"Authorization": BASIC}}
 EXAMPLES = settings(
     max_examples=10,
     deadline=None,
@@ -43,17 +45,18 @@ def any_bytes(_: schemathesis.SerializationContext, value: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    server = WebServer(tmp_path_factory.mktemp("web"))
-    server.module("mirror", {"state.local": "ALONE", "state.color": "green"})
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that speaks HTTPS."""
+    server, port = secure_server(tmp_path_factory.mktemp("web"), Pki(), "Define usefile\n")
     server.start()
-    yield server
+    ADMIN["verify"] = str(server.safe / "web/conf/cacert.crt")
+    yield f"https://127.0.0.1:{port}"
     said = server.stop()
     assert "Traceback" not in said and "defect" not in said, said
 
 
 @SCHEMA.parametrize()
 @EXAMPLES
-def test_answers_are_as_described(web: WebServer, case: Any) -> None:
-    response = case.call(base_url=f"http://127.0.0.1:{web.port}", headers=ADMIN, timeout=30)
+def test_answers_are_as_described(web: str, case: Any) -> None:
+    response = case.call(base_url=web, timeout=30, **ADMIN)
     case.validate_response(response, checks=CHECKS)
