@@ -7,13 +7,15 @@ import json
 import ssl
 import time
 from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import NoReturn
 from urllib.parse import urlencode, urlsplit
 
 from caserv import proof
 from caserv.errors import PkiError
 from safekit.model.ports import CASERV
+from safekit.wire.proof import Asking, ProofError, hash_with
 
 USER = "CA_admin"
 SECONDS = 30.0
@@ -30,7 +32,7 @@ class CaClient:
     fingerprint: str = ""
     skew: float = 0.0
     """Seconds by which its clock is ahead of ours."""
-    _key: bytes = b""
+    _hashes: dict[str, bytes] = field(default_factory=dict, repr=False)
     _seen: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
@@ -62,36 +64,51 @@ class CaClient:
         """One request, with proof of both sides. Raises PkiError."""
         connection = self._connect()
         try:
-            challenge = self._challenge(connection)
-            nonce = str(challenge["nonce"])
-            if not self._key:
-                self._key = proof.password_key(self.password, bytes.fromhex(str(challenge["salt"])))
-            header = proof.authorization(self._key, nonce, self._seen, method, path, body)
-            headers = {"Authorization": header, "Content-Type": "application/x-www-form-urlencoded"}
-            connection.request(method, path, body or None, headers)
-            response = connection.getresponse()
-            content = response.read(MAX_ANSWER + 1)
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            session, key = self._agreed(connection)
+            headers = {
+                "Authorization": proof.authorization(key, session, method, path, body),
+                "Content-Type": "application/x-www-form-urlencoded",
+            }
+            status, headers_of_it, content = _exchanged(connection, method, path, body or None, headers)
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, ProofError) as error:
             raise self._unreachable(error) from None
         finally:
             connection.close()
-        return self._judged(response, content, nonce)
+        return self._judged(status, headers_of_it.get(proof.PROOF, ""), content, key)
 
-    def _judged(self, response: http.client.HTTPResponse, content: bytes, nonce: str) -> bytes:
-        mac = response.headers.get(proof.PROOF, "")
-        if not proof.answer_is_right(self._key, nonce, self._seen, response.status, content, mac):
-            told = _told(content)
-            if response.status == 429 and told:
-                raise PkiError(f"{self.where}: {told['text']}", told["next_step"])
+    def _agreed(self, connection: http.client.HTTPSConnection) -> tuple[str, bytes]:
+        """Session and key for one request. Raises PkiError, ProofError, ValueError, KeyError, OSError."""
+        status, headers, content = _exchanged(connection, "GET", "/caserv/challenge", None, {})
+        date = headers.get("Date")
+        if date:
+            self.skew = parsedate_to_datetime(date).timestamp() - time.time()
+        salt = str(json.loads(content)["salt"])
+        if salt not in self._hashes:
+            self._hashes[salt] = hash_with(self.password, salt)
+        asking = Asking(USER, proof.name_of(self._seen), self._hashes[salt])
+        body = json.dumps({"message": asking.message.hex()})
+        status, _, content = _exchanged(
+            connection, "POST", "/caserv/proof", body.encode(), {"Content-Type": "application/json"}
+        )
+        if status != 200:
+            self._refused(status, content)
+        found = json.loads(content)
+        return str(found["session"]), asking.key(bytes.fromhex(found["message"]))
+
+    def _refused(self, status: int, content: bytes) -> NoReturn:
+        told = _told(content) or {"text": f"HTTP status {status}", "next_step": "there: journalctl -u safecaserv"}
+        raise PkiError(f"{self.where}: {told['text']}", told["next_step"])
+
+    def _judged(self, status: int, mac: str, content: bytes, key: bytes) -> bytes:
+        if not proof.answer_is_right(key, status, content, mac):
             raise PkiError(
                 f"{self.where}: the password of {USER} is wrong, or this is not your CA server (the fingerprint of "
-                f"its certificate is {_fingerprint(self._seen)})",
+                f"its certificate is {proof.name_of(self._seen)})",
                 "compare the fingerprint with the one that startcaserv printed there; give the password that was "
                 "entered there",
             )
-        if response.status != 200:
-            told = _told(content) or {"text": f"HTTP status {response.status}", "next_step": "see its journal"}
-            raise PkiError(f"{self.where}: {told['text']}", told["next_step"])
+        if status != 200:
+            self._refused(status, content)
         return content
 
     def _connect(self) -> http.client.HTTPSConnection:
@@ -107,24 +124,15 @@ class CaClient:
         assert isinstance(connection.sock, ssl.SSLSocket)
         certificate = connection.sock.getpeercert(binary_form=True) or b""
         wanted = self.fingerprint.replace(":", "").lower()
-        if (self._seen and certificate != self._seen) or (wanted and _fingerprint(certificate) != wanted):
+        if (self._seen and certificate != self._seen) or (wanted and proof.name_of(certificate) != wanted):
             connection.close()
             raise PkiError(
-                f"{self.where}: its certificate has the fingerprint {_fingerprint(certificate)}, and not "
-                f"{wanted or _fingerprint(self._seen)}",
+                f"{self.where}: its certificate has the fingerprint {proof.name_of(certificate)}, and not "
+                f"{wanted or proof.name_of(self._seen)}",
                 "somebody may stand between the servers; compare with what startcaserv printed there",
             )
         self._seen = certificate
         return connection
-
-    def _challenge(self, connection: http.client.HTTPSConnection) -> dict[str, Any]:
-        connection.request("GET", "/caserv/challenge")
-        response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read(MAX_ANSWER))
-        date = response.headers.get("Date")
-        if date:
-            self.skew = parsedate_to_datetime(date).timestamp() - time.time()
-        return answer
 
     @property
     def where(self) -> str:
@@ -139,10 +147,16 @@ class CaClient:
         )
 
 
-def _fingerprint(certificate: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(certificate).hexdigest()
+def _exchanged(
+    connection: http.client.HTTPSConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> tuple[int, Message, bytes]:
+    """One request and its answer: status, headers, content. Raises OSError, HTTPException, ValueError."""
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    content = response.read(MAX_ANSWER + 1)
+    if len(content) > MAX_ANSWER:
+        raise ValueError(f"an answer of more than {MAX_ANSWER} bytes")
+    return response.status, response.headers, content
 
 
 def _told(content: bytes) -> dict[str, str]:

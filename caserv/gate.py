@@ -18,19 +18,27 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import bcrypt
 
 from caserv import places, proof
 from caserv.client import USER
 from caserv.errors import PkiError
+from safekit.wire.proof import MAX_BYTES, PROOF_SECONDS, answer, salt_of
+
+T = TypeVar("T")
 
 FREE_TRIES = 5
+FIRST_WAIT = 1.0
 LONGEST_WAIT = 300.0
 WINDOW = 600.0
 MAX_WRONG = 60
 MAX_ADDRESSES = 1000
 MAX_WAITING = 5
 MEMORY_SECONDS = 300.0
-NONCE_SECONDS = 60
+MAX_SESSIONS = 256
+ROUNDS = 11
 MIN_PASSWORD = 7
 """As short as the guide's own example; guesses are limited."""
 
@@ -46,25 +54,24 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Access:
-    """What proves the password, without telling it."""
+    """What proves the password, without telling it: its bcrypt hash."""
 
-    salt: bytes
-    key: bytes
+    hashed: bytes
 
     @classmethod
     def of(cls, password: str) -> Access:
-        """Raises PkiError for a password that is too short."""
-        if len(password) < MIN_PASSWORD or len(password) > 128 or not password.isprintable():
+        """Raises PkiError for a password that is too short, or one that bcrypt would cut."""
+        long = len(password.encode("utf-8", "replace")) > MAX_BYTES
+        if len(password) < MIN_PASSWORD or long or not password.isprintable():
             raise PkiError(
-                f"the password of {USER} has {MIN_PASSWORD} to 128 printable characters",
+                f"the password of {USER} has {MIN_PASSWORD} printable characters or more, in {MAX_BYTES} bytes at most",
                 "choose a longer one: who knows it makes himself Admin of the cluster",
             )
-        salt = os.urandom(proof.SALT_BYTES)
-        return cls(salt, proof.password_key(password, salt))
+        return cls(bcrypt.hashpw(password.encode(), bcrypt.gensalt(ROUNDS)))
 
     def save(self) -> None:
         """For the service that is started next. Raises OSError."""
-        data = json.dumps({"salt": self.salt.hex(), "key": self.key.hex()}).encode()
+        data = json.dumps({"hash": self.hashed.decode()}).encode()
         places.write(places.service() / "access.json", data, places.SECRET)
 
     @classmethod
@@ -72,9 +79,17 @@ class Access:
         """Raises PkiError when the service was not started by startcaserv."""
         try:
             data = json.loads((places.service() / "access.json").read_bytes())
-            return cls(bytes.fromhex(data["salt"]), bytes.fromhex(data["key"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(data["hash"].encode())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PkiError(f"the CA service has no password: {error}", "start it by SAFE/web/bin/startcaserv") from None
+
+    def is_right(self, password: str) -> bool:
+        """Whether it is that password."""
+        try:
+            data = password.encode()
+            return len(data) <= MAX_BYTES and bcrypt.checkpw(data, self.hashed)
+        except ValueError:  # a NUL, half of a character
+            return False
 
 
 def network_of(address: str) -> str:
@@ -114,12 +129,17 @@ class Guesses:
         """Note a guess."""
         network, now = network_of(address), self.clock()
         count = self._tries.pop(network, (0, 0.0))[0] + 1
-        delay = min(LONGEST_WAIT, 2.0 ** (count - FREE_TRIES)) if count >= FREE_TRIES else 0.0
+        delay = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (count - FREE_TRIES)) if count >= FREE_TRIES else 0.0
         self._tries[network] = (count, now + delay)
         while len(self._tries) > MAX_ADDRESSES:
             self._tries.popitem(last=False)
         if not _is_own(network):
             self._wrong.append(now)
+
+    def withdraw(self, address: str) -> None:
+        """What was noted as a guess turned out to be right."""
+        if self._wrong and not _is_own(network_of(address)):
+            self._wrong.pop()
 
     def right(self, address: str) -> None:
         """Forgive."""
@@ -129,61 +149,91 @@ class Guesses:
             self._friends.add(network)
 
 
+@dataclass(frozen=True)
+class _Session:
+    key: bytes
+    address: str
+    until: float
+
+
 class Gate:
     """Judges the Authorization header of a request. `certificate`: the service's own, DER."""
 
     def __init__(self, access: Access, certificate: bytes, clock: Callable[[], float] = time.monotonic) -> None:
-        self.access = access
-        self.certificate = certificate
         self.guesses = Guesses(clock)
         self.used = clock()
         """When somebody with the password last asked."""
+        self._access = access
+        self._name = proof.name_of(certificate)
         self._clock = clock
         self._secret = os.urandom(32)
         self._known: dict[bytes, float] = {}
-        self._spent: dict[str, int] = {}
+        self._sessions: dict[str, _Session] = {}
         self._turn = asyncio.Semaphore(1)
         self._waiting = 0
 
     def challenge(self) -> dict[str, str]:
-        """A number for the next request. It is kept nowhere: nobody can fill the memory with them."""
-        head = int(time.time() + NONCE_SECONDS).to_bytes(4, "big") + os.urandom(4)
-        return {"salt": self.access.salt.hex(), "nonce": (head + self._sign(head)).hex()}
+        """What the password is hashed with."""
+        return {"salt": salt_of(self._access.hashed)}
 
-    def _sign(self, head: bytes) -> bytes:
-        return hmac.new(self._secret, head, "sha256").digest()[:8]
+    async def begin(self, message: bytes, address: str) -> dict[str, str]:
+        """Our half of a key, for the next request of that address. Until it has come this is a guess. Raises Refused,
+        ProofError."""
+        self._hold(address)
+        own, key = await self._in_turn(answer, USER, self._name, self._access.hashed, message)
+        self.guesses.wrong(address)
+        now = self._clock()
+        self._sessions = {name: each for name, each in self._sessions.items() if each.until > now}
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise Refused("too many ask at once", 1.0)
+        session = os.urandom(proof.SESSION_BYTES).hex()
+        self._sessions[session] = _Session(key, address, now + PROOF_SECONDS)
+        return {"message": own.hex(), "session": session}
 
-    def _fresh(self, nonce: str) -> bool:
-        data, now = bytes.fromhex(nonce), time.time()
-        self._spent = {each: until for each, until in self._spent.items() if until > now}
-        right = hmac.compare_digest(data[8:], self._sign(data[:8]))
-        return right and int.from_bytes(data[:4], "big") >= now and nonce not in self._spent
-
-    async def admit(self, header: str, address: str, method: str, path: str, body: bytes) -> str:
-        """The number that the answer must be signed with, '' where a name and a password were given. Raises
-        Refused."""
+    def _hold(self, address: str) -> None:
         wait = self.guesses.wait(address)
         if wait > 0:
             raise Refused(f"too many wrong passwords; try again in {wait:.0f} s", max(1.0, wait))
+
+    async def _in_turn(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What costs time, one after the other and beside the loop."""
+        if self._waiting >= MAX_WAITING:
+            raise Refused("too many passwords are being checked", 1.0)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await asyncio.to_thread(work, *arguments)
+        finally:
+            self._waiting -= 1
+
+    async def admit(self, header: str, address: str, method: str, path: str, body: bytes) -> bytes:
+        """The key that the answer must be signed with, empty where a name and a password were given. Raises
+        Refused."""
+        signed = proof.parse_authorization(header)
+        if signed is not None:
+            return self._signed(*signed, address, method, path, body)
+        self._hold(address)
         if not header:
             raise Refused(f"the password of {USER} is needed, which was entered at startcaserv")
-        signed = proof.parse_authorization(header)
-        nonce = ""
-        if signed is not None:
-            nonce, mac = signed
-            if not self._fresh(nonce):
-                raise Refused("this request is too old, or was made before")
-            right = proof.is_right(self.access.key, nonce, mac, self.certificate, method, path, body)
-        else:
-            right = await self._basic(header)
-        if not right:
+        if not await self._basic(header):
             self.guesses.wrong(address)
             raise Refused(f"wrong name or password; the name is {USER}")
-        if nonce:
-            self._spent[nonce] = int.from_bytes(bytes.fromhex(nonce)[:4], "big")
+        self._admitted(address)
+        return b""
+
+    def _signed(self, session: str, mac: str, address: str, method: str, path: str, body: bytes) -> bytes:
+        found = self._sessions.pop(session, None)
+        if found is None or found.until < self._clock() or found.address != address:
+            raise Refused("this request is too old, or was made before")
+        if not proof.is_right(found.key, mac, method, path, body):
+            raise Refused("wrong password, or somebody stands in between")  # it was counted when it began
+        self.guesses.withdraw(address)
+        self._admitted(address)
+        return found.key
+
+    def _admitted(self, address: str) -> None:
         self.guesses.right(address)
         self.used = self._clock()
-        return nonce
 
     async def _basic(self, header: str) -> bool:
         scheme, _, rest = header.partition(" ")
@@ -192,21 +242,14 @@ class Gate:
         except (binascii.Error, UnicodeDecodeError):
             return False
         name, colon, password = text.partition(":")
-        if not colon or len(password) > 128:
+        if not colon or len(password) > MAX_BYTES:
             return False
         memory = hashlib.blake2b(text.encode(), key=self._secret).digest()
         now = self._clock()
         if self._known.get(memory, 0.0) > now:
             return True
-        if self._waiting >= MAX_WAITING:
-            raise Refused("too many passwords are being checked", 1.0)
-        self._waiting += 1
-        try:
-            async with self._turn:
-                key = await asyncio.to_thread(proof.password_key, password, self.access.salt)
-        finally:
-            self._waiting -= 1
-        right = hmac.compare_digest(key, self.access.key) & hmac.compare_digest(name.encode(), USER.encode())
+        right = await self._in_turn(self._access.is_right, password)
+        right = right & hmac.compare_digest(name.encode(), USER.encode())
         if right:
             self._known = {memory: now + MEMORY_SECONDS}
         return right

@@ -24,6 +24,7 @@ from caserv.gate import Gate, Refused
 from caserv.installed import Say
 from caserv.judge import Kind, Known, address, dns_name
 from safekit.disk.paths import node_name, safebin
+from safekit.wire.proof import ProofError
 
 MAX_BODY = 256 << 10
 BODY_SECONDS = 15.0
@@ -31,8 +32,8 @@ MAX_FIELDS = 20
 PAGES = {
     "/": "wizard.html", "/advanced.html": "advanced.html", "/getcsr.html": "getcsr.html", "/legacy.html": "legacy.html"
 }  # fmt: skip
-CHALLENGE = "/caserv/challenge"
-PUBLIC = frozenset({"/certs/cacert.crt", "/certs/crl.pem", CHALLENGE})
+CHALLENGE, PROVE = "/caserv/challenge", "/caserv/proof"
+PUBLIC = frozenset({"/certs/cacert.crt", "/certs/crl.pem", CHALLENGE, PROVE})
 """What workstations and servers may have without a password; with one, the answer is proved."""
 LANGUAGES = ("en", "fr", "ja")
 POLICY = (
@@ -76,7 +77,7 @@ class Service:
         """Routes and what happens around each of them."""
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
         posts: dict[str, Handler] = {
-            "/caserv": self._sign, "/api/first": self._first, "/api/additional": self._additional,
+            "/caserv": self._sign, PROVE: self._proof, "/api/first": self._first, "/api/additional": self._additional,
             "/api/firewall": self._firewall, "/api/user": self._user, "/api/requests": self._requests,
             "/api/names": self._set_names, "/api/renew": self._renew, "/api/revoke": self._revoke,
             "/api/upload": self._upload, "/api/ca": self._ca,
@@ -96,13 +97,13 @@ class Service:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        nonce = ""
+        key = b""
         try:
             if request.method not in ("GET", "HEAD") and foreign(request):
                 raise web.HTTPForbidden(reason="requests of other sites are refused")
             header = request.headers.get("Authorization", "")
             if header or request.path not in PUBLIC:
-                nonce = await self._admit(request, header)
+                key = await self._admit(request, header)
             async with asyncio.timeout(BODY_SECONDS):
                 await request.read()
             response = await handler(request)
@@ -132,9 +133,9 @@ class Service:
         except Exception as error:  # a defect of one handler must not take the service away
             traceback.print_exc(file=sys.stderr)
             response = refusal(500, "defect", f"defect: {type(error).__name__}", "journalctl -u safecaserv")
-        return self._finished(response, nonce)
+        return self._finished(response, key)
 
-    async def _admit(self, request: web.Request, header: str) -> str:
+    async def _admit(self, request: web.Request, header: str) -> bytes:
         """See Gate.admit. The body is read before only where it is signed: a stranger's is not read at all."""
         body = b""
         if header.startswith(proof.SCHEME):
@@ -142,12 +143,11 @@ class Service:
                 body = await request.read()
         return await self._gate.admit(header, request.remote or "?", request.method, request.raw_path, body)
 
-    def _finished(self, response: web.StreamResponse, nonce: str = "") -> web.StreamResponse:
+    def _finished(self, response: web.StreamResponse, key: bytes = b"") -> web.StreamResponse:
         response.headers.update(HEADERS)
-        if nonce and isinstance(response, web.Response):
+        if key and isinstance(response, web.Response):
             content = response.body if isinstance(response.body, bytes) else b""
-            mac = proof.answer_proof(self._gate.access.key, nonce, self._gate.certificate, response.status, content)
-            response.headers[proof.PROOF] = mac
+            response.headers[proof.PROOF] = proof.answer_proof(key, response.status, content)
         return response
 
     async def _do(self, task: Task) -> tuple[list[str], Any]:
@@ -173,6 +173,14 @@ class Service:
 
     async def _challenge(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(self._gate.challenge())
+
+    async def _proof(self, request: web.Request) -> web.StreamResponse:
+        data = await _json(request, "message")
+        try:
+            message = bytes.fromhex(data.get("message", ""))
+            return web.json_response(await self._gate.begin(message, request.remote or "?"))
+        except (ValueError, ProofError):
+            raise PkiError("message: this is no half of a key", "ask by initssl req") from None
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         return _asset_response(PAGES[request.path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from caserv import authority, gate, names, proof
 from caserv.errors import PkiError
 from caserv.judge import Kind, Known, Names, common_name_of, dns_name, judge
+from safekit.wire.proof import Asking, hash_with
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 CLUSTER = {"n1": "n1", "10.0.0.1": "n1", "n2": "n2", "10.0.0.2": "n2", "10.1.0.2": "n2"}
@@ -287,26 +289,57 @@ def test_guessers_without_number_need_no_memory() -> None:
     assert len(guesses._tries) == gate.MAX_ADDRESSES
 
 
-def test_proofs_are_of_one_password_one_connection_and_one_request() -> None:
-    key, other = proof.password_key("PasW0rD", b"s" * 16), proof.password_key("PasW0rD", b"t" * 16)
-    nonce, certificate = "00" * 16, b"certificate"
-    header = proof.authorization(key, nonce, certificate, "POST", "/caserv", b"body")
+def test_proofs_are_of_one_key_and_one_request() -> None:
+    key, other, session = b"k" * 32, b"o" * 32, "00" * 16
+    header = proof.authorization(key, session, "POST", "/caserv", b"body")
     parsed = proof.parse_authorization(header)
-    assert parsed is not None
+    assert parsed is not None and parsed[0] == session
     mac = parsed[1]
-    assert proof.is_right(key, nonce, mac, certificate, "POST", "/caserv", b"body")
-    wrong: list[tuple[bytes, str, bytes, str, str, bytes]] = [
-        (other, nonce, certificate, "POST", "/caserv", b"body"),
-        (key, "01" * 16, certificate, "POST", "/caserv", b"body"),
-        (key, nonce, b"of somebody in between", "POST", "/caserv", b"body"),
-        (key, nonce, certificate, "GET", "/caserv", b"body"),
-        (key, nonce, certificate, "POST", "/caserv?", b"body"),
-        (key, nonce, certificate, "POST", "/caserv", b"other"),
-    ]
-    for k, n, c, method, path, body in wrong:
-        assert not proof.is_right(k, n, mac, c, method, path, body)
-    answer = proof.answer_proof(key, nonce, certificate, 200, b"x")
-    assert answer != mac and proof.answer_is_right(key, nonce, certificate, 200, b"x", answer)
-    assert not proof.answer_is_right(key, nonce, certificate, 400, b"x", answer)
-    for damaged in ("", "Basic x", "SafeKit-CA nonce=1,mac=2", f"{header} "):
+    assert proof.is_right(key, mac, "POST", "/caserv", b"body")
+    wrong: list[tuple[bytes, str, str, bytes]] = [
+        (other, "POST", "/caserv", b"body"), (key, "GET", "/caserv", b"body"), (key, "POST", "/caserv?", b"body"),
+        (key, "POST", "/caserv", b"other"),
+    ]  # fmt: skip
+    for k, method, path, body in wrong:
+        assert not proof.is_right(k, mac, method, path, body)
+    answer = proof.answer_proof(key, 200, b"x")
+    assert answer != mac and proof.answer_is_right(key, 200, b"x", answer)
+    assert not proof.answer_is_right(key, 400, b"x", answer)
+    for damaged in ("", "Basic x", "SafeKit-CA session=1,mac=2", f"{header} "):
         assert proof.parse_authorization(damaged) is None
+
+
+def test_a_key_is_of_one_password_one_service_and_one_address() -> None:
+    """The service is known by its certificate: somebody in between has another one."""
+
+    async def run() -> None:
+        access = gate.Access.of("PasW0rD")
+        ours = gate.Gate(access, b"certificate", Clock())
+
+        async def ask(password: str, certificate: bytes, address: str = "10.0.0.9", *, again: bool = False) -> bool:
+            hashed = hash_with(password, ours.challenge()["salt"])
+            asking = Asking("CA_admin", proof.name_of(certificate), hashed)
+            begun = await ours.begin(asking.message, "10.0.0.9")
+            key = asking.key(bytes.fromhex(begun["message"]))
+            header = proof.authorization(key, begun["session"], "GET", "/", b"")
+            try:
+                assert await ours.admit(header, address, "GET", "/", b"") == key
+                if again:
+                    await ours.admit(header, address, "GET", "/", b"")
+            except gate.Refused:
+                return False
+            return True
+
+        assert await ask("PasW0rD", b"certificate")
+        for question in (
+            ask("PasW0rd", b"certificate"), ask("PasW0rD", b"of somebody in between"),
+            ask("PasW0rD", b"certificate", "10.0.0.8"), ask("PasW0rD", b"certificate", again=True),
+        ):  # fmt: skip
+            assert not await question
+        assert await ask("PasW0rD", b"certificate"), "a right one forgives"
+        for _ in range(gate.FREE_TRIES):
+            assert not await ask("wrong", b"certificate")
+        with pytest.raises(gate.Refused, match="too many wrong passwords"):
+            await ask("PasW0rD", b"certificate")
+
+    asyncio.run(run())

@@ -23,8 +23,9 @@ PASSWORD = "PasW0rD"
 HERE = """
 import os, sys
 from datetime import timedelta
-from caserv import authority, commands, places
+from caserv import authority, commands, gate, places
 from caserv.gate import Access
+gate.FIRST_WAIT = float(os.environ["CA_TEST_WAIT"])
 places.hostname = lambda: os.environ["CA_TEST_HOST"]
 clock, shift = authority.now, timedelta(seconds=float(os.environ["CA_TEST_SHIFT"]))
 authority.now = lambda: clock() + shift
@@ -61,6 +62,8 @@ class CaServer:
     said: str = ""
     """By `initssl ca`."""
     process: subprocess.Popen[bytes] | None = None
+    wait: float = 1.0
+    """Seconds after the first wrong password too many."""
     shift: float = 0.0
     """Seconds by which its clock is ahead."""
 
@@ -90,7 +93,7 @@ class CaServer:
             (self.conf / file).write_text(json.dumps(text.split()))
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self.env, "CA_TEST_SHIFT": str(self.shift)}
+        return {**os.environ, **self.env, "CA_TEST_SHIFT": str(self.shift), "CA_TEST_WAIT": str(self.wait)}
 
     def command(self, name: str, *words: str, given: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of SAFE/web/bin. `given`: its standard input."""
@@ -127,7 +130,7 @@ class CaServer:
                 [sys.executable, "-c", code, password], env=self._environment(), cwd=self.root,
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

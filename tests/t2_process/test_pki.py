@@ -471,7 +471,7 @@ def test_startcaserv_and_stopcaserv(tmp_path: Path) -> None:
     assert one.done.read_text() == "systemctl stop safecaserv.service\nfirewallcfg del caserv\n"
     assert not access.exists() and not (one.var / "caserv/service.key").exists()
     short = one.command("startcaserv", given="short\nshort\n", check=False)
-    assert short.returncode == 1 and "has 7 to 128" in short.stderr
+    assert short.returncode == 1 and "has 7 printable" in short.stderr
     (one.conf / "httpd.caserv.conf").write_text("Define caservport 99999\n")
     bad = one.command("startcaserv", given=f"{PASSWORD}\n{PASSWORD}\n", check=False)
     assert bad.returncode == 1 and "httpd.caserv.conf: caservport: '99999' is not a port" in bad.stderr
