@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-from safekit.disk.expiry import FILE, WARN_SECONDS, Expiry, expiry_file, line_of
+from safekit.disk.expiry import FILE, WARN_SECONDS, Expiry, expiry_file, line_of, to_text
 from safekit.disk.files import write_atomic
 from safekit.model.cluster import give_to_group
 from safekit.wire.certificates import of_pem
@@ -36,11 +34,11 @@ def found_in(conf: Path) -> tuple[Expiry, ...]:
 
 
 def publish(found: tuple[Expiry, ...]) -> None:
-    """SAFEVAR/web/certificates.json, for `safekit state`. Raises OSError."""
+    """SAFEVAR/web/certificates.txt, for `safekit state`. Raises OSError."""
     path = expiry_file()
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     give_to_group(path.parent)
-    write_atomic(path, json.dumps([asdict(each) for each in found]).encode(), mode=0o640, durable=False)
+    write_atomic(path, to_text(found).encode(), mode=0o640, durable=False)
     give_to_group(path)
 
 

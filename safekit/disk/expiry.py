@@ -1,15 +1,17 @@
-"""When certificates end, as the web service publishes it and `safekit state` tells it. Standard library only."""
+"""When certificates end, as the web service publishes it and `safekit state` tells it.
+
+A line each, BEGINS ENDS FILE NAME, and no JSON: `state` pays for every import."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safekit.disk.paths import safe, safevar
 
-FILE = "certificates.json"
+FILE = "certificates.txt"
 WARN_SECONDS = 30 * 86400.0
 
 
@@ -31,9 +33,20 @@ def expiry_file() -> Path:
 def published() -> tuple[Expiry, ...]:
     """What is known; nothing before the web service has run, or when the file is damaged."""
     try:
-        return tuple(Expiry(**entry) for entry in json.loads(expiry_file().read_bytes()))
-    except (OSError, ValueError, TypeError):
+        lines = expiry_file().read_text(encoding="utf-8").splitlines()
+        fields = [line.split(" ", 3) for line in lines]
+        return tuple(Expiry(file, name, float(begins), float(ends)) for begins, ends, file, name in fields)
+    except (OSError, ValueError):
         return ()
+
+
+def to_text(found: Iterable[Expiry]) -> str:
+    """The content of the file."""
+    return "".join(f"{each.begins:.0f} {each.ends:.0f} {each.file} {_one_line(each.name)}\n" for each in found)
+
+
+def _one_line(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def line_of(each: Expiry, now: float) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from safekit.disk.expiry import Expiry, to_text
 from safekit.disk.paths import ModulePaths
 from safekit.log.module import ModuleLog
 from tests.t2_process.cli_server import (
@@ -213,6 +214,22 @@ def test_state_of_a_pair(server: Server, admin: NotedAdmin) -> None:
     assert row.split()[:7] == ["mirror", "1", "mirror", "PRIM", "green", "SECOND", "green"]
     assert verdict.startswith("mirror is protected: ")
     assert "\x1b" not in done.stdout
+
+
+def test_a_certificate_that_ends_is_in_the_state(server: Server, admin: NotedAdmin) -> None:
+    (server.var / "web").mkdir()
+    now = time.time()
+    entries = [Expiry("server.crt", "n 1\n", 0.0, now + 12.2 * 86400), Expiry("cacert.crt", "CA", 0.0, now + 3e7)]
+    (server.var / "web/certificates.txt").write_text(to_text(entries))
+    admin.modules["mirror"] = dict(RUNNING)
+    put_state(make_module(), **PRIM)
+    said = server.run("state").stdout
+    assert f"Warning: the certificate {server.safe}/web/conf/server.crt (n 1?) ends in 12 days, on " in said, said
+    assert "cacert" not in said
+    (told,) = json.loads(server.run("state", "--json").stdout)["certificates"]
+    assert "ends in 12 days" in told
+    (server.var / "web/certificates.txt").write_text("1 x\n")
+    assert "Warning" not in server.run("state").stdout
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ refused and why, and certificates that are renewed while the service runs."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -20,11 +21,14 @@ from pathlib import Path
 
 import pytest
 from certificates import CLIENT, SERVER, Pair, make
+from cli_server import RUNNING, NotedAdmin, make_module
 from web_server import KEY, PASSWORDS, Answer, WebServer, command, free_ports
 
 from cli import distributed
 from safekit.wire import webclient
+from safekit.wire.targets import Target
 from safewebserver import checkcert
+from safewebserver.relay import Relay, Unreachable
 
 GREEN = {"state.local": "ALONE", "state.color": "green"}
 
@@ -355,6 +359,66 @@ def test_distributed_commands_speak_https_with_the_certificate_of_the_server(
     url = f"https://127.0.0.1:{server.port}"
     assert "it does not speak HTTPS" in run("level")[1]
     assert KEY.hex() not in said
+
+
+def test_the_servers_ask_each_other_over_https(
+    web: tuple[WebServer, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pki: Pki
+) -> None:
+    """What the console shows of other servers comes so; renewed certificates count without a restart."""
+    server, https = web
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    conf = tmp_path / "safe/web/conf"
+    monkeypatch.setenv("SAFE", str(tmp_path / "safe"))
+    monkeypatch.setenv("SAFENODE", "n2")
+    pki.put(conf)
+    pki.clients["monitor"].put(conf, "admin")
+    (conf / "ssl").mkdir()
+    (conf / "ssl/httpd.webconsolessl.conf").write_text("")
+    targets = [Target("n1", "https", "127.0.0.1", https)]
+
+    async def scene() -> list[str]:
+        relay, told = Relay(), []
+
+        async def ask() -> None:
+            try:
+                told.append(str((await relay.ask(targets, "GET", "/api/v1/node")).json()["role"]))
+            except Unreachable as error:
+                told.append(f"{error.kind}: {error.text}")
+
+        await ask()
+        pki.clients["admin"].put(conf, "admin")
+        await ask()
+        (conf / "cacert.crt").write_bytes(pki.other.pem)
+        await ask()
+        (conf / "admin.key").write_text("x")
+        await ask()
+        await relay.close()
+        return told
+
+    told = asyncio.run(scene())
+    assert told[:2] == ["Monitor", "Admin"], "the certificate limits what the signature would give"
+    assert told[2].startswith("certificate: ") and "its certificate is refused" in told[2], told
+    assert told[3].startswith("certificate: ") and "admin.crt" in told[3], told
+
+
+def test_the_logs_name_who_and_from_where(web: tuple[WebServer, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SCE-004: the CN, or the user of a server of the cluster, reaches the module and the log of commands."""
+    server, _ = web
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    make_module("logged")
+    body = command("stop", "-m", "logged")
+    with NotedAdmin(int(server.env["SAFEMAPPER"])) as admin:
+        admin.modules["logged"] = dict(RUNNING)
+        ask(web, "mary", "POST", "/api/v1/command", body)
+        path = "/api/v1/command?on_behalf=alice@n2&role=Admin"
+        ask(web, "", "POST", path, body, server.signed("POST", path, body)[0])
+        said = json.dumps(admin.asked)
+    log = (server.var / "commandlog").read_text()
+    for who in ("MARY SMITH@127.0.0.1", "alice@n2"):
+        assert f"-u {who} stop -m logged" in log, log
+        assert who in said, said
 
 
 # checkcert (SHS-011, 012, 015; SHS-005, 007, 008, 010)
