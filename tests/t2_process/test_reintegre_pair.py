@@ -140,6 +140,10 @@ def test_application_writes_during_the_reintegration(pair: Pair) -> None:
                     for written in (link, files / f"d{f % 7}" / f"f{f}"):
                         with open(written, "r+b", buffering=0) as other:
                             other.write(b"%08d" % number)
+                if number % 4 == 0:  # cut off, and grown again: what was there is zeros now
+                    f = 13 * number % 300
+                    for size in (number % 900, 5000):
+                        os.truncate(pair.n1.dir / f"d{f % 7}" / f"f{f}", size)
                 if number % 10 == 0:
                     os.rename(pair.n1.dir / f"d{number % 7}", pair.n1.dir / "aside")
                     os.rename(pair.n1.dir / "aside", pair.n1.dir / f"d{number % 7}")
