@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 from collections import deque
@@ -40,6 +41,8 @@ from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.wire import Kind, Op, WireError, WireRefused, connect
 
 log = logging.getLogger("nfsbox")
+UNNAMED: Final = "unnamed"
+"""Code of an address that could not be looked up."""
 
 Fields = dict[str, Any]
 
@@ -126,6 +129,9 @@ class Box:
         self.engine = Engine(self.roots, self._tracker, self.settings, notify)
         self._mounts: list[Mount] = []
         self._server: Server | None = None
+        self._listening = threading.Lock()  # whoever makes or ends the server
+        self.unnamed = False
+        """This server's own name on the replication network could not be looked up: nobody listens yet."""
         self._applier: Applier | None = None
         self._loaded = journal.Loaded()
         self._token: bytes | None = None  # of a hand-over, on both sides of it
@@ -212,7 +218,7 @@ class Box:
                 self._mount_all()
                 self._refuse_holders(degraded=degraded)
                 if not degraded:
-                    self._listen()
+                    self._begin_to_listen()
             except BaseException:
                 self._unmount_all(failed=True)
                 self._close_trees()
@@ -330,6 +336,37 @@ class Box:
                         raise
                     log.warning("%s stays as it is: %s", os.fsdecode(root.mount), _text(error))
 
+    def _begin_to_listen(self) -> None:
+        """A name of cluster.xml that cannot be looked up now stops nobody: at the boot of a server in a cloud its DNS
+        may come later. Without the name no secondary finds this server either."""
+        try:
+            self._listen()
+        except BoxError as error:
+            if error.code != UNNAMED:
+                raise
+            self.unnamed = True
+            log.warning("no secondary can come yet: %s; tried again until it can be looked up", error.text)
+
+    def listen_when_named(self) -> None:
+        """Try again what `unnamed` tells of. May wait for the DNS, and is called from one thread. Never raises."""
+        place = self.place.listen
+        if place is None:
+            return
+        try:
+            socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+        except OSError:
+            return
+        with self._listening:
+            if not (self.unnamed and self.prepared):
+                return
+            try:
+                self._listen()
+            except BoxError as error:
+                log.warning("no secondary can come yet: %s", error.text)
+                return
+            self.unnamed = False
+        log.info("listens on %s port %d now", *place)
+
     def _listen(self) -> None:
         former = self._server
         if self.place.listen is None:
@@ -345,6 +382,8 @@ class Box:
                 pair=self._pair,
                 token=lambda: self._token,
             )
+        except socket.gaierror as error:
+            raise BoxError(UNNAMED, f"{self.place.listen[0]}: {error.strerror}") from None
         except OSError as error:
             raise BoxError("listen", f"{error.strerror}: another program uses it, or the address is not here") from None
         if former is not None:
@@ -370,9 +409,11 @@ class Box:
         except OSError as error:
             raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
         finally:
-            if self._server is not None:
-                self._server.close()
-                self._server = None
+            with self._listening:
+                self.unnamed = False
+                if self._server is not None:
+                    self._server.close()
+                    self._server = None
         self._close_trees()
         self._give_back()
         self.prepared = False

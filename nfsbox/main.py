@@ -23,6 +23,14 @@ async def _ticks(box: Box) -> None:
         await asyncio.to_thread(box.tick)
 
 
+async def _names(box: Box) -> None:
+    """Beside the ticks, which must not wait for a DNS."""
+    while True:
+        await asyncio.sleep(1.0)
+        if box.unnamed:
+            await asyncio.to_thread(box.listen_when_named)
+
+
 async def _main(context: Context) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     rfs = context.config.rfs
@@ -53,6 +61,7 @@ async def _main(context: Context) -> int:
     beside = context.beside()
     beside.start(announcer.run())
     beside.start(_ticks(box))
+    beside.start(_names(box))
     context.figures = box.figures
     await context.stopping.wait()
     try:

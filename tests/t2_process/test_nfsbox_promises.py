@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ import fuse
 import pytest
 
 from lab.waiting import wait_until
-from nfsbox.box import Box, Place
+from nfsbox.box import Box, BoxError, Place
 from nfsbox.fs import kernel
 from nfsbox.fs import mount as mount_module
 from nfsbox.fs.mount import Mount, MountFailure
@@ -443,6 +444,37 @@ def test_a_pair_that_is_told_late_is_not_recorded_over_what_came_after_it(tmp_pa
     with pytest.raises(Refused):
         box._pair("B", 77)
     assert box.state() == to_fields(later)
+
+
+def test_a_name_that_comes_later_is_listened_on_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the boot of a server its DNS may be silent; that is no reason to stop the module. A port of others is one."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    known: dict[str, str] = {}
+    ask = socket.getaddrinfo
+
+    def look_up(host: str, *words: Any, **more: Any) -> Any:
+        if host == "node.internal" and host not in known:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ask(known.get(host, host), *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=port)
+    box = Box(Place("AM", "A", tmp_path, lambda: (), ("node.internal", port)), rfs, lambda _: None, lambda *_: {})
+    box._begin_to_listen()
+    box.prepared = True
+    box.listen_when_named()
+    assert box.unnamed and box._server is None
+    known["node.internal"] = "127.0.0.1"
+    box.listen_when_named()
+    assert not box.unnamed and box._server is not None
+    socket.create_connection(("127.0.0.1", port), 5).close()
+    second = Box(Place("AN", "A", tmp_path, lambda: (), ("node.internal", port)), rfs, lambda _: None, lambda *_: {})
+    with pytest.raises(BoxError, match="another program uses it"):
+        second._begin_to_listen()
+    assert not second.unnamed
+    box._server.close()
 
 
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:
