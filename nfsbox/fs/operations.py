@@ -27,12 +27,13 @@ from nfsbox.fs.names import Names
 from nfsbox.pair.engine import Engine, Role, Root
 from nfsbox.pair.files import File
 from nfsbox.pair.stream import Stream
+from safekit import syscalls
+from safekit.disk import steps
 from safekit.rfs.exclusions import is_hidden, parent
 from safekit.rfs.identity import Identity
 from safekit.rfs.system import ENCODING, FALLOCATE_MODES, PIECE, generation, write_pieces
 from safekit.rfs.tree import entries
 from safekit.rfs.wire import HEADER_SIZE, Flag, Op, Set, pack_attr
-from safekit.syscalls import fallocate
 
 _ACCESS: Final = os.O_ACCMODE
 _STRIP: Final = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_TRUNC | os.O_NOCTTY
@@ -104,7 +105,7 @@ class Operations(Names):
 
     def fsyncdir(self, path: str, datasync: int, fh: int) -> None:
         """Entries on disk. At the peer they are already where async puts them."""
-        os.fsync(fh)
+        steps.data_settle(fh)
 
     def _check_open(self) -> None:
         if len(self.handles) >= self._most_open:
@@ -226,9 +227,9 @@ class Operations(Names):
         uid, gid, _ = fuse.fuse_get_context()
         if uid or gid:
             above = self.tree.lstat(parent(relative))
-            os.fchown(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
+            steps.data_owner(descriptor, uid, -1 if above.st_mode & stat.S_ISGID else gid)
             if mode & SPECIAL_BITS:
-                os.fchmod(descriptor, stat.S_IMODE(mode))
+                steps.data_mode(descriptor, stat.S_IMODE(mode))
         return os.fstat(descriptor)
 
     def _create_local(self, relative: bytes, flags: int, mode: int, fi: Any) -> None:
@@ -273,7 +274,7 @@ class Operations(Names):
 
     def read(self, path: Any, size: int, offset: int, fh: int) -> bytes:
         """Data of a handle; the mount reads by itself."""
-        return os.pread(fh, size, offset)
+        return steps.data_read(fh, size, offset)
 
     def write(self, path: Any, data: bytes, offset: int, fh: int) -> int:
         """As fusepy calls it; the mount calls `write_request` with the kernel's buffer."""
@@ -289,7 +290,7 @@ class Operations(Names):
         if file.local:
             with engine.files.border:
                 if file.local:
-                    return os.pwrite(fh, data, offset)
+                    return steps.data_write(fh, data, offset)
         if engine.awaiting:
             engine.check_writable()
         if request[_APPENDS] & 4:
@@ -316,7 +317,7 @@ class Operations(Names):
             stream = engine.stream
             if stream is None or file.orphan or (file.session != stream.identity and not stream.bind(file)):
                 stream = None
-                done = os.pwrite(fh, data, offset) if size <= PIECE else write_pieces(fh, data, offset)
+                done = steps.data_write(fh, data, offset) if size <= PIECE else write_pieces(fh, data, offset)
             else:
                 stream.replicated += size
                 try:
@@ -364,13 +365,13 @@ class Operations(Names):
         while size - at > PIECE:
             frame = request[_FRAME + at : _DATA + at + PIECE]
             stream.send_write(self.index, file.fid, offset + at, frame, 0)
-            wrote = os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
+            wrote = steps.data_write(fh, frame[HEADER_SIZE:], offset + at)
             if wrote != PIECE:
                 return stream.send(Op.PING, 0), at + wrote
             at += PIECE
         frame = request[_FRAME + at :]
         number = stream.send_write(self.index, file.fid, offset + at, frame)
-        return number, at + os.pwrite(fh, frame[HEADER_SIZE:], offset + at)
+        return number, at + steps.data_write(fh, frame[HEADER_SIZE:], offset + at)
 
     def _record(self, file: File, fh: int, first: int, last: int) -> None:
         tracker = self.engine.tracker
@@ -391,7 +392,7 @@ class Operations(Names):
         read either, the two differ from now on."""
         try:
             status = os.fstat(fh)
-            data = os.pread(fh, size, offset)
+            data = steps.data_read(fh, size, offset)
         except OSError as error:
             stream.fail(f"the disk of the primary failed ({error.strerror}) after the secondary had the change")
             return
@@ -403,7 +404,7 @@ class Operations(Names):
         mode = os.fstat(fh).st_mode
         bits = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
         try:
-            os.removexattr(fh, _CAPABILITY)
+            steps.data_dropxattr(fh, _CAPABILITY)
             capability = True
         except OSError:
             capability = False  # there is none
@@ -412,7 +413,7 @@ class Operations(Names):
 
         def local() -> None:
             if mode & bits:
-                os.fchmod(fh, stat.S_IMODE(mode) & ~bits)
+                steps.data_mode(fh, stat.S_IMODE(mode) & ~bits)
 
         def send(stream: Stream) -> int:
             if not stream.bind(file):
@@ -451,7 +452,7 @@ class Operations(Names):
         if file.local:
             with self.engine.files.border:
                 if file.local:
-                    os.ftruncate(fh, length)
+                    steps.data_truncate(fh, length)
                     return
         self.engine.check_writable()
         size = os.fstat(fh).st_size
@@ -464,7 +465,7 @@ class Operations(Names):
             zones = (0, 0)
         if self.kill_privileges:
             self._clear_privileges(fh, file)
-        self._on_handle(file, fh, zones, lambda: os.ftruncate(fh, length), Op.TRUNCATE, a=length)
+        self._on_handle(file, fh, zones, lambda: steps.data_truncate(fh, length), Op.TRUNCATE, a=length)
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Allocate, or punch a hole: modes that move data are left to the application."""
@@ -472,7 +473,7 @@ class Operations(Names):
         if file.local:
             with self.engine.files.border:
                 if file.local:
-                    fallocate(fh, mode, offset, length)
+                    syscalls.fallocate(fh, mode, offset, length)
                     return
         if mode not in FALLOCATE_MODES:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -482,7 +483,14 @@ class Operations(Names):
         zones = (offset // self._zone, (end - 1) // self._zone)
         self._record(file, fh, *zones)
         self._on_handle(
-            file, fh, zones, lambda: fallocate(fh, mode, offset, length), Op.FALLOCATE, a=offset, b=length, extra=mode
+            file,
+            fh,
+            zones,
+            lambda: syscalls.fallocate(fh, mode, offset, length),
+            Op.FALLOCATE,
+            a=offset,
+            b=length,
+            extra=mode,
         )
 
     def _on_handle(
@@ -531,9 +539,9 @@ class Operations(Names):
         if file.times_due:
             self.engine.due_files.add(file)
         if datasync:
-            os.fdatasync(fh)
+            steps.data_commit(fh)
         else:
-            os.fsync(fh)
+            steps.data_settle(fh)
 
     def release(self, path: Any, fi: Any) -> None:
         """The last close of a handle."""

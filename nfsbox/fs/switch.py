@@ -19,7 +19,7 @@ from typing import Final
 from nfsbox.pair.engine import Root
 from safekit.disk import placeholder
 from safekit.process import holders
-from safekit.rfs.exclusions import parent
+from safekit.rfs.exclusions import is_hidden, parent
 from safekit.rfs.tree import NOTHING
 from safekit.syscalls import detach, unmount
 
@@ -185,7 +185,8 @@ def clean_hidden(directory: Path, roots: Sequence[Root]) -> int:
     removed = 0
     for entry in data.split(b"\0"):
         number, _, path = entry.partition(b" ")
-        if number.isdigit() and int(number) < len(roots):
+        # A crash may have torn a note: what it begins with can be the name of a file of the users.
+        if number.isdigit() and int(number) < len(roots) and is_hidden(path):
             tree = roots[int(number)].tree
             try:
                 mtime = tree.lstat(parent(path)).st_mtime_ns

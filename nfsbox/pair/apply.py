@@ -12,11 +12,12 @@ from typing import Any
 
 from nfsbox.pair.commit import Due
 from nfsbox.pair.engine import Root
+from safekit import syscalls
+from safekit.disk import steps
 from safekit.rfs.exclusions import Exclusions, parent
 from safekit.rfs.system import PIECE
 from safekit.rfs.tree import ACL_PREFIX, Tree
 from safekit.rfs.wire import ATTR, HEADER, HEADER_SIZE, Op, Set, decode_map, unpack_attr, valid_path
-from safekit.syscalls import fallocate, set_times
 
 log = logging.getLogger("nfsbox")
 
@@ -104,7 +105,7 @@ def operation(trees: Trees, files: OpenFiles, frame: bytes, *, strict: bool, due
         return False
     if op == Op.CLOSE:
         if a:
-            set_times(files.descriptor(fid), None, a)
+            syscalls.set_times(files.descriptor(fid), None, a)
         files.drop(fid)
         return False
     named = _BY_NAME.get(op)
@@ -124,19 +125,19 @@ def _write(descriptor: int, _extra: int, a: int, _b: int, body: memoryview, due:
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        done = os.pwrite(descriptor, data[:PIECE], offset)
+        done = steps.apply_write(descriptor, data[:PIECE], offset)
         data = data[done:]
         offset += done
 
 
 def _truncate(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, due: Due | None) -> None:
-    os.ftruncate(descriptor, a)
+    steps.apply_truncate(descriptor, a)
     if due is not None:
         due.data(descriptor)
 
 
 def _fallocate(descriptor: int, extra: int, a: int, b: int, _body: memoryview, due: Due | None) -> None:
-    fallocate(descriptor, extra, a, b)
+    syscalls.fallocate(descriptor, extra, a, b)
     if due is not None:
         due.data(descriptor)
 
@@ -144,32 +145,32 @@ def _fallocate(descriptor: int, extra: int, a: int, b: int, _body: memoryview, d
 def _setattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
     mask, mode, uid, gid, atime, mtime, _, _ = unpack_attr(body)
     if mask & (Set.UID | Set.GID):
-        os.fchown(descriptor, uid if mask & Set.UID else -1, gid if mask & Set.GID else -1)
+        steps.apply_owner(descriptor, uid if mask & Set.UID else -1, gid if mask & Set.GID else -1)
     if mask & Set.MODE:
-        os.fchmod(descriptor, stat.S_IMODE(mode))
+        steps.apply_mode(descriptor, stat.S_IMODE(mode))
     if mask & (Set.ATIME | Set.MTIME):
-        set_times(descriptor, atime if mask & Set.ATIME else None, mtime if mask & Set.MTIME else None)
+        syscalls.set_times(descriptor, atime if mask & Set.ATIME else None, mtime if mask & Set.MTIME else None)
     if due is not None:
         due.inode(descriptor)
 
 
 def _setxattr(descriptor: int, extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
-    os.setxattr(descriptor, bytes(body[:extra]), bytes(body[extra:]))
+    steps.apply_setxattr(descriptor, bytes(body[:extra]), bytes(body[extra:]))
     if due is not None:
         due.inode(descriptor)
 
 
 def _removexattr(descriptor: int, _extra: int, _a: int, _b: int, body: memoryview, due: Due | None) -> None:
-    os.removexattr(descriptor, bytes(body))
+    steps.apply_dropxattr(descriptor, bytes(body))
     if due is not None:
         due.inode(descriptor)
 
 
 def _fsync(descriptor: int, _extra: int, a: int, _b: int, _body: memoryview, _due: Due | None) -> None:
     if a:
-        os.fdatasync(descriptor)
+        steps.apply_commit(descriptor)
     else:
-        os.fsync(descriptor)
+        steps.apply_settle(descriptor)
 
 
 _BY_HANDLE: dict[int, Callable[[int, int, int, int, memoryview, Due | None], None]] = {
@@ -270,10 +271,10 @@ def _create(o: _Named) -> bool:
         _, mode, uid, gid, *_ = unpack_attr(o.body)
         made = os.fstat(descriptor)
         if (made.st_uid, made.st_gid) != (uid, gid):
-            os.fchown(descriptor, uid, gid)
+            steps.apply_owner(descriptor, uid, gid)
             made = os.fstat(descriptor)
         if made.st_mode != mode:
-            os.fchmod(descriptor, stat.S_IMODE(mode))
+            steps.apply_mode(descriptor, stat.S_IMODE(mode))
         if o.due is not None:
             o.due.inode(descriptor)
             if not o.fid:
@@ -505,7 +506,7 @@ def _fill(tree: Tree, path: bytes, content: bytes) -> None:
     try:
         _write_all(descriptor, memoryview(content), 0)
         if status.st_size > len(content):
-            os.ftruncate(descriptor, len(content))
+            steps.apply_truncate(descriptor, len(content))
     finally:
         os.close(descriptor)
 

@@ -8,9 +8,10 @@ import stat
 import threading
 from collections.abc import Sequence
 
+from safekit import syscalls
+from safekit.disk import steps
 from safekit.rfs.exclusions import parent
 from safekit.rfs.tree import Tree, open_top
-from safekit.syscalls import sync_filesystem
 
 
 class Disks:
@@ -33,7 +34,7 @@ class Disks:
         self.open()
         with self._lock:
             for descriptor in self._descriptors:
-                sync_filesystem(descriptor)
+                syscalls.sync_filesystem(descriptor)
 
     def close(self) -> None:
         """Nothing is changed any more: the file systems can be unmounted."""
@@ -79,14 +80,14 @@ class Due:
     def commit(self) -> None:
         """Put everything on disk; only then is it due no more. Raises OSError."""
         for descriptor in self._data - self._inodes:
-            os.fdatasync(descriptor)
+            steps.commit_data(descriptor)
         for descriptor in self._inodes:
-            os.fsync(descriptor)
+            steps.commit_inode(descriptor)
         for (_, inode), descriptor in self._opened.items():
             if inode:
-                os.fsync(descriptor)
+                steps.commit_name(descriptor)
             else:
-                sync_filesystem(descriptor)
+                syscalls.sync_filesystem(descriptor)
         self.forget()
 
     def forget(self) -> None:

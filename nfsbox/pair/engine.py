@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 from nfsbox.pair.commit import Disks
@@ -28,15 +29,16 @@ from nfsbox.pair.files import File, Files
 from nfsbox.pair.latency import Latency
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from safekit import syscalls
 from safekit.bus.asking import Ask, Done
 from safekit.bus.requests.nfsadmin import ReplicationLost, SessionLost
+from safekit.disk import steps
 from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.identity import Identity
 from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
-from safekit.syscalls import sync_filesystem
 
 
 class Role(Enum):
@@ -125,6 +127,25 @@ MAX_NOTES: Final = 1 << 20
 
 def _note(root: int, path: bytes) -> bytes:
     return b"%d %s\0" % (root, path)
+
+
+def _append(path: Path, data: bytes) -> int:
+    """Add to a file, whole or not at all: what is torn would be read as part of what follows. The size afterwards.
+    Raises OSError."""
+    descriptor = steps.note_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[steps.note_write(descriptor, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                steps.note_undo(descriptor, before)
+            raise
+        return before + len(data)
+    finally:
+        os.close(descriptor)
 
 
 def find_name(tree: Tree, exclusions: Exclusions, inode: int) -> bytes | None:
@@ -317,10 +338,8 @@ class Engine:
         """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
         notes = self.tracker.directory / "hidden"
         with self._noting:
+            size = _append(notes, _note(root, path))
             self._hidden.add((root, path))
-            with open(notes, "ab") as handle:
-                handle.write(_note(root, path))
-                size = handle.tell()
             if size > MAX_NOTES + 512 * len(self._hidden):
                 write_atomic(notes, b"".join(_note(*found) for found in self._hidden), durable=False)
 
@@ -512,11 +531,11 @@ class Engine:
         """Bring what the kernel holds back (mapped files, write-back) to us."""
         for root in self.roots:
             try:
-                descriptor = os.open(root.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptor = steps.mount_open(root.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 continue  # not mounted: nothing is held back
             try:
-                sync_filesystem(descriptor)
+                syscalls.sync_filesystem(descriptor)
             finally:
                 os.close(descriptor)
 

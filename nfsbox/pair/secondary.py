@@ -10,7 +10,6 @@ is removed, what is missing is reported, and the primary has it compared again.
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 from nfsbox.pair import apply
 from nfsbox.pair.commit import Disks, Due
 from nfsbox.pair.engine import Root
+from safekit.disk import steps
 from safekit.rfs.system import PIECE
 from safekit.rfs.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
 
@@ -111,7 +111,7 @@ class Applier:
 
     def _serve(self) -> None:
         channel, files = self.channel, self._files
-        unpack, pwrite = HEADER.unpack_from, os.pwrite
+        unpack = HEADER.unpack_from
         receive, send_ack, sending = channel.receive, channel.send_ack, self._sending
         while True:
             if self._group and (self._group >= GROUP or self._group_bytes >= GROUP_BYTES or not channel.arrived()):
@@ -132,7 +132,7 @@ class Applier:
                     data = memoryview(frame)[HEADER_SIZE:]
                     try:
                         while data:
-                            done = pwrite(descriptor, data[:PIECE], offset)
+                            done = steps.apply_write(descriptor, data[:PIECE], offset)
                             data = data[done:]
                             offset += done
                     except OSError as error:

@@ -20,11 +20,12 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from safekit.disk import steps
 from safekit.disk.files import sync_directory
 from safekit.rfs.changes import Changes, Kind, Mode, Record, renaming
 from safekit.rfs.exclusions import parent
@@ -43,19 +44,6 @@ COPIED: Final = 10_000
 _NEW: Final = ".changes.new"
 _SHORTER: Final = ".changes.shorter"
 
-# System calls of the record, each under a name of its own, so that a test makes exactly one of them fail.
-_allocate = os.pwrite
-_write = os.pwrite
-_commit = os.fdatasync
-_settle = os.fsync
-_install = os.rename
-_remove = os.unlink
-_sync_directory = sync_directory
-
-
-def _create(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
-
 
 class Journal:
     """One epoch's file. Raises OSError when the disk refuses; the change it tells of must then not be made."""
@@ -64,32 +52,32 @@ class Journal:
         """Made with its first records: it has its name when all of them are on disk."""
         self.path = path
         under_way = path.with_name(temporary)
-        self._fd = _create(under_way)
+        self._fd = steps.record_create(under_way, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
         self.length = 0
         self._allocated = 0
         try:
             self._put(MAGIC + b"%d\n" % zone_size)
             for record in records:
                 self._put(record.pack())
-            _settle(self._fd)
-            _install(under_way, path)
-            _sync_directory(path.parent)
+            steps.record_settle(self._fd)
+            steps.record_install(under_way, path)
+            sync_directory(path.parent)
         except OSError:
             self.close()
             for made in (under_way, path):
                 with contextlib.suppress(OSError):
-                    _remove(made)
+                    steps.record_remove(made)
             raise
 
     def _grow(self) -> None:
-        _whole(_allocate, self._fd, bytes(CHUNK), self._allocated)
-        _settle(self._fd)
+        _whole(steps.record_allocate, self._fd, bytes(CHUNK), self._allocated)
+        steps.record_settle(self._fd)
         self._allocated += CHUNK
 
     def _put(self, data: bytes) -> None:
         while self.length + len(data) > self._allocated:
             self._grow()
-        _whole(_write, self._fd, data, self.length)
+        _whole(steps.record_write, self._fd, data, self.length)
         self.length += len(data)
 
     def append(self, record: Record, *, durable: bool) -> None:
@@ -100,11 +88,11 @@ class Journal:
         try:
             self._put(data)
             if durable:
-                _commit(self._fd)
+                steps.record_commit(self._fd)
         except OSError:
             self.length = before
             with contextlib.suppress(OSError):
-                os.pwrite(self._fd, bytes(min(len(data), self._allocated - before)), before)
+                steps.record_undo(self._fd, bytes(min(len(data), self._allocated - before)), before)
             raise
 
     def close(self) -> None:
@@ -114,10 +102,10 @@ class Journal:
             self._fd = -1
 
 
-def _whole(write: object, descriptor: int, data: bytes, offset: int) -> None:
+def _whole(write: Callable[[int, bytes, int], int], descriptor: int, data: bytes, offset: int) -> None:
     done = 0
     while done < len(data):
-        done += write(descriptor, data[done:], offset + done)  # type: ignore[operator]
+        done += write(descriptor, data[done:], offset + done)
 
 
 @dataclass(slots=True)
@@ -182,8 +170,8 @@ class Tracker:
             self._begin(kept)
             self._void()
             for path in old:
-                _remove(path)
-            _sync_directory(self.directory)
+                steps.record_remove(path)
+            sync_directory(self.directory)
 
     def stop(self, *, clean: bool) -> None:
         """End; with `clean` the journal says that the product stopped in order."""
@@ -386,12 +374,12 @@ class Tracker:
                 self.mode = before
                 raise
             self._forget(number)
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
 
     def _forget(self, number: int) -> None:
         """The epochs before `number`. Their files go first: what cannot be removed is not forgotten."""
         for epoch in [e for e in self._epochs if e.number < number]:
-            _remove(epoch.journal.path)
+            steps.record_remove(epoch.journal.path)
             epoch.journal.close()
             self._epochs = tuple(e for e in self._epochs if e is not epoch)
         self._needed = 0
@@ -448,14 +436,14 @@ class Tracker:
         shorter.journal.path = group[-1].journal.path
         try:
             if not all(any(epoch is known for known in self._epochs) for epoch in group):
-                _remove(under_way)
+                steps.record_remove(under_way)
                 return False
-            _install(under_way, shorter.journal.path)
-            _sync_directory(self.directory)
+            steps.record_install(under_way, shorter.journal.path)
+            sync_directory(self.directory)
             rest = [epoch for epoch in self._epochs if not any(epoch is old for old in group)]
             self._epochs = tuple(sorted([shorter, *rest], key=lambda epoch: epoch.number))
             for epoch in group[:-1]:
-                _remove(epoch.journal.path)
+                steps.record_remove(epoch.journal.path)
             return True
         except OSError as error:
             log.warning("the record of changes could not be written shorter: %s; it stays as it is", error.strerror)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from safekit.disk import steps
 from safekit.process.table import start_time
 
 
@@ -34,20 +35,20 @@ def _write_new(path: Path, data: bytes, mode: int, durable: bool) -> None:
     # Threads of one process may write one file at the same time.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_thread.get_native_id()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        descriptor = steps.file_create(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
-            os.fchmod(descriptor, mode)
+            steps.file_mode(descriptor, mode)
             view = memoryview(data)
             while view:
-                view = view[os.write(descriptor, view) :]
+                view = view[steps.file_write(descriptor, view) :]
             if durable:
-                os.fsync(descriptor)
+                steps.file_settle(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(temporary, path)
+        steps.file_install(temporary, path)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            steps.file_remove(temporary)
         raise
 
 
@@ -67,7 +68,7 @@ def _write_reserved(path: Path, data: bytes, mode: int) -> bool:
     there is none. Raises OSError."""
     spare = _reserve(path)
     try:
-        descriptor = os.open(spare, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = steps.reserve_open(spare, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -75,13 +76,13 @@ def _write_reserved(path: Path, data: bytes, mode: int) -> bool:
         whole = data.ljust(os.fstat(descriptor).st_size, b"\n")
         done = 0
         while done < len(whole):
-            done += os.pwrite(descriptor, whole[done:], done)
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
+            done += steps.reserve_write(descriptor, whole[done:], done)
+        steps.file_mode(descriptor, mode)
+        steps.file_settle(descriptor)
     finally:
         os.close(descriptor)
     if not (path.exists() and _exchange(spare, path)):
-        os.rename(spare, path)
+        steps.file_install(spare, path)
     return True
 
 
@@ -97,9 +98,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def sync_directory(path: Path) -> None:
     """Put the entries of a directory on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = steps.directory_open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        steps.directory_settle(descriptor)
     finally:
         os.close(descriptor)
 
@@ -107,7 +108,7 @@ def sync_directory(path: Path) -> None:
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on `path` (created when missing). Raises BlockingIOError when not `wait`ing."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    descriptor = steps.lock_open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

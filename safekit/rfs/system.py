@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 from typing import Final
 
-from safekit.syscalls import birth_ns, handle
+from safekit import syscalls
+from safekit.disk import steps
 
 PUNCH_HOLE: Final = 0x3  # with KEEP_SIZE
 #: Modes of fallocate that change one file in place: allocate, punch, zero; those that move data are refused.
@@ -28,7 +28,7 @@ def write_pieces(descriptor: int, data: memoryview, offset: int) -> int:
     done = 0
     while done < size:
         try:
-            done += os.pwrite(descriptor, data[done : done + PIECE], offset + done)
+            done += steps.data_write(descriptor, data[done : done + PIECE], offset + done)
         except OSError:
             if done:
                 return done
@@ -46,10 +46,10 @@ def generation(above: int, name: bytes = b"") -> int:
     Raises OSError."""
     for flags in (0, _HANDLE_FID):
         try:
-            held = handle(above, name, flags)
+            held = syscalls.handle(above, name, flags)
         except OSError as error:
             if error.errno not in _NO_HANDLES:
                 raise
         else:
             return int.from_bytes(hashlib.blake2b(held, digest_size=8).digest(), "little") or 1
-    return birth_ns(above, name) or 0
+    return syscalls.birth_ns(above, name) or 0

@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from safekit import syscalls
+from safekit.disk import steps
 from safekit.rfs import top
 from safekit.rfs.identity import Identity
 from safekit.rfs.system import generation
-from safekit.syscalls import birth_ns, chmod_at, exchange_at, open_beneath, set_times, sync_filesystem
 
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x01, 0x02, 0x04, 0x08
 _RESOLVE: Final = _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH
@@ -61,14 +62,14 @@ def _error(code: int) -> OSError:
 
 def _open_parts(top: int, path: bytes, flags: int) -> int:
     """As openat2, part by part, for kernels before 5.6 and sandboxes that do not let it through."""
-    here = os.dup(top)
+    here = steps.tree_again(top)
     try:
         device = os.fstat(top).st_dev
         parts = path.split(b"/")
         for index, part in enumerate(parts):
             if part in (b"", b"..") or (part == b"." and len(parts) > 1):
                 raise _error(errno.EXDEV if part == b".." else errno.EINVAL)
-            below = os.open(part, (flags if index == len(parts) - 1 else _O_PATH) | os.O_NOFOLLOW, dir_fd=here)
+            below = steps.tree_part(part, (flags if index == len(parts) - 1 else _O_PATH) | os.O_NOFOLLOW, dir_fd=here)
             os.close(here)
             here = below
             if os.fstat(here).st_dev != device:
@@ -77,7 +78,7 @@ def _open_parts(top: int, path: bytes, flags: int) -> int:
         return opened
     except NotADirectoryError:
         # openat2 tells a link from what is neither that nor a directory.
-        found = os.stat(part, dir_fd=here, follow_symlinks=False)
+        found = steps.tree_stat(part, dir_fd=here, follow_symlinks=False)
         raise _error(errno.ELOOP if stat.S_ISLNK(found.st_mode) else errno.ENOTDIR) from None
     finally:
         if here >= 0:
@@ -120,7 +121,7 @@ class _Resolver:
             raise _error(errno.EINVAL)
         while self.native:
             try:
-                return open_beneath(top, path, flags, _RESOLVE)
+                return syscalls.open_beneath(top, path, flags, _RESOLVE)
             except OSError as error:
                 if error.errno == errno.EAGAIN:  # names were changed on the way meanwhile
                     continue
@@ -135,7 +136,7 @@ _resolver: Final = _Resolver()
 
 def open_top(path: bytes) -> int:
     """A descriptor of a replicated directory itself. Raises OSError."""
-    return os.open(path, _DIRECTORY | os.O_NOFOLLOW)
+    return steps.tree_top(path, _DIRECTORY | os.O_NOFOLLOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ class Tree:
     def lstat(self, path: bytes) -> os.stat_result:
         """Status; a link's own. The top looks as users are to see it."""
         above, name = self.at(path)
-        found = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        found = steps.tree_stat(name, dir_fd=above.fd, follow_symlinks=False)
         return found if path else top.status(above.fd, found)
 
     def status(self, path: bytes) -> os.stat_result | None:
@@ -275,12 +276,12 @@ class Tree:
     def birth_ns(self, path: bytes) -> int | None:
         """When the inode was made, in ns; None when the file system does not tell."""
         above, name = self.at(path)
-        return birth_ns(above.fd, name)
+        return syscalls.birth_ns(above.fd, name)
 
     def identity(self, path: bytes) -> Identity:
         """Which file that is."""
         above, name = self.at(path)
-        status = os.stat(name, dir_fd=above.fd, follow_symlinks=False)
+        status = steps.tree_stat(name, dir_fd=above.fd, follow_symlinks=False)
         return Identity(status.st_ino, generation(above.fd, name))
 
     def generation(self, path: bytes) -> int:
@@ -290,18 +291,18 @@ class Tree:
 
     def statvfs(self) -> os.statvfs_result:
         """Numbers of the file system that holds the data."""
-        return os.statvfs((self._root or self._begin()).fd)
+        return steps.tree_numbers((self._root or self._begin()).fd)
 
     def readlink(self, path: bytes) -> bytes:
         """Target of a symbolic link."""
         above, name = self.at(path)
-        return os.readlink(name, dir_fd=above.fd)
+        return steps.tree_readlink(name, dir_fd=above.fd)
 
     def listdir(self, path: bytes) -> list[bytes]:
         """Names in a directory."""
         descriptor = self.directory(path)
         try:
-            return [os.fsencode(name) for name in os.listdir(descriptor)]
+            return [os.fsencode(name) for name in steps.tree_list(descriptor)]
         finally:
             os.close(descriptor)
 
@@ -319,7 +320,7 @@ class Tree:
     def open_file(self, path: bytes, flags: int, mode: int = 0o600) -> tuple[int, os.stat_result]:
         """A descriptor of a regular file, for its owner to close, and its status. ESTALE for anything else."""
         above, name = self.at(path)
-        descriptor = os.open(name, flags | _FILE, mode, dir_fd=above.fd)
+        descriptor = steps.tree_open(name, flags | _FILE, mode, dir_fd=above.fd)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -332,30 +333,30 @@ class Tree:
     def create(self, path: bytes, flags: int, mode: int) -> int:
         """Make a regular file and open it; EEXIST when there is something of that name."""
         above, name = self.at(path)
-        return os.open(name, flags | _FILE | os.O_CREAT | os.O_EXCL, mode, dir_fd=above.fd)
+        return steps.tree_create(name, flags | _FILE | os.O_CREAT | os.O_EXCL, mode, dir_fd=above.fd)
 
     def open_inode(self, path: bytes) -> int:
         """A descriptor of a regular file or a directory to sync by, for its owner to close."""
         above, name = self.at(path)
-        return os.open(name, os.O_RDONLY | _FILE, dir_fd=above.fd)
+        return steps.tree_open(name, os.O_RDONLY | _FILE, dir_fd=above.fd)
 
     def sync(self, path: bytes) -> None:
         """Put an inode on disk."""
         descriptor = self.open_inode(path)
         try:
-            os.fsync(descriptor)
+            steps.tree_settle(descriptor)
         finally:
             os.close(descriptor)
 
     def sync_all(self) -> None:
         """Put the whole file system on disk."""
-        sync_filesystem((self._root or self._begin()).fd)
+        syscalls.sync_filesystem((self._root or self._begin()).fd)
 
     def truncate(self, path: bytes, size: int) -> None:
         """Set the size of a regular file."""
         descriptor, _ = self.open_file(path, os.O_WRONLY)
         try:
-            os.ftruncate(descriptor, size)
+            steps.tree_truncate(descriptor, size)
         finally:
             os.close(descriptor)
 
@@ -368,16 +369,16 @@ class Tree:
             top.chmod(above.fd, mode)
             return
         try:
-            chmod_at(above.fd, name, mode)
+            syscalls.chmod_at(above.fd, name, mode)
             return
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
-        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above.fd)
+        descriptor = steps.tree_open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above.fd)
         try:
             if stat.S_ISLNK(os.fstat(descriptor).st_mode):
                 raise _error(errno.EOPNOTSUPP)
-            os.chmod(b"/proc/self/fd/%d" % descriptor, mode)
+            steps.tree_mode(b"/proc/self/fd/%d" % descriptor, mode)
         finally:
             os.close(descriptor)
 
@@ -387,12 +388,12 @@ class Tree:
         if not path:
             top.chown(above.fd, uid, gid)
             return
-        os.chown(name, uid, gid, dir_fd=above.fd, follow_symlinks=False)
+        steps.tree_owner(name, uid, gid, dir_fd=above.fd, follow_symlinks=False)
 
     def set_times(self, path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Times; None leaves one as it is; a link's own."""
         above, name = self.at(path)
-        set_times(name, atime_ns, mtime_ns, above.fd)
+        syscalls.set_times(name, atime_ns, mtime_ns, above.fd)
 
     def _by_name(self, path: bytes) -> tuple[Directory, bytes]:
         above, name = self.at(path)
@@ -401,13 +402,13 @@ class Tree:
     def listxattr(self, path: bytes) -> list[bytes]:
         """Names of the extended attributes."""
         held, real = self._by_name(path)
-        names = [os.fsencode(name) for name in os.listxattr(real, follow_symlinks=False)]
+        names = [os.fsencode(name) for name in steps.tree_xattrs(real, follow_symlinks=False)]
         return names if path else top.xattr_names(held.fd, names)
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """Value of an extended attribute."""
         held, real = self._by_name(path)
-        return os.getxattr(real, name, follow_symlinks=False) if path else top.getxattr(held.fd, name)
+        return steps.tree_getxattr(real, name, follow_symlinks=False) if path else top.getxattr(held.fd, name)
 
     def xattrs(self, path: bytes, *, acl: bool) -> dict[bytes, bytes]:
         """Extended attributes that are replicated: all, access control lists only with `acl`."""
@@ -417,7 +418,7 @@ class Tree:
         """Set an extended attribute."""
         held, real = self._by_name(path)
         if path:
-            os.setxattr(real, name, value, flags, follow_symlinks=False)
+            steps.tree_setxattr(real, name, value, flags, follow_symlinks=False)
         else:
             top.setxattr(held.fd, name, value, flags)
 
@@ -425,7 +426,7 @@ class Tree:
         """Remove an extended attribute."""
         held, real = self._by_name(path)
         if path:
-            os.removexattr(real, name, follow_symlinks=False)
+            steps.tree_dropxattr(real, name, follow_symlinks=False)
         else:
             top.removexattr(held.fd, name)
 
@@ -434,47 +435,47 @@ class Tree:
     def mkdir(self, path: bytes, mode: int) -> None:
         """Make a directory."""
         above, name = self.at(path)
-        os.mkdir(name, mode, dir_fd=above.fd)
+        steps.tree_mkdir(name, mode, dir_fd=above.fd)
 
     def mknod(self, path: bytes, mode: int, rdev: int) -> None:
         """Make a FIFO, a socket, a device or a regular file."""
         above, name = self.at(path)
-        os.mknod(name, mode, rdev, dir_fd=above.fd)
+        steps.tree_mknod(name, mode, rdev, dir_fd=above.fd)
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Make a symbolic link."""
         above, name = self.at(path)
-        os.symlink(target, name, dir_fd=above.fd)
+        steps.tree_symlink(target, name, dir_fd=above.fd)
 
     def link(self, existing: bytes, path: bytes) -> None:
         """Make another name of what exists; of a link itself."""
         source, old = self.at(existing)
         above, new = self.at(path)
-        os.link(old, new, src_dir_fd=source.fd, dst_dir_fd=above.fd, follow_symlinks=False)
+        steps.tree_link(old, new, src_dir_fd=source.fd, dst_dir_fd=above.fd, follow_symlinks=False)
 
     def unlink(self, path: bytes) -> None:
         """Remove a name."""
         above, name = self.at(path)
-        os.unlink(name, dir_fd=above.fd)
+        steps.tree_unlink(name, dir_fd=above.fd)
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
         above, name = self.at(path)
-        os.rmdir(name, dir_fd=above.fd)
+        steps.tree_rmdir(name, dir_fd=above.fd)
         self._given_away(path)
 
     def rename(self, old: bytes, new: bytes) -> None:
         """Rename, over what exists."""
         source, name = self.at(old)
         target, into = self.at(new)
-        os.rename(name, into, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        steps.tree_rename(name, into, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         self._given_away(old, new)
 
     def exchange(self, one: bytes, other: bytes) -> None:
         """Two names change what they stand for, at once."""
         source, name = self.at(one)
         target, into = self.at(other)
-        exchange_at(source.fd, name, target.fd, into)
+        syscalls.exchange_at(source.fd, name, target.fd, into)
         self._given_away(one, other)
 
     def remove(self, path: bytes) -> None:
@@ -483,13 +484,13 @@ class Tree:
             raise _error(errno.EINVAL)
         try:
             above, name = self.at(path)
-            if stat.S_ISDIR(os.stat(name, dir_fd=above.fd, follow_symlinks=False).st_mode):
+            if stat.S_ISDIR(steps.tree_stat(name, dir_fd=above.fd, follow_symlinks=False).st_mode):
                 try:
                     _remove_below(above.fd, name)
                 finally:
                     self._given_away(path)
             else:
-                os.unlink(name, dir_fd=above.fd)
+                steps.tree_unlink(name, dir_fd=above.fd)
         except (FileNotFoundError, NotADirectoryError):
             return
 
@@ -506,15 +507,15 @@ class Inside:
 
     def lstat(self, name: bytes) -> os.stat_result:
         """Status of one; a link's own."""
-        return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        return steps.tree_stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def readlink(self, name: bytes) -> bytes:
         """Target of a symbolic link."""
-        return os.readlink(name, dir_fd=self.descriptor)
+        return steps.tree_readlink(name, dir_fd=self.descriptor)
 
     def birth_ns(self, name: bytes) -> int | None:
         """When the inode was made, in ns; None when the file system does not tell."""
-        return birth_ns(self.descriptor, name)
+        return syscalls.birth_ns(self.descriptor, name)
 
     def generation(self, name: bytes) -> int:
         """What tells one from others that had the number of its inode."""
@@ -524,15 +525,15 @@ class Inside:
         """Extended attributes of one that are replicated, access control lists only with `acl`."""
         real = _proc(self.descriptor, name)
         return _xattrs(
-            lambda: [os.fsencode(found) for found in os.listxattr(real, follow_symlinks=False)],
-            lambda found: os.getxattr(real, found, follow_symlinks=False),
+            lambda: [os.fsencode(found) for found in steps.tree_xattrs(real, follow_symlinks=False)],
+            lambda found: steps.tree_getxattr(real, found, follow_symlinks=False),
             acl=acl,
         )
 
 
 def entries(descriptor: int) -> Iterator[Found]:
     """Entries of an open directory."""
-    with os.scandir(descriptor) as listing:
+    with steps.tree_scan(descriptor) as listing:
         for entry in listing:
             if entry.is_dir(follow_symlinks=False):
                 kind = stat.S_IFDIR
@@ -562,7 +563,7 @@ def _remove_below(above: int, name: bytes) -> None:
                     below = found.name
                     break
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(found.name, dir_fd=here)
+                    steps.tree_unlink(found.name, dir_fd=here)
             if below is not None:
                 with contextlib.suppress(FileNotFoundError):
                     stack.append((_resolver.open(here, below, _DIRECTORY), below))
@@ -570,7 +571,7 @@ def _remove_below(above: int, name: bytes) -> None:
             os.close(here)
             stack.pop()
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(called, dir_fd=stack[-1][0] if stack else above)
+                steps.tree_rmdir(called, dir_fd=stack[-1][0] if stack else above)
     finally:
         for descriptor, _ in stack:
             os.close(descriptor)

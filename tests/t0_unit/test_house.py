@@ -242,6 +242,76 @@ def test_every_core_is_there() -> None:
         assert any(name == core or name.startswith(f"{core}.") for name in pure_modules()), core
 
 
+# What can fail where nothing may be lost
+
+
+STEPS = "safekit.disk.steps"
+RECORDING = (
+    "nfsbox.fs.base",
+    "nfsbox.fs.names",
+    "nfsbox.fs.operations",
+    "nfsbox.pair.apply",
+    "nfsbox.pair.commit",
+    "nfsbox.pair.engine",
+    "nfsbox.pair.files",
+    "nfsbox.pair.secondary",
+    "nfsbox.pair.tracking",
+    "safekit.disk.files",
+    "safekit.rfs.system",
+    "safekit.rfs.tree",
+)
+"""Where changes are recorded, applied here and applied by the secondary."""
+CANNOT_FAIL = frozenset(
+    """
+    close fstat fsencode fsdecode strerror getpid getuid getgid major minor path stat_result statvfs_result
+    """.split()  # noqa: SIM905 - a table to read
+)
+"""Of `os`: what asks no disk. Names in capitals are numbers."""
+
+
+def unlabelled(tree: ast.Module) -> Iterator[ast.Call | ast.ImportFrom]:
+    """System calls that no test can make fail alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            raw = name.startswith("os.") and not name.startswith("os.path.") and name[3:] not in CANNOT_FAIL
+            if raw or name == "open" or name.endswith((".read_bytes", ".write_bytes", ".unlink", ".rename")):
+                tree_of_ours = name.split(".")[-2:-1] == ["tree"]
+                if not tree_of_ours:
+                    yield node
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "safekit.syscalls", STEPS):
+            yield node  # a test replaces it in its module, for whoever looks there
+
+
+@pytest.mark.parametrize("module", RECORDING)
+def test_what_records_and_applies_fails_by_label(module: str) -> None:
+    source = sources()[module]
+    path = source.path.relative_to(CHECKOUT)
+    found = [f"{path}:{node.lineno} {ast.unparse(node)}" for node in unlabelled(source.tree)]
+    assert not found, "a system call without a label (safekit/disk/steps.py):\n" + "\n".join(found)
+
+
+def test_the_search_finds_a_call_without_a_label() -> None:
+    text = "os.pwrite(1, b'', 0)\nos.close(1)\nsteps.x(1)\nopen('x')\nself.tree.unlink(b'x')\nfrom os import pwrite"
+    assert sorted(node.lineno for node in unlabelled(ast.parse(text))) == [1, 4, 6]
+
+
+def test_every_label_is_used() -> None:
+    labels = {
+        target.id if isinstance(target, ast.Name) else ""
+        for node in sources()[STEPS].tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    } | {node.name for node in sources()[STEPS].tree.body if isinstance(node, ast.FunctionDef)}
+    used = {
+        node.attr
+        for module in RECORDING
+        for node in ast.walk(sources()[module].tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "steps"
+    }
+    assert labels == used and len(labels) > 50
+
+
 # What runs beside
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from nfsbox.pair import commit, secondary
+from nfsbox.pair import secondary
 from nfsbox.pair.commit import Disks, Due
 from nfsbox.pair.engine import Root
 from nfsbox.pair.secondary import Applier
+from safekit import syscalls
+from safekit.disk import steps
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER, Flag, Op, Set, WireClosed, pack_attr
@@ -94,8 +96,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
         return sync
 
-    monkeypatch.setattr(os, "fdatasync", recording(os.fdatasync))
-    monkeypatch.setattr(os, "fsync", recording(os.fsync))
+    for name in ("commit_data", "commit_inode", "commit_name", "apply_commit", "apply_settle", "tree_settle"):
+        monkeypatch.setattr(steps, name, recording(getattr(steps, name)))
     yield made
 
 
@@ -138,7 +140,7 @@ def test_names_and_attributes_are_on_disk_too(bench: Bench, op: str, monkeypatch
     (bench.backing / "d" / "old").write_bytes(b"data")
     os.setxattr(bench.backing / "d" / "old", b"user.a", b"1")
     os.symlink("old", bench.backing / "d" / "link")
-    monkeypatch.setattr(commit, "sync_filesystem", lambda _: bench.events.append(("sync", "all")))
+    monkeypatch.setattr(syscalls, "sync_filesystem", lambda _: bench.events.append(("sync", "all")))
     frames = {
         "rename": (frame(Op.RENAME, body=b"d/old" + b"new", extra=5), {"d", "."}),
         "unlink": (frame(Op.UNLINK, body=b"d/old"), {"d"}),
@@ -175,7 +177,7 @@ def test_what_the_disk_refuses_is_not_acknowledged(bench: Bench, monkeypatch: py
     def refuse(_descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fdatasync", refuse)
+    monkeypatch.setattr(steps, "commit_data", refuse)
     together = [frame(Op.OPEN, 1, body=b"f", ack=False), write(1, 0, b"a"), write(1, 1, b"b")]
     events = bench.run(together, [write(1, 2, b"c")])
     assert [kind for kind, _ in events] == ["error"]
@@ -214,7 +216,7 @@ def test_nothing_is_put_on_disk_where_nothing_is_promised(bench: Bench) -> None:
 
 def test_a_resynchronisation_knows_what_failed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation for itself, until the end of the resynchronisation."""
-    monkeypatch.setattr(commit, "sync_filesystem", lambda _: bench.events.append(("syncfs", None)))
+    monkeypatch.setattr(syscalls, "sync_filesystem", lambda _: bench.events.append(("syncfs", None)))
     together = [create(1, b"f"), write(1, 0, b"a"), frame(Op.UNLINK, body=b"no/f"), frame(Op.STRICT, body=b"\x80")]
     events = bench.run([*together, write(1, 1, b"b"), write(1, 2, b"c")], strict=False)
     kinds = [kind for kind, _ in events]
@@ -226,16 +228,16 @@ def test_due_is_due_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     due = Due()
     due.path(Tree(os.fsencode(tmp_path)), b"")
     due.path(Tree(os.fsencode(tmp_path)), b"")
-    real = os.fsync
+    real = steps.commit_name
 
     def refuse(_descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(steps, "commit_name", refuse)
     with pytest.raises(OSError):
         due.commit()
     assert due
-    monkeypatch.setattr(os, "fsync", real)
+    monkeypatch.setattr(steps, "commit_name", real)
     due.commit()
     assert not due
 
@@ -268,7 +270,7 @@ def test_an_error_of_writing_back_is_told_to_what_was_open_when_it_happened(
             failed.discard(descriptor)
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("nfsbox.pair.commit.sync_filesystem", system)
+    monkeypatch.setattr("safekit.syscalls.sync_filesystem", system)
     disks = Disks((os.fsencode(tmp_path),))
     disks.open()
     disks.sync()

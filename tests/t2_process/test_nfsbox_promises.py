@@ -663,11 +663,11 @@ def test_a_write_that_cannot_be_taken_back_ends_the_pair(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.pwrite", broken)
+        patch.setattr("safekit.disk.steps.data_write", broken)
         with pytest.raises(OSError, match="Input/output"):
             operations.write_request(handle, 0, request(b"y" * 100), 0)
         assert not peer.failed and peer.sent == [Op.WRITE, Op.WRITE, Op.TRUNCATE]
-        patch.setattr("os.pread", broken)
+        patch.setattr("safekit.disk.steps.data_read", broken)
         with pytest.raises(OSError, match="Input/output"):
             operations.write_request(handle, 0, request(b"y" * 100), 0)
         assert "disk of the primary failed" in peer.failed

@@ -16,6 +16,7 @@ from nfsbox.box import Box, Place
 from nfsbox.pair import tracking
 from nfsbox.pair.engine import Engine, Revisit, Settings
 from nfsbox.pair.tracking import Tracker
+from safekit.disk import steps
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import FRAME, RECORD_1, Changes, Kind, Mode
 from safekit.rfs.identity import Identity
@@ -288,7 +289,7 @@ def test_a_journal_is_written_shorter_beside_whoever_records(tracker: Tracker, m
     """Nobody waits for it, nothing is forgotten, and it is done again only when it pays."""
     monkeypatch.setattr(tracking, "COMPACT_AT", 4096)
     writing, free = threading.Event(), threading.Event()
-    install = tracking._install
+    install = steps.record_install
 
     def slow(source: Path, target: Path) -> None:
         if threading.current_thread().name == "shorten":
@@ -296,7 +297,7 @@ def test_a_journal_is_written_shorter_beside_whoever_records(tracker: Tracker, m
             assert free.wait(20)
         install(source, target)
 
-    monkeypatch.setattr(tracking, "_install", slow)
+    monkeypatch.setattr(steps, "record_install", slow)
     tracker.alone()
     tracker.touch_directory(0, b"known", now_ns=7)
     era = tracker.era
@@ -322,7 +323,7 @@ def test_a_journal_is_written_shorter_beside_whoever_records(tracker: Tracker, m
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, code: int, *, only: str = "") -> list[int]:
     """Have one system call of the record fail, in threads of that name; how often it did."""
-    call, seen = getattr(tracking, name), []
+    call, seen = getattr(steps, name), []
 
     def fail(*arguments: Any, **fields: Any) -> Any:
         if only in threading.current_thread().name and not (seen and seen[-1] < 0):
@@ -330,11 +331,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, code: int, *, only: str 
             raise OSError(code, os.strerror(code))
         return call(*arguments, **fields)
 
-    monkeypatch.setattr(tracking, name, fail)
+    monkeypatch.setattr(steps, name, fail)
     return seen
 
 
-@pytest.mark.parametrize("step", ["_create", "_allocate", "_write", "_settle", "_install", "_sync_directory"])
+@pytest.mark.parametrize(
+    "step", ["record_create", "record_allocate", "record_write", "record_settle", "record_install", "directory_settle"]
+)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_record_that_cannot_be_written_shorter_is_not_forgotten(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch, step: str, code: int
@@ -355,7 +358,7 @@ def test_a_record_that_cannot_be_written_shorter_is_not_forgotten(
     assert again(tracker).reliable
 
 
-@pytest.mark.parametrize("step", ["_allocate", "_write", "_commit"])
+@pytest.mark.parametrize("step", ["record_allocate", "record_write", "record_commit"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR])
 def test_a_record_that_fails_is_told_and_the_next_one_takes_its_place(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch, step: str, code: int
@@ -375,13 +378,15 @@ def test_a_record_that_fails_is_told_and_the_next_one_takes_its_place(
 
 
 def test_a_record_is_written_whole_by_short_writes(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_write", lambda fd, data, at: os.pwrite(fd, data[:7], at))
-    monkeypatch.setattr(tracking, "_allocate", lambda fd, data, at: os.pwrite(fd, data[:100_000], at))
+    monkeypatch.setattr(steps, "record_write", lambda fd, data, at: os.pwrite(fd, data[:7], at))
+    monkeypatch.setattr(steps, "record_allocate", lambda fd, data, at: os.pwrite(fd, data[:100_000], at))
     fill(tracker, 10)
     assert recorded(again(tracker).changes) == set(range(1000, 1010)) and again(tracker).reliable
 
 
-@pytest.mark.parametrize("step", ["_create", "_settle", "_install", "_sync_directory", "_remove"])
+@pytest.mark.parametrize(
+    "step", ["record_create", "record_settle", "record_install", "directory_settle", "record_remove"]
+)
 def test_an_epoch_that_cannot_begin_or_end_forgets_nothing(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -413,7 +418,7 @@ def test_a_clock_that_is_set_back_makes_directories_new_for_longer(tracker: Trac
     assert kept == tracker.snapshot().directories and all(abs(since - 40 * 10**9) < 10**9 for since in kept.values())
 
 
-@pytest.mark.parametrize("step", ["_write", "_commit"])
+@pytest.mark.parametrize("step", ["record_write", "record_commit"])
 def test_a_disk_that_refuses_what_the_clock_wants_recorded_ends_no_tick(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -85,8 +85,8 @@ def test_what_goes_while_it_is_looked_at_is_no_fault(tmp_path: Path, monkeypatch
     def readlink(path: bytes, **options: int) -> bytes:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("os.getxattr", getxattr)
-    monkeypatch.setattr("os.readlink", readlink)
+    monkeypatch.setattr("safekit.disk.steps.tree_getxattr", getxattr)
+    monkeypatch.setattr("safekit.disk.steps.tree_readlink", readlink)
     tree = LocalTree(str(tmp_path), lambda path: False, acl=False)
     assert {name: dict(entry.xattrs) for name, entry in tree.names(b"").items()} == {b"f": {b"user.kept": b"2"}}
     assert tree.entry(b"link") is None

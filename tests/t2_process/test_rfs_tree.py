@@ -247,7 +247,7 @@ def test_an_error_that_says_nothing_of_a_name_is_not_its_absence(tree: Tree, mon
     def fails(*_: object, **__: object) -> os.stat_result:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "stat", fails)
+    monkeypatch.setattr("safekit.disk.steps.tree_stat", fails)
     with pytest.raises(OSError):
         tree.exists(b"d/file")
 
