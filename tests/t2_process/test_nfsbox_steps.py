@@ -258,7 +258,6 @@ NOT_MET = {
     "tree_mode": "the way of kernels without fchmodat2",
     "birth_ns": "the way of file systems without handles",
     "lock_open": "a lock is taken before anything is served",
-    "tree_top": "the top is open before anything is served",
     "tree_list": "the names of a directory for reintegre",
     "mount_open": "only what is mounted is looked at",
     "record_remove": "a record goes with a checkpoint of the pair",
