@@ -416,3 +416,22 @@ def test_identity_of_a_process_survives_the_reuse_of_its_pid() -> None:
     process.kill()
     process.wait()
     assert not lives(process.pid, start)
+
+
+def check_with(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [*words, sys.executable, "-m", "lab.main", "check"]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_machine_that_can_hold_a_lab_says_so_and_is_left_as_it_was() -> None:
+    before = host_network(), Path("/proc/self/mounts").read_text()
+    done = check_with()
+    assert (done.returncode, done.stderr) == (0, "") and "A lab can be made" in done.stdout
+    assert (host_network(), Path("/proc/self/mounts").read_text()) == before
+
+
+def test_a_kernel_that_refuses_what_a_lab_is_made_of_is_named() -> None:
+    """As in a container without privileges: root, all tools, and no right to mount."""
+    done = check_with("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    assert done.returncode == 1
+    assert "refuses what a lab is made of" in done.stderr and "unshare" in done.stderr and "Next step: " in done.stderr
