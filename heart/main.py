@@ -118,7 +118,7 @@ class Service:
             "peer": {"node": s.setup.peer, "incarnation": peer.incarnation if peer else 0},
             "incarnation": s.incarnation,
             "links": dict(s.links),
-            "datagrams": self.shell.datagrams(),
+            "datagrams": self.shell.heartbeats.datagrams(),
             "busy": str(s.busy_step) if s.busy_step is not None else "",
             "stopping": s.stopping,
             "loop": s.loop_count,
@@ -214,7 +214,7 @@ class Heart:
         )
         if not left:
             following.keep_cluster()
-        await shell.open_links()
+        await shell.heartbeats.open()
         shell.start_watching()
         if mark == "same":
             shell.start_task(shell.prove())

@@ -57,12 +57,12 @@ class Following:
                 context.log.event("cluster_taken", nodes=", ".join(cluster.node_names))
             changed = changed_checkers(before, config, former.checkers, plan.checkers)
             shell.scripts.user = config.user
-            if shell.rotation.look(wire_keys(context.module), time.monotonic()):
-                shell.rekey()
+            if shell.heartbeats.rotation.look(wire_keys(context.module), time.monotonic()):
+                shell.heartbeats.rekey()
             shell.publish_encryption()
             shell.plan = plan
-            await shell.open_links()
-            shell.neighbours_due.set()
+            await shell.heartbeats.open()
+            shell.neighbours.due.set()
             if plan.setup != former.setup or changed:
                 shell.feed(Configured(plan.setup, tuple(checker.resource for checker in changed)))
             await self._replace_processes(before, changed)
@@ -83,10 +83,10 @@ class Following:
         try:
             if not path.exists() or path.read_bytes() != data:
                 write_atomic(path, data, durable=False)
-            self._shell.settle(("cluster", ""))
+            self._shell.complaints.over(("cluster", ""))
         except OSError as error:
             # a full disk ends no heart
-            self._shell.complain(("cluster", ""), f"{path} cannot be written: {error.strerror}")
+            self._shell.complaints.say(("cluster", ""), f"{path} cannot be written: {error.strerror}")
 
     async def _tell_others(self, other_members: bool) -> None:
         """nfsadmin and vipd follow; they read the configurations themselves."""
@@ -100,9 +100,9 @@ class Following:
             try:
                 await context.bus.ask(context.module, ask, TELL_SECONDS)
             except BusError as error:
-                self._shell.complain(complaint, f"{ask.process} did not take the configuration up: {error.text}")
+                self._shell.complaints.say(complaint, f"{ask.process} did not take the configuration up: {error.text}")
             else:
-                self._shell.settle(complaint)
+                self._shell.complaints.over(complaint)
         if other_members and context.config.vip is not None:
             self._shell.start_task(self._renew_vipd())
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from heart.core import plans
 from heart.core.actions import Abort, Action, Announce, Exit, Forget, Log, Marker, Reboot, Remember, Reply, Run, Send
 from heart.core.decide import beat, deadline, decide, new_state
 from heart.core.events import (
+    ClusterView,
     Done,
     Event,
     Heard,
-    LinkOpened,
-    Ordered,
     Overslept,
     Proved,
     ResourceSet,
@@ -32,55 +31,36 @@ from heart.core.events import (
     Tick,
 )
 from heart.core.state import State
-from heart.core.values import Beat, Command, Reason, Role, Sibling
+from heart.core.values import Beat, Reason, Role
 from heart.shell import configured, proof
+from heart.shell.complaints import Complaints
 from heart.shell.effects import Effects
 from heart.shell.figures import TakeOvers
-from heart.shell.links import Links
+from heart.shell.heartbeats import Heartbeats
 from heart.shell.publish import History, LifeSign, Published, RunningMark
-from heart.shell.telling import PEER_FILE, Sent, Telling
-from heart.shell.wire import CONTEXT, LinkSocket, Route
+from heart.shell.telling import PEER_FILE, Telling
+from heart.shell.watching import PeerNeighbours, deaths_of_supervisor, views_of_cluster
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests import errd, vipd
-from safekit.bus.requests.safeadmin.node import GetOtherServer
 from safekit.bus.requests.safeadmin.processes import Ended, Respawn
 from safekit.disk.stats import forget
-from safekit.log.refusals import Refusals
-from safekit.net.neighbours import REFRESH_SECONDS, PermanentNeighbours
 from safekit.process.frame import Context
 from safekit.process.scripts import ScriptRunner
-from safekit.wire.keys import encrypted, wire_keys
-from safekit.wire.rotation import Rotation, follow_keys
-from safekit.wire.seal import Opener, Sealer, next_epoch
+from safekit.wire.keys import encrypted
+from safekit.wire.rotation import follow_keys
+from safekit.wire.seal import next_epoch
 
 RECENT = 200
 """Decisions kept in memory for `status`."""
 LINGER_PULSES = 3
 """At the end of a stop the peer is told STOP again for so many pulses, or until it has heard it."""
 LINGER_SECONDS = 2.0
-SUPERVISOR_SECONDS = 0.5
-"""Between two attempts to reach a supervisord that ended the connection."""
-CLUSTER_SECONDS = 2.0
-"""Between two questions to safeadmin."""
-RETRY_SECONDS = 5.0
 DIFFERENT_SECONDS = 5.0
 """The servers are configured one after the other: a difference that passes is none."""
 FORGOTTEN_SECONDS = 60.0
 """Figures of a process that has published none for so long, at the start of heart."""
 FIRST_COMMAND_SECONDS = 60.0
 """A heart that nobody orders anything ends after this long."""
-
-
-def beat_after(now: float, pulse: float) -> float:
-    """When the next heartbeat is due: links of the same pulse beat together, so that heart wakes once for all."""
-    due = (now // pulse + 1) * pulse
-    return due if due - now > pulse / 10 else due + pulse
-
-
-def _sibling(told: Mapping[str, Any]) -> Sibling:
-    """A server of the module, as safeadmin tells it."""
-    agrees = tuple((str(name), str(value)) for name, value in told.get("agrees") or ())
-    return Sibling(str(told.get("node")), agrees, str(told.get("state") or ""), int(told.get("since") or 0))
 
 
 class Shell:
@@ -105,24 +85,18 @@ class Shell:
         self.effects.processes.checkers = self.plan.checkers
         self.effects.processes.silenced = self._silenced
         self.recent: deque[tuple[float, Reason]] = deque(maxlen=RECENT)
-        self._refusals = Refusals()
         self.ended = asyncio.Event()
         self.exit: Exit | None = None
-        self._sent = Sent(incarnation)
-        self.rotation = Rotation(wire_keys(context.module))
-        self._sealer = Sealer(self.rotation.keys[0], CONTEXT + context.module, context.node, incarnation)
-        self._links = Links(self._link, self._begin_link, self._link_moved, self._link_held)
+        self.complaints = Complaints(context.log)
         self.reloading = asyncio.Lock()
+        self.heartbeats = Heartbeats(context, incarnation, self)
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._reply_token = 0
         self._setters: dict[str, str] = {"splitbrain.uptodate": "splitbraincheck"}
-        self._complained: dict[tuple[str, str], str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._beside = context.beside()
-        self._neighbours = PermanentNeighbours()
-        self.neighbours_due = asyncio.Event()
-        self._retrying = False
+        self.neighbours = PeerNeighbours(self.complaints)
         self._take_overs = TakeOvers()
         self._differs_since = 0.0
         self.die: Callable[[int], object] = os._exit
@@ -153,7 +127,7 @@ class Shell:
             self._look_at_peer(self.state.peer)
         self.published.flush()
         self._record(decision.reasons)
-        heard = max((link.arrivals.last for link in self._links.now), default=0.0)
+        heard = self.heartbeats.last_heard
         self._take_overs.note(self.state.role, self.state.color, heard, time.monotonic(), time.time())
         self._schedule()
 
@@ -168,7 +142,7 @@ class Shell:
             case Forget(names):
                 self.published.forget(names)
             case Send():
-                self.send()
+                self.heartbeats.send()
             case Run(token, effect):
                 self.effects.start(token, effect)
             case Abort(token):
@@ -199,7 +173,7 @@ class Shell:
         try:
             self.history.record(self.telling.add(reasons, self.published.detail))
         except OSError as error:
-            self.complain(("why", ""), f"the decision history cannot be written: {error}")
+            self.complaints.say(("why", ""), f"the decision history cannot be written: {error}")
 
     def _schedule(self) -> None:
         """Tick when the automaton needs one.  A timer that is already right stays."""
@@ -218,57 +192,32 @@ class Shell:
 
     # -- heartbeats
 
-    def send(self) -> None:
-        """Heartbeats on every link, now."""
-        self._give_sign()
-        self._sent.another(time.monotonic())
-        now = self._beat()
-        for link in self._links.now:
-            link.send(now)
-
-    def _give_sign(self) -> None:
+    def give_sign(self) -> None:
+        """For a successor: how long ago the other server was sure to have heard this heart."""
         try:
             self.life.give(time.monotonic() - self.state.confirmed_at)
         except OSError as error:
-            self.complain(("alive", ""), f"heart.alive cannot be written: {error}")
+            self.complaints.say(("alive", ""), f"heart.alive cannot be written: {error}")
 
-    def _beat(self) -> Beat:
-        """What a heartbeat says now."""
+    def says(self, sequence: int) -> Beat:
+        """What the heartbeat of that number says."""
         return dataclasses.replace(
             beat(self.state),
-            sequence=self._sent.sequence,
+            sequence=sequence,
             decided=self.telling.pending() if self.state.peer is not None else (),
             decided_seen=self.telling.seen,
         )
 
-    def _heard(self, ident: str, heard: Beat) -> None:
+    def hears(self, ident: str, heard: Beat, echoed: float | None) -> None:
+        """A heartbeat of the other server; see the event Heard."""
         self.telling.acknowledged(heard.decided_seen)
         fresh = self.telling.fresh(heard.decided)
         if fresh:
             try:
                 self.peer_history.record(fresh)
             except OSError as error:
-                self.complain(("why", ""), f"the decision history cannot be written: {error}")
-        self.feed(Heard(ident, heard, self._sent.when(heard.echo)))
-
-    def _rejected(self, peer: str, ident: str, reason: str) -> None:
-        stranger = all(peer != link.peer_address for link in self._links.now)
-        if self._refusals.say(peer, f"{ident} {reason}", time.monotonic(), stranger=stranger) is not None:
-            self.context.log.event("peer_rejected", reason=reason, peer=peer, wire=f"heartbeat.{ident}")
-
-    def complain(self, about: tuple[str, str], reason: str, code: str = "internal", **fields: str) -> None:
-        """Say something once, until it changes."""
-        if self._complained.get(about) == reason or len(self._complained) > RECENT:
-            return
-        self._complained[about] = reason
-        if code == "internal":
-            self.context.log.event(code, text=reason)
-        else:
-            self.context.log.event(code, reason=reason, **fields)
-
-    def settle(self, about: tuple[str, str]) -> None:
-        """What was complained of is over: it is said again when it comes back."""
-        self._complained.pop(about, None)
+                self.complaints.say(("why", ""), f"the decision history cannot be written: {error}")
+        self.feed(Heard(ident, heard, echoed))
 
     def _look_at_peer(self, peer: Beat | None) -> None:
         self.published.remote(peer)
@@ -276,81 +225,15 @@ class Shell:
             return
         if peer.signature == self.state.setup.signature:
             self._differs_since = 0.0
-            self.settle(("signature", peer.node))
+            self.complaints.over(("signature", peer.node))
             return
         self._differs_since = self._differs_since or time.monotonic()
         if time.monotonic() - self._differs_since >= DIFFERENT_SECONDS:
-            self.complain(("signature", peer.node), peer.signature, code="config_differs", peer=peer.node)
-
-    async def open_links(self) -> None:
-        """Use the links of the plan; those without an address yet are tried again at each pulse, those that keep a
-        former address every few seconds."""
-        if not await self._links.use(self.plan.routes) and not self._retrying:
-            self._retrying = True
-            self.start_task(self._open_links_later())
-        for ident, lan in self.plan.unused:
-            self.complain(("unused", ident), lan, code="heartbeat_unused", ident=ident, lan=lan)
-
-    async def _open_links_later(self) -> None:
-        await asyncio.sleep(RETRY_SECONDS)
-        self._retrying = False
-        async with self.reloading:
-            await self.open_links()
-
-    def _link(self, route: Route) -> LinkSocket:
-        opener = Opener(self.rotation.keys, CONTEXT + self.context.module, [self.plan.setup.peer])
-        return LinkSocket(route, self.context.module, self._sealer, opener, self._heard, self._rejected)
-
-    def _begin_link(self, link: LinkSocket) -> None:
-        self.start_task(self._pulse(link))
-
-    def _link_moved(self, link: LinkSocket) -> None:
-        assert link.places is not None
-        self.settle(("held", link.route.ident))
-        self.context.log.event(
-            "heartbeat_moved", ident=link.route.ident, own=link.places.own[0], peer=link.places.peer[0]
-        )
-
-    def _link_held(self, link: LinkSocket, reason: str) -> None:
-        assert link.places is not None
-        self.complain(
-            ("held", link.route.ident), reason, code="heartbeat_held", ident=link.route.ident, own=link.places.own[0],
-            peer=link.places.peer[0],
-        )  # fmt: skip
-
-    def datagrams(self) -> dict[str, dict[str, int]]:
-        """What each link in use has sent, accepted and refused."""
-        return {
-            link.route.ident: {"sent": link.sent, "accepted": link.accepted, "refused": link.refused}
-            for link in self._links.now
-        }
-
-    async def _pulse(self, link: LinkSocket) -> None:
-        """Heartbeats of one link, for as long as it is used."""
-        while link in self._links.now:
-            deaf = bool(link.problem)
-            if deaf:
-                await link.open()
-                if link.problem:
-                    self.complain(("link", link.route.ident), f"heartbeat {link.route.ident}: {link.problem}")
-            self._give_sign()
-            self._sent.another(time.monotonic())
-            link.send(self._beat())
-            if deaf and not link.problem:
-                self._complained.pop(("link", link.route.ident), None)
-                self.feed(LinkOpened(link.route.ident))
-            due = beat_after(time.monotonic(), link.route.pulse)
-            await asyncio.sleep(due - time.monotonic())
-            self.context.lateness.note(due)
+            self.complaints.say(("signature", peer.node), peer.signature, code="config_differs", peer=peer.node)
 
     def _figures(self) -> dict[str, Any]:
         """For monitoring; see safekit.disk.stats."""
-        return {"heartbeats": {link.route.ident: link.told() for link in self._links.now}, **self._take_overs.told()}
-
-    def rekey(self) -> None:
-        self._sealer.use(self.rotation.keys[0])
-        for link in self._links.now:
-            link.opener.use(self.rotation.keys)
+        return {"heartbeats": self.heartbeats.figures(), **self._take_overs.told()}
 
     def publish_encryption(self) -> None:
         """Whether the module has a key of its own (guide 10.4); without one the cluster's key protects it."""
@@ -391,9 +274,9 @@ class Shell:
         self.start_task(self._watch_cluster())
         forget(self.context.paths, FORGOTTEN_SECONDS)
         self.context.figures = self._figures
-        self.start_task(follow_keys(self.context.module, self.rotation, self.rekey))
+        self.start_task(follow_keys(self.context.module, self.heartbeats.rotation, self.heartbeats.rekey))
         if self.plan.setup.mirror:
-            self.start_task(self._keep_neighbours())
+            self.start_task(self.neighbours.keep(lambda: self.heartbeats.peers(self.plan.permanent_arp)))
 
     async def prove(self) -> None:
         """Whether the parts of the role that was adopted are there; those that are not are made again."""
@@ -415,52 +298,22 @@ class Shell:
         )
 
     async def _watch_supervisor(self) -> None:
-        """supervisord runs the others: its end is an event (M5).  A connection that stays open tells it at once."""
-        sock = Path(self.context.paths.supervisor_sock)
-        failures = 0
-        while True:
-            try:
-                reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(sock)), 5.0)
-                failures = 0
-                try:
-                    while await reader.read(64):
-                        pass
-                finally:
-                    writer.close()
-            except (OSError, TimeoutError):
-                failures += 1
-            if failures == 2 and self.exit is None and self.state.role is not Role.STOP:
+        """supervisord runs the others: its end is an event (M5)."""
+        async for _ in deaths_of_supervisor(Path(self.context.paths.supervisor_sock)):
+            if self.exit is None and self.state.role is not Role.STOP:
                 self.feed(SupervisorDied())
-            await asyncio.sleep(SUPERVISOR_SECONDS)
 
     async def _watch_cluster(self) -> None:
-        """cluster() of the rules is safeadmin's view."""
-        from heart.core.events import ClusterView
+        """cluster() of the rules is safeadmin's view; who runs the module stays as it was while nobody answers."""
+        context = self.context
 
-        while True:
-            value, siblings = "unknown", self.state.siblings
-            with contextlib.suppress(BusError):
-                told = await self.context.bus.ask("", GetOtherServer(self.context.module), 1.0)
-                value = told.value
-                servers = {self.context.node, self.plan.setup.peer, *self.plan.members}
-                siblings = tuple(_sibling(each) for each in told.servers if each.get("node") in servers)
+        def servers() -> set[str]:
+            return {context.node, self.plan.setup.peer, *self.plan.members}
+
+        async for value, told in views_of_cluster(context.bus, context.module, servers):
+            siblings = self.state.siblings if told is None else told
             if (value, siblings) != (self.state.cluster, self.state.siblings):
                 self.feed(ClusterView(value, siblings))
-            await asyncio.sleep(CLUSTER_SECONDS)
-
-    async def _keep_neighbours(self) -> None:
-        while True:
-            self.neighbours_due.clear()
-            places = [link.places for link in self._links.now if link.route.ident in self.plan.permanent_arp]
-            peers = tuple(dict.fromkeys(str(where.peer[0]).partition("%")[0] for where in places if where is not None))
-            try:
-                await self._neighbours.refresh(peers)
-                self._neighbours.release(keep=peers)
-            except (OSError, ValueError) as error:
-                addresses = ", ".join(peers)
-                self.complain(("arp", addresses), str(error), code="arp_refused", addr=addresses)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.neighbours_due.wait(), REFRESH_SECONDS)
 
     def on_late(self, seconds: float) -> None:
         """The frame measured that the loop woke late."""
@@ -478,7 +331,7 @@ class Shell:
     async def _end(self) -> None:
         """The module has stopped: make sure that the peer heard it, then have our supervisor end."""
         limit = time.monotonic() + min(LINGER_PULSES * self.state.setup.pulse, LINGER_SECONDS)
-        said = self._sent.sequence
+        said = self.heartbeats.sequence
         while time.monotonic() < limit:
             peer = self.state.peer
             if peer is None or peer.role is Role.STOP:
@@ -506,10 +359,6 @@ class Shell:
         if self._timer is not None:
             self._timer.cancel()
         self._beside.cancel()
-        self._links.close()
+        self.heartbeats.close()
         self.effects.processes.close()
         self.life.close()
-
-    def command(self, command: Command) -> None:
-        """A command without an asker."""
-        self.feed(Ordered(command))

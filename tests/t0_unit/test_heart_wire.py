@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heart.core.values import Beat, Color, Role, SwapNotice
-from heart.shell.shell import beat_after
+from heart.shell.heartbeats import beat_after
 from heart.shell.wire import MAX_PAYLOAD, BadBeat, pack, unpack
 
 BEAT = Beat(
