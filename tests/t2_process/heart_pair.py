@@ -226,7 +226,10 @@ class Node:
         self.ports.pop("AM/heart", None)
 
     async def tell(self, op: str, timeout: float = 8.0, **fields: Any) -> dict[str, Any]:
-        """A request to heart, as safeadmin sends it."""
+        """A request to heart, as safeadmin sends it. To be there wants half a second of a processor, and a busy machine
+        some seconds: that is no part of what is asked."""
+        if self.heart is not None and self.heart.poll() is None:
+            await until(lambda: "AM/heart" in self.ports, 30, f"heart of {self.name} has started")
         return await self.endpoints[0].by_word("AM/heart", op, timeout, **fields)
 
     async def control(self, action: str, **fields: Any) -> dict[str, Any]:
