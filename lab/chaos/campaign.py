@@ -54,16 +54,17 @@ class Campaign:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._live: dict[int, Account] = {}
+        self._running = 0
 
     def run(self) -> bool:
         """True when nothing was found. An interrupt ends it after the present steps; a second one raises LabError."""
-        threads = [threading.Thread(target=self._lab, args=(number,), daemon=True) for number in range(self.wish.labs)]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
+        self._running = self.wish.labs
+        for number in range(self.wish.labs):
+            threading.Thread(target=self._lab, args=(number,), daemon=True).start()
+        # Not by join: an interrupt in it makes Python 3.11 believe that the thread has ended.
+        while self._running:
             try:
-                for thread in threads:
-                    thread.join(0.5)
+                time.sleep(0.2)
             except KeyboardInterrupt:
                 if self._end.is_set():
                     raise LabError(
@@ -85,6 +86,14 @@ class Campaign:
         return whole + (number < rest)
 
     def _lab(self, number: int) -> None:
+        """One of the labs side by side, until its faults are done."""
+        try:
+            self._seed(number)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _seed(self, number: int) -> None:
         """The steps of one seed; after a finding a fresh lab goes on, or none."""
         seed, begin, left = self.wish.seed + number, self.wish.begin, self._share(number)
         while left > 0 and not self._over:

@@ -31,6 +31,8 @@ from lab.errors import LabError
 from lab.state import lab_directory
 
 T = TypeVar("T")
+COMMAND: Final = 300.0
+"""Seconds after which a command hangs, however little of the machine it gets."""
 MODULE_PROCESSES: Final = frozenset(
     {"heart", "nfsbox", "nfsadmin", "reintegre", "nfscheck", "vipd", "arpreroute", "circlog", "errd"}
     | {"tcpcheck", "pingcheck", "intfcheck", "ipcheck", "customcheck", "modulecheck", "syncedcheck"}
@@ -140,7 +142,7 @@ class Subject:
         if hasattr(self, "watch"):
             self.watch.say(text)
 
-    def safekit(self, node: Node, *words: str, timeout: float = 90.0) -> Completed | None:
+    def safekit(self, node: Node, *words: str, timeout: float = COMMAND) -> Completed | None:
         """A command on a server, whatever comes of it: in some states it is refused, and a server may lose its power
         under it (None). What comes of it all is for the audits."""
         if node.name in self.still:
