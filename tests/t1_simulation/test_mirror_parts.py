@@ -15,7 +15,7 @@ from tests.t1_simulation import mirror_schedules as may
 from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, UNLIKE, Kind, run
 from tests.t1_simulation.mirror_world import World
 
-COUNT = int(os.environ.get("SAFEKIT_PARTS_SCHEDULES", "45"))
+COUNT = int(os.environ.get("SAFEKIT_PARTS_SCHEDULES", "24"))
 ORDERS, CABLE = 0, 12
 UNLIKE_FAULTS: tuple[Kind, ...] = (may.configure, may.configure, may.crash, may._command)
 KILLS: tuple[Kind, ...] = (may._kill_module, may._kill_module, may.crash, may._command)

@@ -19,7 +19,7 @@ from heart.core.values import Beat, Setup
 from tests.t1_simulation import mirror_schedules as may
 from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, SET_BACK, Kind, run
 
-COUNT = int(os.environ.get("SAFEKIT_SET_BACK_SCHEDULES", "60"))
+COUNT = int(os.environ.get("SAFEKIT_SET_BACK_SCHEDULES", "36"))
 PUT_BACK: tuple[Kind, ...] = (may.put_back, may.crash, may._command)
 COPIED: tuple[Kind, ...] = (may.copy, may.crash, may._command)
 
