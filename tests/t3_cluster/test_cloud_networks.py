@@ -138,12 +138,13 @@ def test_nothing_of_the_servers_leaves_by_the_public_network(pair: Pair) -> None
     talk = "udp port 4800 or udp port 8888 or tcp port 5600"
 
     def hears(lan: str) -> bool:
-        words = ["timeout", "-k", "1", "4", "tcpdump", "-n", "-l", "-c", "1", "-i", interface(one, lan), talk]
-        return " > " in str(one.run([*words], check=False, timeout=20).stdout)
+        # (run takes the exit status of timeout for its own)
+        command = f"timeout -k 1 4 tcpdump -n -l -c 1 -i {interface(one, lan)} '{talk}'; true"
+        return " > " in str(one.run(command, timeout=20).stdout)
 
     assert hears("default") and not hears(PUBLIC)
     asked = ["curl", "-s", "-o", "/dev/null", "-m", "3", "-w", "%{http_code}", f"http://{one.address(PUBLIC)}:9010/"]
-    assert two.run(asked).stdout in ("200", "401")
+    assert two.run(asked).stdout in ("200", "302", "401", "404"), "it answers"
 
 
 @pytest.mark.parametrize("which", ["primary", "secondary"])
@@ -195,7 +196,16 @@ def test_names_that_come_after_the_boot(lab: Lab, pair: Pair) -> None:
     prim = pair.one if pair.state(pair.one) == "PRIM green" else pair.two
     pair.wait_protected(prim)
     booted = pair.other(prim)
-    pair.expect("not_uptodate", "action_rule", "transition_rule", "heartbeat_held", "late", "previous_halt", "internal")
+    pair.expect(
+        "not_uptodate",
+        "action_rule",
+        "transition_rule",
+        "heartbeat_held",
+        "late",
+        "previous_halt",
+        "internal",
+        "advice_prim",
+    )
     booted.safekit("boot", "-m", pair.module, "on")
     head, _, _ = booted.address().rpartition(".")
     booted.write("/etc/resolv.conf", f"nameserver {head}.250\noptions timeout:2 attempts:1\n")
