@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.cluster import Completed, Lab, Node, wait_until
+from lab.cluster import Completed, Lab, Node
+from lab.waiting import wait_until
 from tests.conftest import unique_lab_name
 
 PASSWORD = "PasW0rD"
