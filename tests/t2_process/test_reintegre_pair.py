@@ -226,6 +226,8 @@ def test_interrupted_and_resumed(pair: Pair) -> None:
     with pytest.raises(BusError):
         pair.n2.ask("primary")
     before = pair.n1.ask("status", target="nfsbox")["bytes_sent"]
+    # Nobody reads a stream on which nothing is under way: its loss is found with the next change.
+    (pair.n1.dir / "next").write_bytes(b"x")
     pair.until(lambda: pair.n1.ask("status", target="nfsbox")["session"] == "none")
     pair.reintegrate(pair.n2, 120)
     equal(pair)
