@@ -55,6 +55,7 @@ class Journal:
         self._fd = steps.record_create(under_way, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o660)
         self.length = 0
         self._allocated = 0
+        self._due = False  # records that are not on disk yet
         try:
             self._put(MAGIC + b"%d\n" % zone_size)
             for record in records:
@@ -87,13 +88,20 @@ class Journal:
         before = self.length
         try:
             self._put(data)
+            self._due = True
             if durable:
-                steps.record_commit(self._fd)
+                self.settle()
         except OSError:
             self.length = before
             with contextlib.suppress(OSError):
                 steps.record_undo(self._fd, bytes(min(len(data), self._allocated - before)), before)
             raise
+
+    def settle(self) -> None:
+        """All records on disk. Raises OSError."""
+        if self._due:
+            steps.record_commit(self._fd)
+            self._due = False
 
     def close(self) -> None:
         """Free the descriptor; the file stays."""
@@ -206,6 +214,8 @@ class Tracker:
         existing = epoch_files(self.directory)
         number = epoch_number(existing[-1]) + 1 if existing else 1
         kept.mode = self.mode
+        if self._epochs:
+            self._epochs[-1].journal.settle()  # a later record that is durable says that those before it are
         journal = Journal(self.directory / f"{PREFIX}{number}", self.zone_size, kept.snapshot())
         if self._epochs:
             self._epochs[-1].journal.close()
