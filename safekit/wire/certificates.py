@@ -71,18 +71,22 @@ def of_der(data: bytes) -> Certificate:
 def revoked(lists: bytes, authorities: bytes) -> frozenset[tuple[str, int]]:
     """(issuer, serial number) of every certificate of the lists, each signed by one of the authorities; all in PEM. A
     list that is due for renewal still counts. Raises ValueError."""
-    known = {each.subject: each.public_key() for each in x509.load_pem_x509_certificates(authorities)}
+    known = [(each.subject, each.public_key()) for each in x509.load_pem_x509_certificates(authorities)]
     found = set()
     for block in _CRL.findall(lists):
         each = x509.load_pem_x509_crl(block)
         issuer = each.issuer.rfc4514_string()
-        key = known.get(each.issuer)
-        if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
-            raise ValueError(f"the list of {issuer} is of no authority of clcacert.crt")
-        if not each.is_signature_valid(key):
-            raise ValueError(f"the list of {issuer} is not signed by it")
+        # An authority that was renewed stands there twice, with two keys.
+        if not any(subject == each.issuer and _signs(key, each) for subject, key in known):
+            raise ValueError(f"the list of {issuer} is not signed by an authority of clcacert.crt")
         found |= {(issuer, entry.serial_number) for entry in each}
     return frozenset(found)
+
+
+def _signs(key: object, crl: x509.CertificateRevocationList) -> bool:
+    return isinstance(
+        key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+    ) and crl.is_signature_valid(key)
 
 
 def _read(found: x509.Certificate) -> Certificate:

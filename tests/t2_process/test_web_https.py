@@ -26,6 +26,7 @@ from web_server import KEY, PASSWORDS, Answer, WebServer, command, free_ports
 
 from cli import distributed
 from safekit.wire import webclient
+from safekit.wire.certificates import revoked
 from safekit.wire.targets import Target
 from safewebserver import checkcert
 from safewebserver.relay import Relay, Unreachable
@@ -496,6 +497,15 @@ def test_what_is_wrong_is_named_with_its_field(
     code, said = checked(capsys, "-t", what)
     assert code == 1 and words in said and "Next step: " in said, said
     assert checked(capsys, "-t", "all")[0] == 1
+
+
+def test_a_renewed_authority_still_revokes(pki: Pki) -> None:
+    renewed, gone = make("Company CA", authority=True), pki.clients["gone"]
+    lists = pki.people.revoke(gone)
+    for authorities in (renewed.pem + pki.people.pem, pki.people.pem + renewed.pem):
+        assert len(revoked(lists, authorities)) == 1
+    with pytest.raises(ValueError, match="not signed by an authority"):
+        revoked(lists, renewed.pem)
 
 
 def test_what_is_not_wrong_yet_is_a_warning(conf: Path, pki: Pki, capsys: pytest.CaptureFixture[str]) -> None:
