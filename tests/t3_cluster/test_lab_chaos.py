@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 
 from lab.chaos.campaign import Campaign, Wish
 from lab.chaos.mirror import Mirror
+from lab.chaos.rules import Settings
 from lab.chaos.subject import Finding
 from lab.cluster import Lab
 from lab.state import lab_names
@@ -41,7 +43,9 @@ def gone(before: Sequence[str]) -> bool:
 @pytest.mark.parametrize("subject", ["mirror", "farm"])
 def test_a_sound_cluster_passes_every_audit(tmp_path: Path, subject: str) -> None:
     words = ("--only", QUICK) if subject == "mirror" else ("--only", "kill_small,poweroff,cut,stop")
-    done = chaos(tmp_path, "--seed", "11", "--faults", "6", "--subject", subject, "--no-database", *words)
+    done = chaos(
+        tmp_path, "--seed", "11", "--faults", "6", "--subject", subject, "--no-database", "--timeout", "5", *words
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     told = json.loads(done.stdout)
     assert told["faults"] >= 6 and told["findings"] == [] and told["broken"] == []
@@ -68,10 +72,12 @@ def test_a_lost_record_ends_it_with_evidence(tmp_path: Path, monkeypatch: pytest
         return Forgetful(lab, seed, self.wish.directory, self.wish.settings, database=False)
 
     monkeypatch.setattr(Campaign, "_subject", forgetful)
-    made = Campaign(Wish(4, 5, only=("kill_small",), database=False, directory=tmp_path), told.append)
+    made = Campaign(
+        Wish(4, 5, only=("kill_small",), database=False, directory=tmp_path, settings=Settings(timeout=5)), told.append
+    )
     assert not made.run() and made.broken == []
     (finding,) = made.account.findings
-    assert "1 acknowledged records are lost" in finding and "seed 4 step 1" in finding
+    assert re.search(r"seed 4 step 1: [12] acknowledged records are lost", finding), finding
     (place,) = tmp_path.glob("seed4-step*")
     text = (place / "finding.txt").read_text()
     assert "safelab chaos --seed 4" in text and "--from 1" in text and "fault kill_small" in text
