@@ -186,7 +186,7 @@ def test_own_subject_and_repeated_initssl_ca(tmp_path: Path) -> None:
     cut = one.command("initssl", "ca", subject, given="pwd1\npwd1\n", check=False)
     assert cut.returncode == 1 and "standard input is at its end" in cut.stderr
     ca = (one.certs / "cacert.crt").read_bytes()
-    one.make_authority("pwd2", "pwd3", "")
+    one.make_authority(("pwd2", "pwd3", ""))
     assert (one.certs / "cacert.crt").read_bytes() == ca
     assert "O = My Company, OU = My Entity" in openssl(
         "x509", "-in", str(one.certs / "cacert.crt"), "-noout", "-subject"
