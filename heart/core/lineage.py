@@ -150,12 +150,15 @@ def _proved(s: State, peer: Beat, met: Meeting) -> SetBack:
     mine, theirs = _broke(met.mine, paired=s.paired), _broke(met.theirs, paired=peer.paired)
     both_started = mine == theirs == "S" and met.mine is not None and met.theirs is not None
     both_one = mine == theirs == "pair" and s.lastprim == peer.lastprim and s.term == peer.term
-    if both_started or both_one:
+    if both_started:
         return SetBack.COPIES
     if gap > TOLERATED or (mine in ("G", "pair") and theirs == "S"):
         return SetBack.THERE
     if -gap > TOLERATED or (theirs in ("G", "pair") and mine == "S"):
         return SetBack.HERE
+    if both_one:
+        # after the marks: a server that was set back forgets that it was the primary, as soon as it knows
+        return SetBack.COPIES
     if s.paired and not s.lastprim and met.mine is not None:
         # this secondary has its last entry from a primary, which has forgotten it
         return SetBack.THERE

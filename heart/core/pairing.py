@@ -233,14 +233,32 @@ def stays(t: Turn, peer: Beat) -> bool:
     """Of two primaries that hear each other, does this one stay?  The answer of the peer is the opposite.
 
     First the one that has acknowledged writes alone (the other loses nothing
-    by leaving); then the former PRIM, if it has served since without a break
-    (M7, see `heart.core.alone`); then the healthy one, the newer term, the name.
+    by leaving); then the one that goes on, if the other was already leaving its
+    role when they met: it serves nobody, and who serves would be given up for it;
+    then the former PRIM, if it has served since without a break (M7, see
+    `heart.core.alone`); then the healthy one, the newer term, the name.
     """
     s = t.s
     by_itself, peer_alone = (not s.paired, not peer.paired) if s.setup.rfs else (True, True)
     newer = lineage.newer(s, peer)
-    mine = (by_itself, newer > 0, s.former != "SECOND", s.resource("rfs.degraded") != "up", s.term, s.setup.node)
-    theirs = (peer_alone, newer < 0, peer.former != "SECOND", not peer.degraded, peer.term, s.setup.peer)
+    mine = (
+        by_itself,
+        newer > 0,
+        not s.leaving,
+        s.former != "SECOND",
+        s.resource("rfs.degraded") != "up",
+        s.term,
+        s.setup.node,
+    )
+    theirs = (
+        peer_alone,
+        newer < 0,
+        not peer.leaving,
+        peer.former != "SECOND",
+        not peer.degraded,
+        peer.term,
+        s.setup.peer,
+    )
     return mine > theirs
 
 

@@ -266,6 +266,7 @@ def beat(s: State, sequence: int = 0) -> Beat:
         holds=s.setup.holds,
         rival=s.resources.get("state.rival", "none"),
         lineage=s.resources.get("state.lineage", "none"),
+        leaving=s.leaving,
     )
 
 

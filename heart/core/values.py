@@ -168,7 +168,8 @@ class Beat:
     acknowledgement (incarnation, fence).  ``decided`` are decisions of the
     sender, for people; ``decided_seen`` is the last of the receiver's that it
     has (see heart.shell.telling).  ``holds``: see `Setup.holds`; ``rival``: see
-    `heart.core.alone`; ``lineage``: see `heart.core.lineage`.
+    `heart.core.alone`; ``lineage``: see `heart.core.lineage`.  ``leaving``: it is
+    on its way out of its role, whatever its scripts still do.
     """
 
     node: str
@@ -203,6 +204,7 @@ class Beat:
     holds: float = 0.0
     rival: str = "none"
     lineage: str = "none"
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

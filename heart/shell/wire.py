@@ -60,6 +60,8 @@ def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:
         message["rival"] = beat.rival
     if beat.lineage != "none":
         message["lineage"] = beat.lineage
+    if beat.leaving:
+        message["leaving"] = True
     if beat.swap is not None:
         swap = beat.swap
         message["swap"] = (swap.issuer, swap.number, swap.phase, swap.nosync)
@@ -107,6 +109,7 @@ def unpack(payload: bytes, module: str) -> Beat:
         holds=_seconds(message.get("holds", 0.0), "holds"),
         rival=_one_of(message.get("rival", "none"), _RIVALS, "rival"),
         lineage=_text(message.get("lineage", "none"), "lineage"),
+        leaving=_typed(message.get("leaving", False), bool, "leaving"),
     )
 
 

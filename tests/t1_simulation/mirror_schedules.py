@@ -75,10 +75,11 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
 def decide_for_the_original(world: World) -> None:
     """Where both wait because disks were put back, the administrator decides for the data that is not old, if it is
     whole, in the words that the log tells."""
-    if world.now < world.deciding_until or not any(_told(server) for server in world.servers.values()):
+    servers = world.servers.values()
+    if world.now < world.deciding_until or not (any(map(_told, servers)) or _out_of_date(world)):
         return
     world.deciding_until = world.now + 10.0
-    chosen = next(s for s in world.servers.values() if not s.old)
+    chosen = next(s for s in servers if not s.old)
     whole = not chosen.inconsistent
     original = chosen if whole else world.servers[chosen.peer]
     # what the other one has written by itself is given up by that
@@ -117,6 +118,13 @@ def _told(server: Server) -> bool:
     if heart is None or heart.stopping or not heart.blocked:
         return False
     return heart.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
+
+
+def _out_of_date(world: World) -> bool:
+    """Both wait: the one whose data was whole has got disks of a time at which it was out of date."""
+    hearts = [server.heart for server in world.servers.values()]
+    blocked = all(heart is not None and heart.blocked == "notuptodate_server" for heart in hearts)
+    return blocked and any(server.old for server in world.servers.values())
 
 
 def _kinds_of(seed: int, options: Options) -> tuple[Kind, ...]:
