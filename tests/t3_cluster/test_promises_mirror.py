@@ -1,15 +1,17 @@
 """One server runs the application, and it is the one with the newest data: on two nodes, end to end.
 
 A primary whose cable comes back listens before it decides; of two servers that a witness tells apart, the loser has
-stopped before the winner starts. One lab; each test installs the module as it needs it.
+stopped before the winner starts; a server that was set back to a snapshot overwrites nothing by itself; commands reach
+the module that they name, in a row and with few ports. One lab; each test installs the module as it needs it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
-from pair import DIRECTORY, Pair, userconfig
+from pair import BACKING, DIRECTORY, MODULE, VAR, Pair, userconfig
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
@@ -43,6 +45,7 @@ exit 0
 """
 LOOK = 'for i in $(seq 900); do ip -o addr | grep -q " {addr}/" && date +%s.%N >>{file}; sleep 0.05; done'
 ROUNDS = 2
+ROW = 8
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +155,90 @@ def test_the_loser_of_a_witness_has_stopped_before_the_winner_starts(pair: Pair,
             looker.kill()
             looker.wait()
     pair.wait_protected(second)
+
+
+COPY = "/var/tmp/copy"
+KEPT = (f"{VAR}/{MODULE}", BACKING)
+"""What a snapshot of a server holds of its module."""
+
+
+def test_a_server_that_was_set_back_overwrites_nothing_without_a_word(pair: Pair) -> None:
+    """It comes back from a snapshot of a time when it was alone, and starts first; the other one has served since."""
+    pair.expect("copies", "advice_data")
+    pair.expect("quarantined", "reintegration_overwrites", "reintegration_lost_file", "failover_remote_stop")
+    one, two = pair.nodes
+    pair.install(userconfig())
+    pair.first_start(one)
+    stop(pair, two)
+    pair.wait(one, "ALONE green")
+    pair.wait_records(one, 5)
+    stop(pair, one)
+    one.run(["mkdir", COPY])
+    for number, place in enumerate(KEPT):
+        one.run(["cp", "-a", place, f"{COPY}/{number}"])
+    one.safekit("start", "-m", pair.module)
+    pair.wait(one, "ALONE green")
+    two.safekit("start", "-m", pair.module)
+    pair.wait_protected(one)
+    stop(pair, one)
+    pair.wait(two, "ALONE green")
+    pair.forget_records()
+    pair.wait_records(two, 10)
+    stop(pair, two)
+    for number, place in enumerate(KEPT):
+        one.run(["rm", "-rf", place])
+        one.run(["cp", "-a", f"{COPY}/{number}", place])
+
+    one.safekit("start", "-m", pair.module)
+    pair.wait(one, "ALONE green")
+    mark = pair.mark()
+    two.safekit("start", "-m", pair.module)
+    pair.wait(two, "WAIT red")
+    wait_until(lambda: [line for line in pair.log(one, mark) if line.code == "copies"], 10, "node1 says it")
+    for node in (one, two):
+        told = node.safekit("state", "-m", pair.module).stdout
+        assert "one server is a copy of the other" in told and "safekit prim" in told, told
+
+    for node in (one, two):
+        stop(pair, node)
+    pair.wait(two, "STOP red")
+    two.safekit("prim", "-m", pair.module)
+    pair.wait(two, "ALONE green", 60)
+    one.safekit("second", "-m", pair.module)
+    pair.wait_protected(two)
+    assert pair.verify(two, [two]) >= 10
+
+
+def stop(pair: Pair, node: Node) -> None:
+    node.safekit("stop", "-m", pair.module)
+    pair.wait(node, "STOP red", 60)
+
+
+def test_stop_and_start_in_a_row_reach_their_module_with_few_ports(pair: Pair) -> None:
+    """A server with 32 ephemeral ports: the port of one process is soon another one's. Another module runs beside."""
+    node, other, ports = pair.one, "beside", "/proc/sys/net/ipv4/ip_local_port_range"
+    pair.install(userconfig())
+    usual = node.run(["cat", ports]).stdout
+    light = "/opt/safekit/Application_Modules/generic/light.safe"
+    node.safekit("module", "install", "-m", other, light)
+    try:
+        node.safekit("config", "-m", other)
+        node.run(["bash", "-c", f"echo 32768 32799 >{ports}"])
+        node.safekit("start", "-m", other)
+        node.safekit("waitstart", "-m", other, "--timeout", "60")
+        since = node.safekit("state", "-m", other, "--json").stdout
+        node.safekit("prim", "-m", pair.module)
+        pair.wait(node, "ALONE green")
+        mark = pair.mark()
+        for _ in range(ROW):
+            node.safekit("stop", "-m", pair.module)
+            node.safekit("start", "-m", pair.module)
+        pair.wait(node, "ALONE green", 60)
+        called = [line.english for line in pair.log(node, mark) if line.code == "action_called"]
+        assert called == ["Action stop called by root", "Action start called by root"] * ROW
+        assert json.loads(node.safekit("state", "-m", other, "--json").stdout) == json.loads(since)
+    finally:
+        node.run(["bash", "-c", f"echo {usual.strip()} >{ports}"])
+        node.safekit("stop", "-m", other, check=False)
+        node.safekit("waitstop", "-m", other, "--timeout", "60", check=False)
+        node.safekit("module", "uninstall", "-m", other, check=False)
