@@ -72,8 +72,10 @@ _TABLE = (
             "Les données de {peer} sont revenues à un état plus ancien (snapshot ?) : des modifications de ce serveur"
             " lui manquent"),
     Message("copies", "E",
-            "One of this server and {peer} is a copy of the other (a clone?), and nobody can tell whose data counts",
-            "Ce serveur ou {peer} est une copie de l'autre (clone ?), et nul ne peut dire quelles données comptent"),
+            "One of this server and {peer} was set back, or is a copy of the other (snapshot, clone?):"
+            " nobody can tell whose data counts",
+            "Ce serveur ou {peer} est revenu en arrière, ou est une copie de l'autre (snapshot, clone ?) :"
+            " nul ne sait quelles données comptent"),
     Message("advice_data", "E",
             "Nothing is overwritten before you decide: safekit stop, then safekit prim, on the server whose data"
             " counts; safekit second on the other one",

@@ -157,7 +157,7 @@ def _stopped(s: Situation) -> Verdict:
 _SET_BACK = {
     "here": "the data of this server was set back to an older state (a restored snapshot?)",
     "there": "the data of the other server was set back to an older state (a restored snapshot?)",
-    "both": "one server is a copy of the other (a clone?), and nobody can tell whose data count",
+    "both": "one server was set back, or is a copy of the other (snapshot, clone?): nobody can tell whose data count",
 }
 
 
