@@ -203,8 +203,12 @@ def settle_pair(t: Turn, _: str) -> None:
 
 @condition
 def pair_settled(t: Turn) -> bool:
-    """No broken pair is being settled, and this server does not have to hear first who went on."""
-    return not t.s.breaking and not (t.s.doubted and t.s.paired)
+    """No broken pair is being settled or about to be, and this server does not have to hear first who went on.
+
+    Of a role that was adopted, and of a server in doubt, what breaks the pair is begun later (see `check_pair`).
+    """
+    s = t.s
+    return not s.breaking and not (s.paired and (s.doubted or s.unproved or s.break_asked))
 
 
 @condition

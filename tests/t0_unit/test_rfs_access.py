@@ -27,7 +27,6 @@ ELSEWHERE = {
     ("nfsbox/fs/mount.py", "_let_go"): "the null device",
     ("nfsbox/fs/mount.py", "Mount.stop"): "the mount, to wake its own loop",
     ("nfsbox/fs/mount.py", "Mount.mounted"): "the mount, as a user of it",
-    ("nfsbox/fs/operations.py", "Operations._clear_privileges"): "an open descriptor",
     ("nfsbox/fs/switch.py", "is_mounted"): "the kernel's table of mounts",
     ("nfsbox/fs/switch.py", "mount_point"): "the top, which root alone can exchange",
     ("nfsbox/fs/switch.py", "_empty"): "the top, which root alone can exchange",
@@ -36,15 +35,10 @@ ELSEWHERE = {
     ("nfsbox/fs/switch.py", "_empty_directory"): "the place of the mount",
     ("nfsbox/fs/switch.py", "_remove"): "the place of the mount",
     ("nfsbox/fs/switch.py", "to_link"): "the place of the mount",
-    ("nfsbox/pair/apply.py", "_setxattr"): "an open descriptor",
-    ("nfsbox/pair/apply.py", "_removexattr"): "an open descriptor",
-    ("nfsbox/pair/engine.py", "Engine.note_hidden"): "a note in SAFEVAR",
-    ("nfsbox/pair/engine.py", "Engine.sync_mounts"): "the mount, as a user of it",
     ("safekit/rfs/quarantine.py", "keep"): "SAFEVAR",
     ("safekit/rfs/quarantine.py", "_keep_one"): "a copy in SAFEVAR",
     ("safekit/rfs/quarantine.py", "restore"): "a directory that the administrator chose",
     ("safekit/rfs/quarantine.py", "remove"): "SAFEVAR",
-    ("nfsbox/pair/tracking.py", "_create"): "the record in SAFEVAR",
 }
 #: All their calls take descriptors, which Tree has opened.
 BY_DESCRIPTOR = {"safekit/rfs/top.py"}

@@ -26,7 +26,7 @@ from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op, Set, pack_attr
-from tests.t2_process.test_nfsbox_commit import Bench, frame, write
+from tests.t2_process.applier_bench import Bench, frame, write
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR)
 SHORT = -1

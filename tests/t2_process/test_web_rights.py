@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Pair, make
-from test_web_https import Pki, secure_server
+from web_https import Pki, secure_server
 from web_server import Answer, WebServer, free_ports
 
 from cli.main import cli as safekit

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from test_web_https import Pki, secure_server
+from web_https import Pki, secure_server
 from web_server import PASSWORDS
 
 from safewebserver.api import openapi
