@@ -168,16 +168,38 @@ _MODE_IN_ATTR: Final = OUT.size + 16 + 60
 _NOTIFY_INVAL_INODE: Final = 2
 _INVAL_INODE: Final = struct.Struct("<Qqq")  # node offset length
 _NODE_IN_ENTRY: Final = struct.Struct("<Q")
+_GENERATION_IN_ENTRY: Final = OUT.size + 8
+_ENTRY_SIZE: Final = 128
 
 
-def node_of(opcode: int, reply: bytes, asked: int) -> int | None:
-    """The node of a file that was opened by a reply, which belongs to a request about `asked`; None when none was."""
-    if reply[4:8] != b"\0\0\0\0":
+def opened(opcode: int, reply: bytes, asked: int) -> tuple[int, int] | None:
+    """Handle and node of a file that was opened by a reply, which belongs to a request about `asked`; None when none
+    was."""
+    if opcode not in (CREATE, OPEN) or reply[4:8] != b"\0\0\0\0":
         return None
-    if opcode == CREATE:
-        node: int = _NODE_IN_ENTRY.unpack_from(reply, OUT.size)[0]
-        return node
-    return asked if opcode == OPEN else None
+    at = OUT.size + (_ENTRY_SIZE if opcode == CREATE else 0)
+    (handle,) = HANDLE_IN.unpack_from(reply, at)
+    return handle, entry_node(reply) if opcode == CREATE else asked
+
+
+def entry_node(reply: bytes) -> int:
+    """The node that a reply which tells of an entry gives to it."""
+    node: int = _NODE_IN_ENTRY.unpack_from(reply, OUT.size)[0]
+    return node
+
+
+def tells_file(opcode: int, reply: bytes) -> bool:
+    """Whether a reply gives the kernel a node of a regular file."""
+    if opcode not in _ENTRIES or reply[4:8] != b"\0\0\0\0" or len(reply) < _MODE_IN_ENTRY + 8:
+        return False
+    return stat.S_ISREG(_TYPE_AND_NAMES.unpack_from(reply, _MODE_IN_ENTRY)[0])
+
+
+def of_generation(reply: bytes, generation: int) -> bytes:
+    """An entry whose node is another file than the one that the kernel knew by an older generation. The kernel keeps
+    32 bits of it; the entry is looked up each time, so that a name leads to none of before."""
+    told = (int.from_bytes(reply[_GENERATION_IN_ENTRY : _GENERATION_IN_ENTRY + 8], "little") + generation) % (1 << 32)
+    return reply[:_GENERATION_IN_ENTRY] + told.to_bytes(8, "little") + bytes(8) + reply[40:48] + bytes(4) + reply[52:]
 
 
 def invalidation(node: int, *, pages: bool) -> bytes:

@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,9 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._aside_bytes = 0
         self._now = threading.local()  # .opcode of the request that libfuse works on
         self._stopping = False
-        self._open_nodes: Counter[int] = Counter()
+        self._open: dict[int, int] = {}  # handle -> node
+        self._tenure = 0  # rises whenever what the kernel has of files is void
+        self._older: dict[int, int] = {}  # node -> tenure, of those that are valid all the same
         self._stat_type = fuse.c_stat
         self._held: list[Any] = []  # what C code points to
 
@@ -264,13 +266,17 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 reply += string_at(vector[index].base, vector[index].len)
             if opcode == kernel.LINK:
                 self._has_two_names(self._now.node)
-            node = kernel.node_of(opcode, reply, self._now.node)
-            if node is not None:
+            opened = kernel.opened(opcode, reply, self._now.node)
+            if opened is not None:
                 with self._lock:
-                    self._open_nodes[node] += 1
+                    self._open[opened[0]] = opened[1]
             try:
                 caching = operations.caching and not self._now.shared
-                os.write(self._fd, adjusted(opcode, reply, caching=caching, names=self._now.names))
+                reply = adjusted(opcode, reply, caching=caching, names=self._now.names)
+                if self._writeback and kernel.tells_file(opcode, reply):
+                    node = kernel.entry_node(reply)
+                    reply = kernel.of_generation(reply, self._older.get(node, self._tenure))
+                os.write(self._fd, reply)
             except OSError as error:
                 # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
                 return 0 if error.errno == errno.ENOENT else -(error.errno or errno.EIO)
@@ -338,12 +344,6 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             if last:
                 self.operations.ended()
 
-    def _closed(self, node: int) -> None:
-        with self._lock:
-            self._open_nodes[node] -= 1
-            if self._open_nodes[node] <= 0:
-                del self._open_nodes[node]
-
     def _has_two_names(self, node: int) -> None:
         """What the kernel keeps of a file under its first name would hide what is changed through the second. It is
         told between the change and its answer."""
@@ -354,10 +354,23 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         """The data of open files may have changed underneath: the kernel shall read it again. Waits for pages that were
         changed, which the loop takes meanwhile."""
         with self._lock:
-            nodes = list(self._open_nodes)
+            nodes = set(self._open.values())
+            if self._writeback:
+                self._forget_files()
         for node in nodes:
             with contextlib.suppress(OSError):  # the kernel knows it no more
                 os.write(self._fd, kernel.invalidation(node, pages=True))
+
+    def _forget_files(self) -> None:
+        """With write-back the kernel believes the size and the times that it has of a file rather than ours, as long as
+        it has anything of it, open or not: it would write behind an end of before, over what the other server
+        acknowledged since. So every file becomes another one for it, and who has the former one open gets errors. What
+        is open and stays local is as the kernel knows it."""
+        local = self.operations.forget_replicated()
+        self._older = {
+            node: self._older.get(node, self._tenure) for handle, node in self._open.items() if handle in local
+        }
+        self._tenure += 1
 
     def _put_aside(self, request: memoryview) -> bool:
         """Leave a change to the relieved thread; False when that has caught up meanwhile."""
@@ -478,7 +491,8 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
                 if opcode == kernel.LINK:
                     self._now.node = kernel.node_of_link(buffer)
                 elif opcode == kernel.RELEASE:
-                    self._closed(nodeid)
+                    with lock:
+                        self._open.pop(kernel.HANDLE_IN.unpack_from(buffer, kernel.HEADER)[0], None)
                 if busy or relieved:
                     ops.request = (asked, nodeid)
                     ops.kill_privileges = self._kills(buffer, opcode)

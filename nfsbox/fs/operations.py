@@ -66,6 +66,7 @@ class Operations(Names):
         self._kept_generation = -1
         self._zone = engine.settings.zone_size
         self._writeback = engine.settings.writeback
+        self._former: set[int] = set()  # handles of a role before, whose size the kernel does not know
         # What users open must leave descriptors for the record of changes, for the state and for the peer.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = max(limit // 2, limit - RESERVED) // len(engine.roots)
@@ -74,6 +75,14 @@ class Operations(Names):
     def caching(self) -> bool:
         """Whether the kernel may keep names and attributes."""
         return self.engine.writable
+
+    def forget_replicated(self) -> set[int]:
+        """The kernel holds back nothing that is good for a replicated file which is open now: it is written to no more.
+        Handles of what stays local."""
+        handles = dict(self.handles)
+        local = {handle for handle, file in handles.items() if file.local}
+        self._former = handles.keys() - local
+        return local
 
     def ended(self) -> None:
         """The mount is gone: free every handle."""
@@ -290,9 +299,11 @@ class Operations(Names):
         if file.local:
             with engine.files.border:
                 if file.local:
-                    return steps.data_write(fh, data, offset)
+                    return steps.data_write(fh, data, self._end(fh, offset) if request[_APPENDS] & 4 else offset)
         if engine.awaiting:
             engine.check_writable()
+        if fh in self._former:
+            raise OSError(errno.EIO, "opened before the other server was primary")
         if request[_APPENDS] & 4:
             offset = self._end(fh, offset)
         size = len(data)
@@ -551,6 +562,7 @@ class Operations(Names):
     def _forget(self, fh: int, file: File) -> None:
         """Close a handle; the last one of a file tells the peer, with the time of the last change."""
         del self.handles[fh]
+        self._former.discard(fh)
         engine = self.engine
         last = engine.files.closed(file)
         if last:

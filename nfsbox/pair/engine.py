@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import threading
@@ -39,6 +40,8 @@ from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.identity import Identity
 from safekit.rfs.tree import KEPT, Tree
 from safekit.rfs.wire import Channel, Op, Set, pack_attr
+
+log = logging.getLogger("nfsbox")
 
 
 class Role(Enum):
@@ -528,14 +531,21 @@ class Engine:
             stream.decide(kept=False)
 
     def sync_mounts(self) -> None:
-        """Bring what the kernel holds back (mapped files, write-back) to us."""
+        """Bring what the kernel holds back (mapped files, write-back) to us. What it could not write, now or long ago,
+        is no part of what was acknowledged, and keeps nobody from leaving a role: whoever syncs the file is told."""
         for root in self.roots:
             try:
                 descriptor = steps.mount_open(root.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 continue  # not mounted: nothing is held back
             try:
-                syscalls.sync_filesystem(descriptor)
+                syscalls.sync_filesystem(descriptor)  # tries everything, whatever fails
+            except OSError as error:
+                log.warning(
+                    "%s: not everything that processes wrote without a sync could be written (%s)",
+                    os.fsdecode(root.mount),
+                    error.strerror,
+                )
             finally:
                 os.close(descriptor)
 

@@ -186,16 +186,21 @@ def test_names_that_would_never_be_replicated_are_refused(m: Path) -> None:
             make()
 
 
-def test_append_through_two_names(m: Path) -> None:
-    (m / "log").write_bytes(b"")
-    os.link(m / "log", m / "other name")
-    one, two = (os.open(m / name, os.O_WRONLY | os.O_APPEND) for name in ("log", "other name"))
+@pytest.mark.parametrize("kind", ["", ".tmp"])  # of the latter nothing is replicated
+def test_append_through_two_names(m: Path, kind: str) -> None:
+    log, other = m / f"log{kind}", m / f"other name{kind}"
+    log.write_bytes(b"")
+    os.link(log, other)
+    one, two = (os.open(path, os.O_WRONLY | os.O_APPEND) for path in (log, other))
     for number in range(20):
         os.write(one, b"1%04d\n" % number)
         os.write(two, b"2%04d\n" % number)
     os.close(one)
     os.close(two)
-    lines = (m / "log").read_bytes().split()
+    lines = log.read_bytes().split()
+    log.unlink()
+    other.unlink()
+    (m / "log").write_text("the top has a time again")
     assert sorted(lines) == sorted(b"%d%04d" % (name, number) for name in (1, 2) for number in range(20))
 
 

@@ -26,15 +26,17 @@ from nfsbox.fs import mount as mount_module
 from nfsbox.fs.mount import Mount, MountFailure
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.pair.secondary import Applier
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from safekit.bus.requests import nfsbox as asked
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.generations import DataState, to_fields
 from safekit.rfs.journal import expand
 from safekit.rfs.tree import Tree
-from safekit.rfs.wire import Op
+from safekit.rfs.wire import HEADER, Flag, Op, WireClosed
 from tests.t2_process.nfsbox_pair import DriverError, Pair, finish
 
 MakePair = Callable[..., Pair]
@@ -475,6 +477,73 @@ def test_a_name_that_comes_later_is_listened_on_then(tmp_path: Path, monkeypatch
         second._begin_to_listen()
     assert not second.unnamed
     box._server.close()
+
+
+class HandOver:
+    """The connection of a primary that hands over, and sends nothing more."""
+
+    received = 0
+
+    def __init__(self) -> None:
+        self.acknowledged, self.cut = threading.Event(), threading.Event()
+
+    def arrived(self) -> bool:
+        return True
+
+    def receive(self) -> bytes:
+        self.received += 1
+        if self.received == 1:
+            return HEADER.pack(Op.HANDOVER, Flag.ACK, 0, 0, 0, 0, 0) + b"token"
+        self.cut.wait(10)
+        raise WireClosed(errno.EPIPE, "closed by the test")
+
+    def send_ack(self, _number: int) -> None:
+        self.acknowledged.set()
+
+    def shutdown(self) -> None:
+        self.cut.set()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_role_may_come_before_the_stream_of_a_hand_over_has_ended(
+    alone: tuple[Engine, Operations, Path], tmp_path: Path, ended: bool
+) -> None:
+    """The other server has its acknowledgement before the token of the stream is told here: the role is taken, once."""
+    rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
+    box = Box(Place("AM", "B", tmp_path, lambda: (), None), rfs, lambda _: None, lambda *_: {})
+    disks = box.engine.disks = alone[0].disks
+    channel: Any = HandOver()
+    telling = threading.Event()
+
+    def end(reason: str, token: bytes | None) -> None:
+        assert telling.wait(10)
+        box._stream_ended(reason, token)
+
+    box._applier = Applier(channel, (), disks, strict=True, durable=False, on_end=end, on_strict=lambda _: None)
+    box._started = box.prepared = True
+    box._applier.start()
+    assert channel.acknowledged.wait(10)
+    assert box._token is None
+    if ended:
+        channel.shutdown()
+    timer = threading.Timer(0.2, telling.set)
+    timer.start()
+    try:
+        box.primary(asked.Primary("A", paired=True))
+        engine = box.engine
+        assert box._token == b"token" and engine.role is Role.PRIMARY
+        assert engine.awaiting and not engine.writable, "nothing passes by the peer that is awaited"
+        engine.become_readonly(Role.STANDBY)
+        box._token = None
+        with pytest.raises(BoxError, match="no hand-over"):
+            box.primary(asked.Primary("A", paired=True))
+    finally:
+        timer.join()
+        box._tracker.stop(clean=False)
+        disks.close()
 
 
 def test_the_end_belongs_to_its_session(alone: tuple[Engine, Operations, Path]) -> None:

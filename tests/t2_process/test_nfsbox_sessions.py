@@ -417,6 +417,55 @@ def test_write_back_cache(make: MakePair) -> None:
     assert_equal_soon(pair.a.backing, pair.b.backing)
 
 
+def test_write_back_cache_over_a_swap_and_back(make: MakePair) -> None:
+    """The kernel believes its own size of a file: it wrote behind an end of before, over what was acknowledged."""
+    pair = make(rfs={"cache": "writeback"}, replicated={"notreplicated_paths": ["local"]}).up()
+    a, b = pair.a, pair.b
+
+    def swap(first: Node, second: Node) -> None:
+        first("demote")
+        second("primary", peer=first.name, paired=True)
+        first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
+
+    def append(node: Node, name: str, data: bytes) -> None:
+        with open(node.mount / name, "ab") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    (a.mount / "f").write_bytes(b"one ")
+    (a.mount / "shorter").write_bytes(b"x" * 9000)
+    with open(a.mount / "local", "ab") as local, open(a.mount / "f", "ab") as former:
+        assert (b.mount / "f").stat().st_size == 4  # a backup looks at it
+        append(a, "f", b"two ")
+        swap(a, b)
+        assert (b.mount / "f").stat().st_size == 8
+        append(b, "f", b"three ")
+        os.truncate(b.mount / "shorter", 10)
+        swap(b, a)
+        former.write(b"who opened it before is refused, and told so")
+        with pytest.raises(OSError, match="Input/output"):
+            former.flush()
+            os.fsync(former.fileno())
+        append(a, "f", b"four")
+        append(a, "shorter", b"y")
+        for _ in range(2):  # what stays local stays open
+            assert (a.mount / "local").exists()
+            local.write(b"line")
+            local.flush()
+            os.fsync(local.fileno())
+        os.rename(a.mount / "local", a.mount / "crossed")
+        assert (a.mount / "crossed").stat().st_size == 8
+        local.write(b"line")
+        with contextlib.suppress(OSError):
+            former.close()
+    assert (a.mount / "f").read_bytes() == b"one two three four"
+    assert (a.mount / "shorter").read_bytes() == b"x" * 10 + b"y"
+    assert (a.mount / "crossed").read_bytes() == b"line" * 3
+    a("demote")  # although something could not be written back
+    assert_equal_soon(a.backing, b.backing)
+
+
 def test_release_restores_the_link(make: MakePair) -> None:
     pair = make().up()
     (pair.a.mount / "f").write_text("x")
