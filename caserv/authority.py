@@ -198,6 +198,13 @@ def load() -> Authority:
     return Authority(load_certificate(places.certs() / CACERT), load_key(places.private() / CAKEY))
 
 
+def published_crl() -> bytes:
+    """The list of what is revoked. Strangers may ask for it, so the key, whose check takes long, is loaded only where
+    there is no list yet. Raises PkiError, OSError."""
+    path = places.ca() / CRL
+    return path.read_bytes() if is_there() and path.exists() else load().crl()
+
+
 def _alone() -> contextlib.AbstractContextManager[None]:
     return locked(places.ca() / ".lock")
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -18,11 +19,12 @@ from caserv import places
 from caserv.authority import certificate_pem, common_name, load_certificate, now
 from caserv.errors import PkiError
 from safekit.disk.paths import safe
+from safekit.wire.certificates import whole_lists
 
 ACTIVE = "httpd.webconsolessl.conf"
 CRL = "clca.crl"
 RESTART_SECONDS = 120
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\s*")
 Say = Callable[[str], None]
 
 
@@ -147,8 +149,22 @@ def install_admin(certificate: x509.Certificate, key: bytes, say: Say, pem: byte
 
 
 def install_crl(data: bytes) -> None:
-    """clca.crl: certificates of clients that are no longer good. Raises OSError."""
-    places.write(places.conf() / CRL, data, places.READABLE)
+    """clca.crl: certificates of clients that are no longer good. Lists of other authorities of clcacert.crt, which an
+    administrator put there, stay: without them their certificates would be good again. Raises PkiError, OSError."""
+    path = places.conf() / CRL
+    others = _lists_beside(path, x509.load_pem_x509_crl(data).issuer) if path.exists() else []
+    places.write(path, b"".join(each.rstrip() + b"\n" for each in (data, *others)), places.READABLE)
+
+
+def _lists_beside(path: Path, issuer: x509.Name) -> list[bytes]:
+    known = {each.subject for each in chain("clcacert.crt", _read("clcacert.crt"))} - {issuer}
+    try:
+        return [each for each in whole_lists(path.read_bytes()) if x509.load_pem_x509_crl(each).issuer in known]
+    except ValueError as error:
+        raise PkiError(
+            f"{path} cannot be used, and no certificate is accepted: {error}",
+            f"correct it; or, when it has nothing that counts: cp {places.ca() / 'crl.pem'} {path}",
+        ) from None
 
 
 def check_all() -> list[str]:

@@ -195,7 +195,7 @@ class Service:
         """Certificates and what an administrator published (guide 11.6.1.4), the CRL."""
         name = request.match_info["name"]
         if name == authority.CRL:
-            content = await asyncio.to_thread(lambda: authority.load().crl())
+            content = await asyncio.to_thread(authority.published_crl)
             return web.Response(body=content, content_type=TYPES[".pem"])
         return _download(places.certs(), name, (".crt", ".p12"))
 

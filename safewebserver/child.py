@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from safekit.disk.paths import safe
 from safewebserver.forks import Forks, reads
+from safewebserver.permissions import Refusal, Role, judge
 
 MAX_OUTPUT = 4 << 20
 MAX_AT_ONCE = 8
@@ -32,6 +34,22 @@ def program() -> list[str]:
     return [str(installed)] if os.access(installed, os.X_OK) else [sys.executable, "-m", "cli.main"]
 
 
+class _Kind(Enum):
+    """Whose turn a command waits for. Nobody who only looks, or only waits, keeps from its turn what changes something:
+    a Monitor's thousand questions do not hold up a stop."""
+
+    WAITS = auto()
+    LOOKS = auto()
+    CHANGES = auto()
+
+
+def _kind_of(words: Sequence[str]) -> _Kind:
+    if only_waits(words):
+        return _Kind.WAITS
+    plain = words[2:] if words and words[0] == "-u" else words
+    return _Kind.CHANGES if isinstance(judge(plain, Role.MONITOR), Refusal) else _Kind.LOOKS
+
+
 def only_waits(words: Sequence[str]) -> bool:
     """Whether the command changes nothing and may be ended at any time."""
     rest = list(words)
@@ -41,11 +59,10 @@ def only_waits(words: Sequence[str]) -> bool:
 
 
 class Commands:
-    """Runs at most MAX_AT_ONCE commands at a time; the others wait their turn."""
+    """Runs at most MAX_AT_ONCE commands of a kind at a time; the others wait their turn."""
 
     def __init__(self) -> None:
-        # Those that only wait, for hours perhaps, must not keep others from their turn.
-        self._turns = {False: asyncio.Semaphore(MAX_AT_ONCE), True: asyncio.Semaphore(MAX_WAITING)}
+        self._turns = {kind: asyncio.Semaphore(MAX_WAITING if kind is _Kind.WAITS else MAX_AT_ONCE) for kind in _Kind}
         self._forks = Forks()
         self._running: set[asyncio.Task[Result]] = set()
         self._processes: dict[asyncio.Task[Result], asyncio.subprocess.Process] = {}
@@ -89,7 +106,7 @@ class Commands:
         self._processes.pop(task, None)
 
     async def _run(self, words: tuple[str, ...]) -> Result:
-        async with self._turns[only_waits(words)]:
+        async with self._turns[_kind_of(words)]:
             if reads(words) and (done := await self._forked(words)) is not None:
                 return done
             process = await asyncio.create_subprocess_exec(

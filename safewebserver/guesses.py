@@ -13,7 +13,7 @@ import heapq
 import ipaddress
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FREE = 5
 """Wrong passwords for one account from one address before it has to wait."""
@@ -81,11 +81,17 @@ class Guesses:
 
     def wrong(self, account: str, address: str, now: float) -> None:
         """A wrong password."""
-        place = place_of(address)
-        for key in ((account, place), ("", place), (account, "")):
+        for key in _counted(account, address):
             self._counts[key] = _Count(self._count(key, now).wrong + 1, now)
             self._counts.move_to_end(key)
         _bound(self._counts)
+
+    def withdraw(self, account: str, address: str, now: float) -> None:
+        """What was noted as wrong, once, turned out to be right: a proof counts until it is finished."""
+        for key in _counted(account, address):
+            count = self._count(key, now)
+            if count.wrong:
+                self._counts[key] = replace(count, wrong=count.wrong - 1)
 
     def right(self, account: str, address: str, now: float) -> None:
         """A right one. What was guessed from there for other accounts stays counted."""
@@ -109,6 +115,12 @@ class Guesses:
         if count.wrong < free:
             return 0.0
         return count.last + min(2.0 ** min(count.wrong - free, 20), MAX_WAIT) - now
+
+
+def _counted(account: str, address: str) -> tuple[tuple[str, str], ...]:
+    """What a guess is counted against."""
+    place = place_of(address)
+    return (account, place), ("", place), (account, "")
 
 
 def _bound(entries: OrderedDict[tuple[str, str], _Count] | OrderedDict[tuple[str, str], float]) -> None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +25,7 @@ from safekit.wire import proof
 from safekit.wire.certificates import Certificate, of_der
 from safekit.wire.keys import cluster_key
 from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
-from safewebserver.guesses import Busy, Guesses, Turns
+from safewebserver.guesses import MAX_QUEUE_ADDRESS, Busy, Guesses, Turns, place_of
 from safewebserver.permissions import Role
 from safewebserver.roles import Denied, Granted, Means, Person, Presented, decide
 from safewebserver.settings import CertificateRules, People, Settings
@@ -109,6 +110,7 @@ class Passwords:
         self._secret = os.urandom(32)
         self._known: dict[bytes, float] = {}
         self._turns = Turns()
+        self._elsewhere: Counter[str] = Counter()
         self.guesses = Guesses()
 
     def forget(self) -> None:
@@ -131,6 +133,20 @@ class Passwords:
             self._known[entry] = time.monotonic() + MEMORY_SECONDS
         return right
 
+    @contextlib.contextmanager
+    def elsewhere(self, address: str) -> Iterator[None]:
+        """While a directory is asked, which may take seconds: a guess counts only afterwards, so that one address could
+        have hundreds at once. Raises Busy."""
+        place = place_of(address)
+        if self._elsewhere[place] >= MAX_QUEUE_ADDRESS:
+            raise Busy
+        self._elsewhere[place] += 1
+        try:
+            yield
+        finally:
+            self._elsewhere[place] -= 1
+            self._elsewhere += Counter()  # without those at zero
+
     async def in_turn(self, name: str, address: str) -> None:
         """Before a password is looked at, here or in a directory. Raises Wait."""
         delay = self.guesses.check(name, address, time.monotonic())
@@ -140,6 +156,11 @@ class Passwords:
     def guessed(self, name: str, address: str, *, right: bool) -> None:
         """Note how it ended."""
         (self.guesses.right if right else self.guesses.wrong)(name, address, time.monotonic())
+
+    def proved(self, name: str, address: str) -> None:
+        """What `prove` noted as a guess was none. Else who proves his password twenty times had to wait."""
+        self.guesses.withdraw(name, address, time.monotonic())
+        self.guesses.right(name, address, time.monotonic())
 
     async def salt(self, name: str, hashed: bytes | None, address: str) -> str:
         """The salt of a user; of one that nobody knows, one that does not tell so. Raises Wait."""
@@ -253,7 +274,8 @@ class Strangers:
             self._seen[address] = (since, silent + 1)
             return
         more = f" ({silent} more since the last such line)" if silent else ""
-        self._say(f"refused a request of {address}: {why}{more}")
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in why)
+        self._say(f"refused a request of {address}: {shown}{more}")
         self._seen[address] = (now, 0)
         self._seen.move_to_end(address)
         while len(self._seen) > MAX_STRANGERS:
@@ -294,6 +316,7 @@ class Gate:
                 certificate=self._certificate(asked.certificate),
                 groups=groups,
                 revoked=gone,
+                now=time.time(),
             )
         )
         if isinstance(found, Denied):
@@ -305,7 +328,8 @@ class Gate:
         hashed = self.hash_of(name)
         if hashed is None and self.directory is not None:
             await self._passwords.in_turn(name, address)
-            found = await self.directory.check(name, password)
+            with self._passwords.elsewhere(address):
+                found = await self.directory.check(name, password)
             self._passwords.guessed(name, address, right=found is not None)
         else:
             right = await self._passwords.right(name, password, hashed, address)
@@ -315,7 +339,10 @@ class Gate:
         return found
 
     def hash_of(self, name: str) -> bytes | None:
-        """The hash of a user of user.conf as it is now."""
+        """The hash of a user of user.conf as it is now. The file does not count where users are in a directory alone:
+        the installer's user `admin` is in it for ever."""
+        if self.settings.useldap and not self.settings.usefile:
+            return None
         if self._people.refresh():
             self._passwords.forget()
         return self._people.hash_of(name)
@@ -353,7 +380,7 @@ class Gate:
         user = self._proofs.take(signed.key)
         if user is None:
             return signed, None
-        self._passwords.guessed(user, asked.address, right=True)
+        self._passwords.proved(user, asked.address)
         return signed, Person(user, self._people.role_of(user) if self.hash_of(user) is not None else None)
 
     async def _with_password(self, header: str, address: str) -> Person:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import cluster_dir, node_name
 from safekit.model.httpd import DEFAULT_HTTPS, HTTPS_PORT, SSL_FILE, HttpdError, defines, port_of
+from safekit.wire.certificates import lists_in, whole_lists
 from safewebserver.settings import conf_dir
 
 PATH = "/certs/clca.crl"
@@ -28,7 +28,6 @@ FILE, AUTHORITIES = "clca.crl", "clcacert.crt"
 FETCH_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 MAX_LIST = 1 << 20
-_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----\n?", re.DOTALL)
 
 
 def _lists(data: bytes, authorities: bytes) -> dict[x509.Name, tuple[int, bytes]]:
@@ -37,7 +36,7 @@ def _lists(data: bytes, authorities: bytes) -> dict[x509.Name, tuple[int, bytes]
     for each in x509.load_pem_x509_certificates(authorities):
         keys.setdefault(each.subject, []).append(each.public_key())
     found: dict[x509.Name, tuple[int, bytes]] = {}
-    for block in _BLOCK.findall(data):
+    for block in lists_in(data):
         try:
             crl = x509.load_pem_x509_crl(block)
             number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
@@ -56,12 +55,13 @@ def _signed(crl: x509.CertificateRevocationList, key: object) -> bool:
 
 def newer(current: bytes, offered: bytes, authorities: bytes) -> bytes | None:
     """The lists with those of `offered` that are newer and signed; None when there are none. Raises ValueError for
-    authorities that cannot be read."""
+    authorities that cannot be read, and for a `current` that has something else: it is not ours to write over."""
     have, given = _lists(current, authorities), _lists(offered, authorities)
     better = {issuer: each for issuer, each in given.items() if each[0] > have.get(issuer, (-1, b""))[0]}
     if not better:
         return None
-    kept = [block for block in _BLOCK.findall(current) if x509.load_pem_x509_crl(block).issuer not in better]
+    own = whole_lists(current) if current else []
+    kept = [block for block in own if x509.load_pem_x509_crl(block).issuer not in better]
     return b"".join([*kept, *(block for _, block in better.values())])
 
 

@@ -63,6 +63,8 @@ class Presented:
     """The lines of sslgroup.conf."""
     revoked: frozenset[tuple[str, int]] = frozenset()
     """Of clca.crl: issuer and serial number."""
+    now: float = 0.0
+    """Unix time: a connection may live longer than the certificate that began it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def _known(what: Presented) -> Granted | Denied:
     if certificate is not None and (certificate.issuer_name, certificate.serial) in what.revoked:
         text = f"the certificate of {certificate.name or certificate.subject} was revoked (SAFE/web/conf/clca.crl)"
         return Denied("certificate", text)
+    if certificate is not None and certificate.ends < what.now:
+        text = f"the certificate of {certificate.name or certificate.subject} has expired on this connection"
+        return Denied("certificate", text)
     if what.server:
         limit = certified(what.certificate, what.groups) if what.certificate is not None else None
         asker = what.behalf or Person(f"root@{what.server}", Role.ADMIN)
@@ -125,7 +130,7 @@ def _with_certificate(certificate: Certificate, groups: Iterable[Member]) -> Gra
     if not certificate.usable("client"):
         return Denied("certificate", f"the certificate of {who} is not for Client Authentication (Extended Key Usage)")
     if not certificate.name:
-        return Denied("certificate", f"the certificate {who} has no CN, or several: it is nobody in particular")
+        return Denied("certificate", f"the certificate {who} has no CN that can be printed, or several: it is nobody")
     role = certified(certificate, groups)
     if role is None:
         text = f"the certificate of {who} gives no role: sslgroup.conf does not name it with its issuer"

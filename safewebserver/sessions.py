@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -31,6 +31,8 @@ IDLE_SECONDS = 1800.0
 WATCH_SECONDS = 12 * 3600.0
 """Of the role Monitor, which changes nothing: a screen on the wall."""
 MAX_SESSIONS = 1000
+MAX_OF_USER = 50
+"""Somebody who logs in again and again ends his own sessions, not those of others."""
 MAX_NAME = 255
 
 
@@ -62,11 +64,17 @@ class Sessions:
         """A new session; what its cookie holds."""
         now = self._clock()
         self._known = {key: each for key, each in self._known.items() if not each.ended(now)}
+        own = [key for key, each in self._known.items() if each.user == user]
+        if len(own) >= MAX_OF_USER:
+            del self._known[self._idle_longest(own)]
         while len(self._known) >= MAX_SESSIONS:
-            del self._known[min(self._known, key=lambda key: self._known[key].used)]
+            del self._known[self._idle_longest(self._known)]
         token = secrets.token_urlsafe(32)
         self._known[_key(token)] = Session(user, self._stamp(user), role, now, elsewhere)
         return token
+
+    def _idle_longest(self, keys: Iterable[str]) -> str:
+        return min(keys, key=lambda key: self._known[key].used)
 
     def find(self, token: str, *, use: bool = True) -> tuple[str, Role] | None:
         """User and role of a session; None when it has ended. `use`: its user did something."""

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 Use = Literal["client", "server"]
-_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+# Base64 has no hyphen: a text of beginnings without an end must not cost the square of its length.
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----\n?")
 _USES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
@@ -37,8 +38,9 @@ class Certificate:
 
     @property
     def name(self) -> str:
-        """The CN. A certificate with none or with several is nobody in particular: ''."""
-        return self.names[0] if len(self.names) == 1 else ""
+        """The CN. A certificate with none or with several is nobody in particular: ''. Nor is one with a CN that would
+        break the line of a log."""
+        return self.names[0] if len(self.names) == 1 and self.names[0].isprintable() else ""
 
     def usable(self, use: Use) -> bool:
         """Whether its extended key usage names that use."""
@@ -68,12 +70,26 @@ def of_der(data: bytes) -> Certificate:
     return _read(x509.load_der_x509_certificate(data))
 
 
+def lists_in(data: bytes) -> list[bytes]:
+    """The lists of revoked certificates of a text, each in PEM; parts that are none are left out."""
+    return _CRL.findall(data)
+
+
+def whole_lists(data: bytes) -> list[bytes]:
+    """The same of a file that counts. Raises ValueError where there is none, or a part of one: what was revoked there
+    would be good again."""
+    found = lists_in(data)
+    if not found or len(found) != data.count(b"BEGIN X509 CRL"):
+        raise ValueError("no list in PEM format, or a damaged one: openssl crl -inform DER -in FILE -out clca.crl")
+    return found
+
+
 def revoked(lists: bytes, authorities: bytes) -> frozenset[tuple[str, int]]:
     """(issuer, serial number) of every certificate of the lists, each signed by one of the authorities; all in PEM. A
     list that is due for renewal still counts. Raises ValueError."""
     known = [(each.subject, each.public_key()) for each in x509.load_pem_x509_certificates(authorities)]
     found = set()
-    for block in _CRL.findall(lists):
+    for block in whole_lists(lists):
         each = x509.load_pem_x509_crl(block)
         issuer = each.issuer.rfc4514_string()
         # An authority that was renewed stands there twice, with two keys.

@@ -59,8 +59,8 @@ class CallError(Exception):
 @dataclass(frozen=True)
 class Ask:
     """A request. `secret`: its body is sealed with the cluster key where the server has it. `only_sealed`: never in
-    clear, because that server is known to have the key. `sent` is told, by the thread that asks, how many bytes of the
-    body are under way."""
+    clear, nor over HTTP with a former key, because that server is known to have the present one. `sent` is told, by the
+    thread that asks, how many bytes of the body are under way."""
 
     method: str
     path: str
@@ -102,6 +102,9 @@ def call(
     for attempt in _attempts(target, keys, target.credentials or credentials):
         open_wire = target.protocol == "http" and (insecure or attempt.credentials is None)
         in_clear = ask.secret and attempt.key is None and open_wire
+        if attempt.key not in (None, *keys[:1]) and ask.secret and ask.only_sealed and target.protocol == "http":
+            # A key was changed because somebody has the former one, perhaps: he must not be able to ask for it.
+            continue
         if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
             raise CallError(
                 "downgrade",

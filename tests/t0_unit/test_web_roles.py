@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 
+import bcrypt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safekit.disk.paths import node_name
 from safekit.model.httpd import Define, HttpdError, defines, members, web_ports
 from safekit.wire import proof
 from safekit.wire.certificates import Certificate
-from safewebserver.guesses import FREE, FREE_ACCOUNT, FREE_ADDRESS, MAX_QUEUE, SLOW_SECONDS, Busy, Guesses, Turns, Wait
+from safekit.wire.remote import sign
+from safewebserver import child
+from safewebserver.guesses import (
+    FREE,
+    FREE_ACCOUNT,
+    FREE_ADDRESS,
+    MAX_QUEUE,
+    MAX_QUEUE_ADDRESS,
+    SLOW_SECONDS,
+    Busy,
+    Guesses,
+    Turns,
+    Wait,
+)
+from safewebserver.identity import Asked, Gate, Strangers, Unauthorized
 from safewebserver.permissions import Role
 from safewebserver.roles import (
     LABELS,
@@ -24,6 +42,20 @@ from safewebserver.roles import (
     parse_certificate_groups,
     parse_groups,
 )
+from safewebserver.sessions import MAX_OF_USER, MAX_SESSIONS, Sessions
+from safewebserver.settings import Settings
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Of a server with the user admin."""
+    for variable in ("SAFE", "SAFEVAR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    (tmp_path / "SAFE/web/conf").mkdir(parents=True)
+    hashed = bcrypt.hashpw(b"a long password", bcrypt.gensalt(4)).decode()
+    (tmp_path / "SAFE/web/conf/user.conf").write_text(f"admin:{hashed}\n")
+    return Gate(Settings())
+
 
 CLIENT = "1.3.6.1.5.5.7.3.2"
 
@@ -81,6 +113,24 @@ def test_the_first_line_that_fits_decides(what: Presented, who: str, role: Role,
 def test_everything_else_is_refused(what: Presented, kind: str, words: str) -> None:
     found = decide(what)
     assert isinstance(found, Denied) and found.kind == kind and words in found.text
+
+
+def test_a_certificate_ends_also_on_an_open_connection() -> None:
+    for what in (Presented(Role.ADMIN, True), Presented(Role.ADMIN, True, server="n2")):
+        what = replace(what, certificate=replace(certificate("x", "Admin"), ends=100.0))
+        assert isinstance(decide(replace(what, now=100.0)), Granted)
+        denied = decide(replace(what, now=100.5))
+        assert isinstance(denied, Denied) and denied.kind == "certificate" and "expired" in denied.text
+
+
+@pytest.mark.parametrize("name", ["x\nrefused", "x\0", "x\x1b[2J", "a\u2028b"])
+def test_a_name_that_would_break_a_log_is_nobody(name: str) -> None:
+    groups = parse_certificate_groups("Admin: x")
+    found = decide(Presented(Role.ADMIN, True, certificate=certificate(name, "Admin"), groups=groups))
+    assert isinstance(found, Denied) and found.kind == "certificate"
+    said: list[str] = []
+    Strangers(said.append).refused("10.0.0.9", found.text, 1.0)
+    assert said[0].isprintable()
 
 
 def test_a_name_counts_with_its_issuer() -> None:
@@ -168,6 +218,102 @@ def test_many_names_from_one_network_are_one_stranger() -> None:
     for _ in range(FREE):
         guesses.wrong("a", "::ffff:10.0.0.1", 1.0)
     assert wait_of(guesses, "a", "10.0.0.1", 1.0) == 1.0, "IPv4 in IPv6 is the same address"
+
+
+def test_who_proves_a_password_again_and_again_never_waits() -> None:
+    """A proof counts as a guess until it is finished, and then not any more; others' guesses stay."""
+    guesses = Guesses()
+    for number in range(3 * FREE_ACCOUNT):
+        assert guesses.check("admin", "10.0.0.9", 30.0 * number) == 0.0
+        guesses.wrong("admin", "10.0.0.9", 30.0 * number)
+        guesses.withdraw("admin", "10.0.0.9", 30.0 * number)
+        guesses.right("admin", "10.0.0.9", 30.0 * number)
+    assert guesses.check("admin", "10.0.0.1", 30.0 * number) == 0.0, "nor is the account under attack"
+    for _ in range(FREE_ADDRESS):
+        guesses.wrong("admin", "10.0.0.8", 1.0)
+    guesses.withdraw("admin", "10.0.0.8", 1.0)
+    assert wait_of(guesses, "bob", "10.0.0.8", 1.0) == 0.0
+    guesses.wrong("bob", "10.0.0.8", 1.0)
+    assert wait_of(guesses, "bob", "10.0.0.8", 1.0) == 1.0, "one proof takes back one guess"
+
+
+def test_a_proof_that_is_finished_is_no_guess(gate: Gate) -> None:
+    user, password = "admin", "a long password"
+
+    async def proved() -> None:
+        salt = await gate.salt(user, "10.0.0.9")
+        asking = proof.Asking(user, node_name(), proof.hash_with(password, salt))
+        key = asking.key(await gate.prove(user, asking.message, "10.0.0.9"))
+        header, _ = sign(key, "n2", node_name(), "GET", "/")
+        found = await gate.identify(Asked("GET", "/", 9010, False, "10.0.0.9", header))
+        assert (found.user, found.role) == (user, Role.ADMIN)
+
+    async def often() -> None:
+        for _ in range(FREE_ADDRESS + FREE):
+            await proved()
+
+    asyncio.run(often())
+
+
+@pytest.mark.parametrize(("values", "known"), [("usefile", True), ("usefile useldap", True), ("useldap", False)])
+def test_user_conf_counts_only_where_it_is_used(gate: Gate, values: str, known: bool) -> None:
+    gate.settings = replace(gate.settings, values=dict.fromkeys(values.split(), ""))
+    assert (gate.hash_of("admin") is not None) is known
+
+
+def test_one_address_has_few_guesses_at_a_directory_at_once(gate: Gate) -> None:
+    class Slow:
+        asked = 0
+
+        async def check(self, name: str, password: str) -> Person | None:
+            self.asked += 1
+            await asyncio.sleep(0)
+            return None
+
+        async def person(self, name: str) -> Person | None:
+            raise AssertionError
+
+    slow = gate.directory = Slow()
+
+    async def burst() -> list[BaseException | Person]:
+        asked = (gate.person_of(f"user{n}", "x", "10.0.0.9") for n in range(200))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    ends = asyncio.run(burst())
+    assert slow.asked == MAX_QUEUE_ADDRESS and sum(isinstance(each, Busy) for each in ends) == 200 - slow.asked
+    with pytest.raises(Unauthorized):
+        asyncio.run(gate.person_of("another", "x", "10.0.0.9"))
+
+
+def test_who_logs_in_again_and_again_ends_his_own_sessions(gate: Gate) -> None:
+    sessions = Sessions(lambda: 1.0)
+    admin = sessions.open("admin", Role.ADMIN)
+    for _ in range(MAX_SESSIONS + 1):
+        last = sessions.open("wall", Role.MONITOR, elsewhere=True)
+    assert sessions.find(admin) == ("admin", Role.ADMIN) and sessions.find(last) == ("wall", Role.MONITOR)
+    assert len(sessions._known) == MAX_OF_USER + 1
+
+
+def test_what_only_looks_does_not_hold_up_what_changes_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "safekit"
+    script.write_text('case "$*" in *simulate*) until [ -e "$0.go" ]; do sleep 0.05; done;; esac; echo "$*"\n')
+    monkeypatch.setattr(child, "program", lambda: ["/bin/sh", str(script)])
+
+    async def scene() -> None:
+        commands = child.Commands()
+        looks = [
+            asyncio.create_task(commands.run(("-u", "wall@10.0.0.9", "simulate", "-m", "web"), 60.0))
+            for _ in range(2 * child.MAX_AT_ONCE)
+        ]
+        await asyncio.sleep(0)
+        done = await commands.run(("-u", "admin@10.0.0.1", "stop", "-m", "web"), 30.0)
+        (tmp_path / "safekit.go").touch()
+        assert done is not None and done.output == "-u admin@10.0.0.1 stop -m web\n"
+        assert all(each is not None and each.status == 0 for each in await asyncio.gather(*looks))
+
+    asyncio.run(scene())
 
 
 def test_an_account_under_attack_is_slow_for_strangers_only() -> None:

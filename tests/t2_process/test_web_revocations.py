@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from caserv import authority, installed, places, tasks
 from caserv.authority import Authority
+from caserv.errors import PkiError
 from safekit.disk.paths import safevar
+from safekit.wire.certificates import lists_in, revoked
 from safewebserver import revocations
 from safewebserver.revocations import Revocations, newer
 from tests.t2_process.web_server import free_port
@@ -69,6 +73,55 @@ def test_a_higher_number_of_a_known_authority_is_taken(make: Make) -> None:
     same.revoke("user_Admin_system")
     same.revoke("server_localca")
     assert newer(second, same.crl(), authorities) is None
+
+
+def test_a_file_that_is_no_list_revokes_nothing_silently(make: Make) -> None:
+    """What was revoked there would be good again; nor is the file of an administrator written over."""
+    ours = make("ours")
+    authorities, good = (places.conf() / "clcacert.crt").read_bytes(), ours.crl()
+    assert revoked(good, authorities) == frozenset() and newer(b"", good, authorities) == good
+    ours.revoke("user_Admin_system")
+    der = x509.load_pem_x509_crl(good).public_bytes(Encoding.DER)
+    for damaged in (b"", b"\n", der, good[:-40], good + good[:100], b"-----BEGIN X509 CRL-----\n"):
+        with pytest.raises(ValueError, match=r"openssl crl"):
+            revoked(damaged, authorities)
+        if damaged:
+            with pytest.raises(ValueError, match=r"openssl crl"):
+                newer(damaged, ours.crl(), authorities)
+
+
+def test_a_hostile_list_costs_no_more_than_its_length() -> None:
+    """A megabyte of beginnings kept the interpreter, and so the service, busy for minutes."""
+    hostile = b"-----BEGIN X509 CRL-----" * 40_000
+    started = time.process_time()
+    assert lists_in(hostile) == []
+    assert time.process_time() - started < 5, "some milliseconds; the square would be minutes"
+
+
+def test_to_revoke_keeps_the_lists_of_other_authorities(make: Make) -> None:
+    theirs = make("theirs", "/CN=Company Users CA")
+    theirs.revoke("user_Admin_system")
+    company = theirs.crl()
+    ca = (places.conf() / "clcacert.crt").read_bytes()
+    ours = make("ours")
+    conf = places.conf()
+    tasks.user_certificate("mary", "Admin", "long password", tasks.quietly)
+    (conf / "clcacert.crt").write_bytes((conf / "clcacert.crt").read_bytes() + ca)
+    (conf / "clca.crl").write_bytes(company + (conf / "clca.crl").read_bytes())
+    before = revoked((conf / "clca.crl").read_bytes(), (conf / "clcacert.crt").read_bytes())
+    tasks.revoke("user_Admin_mary", tasks.quietly)
+    after = revoked((conf / "clca.crl").read_bytes(), (conf / "clcacert.crt").read_bytes())
+    assert before < after and len(before) == 1 and len(after) == 2
+    assert authority.published_crl() == ours.crl() != company
+    (conf / "clca.crl").write_bytes(b"0\x82")
+    with pytest.raises(PkiError, match=r"clca.crl cannot be used"):
+        installed.install_crl(ours.crl())
+
+
+def test_strangers_who_fetch_the_list_do_not_have_the_key_loaded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = make("ours")
+    monkeypatch.setattr(authority, "load_key", lambda path: pytest.fail("the key is loaded"))
+    assert authority.published_crl() == ours.crl()
 
 
 def test_a_server_fetches_the_list_of_the_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

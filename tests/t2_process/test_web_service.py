@@ -551,3 +551,9 @@ def test_no_key_goes_in_clear_to_a_server_that_is_known_to_have_it(
     with pytest.raises(CallError) as error:
         call(target, replace(ask, only_sealed=True), [KEY])
     assert error.value.kind == "malformed", "sealed, it arrives"
+    with pytest.raises(CallError) as error:
+        call(target, replace(ask, only_sealed=True), [bytes(32), KEY])
+    assert error.value.kind == "downgrade", "whoever has a former key could open what is sealed with it"
+    with pytest.raises(CallError) as error:
+        call(target, ask, [bytes(32), KEY])
+    assert error.value.kind == "malformed", "a server that missed the change of the key is reached with the former one"
