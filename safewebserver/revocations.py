@@ -33,7 +33,11 @@ MAX_LIST = 1 << 20
 def _lists(data: bytes, authorities: bytes) -> dict[x509.Name, tuple[int, bytes]]:
     """Issuer -> number and PEM of each list that an authority has signed; others are not there."""
     keys: dict[x509.Name, list[object]] = {}
-    for each in x509.load_pem_x509_certificates(authorities):
+    try:
+        known = x509.load_pem_x509_certificates(authorities)
+    except ValueError:
+        raise ValueError(f"{AUTHORITIES} cannot be read: SAFE/web/bin/checkcert -t all tells why") from None
+    for each in known:
         keys.setdefault(each.subject, []).append(each.public_key())
     found: dict[x509.Name, tuple[int, bytes]] = {}
     for block in lists_in(data):

@@ -260,7 +260,7 @@ def test_renewed_certificates_are_taken_and_no_stream_is_dropped(tmp_path: Path,
 def test_files_that_are_wrong_are_named_at_the_start(tmp_path: Path, pki: Pki, spoil: object, words: str) -> None:
     server, _ = secure_server(tmp_path, pki)
     spoil(server.safe / "web/conf", pki)  # type: ignore[operator]
-    with pytest.raises(AssertionError, match=f"did not start: .*{words}.*(checkcert|openssl)"):
+    with pytest.raises(AssertionError, match=f"(?s)did not start: .*{words}.*(checkcert|openssl)"):
         server.start()
     assert server.process is not None and server.process.returncode == 2
 

@@ -81,6 +81,8 @@ def test_a_file_that_is_no_list_revokes_nothing_silently(make: Make) -> None:
     authorities, good = (places.conf() / "clcacert.crt").read_bytes(), ours.crl()
     assert revoked(good, authorities) == frozenset() and newer(b"", good, authorities) == good
     ours.revoke("user_Admin_system")
+    with pytest.raises(ValueError, match=r"clcacert.crt cannot be read: .*checkcert"):
+        newer(b"", good, b"no certificate")
     der = x509.load_pem_x509_crl(good).public_bytes(Encoding.DER)
     for damaged in (b"", b"\n", der, good[:-40], good + good[:100], b"-----BEGIN X509 CRL-----\n"):
         with pytest.raises(ValueError, match=r"openssl crl"):
