@@ -250,7 +250,7 @@ class SafekitCommand(click.Command):
             return int(super().invoke(ctx) or 0)
         from safekit.log.commands import finished, started
 
-        entry = started(" ".join(current.argv))
+        entry = started(*current.argv)
         code = 1
         try:
             code = int(super().invoke(ctx) or 0)

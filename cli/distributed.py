@@ -163,7 +163,7 @@ def run_distributed(words: Sequence[str]) -> int:
         return show_json(told) or worst
     from safekit.log.commands import finished, started
 
-    entry, code = started(" ".join(words)), 1
+    entry, code = started(*words), 1
     try:
         if order.kind == "cluster":
             code = _give_cluster(targets, insecure=order.insecure)

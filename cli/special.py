@@ -69,7 +69,7 @@ def _recorded(arguments: Sequence[str], words: Sequence[str], environment: dict[
 
     from safekit.log.commands import finished, started
 
-    entry, code = started(" ".join(("-r", *words))), 1
+    entry, code = started("-r", *words), 1
     try:
         code = subprocess.run(arguments, env=environment, check=False).returncode
         code = code if code >= 0 else 128 - code

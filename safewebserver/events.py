@@ -227,8 +227,9 @@ class EventApi:
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "Content-Type": "text/event-stream"})
         await response.prepare(request)
         self._open += 1
-        follower = await self._hub.join(here(request))
+        follower = None
         try:
+            follower = await self._hub.join(here(request))
             await self._tell(request, response, follower, who)
         except (ConnectionResetError, TimeoutError):
             if request.transport is not None:
@@ -237,7 +238,8 @@ class EventApi:
             await response.write(ENDED)
         finally:
             self._open -= 1
-            self._hub.leave(follower)
+            if follower is not None:
+                self._hub.leave(follower)
         return response
 
     async def _tell(self, request: web.Request, response: web.StreamResponse, follower: Follower, who: Caller) -> None:

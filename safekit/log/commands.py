@@ -26,6 +26,7 @@ MAX_ARGUMENTS = 2000
 _LINE = re.compile(
     r"\^ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}) \| +(\d+) \| (?:running    |return *(-?\d+)) \| (.*)", re.ASCII
 )
+_PASSWORD = re.compile(r"(\w+://[^:@/]*):[^@/]*@", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def _now() -> str:
     return datetime.now().isoformat(timespec="microseconds")
 
 
-def started(arguments: str) -> Entry:
-    """Record that this process runs a command; give the result to `finished`."""
-    entry = Entry(_now(), os.getpid(), None, arguments)
+def started(*words: str) -> Entry:
+    """Record that this process runs a command; give the result to `finished`. A password in a URL (`-H
+    http://USER:PASSWORD@HOST:9010`) is not written: every Monitor may read the log, and snapshots have it."""
+    entry = Entry(_now(), os.getpid(), None, " ".join(_PASSWORD.sub(r"\1:***@", word) for word in words))
     _append(entry)
     return entry
 

@@ -47,6 +47,21 @@ def test_arguments_cannot_forge_a_line(safevar: Path) -> None:
     assert "\\n" in entry.arguments and "\x1b" not in entry.arguments
 
 
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("http://admin:pass word@10.0.0.1:9010", "http://admin:***@10.0.0.1:9010"),
+        ("https://a:b@n1,HTTP://c:,d@[fd00::1],n2", "https://a:***@n1,HTTP://c:***@[fd00::1],n2"),
+        ("http://10.0.0.1:9010,http://n2:9010", "http://10.0.0.1:9010,http://n2:9010"),
+        ("[http:9011],*", "[http:9011],*"),
+    ],
+)
+def test_a_password_in_a_url_is_not_written(word: str, shown: str) -> None:
+    """Every Monitor may read the log, and snapshots have it."""
+    commandlog.finished(commandlog.started("-H", word, "-G"), 0)
+    assert [entry.arguments for entry in commandlog.read()] == [f"-H {shown} -G"] * 2
+
+
 def test_the_log_is_bounded_and_keeps_the_newest(safevar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commandlog, "MAX_BYTES", 2000)
     for number in range(100):
