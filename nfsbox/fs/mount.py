@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import fuse
 
 from nfsbox.fs import kernel, reading
-from safekit.rfs.exclusions import place_holder
+from safekit.rfs.exclusions import is_hidden, place_holder
 from safekit.rfs.system import ENCODING
 from safekit.syscalls import detach, unmount
 
@@ -179,7 +179,7 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         self._stopping = False
         self._open: dict[int, int] = {}  # handle -> node
         self._tenure = 0  # rises whenever what the kernel has of files is void
-        self._older: dict[int, int] = {}  # node -> tenure, of those that are valid all the same
+        self._tenures: dict[int, int] = {}  # node -> its tenure, of those that differ from the rest
         self._stat_type = fuse.c_stat
         self._held: list[Any] = []  # what C code points to
 
@@ -273,9 +273,9 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
             try:
                 caching = operations.caching and not self._now.shared
                 reply = adjusted(opcode, reply, caching=caching, names=self._now.names)
-                if self._writeback and kernel.tells_file(opcode, reply):
-                    node = kernel.entry_node(reply)
-                    reply = kernel.of_generation(reply, self._older.get(node, self._tenure))
+                if (self._writeback or self._tenures) and kernel.tells_file(opcode, reply):
+                    tenure = self._tenures.get(kernel.entry_node(reply), self._tenure if self._writeback else 0)
+                    reply = kernel.of_generation(reply, tenure)
                 os.write(self._fd, reply)
             except OSError as error:
                 # The request was interrupted meanwhile (ENOENT): nobody waits for the reply.
@@ -355,22 +355,30 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         changed, which the loop takes meanwhile."""
         with self._lock:
             nodes = set(self._open.values())
-            if self._writeback:
-                self._forget_files()
+            paths = self._forget_files()
         for node in nodes:
             with contextlib.suppress(OSError):  # the kernel knows it no more
                 os.write(self._fd, kernel.invalidation(node, pages=True))
+        for path in paths:
+            with contextlib.suppress(OSError):  # it is gone again
+                os.stat(self.path + b"/" + path)  # an append goes where the kernel believes the end to be
 
-    def _forget_files(self) -> None:
-        """With write-back the kernel believes the size and the times that it has of a file rather than ours, as long as
-        it has anything of it, open or not: it would write behind an end of before, over what the other server
-        acknowledged since. So every file becomes another one for it, and who has the former one open gets errors. What
-        is open and stays local is as the kernel knows it."""
-        local = self.operations.forget_replicated()
-        self._older = {
-            node: self._older.get(node, self._tenure) for handle, node in self._open.items() if handle in local
-        }
+    def _forget_files(self) -> set[bytes]:
+        """Files that are other ones for the kernel from now on: who has the former one open gets errors. Those whose
+        name was given to another file meanwhile: their pages, and whose they are, would be mixed. With write-back all:
+        the kernel then believes the size and the times that it has rather than ours, as long as it has anything of a
+        file, open or not, and would write behind an end of before, over what the other server acknowledged since; what
+        is open and stays local is as it knows it. Paths of the replicated files that are open."""
+        former = self.operations.forget_replicated()
         self._tenure += 1
+        if self._writeback:
+            kept = {node for handle, node in self._open.items() if handle not in former}
+            self._tenures = {node: self._tenures.get(node, self._tenure - 1) for node in kept}
+        else:
+            self._tenures |= {
+                self._open[h]: self._tenure for h, path in former.items() if path is None and h in self._open
+            }
+        return {path for path in former.values() if path is not None and not is_hidden(path)}
 
     def _put_aside(self, request: memoryview) -> bool:
         """Leave a change to the relieved thread; False when that has caught up meanwhile."""

@@ -66,7 +66,7 @@ class Operations(Names):
         self._kept_generation = -1
         self._zone = engine.settings.zone_size
         self._writeback = engine.settings.writeback
-        self._former: set[int] = set()  # handles of a role before, whose size the kernel does not know
+        self._former: dict[int, bool] = {}  # replicated handles of a role before -> whether they are of any use
         # What users open must leave descriptors for the record of changes, for the state and for the peer.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = max(limit // 2, limit - RESERVED) // len(engine.roots)
@@ -76,13 +76,22 @@ class Operations(Names):
         """Whether the kernel may keep names and attributes."""
         return self.engine.writable
 
-    def forget_replicated(self) -> set[int]:
-        """The kernel holds back nothing that is good for a replicated file which is open now: it is written to no more.
-        Handles of what stays local."""
-        handles = dict(self.handles)
-        local = {handle for handle, file in handles.items() if file.local}
-        self._former = handles.keys() - local
-        return local
+    def forget_replicated(self) -> dict[int, bytes | None]:
+        """Replicated files that are open may have changed underneath. Of each handle the path, None when its name leads
+        to another file by now, or to none: it is written to no more, nor with write-back is any of them."""
+        found: dict[int, bytes | None] = {}
+        for handle, file in dict(self.handles).items():
+            if not file.local:
+                status = self.tree.status(file.path)
+                found[handle] = file.path if status is not None and status.st_ino == file.inode else None
+        self._former = {handle: path is not None and not self._writeback for handle, path in found.items()}
+        return found
+
+    def _check_former(self, fh: int, offset: int, *, appends: bool) -> None:
+        """For a handle of a role before. Raises EIO where it, or the end that the kernel knows, is none any more."""
+        status = os.fstat(fh)
+        if not self._former[fh] or (appends and status.st_nlink == 1 and offset != status.st_size):
+            raise OSError(errno.EIO, "opened before the other server was primary")
 
     def ended(self) -> None:
         """The mount is gone: free every handle."""
@@ -303,7 +312,7 @@ class Operations(Names):
         if engine.awaiting:
             engine.check_writable()
         if fh in self._former:
-            raise OSError(errno.EIO, "opened before the other server was primary")
+            self._check_former(fh, offset, appends=bool(request[_APPENDS] & 4))
         if request[_APPENDS] & 4:
             offset = self._end(fh, offset)
         size = len(data)
@@ -562,7 +571,7 @@ class Operations(Names):
     def _forget(self, fh: int, file: File) -> None:
         """Close a handle; the last one of a file tells the peer, with the time of the last change."""
         del self.handles[fh]
-        self._former.discard(fh)
+        self._former.pop(fh, None)
         engine = self.engine
         last = engine.files.closed(file)
         if last:

@@ -186,6 +186,46 @@ def test_what_stays_open_over_a_swap_and_back_is_not_what_it_was(make: MakePair)
     assert (found[0:1], found[10:16], found[4999:5005]) == (b"x", b"newest", b"ynewer")
 
 
+def test_an_append_by_who_has_a_file_open_over_a_swap_and_back_goes_to_its_end(make: MakePair) -> None:
+    """As a daemon does that nobody stops: its lines went over those that the other server had acknowledged."""
+    pair = make().up()
+    a, b = pair.a, pair.b
+    (a.mount / "d").mkdir()
+    (a.mount / "d" / "log").write_bytes(b"1 by A\n")
+    (a.mount / "d" / "shorter").write_bytes(b"x" * 9000)
+    (a.mount / "d" / "turned").write_bytes(b"old")
+    names = [a.mount / "d" / name for name in ("log", "shorter", "turned")]
+    log, shorter, turned = (os.open(name, os.O_RDWR | os.O_APPEND) for name in names)
+    try:
+        for first, second in ((a, b), (b, a)):
+            first("demote")
+            with pytest.raises(OSError, match="Read-only"):
+                os.write(log, b"lost, and told so\n")
+            second("primary", peer=first.name, paired=True)
+            first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
+            if second is b:
+                with open(b.mount / "d" / "log", "ab") as handle:
+                    handle.write(b"2 by B\n")
+                os.truncate(b.mount / "d" / "shorter", 10)
+                os.rename(b.mount / "d" / "turned", b.mount / "d" / "turned.1")
+                (b.mount / "d" / "turned").write_bytes(b"new by B")
+        os.write(log, b"3 by A\n")
+        os.write(shorter, b"y")
+        with open(a.mount / "d" / "turned", "r+b", buffering=0) as handle:
+            assert handle.read() == b"new by B"
+            with pytest.raises(OSError, match="Input/output"):
+                os.write(turned, b"in which file?")
+            handle.seek(0)
+            assert handle.read() == b"new by B"
+    finally:
+        for descriptor in (log, shorter, turned):
+            os.close(descriptor)
+    assert (a.mount / "d" / "turned.1").read_bytes() == b"old"
+    assert (a.mount / "d" / "log").read_bytes() == b"1 by A\n2 by B\n3 by A\n"
+    assert (a.mount / "d" / "shorter").read_bytes() == b"x" * 10 + b"y"
+    assert_equal_soon(a.backing, b.backing)
+
+
 def test_new_primary_waits_for_the_old_one(make: MakePair) -> None:
     pair = make(rfs={"locktimeout": 2}).up()
     pair.a("demote")
