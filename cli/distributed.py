@@ -348,21 +348,10 @@ def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
 # -G and -E
 
 
-def _key_holders() -> frozenset[str]:
-    """The servers that prove to safeadmin, all the time, that they have the present key of the cluster."""
-    from safekit.bus.asking import ask_sync
-    from safekit.bus.message import BusError
-    from safekit.bus.requests.safeadmin.node import GetMembers
-
-    try:
-        nodes = ask_sync("", GetMembers()).get("nodes", {})
-    except BusError:
-        return frozenset()  # not in a cluster yet, or no safeadmin: nothing is known
-    return frozenset(str(name) for name, known in nodes.items() if known.get("answers") and name != node_name())
-
-
 def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
     """The cluster's configuration and key, to each server; all or nothing on each."""
+    from safekit.bus.keyholders import key_holders
+
     try:
         xml = (cluster_dir() / "cluster.xml").read_text(encoding="utf-8")
         waiting = next_key()
@@ -373,7 +362,7 @@ def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
         raise Failure(str(error), "safekit cluster config") from None
     body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
     ask = Ask("PUT", CLUSTER_PATH, body, secret=True, seconds=SECONDS)
-    holders = _key_holders()
+    holders = key_holders()
     worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
     if worst:
         click.echo("Not every server has the configuration: those that failed are as they were.", err=True)
@@ -390,6 +379,7 @@ def _give_module(targets: Sequence[Target], module: str, *, insecure: bool) -> i
 
     from cli.base import module_paths
     from cli.ids import module_id
+    from safekit.bus.keyholders import key_holders
     from safekit.disk.archive import pack
 
     paths = module_paths(module)
@@ -402,7 +392,7 @@ def _give_module(targets: Sequence[Target], module: str, *, insecure: bool) -> i
     ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=SECONDS)
     if not configured:
         click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
-    holders = _key_holders()
+    holders = key_holders()
     worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
     if worst:
         click.echo(f"Not every server has module {module} as it is here: those that failed are as they were.", err=True)

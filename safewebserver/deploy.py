@@ -11,12 +11,14 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
+from safekit.bus.keyholders import key_holders
 from safekit.configuration import ConfigureError, module_id
 from safekit.disk.archive import pack
 from safekit.disk.paths import cluster_dir, node_name, safevar
@@ -169,7 +171,7 @@ def _own_target(request: web.Request) -> Target | None:
 
 async def _all(targets: list[Target], ask_of: Callable[[Target], Ask], people: Row) -> list[Row]:
     """Ask all at once. `people`: name and password for a server that is not of this cluster yet."""
-    keys = asking_keys()
+    keys, holders = asking_keys(), await asyncio.to_thread(key_holders)
 
     def one(target: Target) -> Row:
         given = people.get(target.node)
@@ -177,7 +179,8 @@ async def _all(targets: list[Target], ask_of: Callable[[Target], Ask], people: R
         if isinstance(given, dict) and isinstance(given.get("user"), str) and isinstance(given.get("password"), str):
             credentials = Credentials(given["user"], given["password"])
         try:
-            answer, in_clear = call(target, ask_of(target), keys, credentials)
+            ask = replace(ask_of(target), only_sealed=target.node in holders)
+            answer, in_clear = call(target, ask, keys, credentials)
         except CallError as error:
             return _row(target.node, 1, error.text, error.kind, error.next_step)
         row = _row(target.node, int(answer.get("status", 1)), str(answer.get("output", "")))

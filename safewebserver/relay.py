@@ -74,7 +74,8 @@ def targets_of(cluster: ClusterConfig, node: str, scheme: str, port: int) -> lis
     """The addresses of a node, that of the network of the commands first. Empty for an unknown one."""
     lan = cluster.command_lan
     lans = [*([lan] if lan is not None else []), *(each for each in cluster.lans if each is not lan)]
-    found = [Target(n.name, scheme, n.addr, port) for each in lans for n in each.nodes if n.name == node]
+    others = frozenset(n.name for each in lans for n in each.nodes) - {node}
+    found = [Target(n.name, scheme, n.addr, port, others=others) for each in lans for n in each.nodes if n.name == node]
     return list(dict.fromkeys(found))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,13 +39,15 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Target:
-    """A web service. `node`: its name in the cluster, '' for a server that is not in it."""
+    """A web service. `node`: its name in the cluster, '' for a server that is not in it. `others`: names of those that
+    are not meant, so that somebody in between cannot have them do what this one is asked for."""
 
     node: str
     protocol: str
     host: str
     port: int
     credentials: Credentials | None = None
+    others: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def url(self) -> str:
@@ -84,6 +86,7 @@ def parse_targets(text: str, cluster: ClusterConfig | None, me: str, protocol: s
     A server that is named twice is asked once. Raises TargetError.
     """
     port: int | None = None
+    names = frozenset(node.name for lan in cluster.lans for node in lan.nodes) if cluster is not None else frozenset()
     found: dict[tuple[str, int], Target] = {}
     for item in (part.strip() for part in text.split(",")):
         if not item:
@@ -96,7 +99,8 @@ def parse_targets(text: str, cluster: ClusterConfig | None, me: str, protocol: s
             port = _port(override["port"], protocol)
             continue
         for target in _targets(item, cluster, me, protocol, port or PORTS[protocol]):
-            found.setdefault((target.host, target.port), target)
+            others = names - {target.node} if target.node else frozenset()
+            found.setdefault((target.host, target.port), replace(target, others=others))
     if not found:
         raise TargetError(f"the list of servers {text!r} names no server", 'safekit -H "*" COMMAND is for all nodes')
     return tuple(found.values())

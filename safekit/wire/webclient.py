@@ -154,6 +154,10 @@ def _proved(target: Target, ask: Ask, who: Credentials) -> dict[str, Any]:
     try:
         first = _step(target, {"user": who.user})
         node, salt = str(first.get("node")), str(first.get("salt"))
+        if node in target.others:
+            # One that is not in the cluster yet may have any name, but not that of another server.
+            text = f"{target.url} is {node}, and not {target.node}: nothing was asked there"
+            raise CallError("target", text, "see who answers at this address (ip neighbour), and cluster.xml")
         asking = Asking(who.user, node, hash_with(who.password, salt))
         second = _step(target, {"user": who.user, "message": asking.message.hex()})
         key = asking.key(bytes.fromhex(str(second.get("message"))))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire import remote
-from safekit.wire.targets import Credentials, TargetError, default_list, parse_targets
+from safekit.wire.targets import Credentials, Target, TargetError, default_list, parse_targets
+from safekit.wire.webclient import Ask
+from safewebserver import deploy
 from safewebserver.permissions import Refusal, Role, judge
 from safewebserver.settings import SettingsError, parse_groups, parse_settings, parse_users
 
@@ -247,3 +251,21 @@ def test_names_need_a_cluster_but_urls_do_not() -> None:
 
 def test_default_cluster() -> None:
     assert default_list("# all\nn1, n2\n\nhttp://10.0.0.3:9010 # third\n") == "n1, n2,http://10.0.0.3:9010"
+
+
+def test_the_console_seals_no_key_with_a_former_one_for_who_has_the_present_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `-G` does: see call."""
+    asked: dict[str, bool] = {}
+
+    def call(target: Target, ask: Ask, *_: object) -> tuple[dict[str, object], bool]:
+        asked[target.node] = ask.only_sealed
+        return {"status": 0, "output": "done"}, False
+
+    monkeypatch.setattr(deploy, "key_holders", lambda: frozenset({"n2"}))
+    monkeypatch.setattr(deploy, "asking_keys", lambda: (KEY, OTHER))
+    monkeypatch.setattr(deploy, "call", call)
+    wanted = [Target(name, "http", "10.0.0.9", 9010) for name in ("n2", "n3")]
+    rows = asyncio.run(deploy._all(wanted, lambda _: Ask("PUT", "/api/v1/cluster", secret=True), {}))
+    assert [row["status"] for row in rows] == [0, 0] and asked == {"n2": True, "n3": False}

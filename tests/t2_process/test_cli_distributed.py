@@ -10,6 +10,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +18,10 @@ from web_server import KEY, PASSWORDS, WebServer
 
 from cli import distributed
 from cli.base import Failure
+from safekit.bus import keyholders
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
-from safekit.wire import remote, webclient
+from safekit.wire import remote, targets, webclient
 
 ADDRESSES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}
 CLUSTER = ClusterConfig((Lan("default", nodes=tuple(LanNode(n, a) for n, a in ADDRESSES.items())),))
@@ -325,7 +327,7 @@ def test_an_impostor_never_gets_a_password_or_a_key(
     lies: dict[str, str] | None, words: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("SAFEKIT_PASSWORD", "the-admin-secret")
-    monkeypatch.setattr(distributed, "_key_holders", frozenset)
+    monkeypatch.setattr(keyholders, "key_holders", frozenset)
     (services["n1"].var / "cluster/cluster.xml").write_text("<cluster/>")
     impostor = Impostor()
     impostor.lies = lies
@@ -363,6 +365,21 @@ def test_a_password_is_proved_and_what_follows_is_sealed(
         assert "needs the role Control; yours is Monitor" in capsys.readouterr().err
     finally:
         key.write_text(KEY.hex())
+
+
+def test_a_password_is_not_proved_to_another_server_of_the_cluster(services: dict[str, WebServer]) -> None:
+    """Somebody in between passes everything on to n3: what n1 is asked for would be done there."""
+    target = webclient.Target("n1", "http", ADDRESSES["n3"], services["n3"].port, others=frozenset({"n2", "n3"}))
+    admin = webclient.Credentials("admin", PASSWORDS["admin"])
+    with pytest.raises(webclient.CallError) as error:
+        webclient.call(target, webclient.Ask("GET", "/api/v1/node"), [], admin)
+    assert error.value.kind == "target" and "is n3, and not n1" in error.value.text
+    answer, _ = webclient.call(replace(target, others=frozenset()), webclient.Ask("GET", "/api/v1/node"), [], admin)
+    assert answer["node"] == "n3", "a server that has no name in the cluster yet"
+    cluster = distributed._cluster()
+    assert cluster is not None
+    asked = targets.parse_targets("n1,http://10.99.99.99", cluster, "n1", "http")
+    assert ["n3" in each.others for each in asked] == [True, False]
 
 
 def test_passwords_are_proved_no_faster_than_they_are_guessed(services: dict[str, WebServer]) -> None:
