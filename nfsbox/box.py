@@ -405,7 +405,7 @@ class Box:
             switch.clean_hidden(self.place.directory, self.roots)
             self.engine.sync_backing()
             # Only now nothing can change any more, and everything is on disk.
-            self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
+            self._tracker.stop(clean=was_primary and self.engine.in_order)
         except OSError as error:
             raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
         finally:
@@ -531,7 +531,7 @@ class Box:
         self.engine.become_readonly(role)
         if was_primary and keep_journal:
             self.engine.sync_backing()
-        self._tracker.stop(clean=was_primary and self.engine.peer_has_all)
+        self._tracker.stop(clean=was_primary and self.engine.in_order)
         if keep_journal:
             self._loaded = journal.load(self.place.directory)
 
@@ -562,7 +562,7 @@ class Box:
         except Refused as error:
             raise BoxError("timeout", f"the secondary did not follow: {error}") from None
         self.engine.sync_backing()
-        self._tracker.stop(clean=True)
+        self._tracker.stop(clean=not self.engine.disk_refused)
         self._token = token
 
     # --- the stream of a secondary --------------------------------------------------------------------------

@@ -211,8 +211,15 @@ class Engine:
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
+        self.disk_refused = False
+        """Once, and for good: the system tells only once that a page was not written, and then calls it written."""
         self._strict_epoch = 0  # of the record: began when the secondary became strict
         self._unsettled: set[int] = set()  # threads with an operation whose fate at the peer is not noted yet
+
+    @property
+    def in_order(self) -> bool:
+        """Whether both disks have everything, so that no record is needed."""
+        return self.peer_has_all and not self.disk_refused
 
     # --- used by every change -------------------------------------------------------------------------------
 
@@ -552,7 +559,10 @@ class Engine:
     # --- checkpoints ----------------------------------------------------------------------------------------
 
     def checkpoint(self, timeout: float = 600.0) -> bool:
-        """Put everything of the older epochs on both disks and forget them. False when the pair broke."""
+        """Put everything of the older epochs on both disks and forget them. False when the pair broke. Raises
+        OSError when the disk here refuses, or has ever refused, what they tell of."""
+        if self.disk_refused:
+            raise OSError(errno.EIO, "this disk has refused data before: after a power failure it may lack it")
         number = self.tracker.epoch()
         if not self.tracker.waiting:
             return True
@@ -569,7 +579,11 @@ class Engine:
 
     def sync_backing(self) -> None:
         """Put the data of all replicated directories on disk. Raises OSError."""
-        self.disks.sync()
+        try:
+            self.disks.sync()
+        except OSError:
+            self.disk_refused = True
+            raise
 
     # --- the end of a resynchronisation ---------------------------------------------------------------------
 
@@ -603,4 +617,4 @@ class Engine:
         with self.order:
             if self.stream is not stream or not stream.pair():
                 raise Refused("the stream to the secondary broke")
-        self.tracker.paired(self._strict_epoch)
+        self.tracker.paired(0 if self.disk_refused else self._strict_epoch)

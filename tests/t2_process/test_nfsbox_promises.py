@@ -29,6 +29,7 @@ from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.secondary import Applier
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from safekit import syscalls
 from safekit.bus.requests import nfsbox as asked
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import Mode
@@ -149,6 +150,9 @@ class Peer:
 
     lost = False
 
+    def wait_late(self, number: int, timeout: float) -> int:
+        return self.wait(number, timeout)
+
     def fail(self, reason: str) -> None:
         self.failed = reason
 
@@ -261,8 +265,35 @@ def test_nothing_is_forgotten_before_the_disk_here_has_it(
     assert engine.tracker.snapshot().files
     assert engine.make_strict(b"", peer) is peer  # type: ignore[arg-type]
     engine.make_paired(peer)  # type: ignore[arg-type]
-    assert not engine.tracker.snapshot().files
+    assert engine.tracker.snapshot().files, "the system tells once that a page is lost, and then calls it written"
+    with pytest.raises(OSError, match="refused data before"):
+        engine.checkpoint()
+    assert engine.tracker.snapshot().files
     operations.ended()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_checkpoint_forgets_nothing_of_a_disk_that_has_refused(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    engine, operations, backing = alone
+    engine.tracker.paired(0)
+    (backing / "f").write_bytes(b"x" * 5000)
+    operations.write_request(opened(operations, "f"), 0, request(b"record"), 0)
+    engine.stream = Peer(strict=True)  # type: ignore[assignment]
+    if refuses:
+        with monkeypatch.context() as disk, pytest.raises(OSError, match="No space"):
+            disk.setattr(syscalls, "sync_filesystem", full)
+            engine.checkpoint()
+    with contextlib.nullcontext() if not refuses else pytest.raises(OSError, match="refused data before"):
+        engine.checkpoint()
+    assert bool(engine.tracker.snapshot().files) == refuses
+    assert engine.in_order != refuses
+    operations.ended()
+
+
+def full(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_an_exchange_of_names_waits_for_nobody_who_may_need_the_order(
