@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -239,7 +238,7 @@ class Gate:
         scheme, _, rest = header.partition(" ")
         try:
             text = base64.b64decode(rest.strip(), validate=True).decode() if scheme.lower() == "basic" else ""
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no ASCII, no UTF-8
             return False
         name, colon, password = text.partition(":")
         if not colon or len(password) > MAX_BYTES:

@@ -148,23 +148,30 @@ def install_admin(certificate: x509.Certificate, key: bytes, say: Say, pem: byte
     say(f"{places.conf() / 'admin.crt'}: valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
 
 
-def install_crl(data: bytes) -> None:
+def install_crl(data: bytes, say: Say) -> None:
     """clca.crl: certificates of clients that are no longer good. Lists of other authorities of clcacert.crt, which an
     administrator put there, stay: without them their certificates would be good again. Raises PkiError, OSError."""
-    path = places.conf() / CRL
-    others = _lists_beside(path, x509.load_pem_x509_crl(data).issuer) if path.exists() else []
-    places.write(path, b"".join(each.rstrip() + b"\n" for each in (data, *others)), places.READABLE)
+    path, issuer = places.conf() / CRL, x509.load_pem_x509_crl(data).issuer
+    beside = _lists_beside(path, issuer) if path.exists() else {}
+    known = {each.subject for each in chain("clcacert.crt", _read("clcacert.crt"))}
+    if set(beside) - known:
+        copy = path.with_name(f"{CRL}.{time.strftime('%Y-%m-%d-%H%M%S')}")
+        shutil.copyfile(path, copy)
+        say(f"{path} had lists of authorities that are not in clcacert.crt; they are in {copy.name}")
+    kept = [each for name, each in beside.items() if name in known]
+    places.write(path, b"".join(each.rstrip() + b"\n" for each in (data, *kept)), places.READABLE)
 
 
-def _lists_beside(path: Path, issuer: x509.Name) -> list[bytes]:
-    known = {each.subject for each in chain("clcacert.crt", _read("clcacert.crt"))} - {issuer}
+def _lists_beside(path: Path, issuer: x509.Name) -> dict[x509.Name, bytes]:
+    """The lists of all but one authority."""
     try:
-        return [each for each in whole_lists(path.read_bytes()) if x509.load_pem_x509_crl(each).issuer in known]
+        found = {x509.load_pem_x509_crl(each).issuer: each for each in whole_lists(path.read_bytes())}
     except ValueError as error:
         raise PkiError(
             f"{path} cannot be used, and no certificate is accepted: {error}",
             f"correct it; or, when it has nothing that counts: cp {places.ca() / 'crl.pem'} {path}",
         ) from None
+    return {name: each for name, each in found.items() if name != issuer}
 
 
 def check_all() -> list[str]:

@@ -60,7 +60,7 @@ def renew_own(ours: Authority, own: Names, say: Say) -> None:
     admin_certificate = ours.issue(admin, SYSTEM, again=True)
     pem = certificate_pem(ours.certificate)
     installed.install_authorities(pem, pem, say)
-    installed.install_crl(ours.crl())
+    installed.install_crl(ours.crl(), say)
     installed.install_server(server_certificate, authority.key_pem(server_key), say)
     installed.install_admin(admin_certificate, authority.key_pem(admin_key), say)
 
@@ -130,7 +130,7 @@ def additional_server(client: CaClient, say: Say) -> None:
         places.write(places.certs() / f"{name}.crt", data, places.READABLE)
     places.write(places.certs() / authority.CACERT, ca_pem, places.READABLE)
     installed.install_authorities(ca_pem, ca_pem, say)
-    installed.install_crl(crl)
+    installed.install_crl(crl, say)
     for name, install in (
         (f"server_{host}", installed.install_server),
         (f"user_Admin_{host}", installed.install_admin),
@@ -229,7 +229,7 @@ def revoke(name: str, say: Say) -> None:
     OSError."""
     ours = authority.load()
     count = ours.revoke(name)
-    installed.install_crl(ours.crl())
+    installed.install_crl(ours.crl(), say)
     say(f"{name}: {count} revoked; the other servers fetch the list within a minute")
 
 

@@ -52,10 +52,19 @@ _NEXT_STEPS = {
 }
 
 
+def _name_in(host: str) -> str:
+    """The name or address of a Host header, '' where it has none: it is a stranger's text."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+    return name if name.isascii() else ""
+
+
 def known_host(host: str) -> bool:
     """Whether a Host header is an address, or a name of this cluster: a page that reached us under a name of its own
     (DNS rebinding) is not the administrator."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _name_in(host)
     try:
         ipaddress.ip_address(name.partition("%")[0])
         return True
@@ -76,7 +85,7 @@ def foreign(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     if origin is None or request.method in ("GET", "HEAD"):
         return False
-    return urlsplit(origin).netloc != request.host
+    return origin.partition("://")[2] != request.host
 
 
 def refuse(request: web.Request, status: int, code: str, text: str, next_step: str) -> web.Response:
@@ -100,7 +109,7 @@ def _challenge(request: web.Request, error: Unauthorized) -> web.Response:
 
 def _to_https(request: web.Request, port: int) -> web.Response:
     """On a server that speaks HTTPS: over HTTP there is nothing but which server is ready, for load balancers."""
-    host = urlsplit(f"//{request.host}").hostname or "localhost"
+    host = _name_in(request.host) or "localhost"
     url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
     if request.path in PAGES and request.method in ("GET", "HEAD"):
         return web.Response(status=302, headers={"Location": f"{url}{request.path}"})

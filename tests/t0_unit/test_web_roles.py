@@ -8,15 +8,19 @@ from pathlib import Path
 
 import bcrypt
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caserv import service
+from caserv.gate import Access, Refused
+from caserv.gate import Gate as CaGate
 from safekit.disk.paths import node_name
 from safekit.model.httpd import Define, HttpdError, defines, members, web_ports
 from safekit.wire import proof
 from safekit.wire.certificates import Certificate
 from safekit.wire.remote import sign
-from safewebserver import child
+from safewebserver import app, child
 from safewebserver.guesses import (
     FREE,
     FREE_ACCOUNT,
@@ -253,6 +257,18 @@ def test_a_proof_that_is_finished_is_no_guess(gate: Gate) -> None:
             await proved()
 
     asyncio.run(often())
+
+
+@pytest.mark.parametrize("text", ["http://[", "http://[::1", "http://a\u2100b", "\u00e9", "[", "a\u2100b"])
+def test_what_a_stranger_writes_is_no_defect(gate: Gate, text: str) -> None:
+    """Each would be some thirty lines in the journal."""
+    request = make_mocked_request("POST", "/", headers={"Origin": text, "Host": text})
+    assert app.foreign(request) and service.foreign(request) and not app.known_host(text)
+    assert app._to_https(request, 9453).status == 403
+    with pytest.raises(Unauthorized, match=r"malformed"):
+        asyncio.run(gate.identify(Asked("GET", "/", 9010, False, "10.0.0.9", f"Basic {text}")))
+    with pytest.raises(Refused, match=r"wrong name or password"):
+        asyncio.run(CaGate(Access(b""), b"").admit(f"Basic {text}", "10.0.0.9", "GET", "/", b""))
 
 
 @pytest.mark.parametrize(("values", "known"), [("usefile", True), ("usefile useldap", True), ("useldap", False)])

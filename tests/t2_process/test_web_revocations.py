@@ -115,9 +115,14 @@ def test_to_revoke_keeps_the_lists_of_other_authorities(make: Make) -> None:
     after = revoked((conf / "clca.crl").read_bytes(), (conf / "clcacert.crt").read_bytes())
     assert before < after and len(before) == 1 and len(after) == 2
     assert authority.published_crl() == ours.crl() != company
+    said: list[str] = []
+    (conf / "clcacert.crt").write_bytes(authority.certificate_pem(ours.certificate))
+    installed.install_crl(ours.crl(), said.append)
+    (copy,) = conf.glob("clca.crl.2*")
+    assert company in copy.read_bytes() and (conf / "clca.crl").read_bytes() == ours.crl() and copy.name in said[0]
     (conf / "clca.crl").write_bytes(b"0\x82")
     with pytest.raises(PkiError, match=r"clca.crl cannot be used"):
-        installed.install_crl(ours.crl())
+        installed.install_crl(ours.crl(), said.append)
 
 
 def test_strangers_who_fetch_the_list_do_not_have_the_key_loaded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
