@@ -122,7 +122,8 @@ class Judge:
         server = self.world.servers[name]
         if state.role in (Role.SECOND, Role.PRIM) and before not in (Role.SECOND, Role.PRIM):
             self._check_fits(name, state)
-        if state.role is Role.PRIM and not self.world.options.rfs:
+        if state.role in (Role.PRIM, Role.SECOND) and not self.world.options.rfs:
+            # without data to compare, whoever follows the other one has settled with it
             self.settled_data()
         if before.primary and not state.role.running and not state.paired:
             if not server.broken:
