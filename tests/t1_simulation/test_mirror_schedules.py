@@ -1,7 +1,8 @@
 """Thousands of random schedules for the mirror automaton, with the invariants of docs/invariants.md as assertions.
 
 The number of schedules is SAFEKIT_SCHEDULES (2,500 by default: every rule that is broken on purpose below is found
-within the first 2,000; a longer campaign asks for more), the first seed SAFEKIT_SEED.  A failing seed prints how to replay it:
+within the first 2,000; a longer campaign asks for more), the first seed SAFEKIT_SEED.  A failing seed prints how to
+replay it:
 
     python -m tests.t1_simulation.mirror_schedules SEED
 """
