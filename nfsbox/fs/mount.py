@@ -30,6 +30,7 @@ import fuse
 from nfsbox.fs import kernel, reading
 from safekit.rfs.exclusions import is_hidden, place_holder
 from safekit.rfs.system import ENCODING
+from safekit.rfs.tree import Tree
 from safekit.syscalls import detach, unmount
 
 if TYPE_CHECKING:
@@ -359,9 +360,16 @@ class Mount(fuse.FUSE):  # type: ignore[misc]
         for node in nodes:
             with contextlib.suppress(OSError):  # the kernel knows it no more
                 os.write(self._fd, kernel.invalidation(node, pages=True))
-        for path in paths:
-            with contextlib.suppress(OSError):  # it is gone again
-                os.stat(self.path + b"/" + path)  # an append goes where the kernel believes the end to be
+        if not paths:
+            return
+        seen = Tree(self.path)
+        seen.open()
+        try:
+            for path in paths:
+                with contextlib.suppress(OSError):  # it is gone again
+                    seen.lstat(path)  # an append goes where the kernel believes the end to be
+        finally:
+            seen.close()
 
     def _forget_files(self) -> set[bytes]:
         """Files that are other ones for the kernel from now on: who has the former one open gets errors. Those whose
