@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,15 +17,10 @@ from safekit.log.module import Line, parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig
 from safekit.wire import seal
+from tests.ports import free_port
 from tests.waiting import until
 
 CLUSTER = ClusterConfig(lans=(Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n2", "127.0.0.2"))),))
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class FakeServer:
@@ -38,7 +32,7 @@ class FakeServer:
         self.environment = {
             "SAFE": str(root / "safe"),
             "SAFEVAR": str(root / "var"),
-            "SAFEMAPPER": str(free_udp_port()),
+            "SAFEMAPPER": str(free_port()),
             "SAFENODE": "n1",
             "SAFEMODULE": config.name,
             "PYTHONPATH": str(Path(__file__).resolve().parent.parent),

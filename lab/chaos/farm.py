@@ -16,7 +16,7 @@ from lab.chaos import audits, rules
 from lab.chaos.audits import Answer
 from lab.chaos.faults import FARM, Cost, Fault, Step, cost, die
 from lab.chaos.programs import server, visitor
-from lab.chaos.subject import MODULE_PROCESSES, PYTHON, Finding, Subject, archive, together
+from lab.chaos.subject import MODULE_PROCESSES, PYTHON, Finding, Subject, archive, in_time, together
 from lab.chaos.watch import Look, Watch
 from lab.cluster import Lab, Node
 
@@ -112,11 +112,13 @@ class Farm(Subject):
 
     def _await_answers(self, since: float, count: int) -> list[Answer]:
         """That many of them. Raises Finding."""
-        deadline = time.monotonic() + 20
-        while len(found := self.answers(since)) < count:
-            if time.monotonic() > deadline:
-                raise Finding([f"the clients made {len(found)} connections in 20 s: {found[-5:]}"])
-            time.sleep(0.05)
+        found: list[Answer] = []
+
+        def enough() -> bool:
+            found[:] = self.answers(since)
+            return len(found) >= count
+
+        in_time(enough, 20, lambda: f"the clients made {len(found)} connections: {found[-5:]}")
         return found
 
     # --- a step

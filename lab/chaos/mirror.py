@@ -23,6 +23,7 @@ from lab.chaos.subject import (
     answered,
     archive,
     boot,
+    in_time,
     manifest,
     together,
 )
@@ -155,16 +156,16 @@ class Mirror(Subject):
     def _sql(self, statement: str, timeout: float) -> str:
         """Ask the database as a client does, through the virtual address. Raises Finding."""
         words = ["psql", "-X", "-q", "-A", "-t", "-F", " ", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres"]
-        deadline = time.monotonic() + timeout
-        while True:
-            done = self.lab.client.run(
-                [*words, "-h", self.lab.vip, "-c", statement], check=False, env={"PGCONNECT_TIMEOUT": "2"}
-            )
-            if done.returncode == 0:
-                return done.stdout
-            if time.monotonic() > deadline:
-                raise Finding([f"the database does not answer within {timeout:g} s: {done.stderr.strip()[-300:]}"])
-            time.sleep(0.1)
+        words += ["-h", self.lab.vip, "-c", statement]
+        said = ""
+
+        def answer() -> list[str]:
+            nonlocal said
+            done = self.lab.client.run(words, check=False, env={"PGCONNECT_TIMEOUT": "2"})
+            said = done.stderr.strip()
+            return [] if done.returncode else [done.stdout]
+
+        return in_time(answer, timeout, lambda: f"the database does not answer: {said[-300:]}")[0]
 
     def _make_table(self) -> None:
         self._sql("CREATE TABLE rows (worker int, row int, payload text, PRIMARY KEY (worker, row))", 30)
@@ -346,12 +347,17 @@ class Mirror(Subject):
             pause.unlink(missing_ok=True)
             clients.unlink(missing_ok=True)
 
-        deadline = time.monotonic() + 15
-        while not marker.exists():
-            if time.monotonic() > deadline or not protected(self.watch.last):
-                go_on()
-                raise Finding([f"the application of {prim.name} does not come to its next record within 15 s"])
-            time.sleep(0.01)
+        try:
+            in_time(
+                lambda: marker.exists() or not protected(self.watch.last),
+                15,
+                f"the application of {prim.name} does not come to its next record",
+            )
+            if not marker.exists():
+                raise Finding([f"the pair broke before the application of {prim.name} came to its next record"])
+        except Finding:
+            go_on()
+            raise
         return go_on
 
     def _lost(self, prim: Node, begin: float, allowed: Cost, former: str) -> list[str]:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -29,6 +30,7 @@ from lab.chaos.watch import Look, Watch, rows
 from lab.cluster import Completed, Lab, Node
 from lab.errors import LabError
 from lab.state import lab_directory
+from lab.waiting import wait_until
 
 T = TypeVar("T")
 COMMAND: Final = 300.0
@@ -89,7 +91,15 @@ def answered(what: str, ask: Callable[[], T], seconds: float) -> T:
     return got[0]
 
 
-class Subject:
+def in_time(condition: Callable[[], T], seconds: float, what: str | Callable[[], str]) -> T:
+    """`wait_until` for an audit: its first true value. Raises Finding."""
+    try:
+        return wait_until(condition, seconds, what)
+    except TimeoutError as error:
+        raise Finding([str(error)]) from None
+
+
+class Subject(ABC):
     """A module on the nodes of a lab, and what the steps of a campaign do with it."""
 
     MODULE = "chaos"
@@ -107,17 +117,17 @@ class Subject:
         self._log_ends: dict[str, tuple[int, int]] = {}
         self._checked: dict[str, float] = {}
 
+    @abstractmethod
     def set_up(self) -> None:
         """Bring the module to its normal life. Raises Finding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def about(self) -> str:
         """What this campaign has that others do not, in a few words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, step: Step) -> str:
         """Faults, repair, audit. Returns a few words on it. Raises Finding."""
-        raise NotImplementedError
 
     def install(self, node: Node, data: bytes) -> None:
         """Install and configure the module on a node; it starts at boot. The web service, which takes no part, stays
@@ -368,11 +378,11 @@ class Subject:
         self.more_evidence(place)
         return place
 
+    @abstractmethod
     def replay(self, number: int) -> str:
         """How to see it again."""
-        raise NotImplementedError
 
-    def more_evidence(self, place: Path) -> None:
+    def more_evidence(self, place: Path) -> None:  # noqa: B027 - not every subject has more
         """What only this subject has."""
 
     def _keep_node(self, node: Node, place: Path) -> None:

@@ -13,7 +13,8 @@ from lab.waiting import wait_until
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.log.module import ModuleLog
 from safekit.wire import seal
-from tests.t2_process.web_server import CHECKOUT, free_port
+from tests.ports import free_port
+from tests.t2_process.web_server import CHECKOUT
 
 SETTINGS = "agentaddress 127.0.0.1:{port}\nrocommunity public\nrwcommunity private\n"
 PREFIX = ".1.3.6.1.4.1.107.175.10"
@@ -35,14 +36,14 @@ class AgentServer:
     settings: str = SETTINGS
     prefix: tuple[str, ...] = ()
     """What the process is started through: a network of its own."""
-    port: int = field(default_factory=lambda: free_port(UDP))
+    port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         self.safe, self.var = self.root / "safe", self.root / "var"
         for directory in (self.safe / "snmp/conf", self.safe / "modules", self.var / "modules"):
             directory.mkdir(parents=True, exist_ok=True)
-        self.mapper = free_port(UDP)
+        self.mapper = free_port()
         (self.var / "bus.key").write_text(seal.new_key().hex())
         self.env = {
             "SAFE": str(self.safe), "SAFEVAR": str(self.var), "SAFEMAPPER": str(self.mapper), "SAFENODE": "n1",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.t2_process.web_server import free_port
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PASSWORD = "PasW0rD"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from safekit.bus import endpoint as bus
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import ResourceWriter
 from safekit.wire import seal
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -159,9 +159,7 @@ def make_archive(path: Path, **files: str) -> Path:
 
 def make_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """SAFE and SAFEVAR in a directory of the test, named by the environment of the test and of what it starts."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     safe, var = tmp_path / "safe", tmp_path / "var"
     for directory in (safe / "modules", safe / "private" / "bin", var / "cluster", var / "modules"):
         directory.mkdir(parents=True)

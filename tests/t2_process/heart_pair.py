@@ -34,7 +34,7 @@ from safekit.model.types import (
     Vip,
 )
 from safekit.wire import seal
-from tests.fakes import free_udp_port
+from tests.ports import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ class Node:
         self.environment = {
             "SAFE": str(self.root / "safe"),
             "SAFEVAR": str(self.root / "var"),
-            "SAFEMAPPER": str(free_udp_port()),
+            "SAFEMAPPER": str(free_port()),
             "SAFENODE": name,
             "SAFEMODULE": "AM",
             "PYTHONPATH": str(ROOT),
@@ -264,7 +264,7 @@ class Two:
     """n1 and n2. `timeout_ms`: silent for so long, a server is lost. `service`: attributes of <service>."""
 
     def __init__(self, root: Path, timeout_ms: int = 2500, **service: Any) -> None:
-        config = module(free_udp_port(), timeout_ms, **service)
+        config = module(free_port(), timeout_ms, **service)
         key = seal.new_key().hex()
         self.n1, self.n2 = (Node(root, name, key, config) for name in ADDRESSES)
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.t2_process.web_server import free_ports
+from tests.ports import free_ports
 
 BASE = "dc=example,dc=com"
 PEOPLE, GROUPS = f"ou=people,{BASE}", f"ou=groups,{BASE}"

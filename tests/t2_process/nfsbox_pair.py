@@ -7,7 +7,6 @@ import ctypes
 import hashlib
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -19,17 +18,12 @@ import msgpack
 
 from safekit.disk import placeholder
 from safekit.rfs import wire
+from tests.ports import free_port
 
 DRIVER = Path(__file__).with_name("nfsbox_driver.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUFFIX = "_For_SafeKit_Replication"
 KEY = b"k" * 32
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class DriverError(Exception):

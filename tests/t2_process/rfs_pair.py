@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
 from safekit.wire import seal
+from tests.ports import free_port
 from tests.t2_process.reintegre_primary import tree
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -58,9 +58,7 @@ class Node:
         self.ports: dict[str, int] = {}
         self.netns = pair.netns.get(name, "")
         self.prefix: Sequence[str] = ("nsenter", f"--net={self.netns}") if self.netns else ()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.mapper = sock.getsockname()[1]
+        self.mapper = free_port()
         for path in (
             self.var / "cluster",
             self.var / "modules/AM/rfs",
@@ -242,7 +240,7 @@ class Pair:
         self.bus_key, self.key = seal.new_key().hex(), seal.new_key().hex()
         self.addresses = addresses
         self.netns = netns or {}
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -326,12 +324,6 @@ def replicating(base: Path, *, others: bool = False, **rfs: Any) -> Iterator[Pai
         found.start_primary(found.n1)
         found.start_secondary(found.n2)
         yield found
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def told(node: Node, code: str) -> list[str]:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from safekit.model.types import (
     User,
 )
 from safekit.wire.seal import new_key
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SIGNATURE = "ab" * 32
@@ -96,13 +96,6 @@ run("heart", main, handler=handler)
 """
 
 ENTRY = "from {module} import main\nmain()\n"
-
-
-def free_port() -> int:
-    """A UDP port of the loopback that nobody has now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def cluster(addresses: dict[str, str], port: int, **settings: Any) -> ClusterConfig:

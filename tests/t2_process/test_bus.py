@@ -15,6 +15,7 @@ from safekit.bus import endpoint, message
 from safekit.bus.asking import Ask, Done
 from safekit.bus.message import encode
 from safekit.wire import seal
+from tests.ports import free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,8 @@ class Stop(Ask[Done]):
 @pytest.fixture(autouse=True)
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server of our own: key and mapper port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     monkeypatch.setenv("SAFEVAR", str(tmp_path))
-    monkeypatch.setenv("SAFEMAPPER", str(port))
+    monkeypatch.setenv("SAFEMAPPER", str(free_port()))
     (tmp_path / "bus.key").write_text(seal.new_key().hex())
 
 

@@ -17,7 +17,7 @@ from heart.shell.wire import CONTEXT, LinkSocket, Route
 from safekit.model.codec import from_json, to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire.seal import Opener, Sealer, new_key
-from tests.fakes import free_udp_port
+from tests.ports import free_port
 from tests.waiting import until
 
 KEY = new_key()
@@ -90,7 +90,7 @@ def run(work: Callable[[Side, Side], object]) -> None:
 
 
 def test_other_addresses_are_used_and_nothing_that_is_sent_is_lost(names: dict[str, str]) -> None:
-    port = free_udp_port()
+    port = free_port()
 
     async def work(a: Side, b: Side) -> None:
         assert await a.use(port) and await b.use(port)
@@ -112,7 +112,7 @@ def test_other_addresses_are_used_and_nothing_that_is_sent_is_lost(names: dict[s
 
 @pytest.mark.parametrize("lost", ["a.lan", "b.lan"])
 def test_a_name_service_that_is_down_costs_no_heartbeat(names: dict[str, str], lost: str) -> None:
-    port = free_udp_port()
+    port = free_port()
 
     async def work(a: Side, b: Side) -> None:
         assert await a.use(port) and await b.use(port)
@@ -127,7 +127,7 @@ def test_a_name_service_that_is_down_costs_no_heartbeat(names: dict[str, str], l
 
 
 def test_an_address_that_is_not_there_yet(names: dict[str, str]) -> None:
-    port = free_udp_port()
+    port = free_port()
 
     async def work(a: Side, b: Side) -> None:
         assert await a.use(port) and await b.use(port)
@@ -140,7 +140,7 @@ def test_an_address_that_is_not_there_yet(names: dict[str, str]) -> None:
 
 
 def test_a_peer_without_an_address_at_the_start_is_found_later(names: dict[str, str]) -> None:
-    port = free_udp_port()
+    port = free_port()
 
     async def work(a: Side, b: Side) -> None:
         address = names.pop("b.lan")

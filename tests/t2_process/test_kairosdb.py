@@ -20,7 +20,8 @@ from lab.waiting import wait_until
 from safekairosdb.points import MAX_POINTS, NUMBERS, Buffer, Changes
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.disk.resources import Resource
-from tests.t2_process.web_server import CHECKOUT, free_port
+from tests.ports import free_port
+from tests.t2_process.web_server import CHECKOUT
 
 
 class Kairos(BaseHTTPRequestHandler):

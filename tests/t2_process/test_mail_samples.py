@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.t2_process.web_server import CHECKOUT, free_port
+from tests.ports import free_port
+from tests.t2_process.web_server import CHECKOUT
 
 controller = pytest.importorskip("aiosmtpd.controller")
 RECIPES = (CHECKOUT / "docs/failover.md").read_text(encoding="utf-8").partition("## Recipe: mail")[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Repli
 from safekit.process.frame import Context, Lateness
 from safekit.rfs.generations import DataState, from_fields, to_fields
 from safekit.wire import seal
+from tests.ports import free_port
 from tests.waiting import until
 
 Fields = dict[str, Any]
@@ -27,9 +27,7 @@ Fields = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("SAFEMAPPER", str(sock.getsockname()[1]))
+    monkeypatch.setenv("SAFEMAPPER", str(free_port()))
     monkeypatch.setenv("SAFEVAR", str(tmp_path))
     (tmp_path / "bus.key").write_text(seal.new_key().hex())
     ModulePaths("AM").rfs.mkdir(parents=True)

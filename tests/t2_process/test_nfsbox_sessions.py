@@ -20,7 +20,8 @@ from lab.waiting import wait_until
 from safekit.rfs import generations, journal, wire
 from safekit.rfs.changes import Mode
 from safekit.rfs.tree import Tree
-from tests.t2_process.nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, copy_all, finish, free_port
+from tests.ports import free_port
+from tests.t2_process.nfsbox_pair import DriverError, Node, Pair, assert_equal_soon, copy_all, finish
 
 MakePair = Callable[..., Pair]
 

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from lab.waiting import wait_until
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.wire import seal
-from tests.t2_process.web_server import CHECKOUT, free_port
+from tests.ports import free_port
+from tests.t2_process.web_server import CHECKOUT
 
 aiosmtpd = pytest.importorskip("aiosmtpd.controller")
 from aiosmtpd.smtp import AuthResult, LoginPassword  # noqa: E402
@@ -110,7 +111,7 @@ class Node:
         lans = [{"nodes": [{"name": "B"}, {"name": "A"}]}]
         (self.var / "cluster/cluster.json").write_text(json.dumps({"lans": lans}))
         self.env = {
-            "SAFE": str(self.safe), "SAFEVAR": str(self.var), "SAFEMAPPER": str(free_port(UDP)), "SAFENODE": "B",
+            "SAFE": str(self.safe), "SAFEVAR": str(self.var), "SAFEMAPPER": str(free_port()), "SAFENODE": "B",
         }  # fmt: skip
         active = self.safe / "private/modules/web/conf"
         active.mkdir(parents=True)

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import ENTRY, Node, cluster, free_port
+from safeadmin_node import ENTRY, Node, cluster
 
 from lab.waiting import wait_until
 from safekit.disk.resources import load
 from safekit.model.types import Heart, Heartbeat
 from safekit.wire.seal import new_key
+from tests.ports import free_port
 
 
 @pytest.fixture

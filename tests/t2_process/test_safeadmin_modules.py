@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import Node, cluster, free_port
+from safeadmin_node import Node, cluster
 
 from lab.waiting import wait_until
 from safekit.bus.message import BusError
 from safekit.disk.resources import load
 from safekit.wire.seal import new_key
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import SIGNATURE, Node, cluster, free_port
+from safeadmin_node import SIGNATURE, Node, cluster
 
 from lab.waiting import wait_until
 from safeadmin.cluster import CONTEXT
@@ -21,6 +21,7 @@ from safekit.bus.message import encode as bus_encode
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire.membership import Pulse, Row
 from safekit.wire.seal import Sealer, new_key
+from tests.ports import free_port
 
 PORT = 4800
 

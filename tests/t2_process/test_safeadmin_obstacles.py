@@ -10,13 +10,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from safeadmin_node import Node, cluster, free_port
+from safeadmin_node import Node, cluster
 
 from lab.waiting import wait_until
 from safeadmin.obstacles import obstacle
 from safekit.bus.message import BusError
 from safekit.model.types import Errd, Heart, Heartbeat, ModuleConfig, Proc, Replicated, Rfs, Service
 from safekit.wire.seal import new_key
+from tests.ports import free_port
 
 HEART = Heart((Heartbeat("default", "flow", 8888),))
 CLUSTER = cluster({"n1": "127.0.0.1", "n2": "127.0.0.2"}, 4800)

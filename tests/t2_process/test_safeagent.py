@@ -20,6 +20,7 @@ import pytest
 from lab.waiting import wait_until
 from safeagent.inventory import Action
 from safekit.log.commands import read
+from tests.ports import free_port
 from tests.t2_process.agent_server import (
     ACTION,
     CHANGES,
@@ -29,12 +30,11 @@ from tests.t2_process.agent_server import (
     PREFIX,
     SETTINGS,
     STATE,
-    UDP,
     AgentServer,
     tool,
 )
 from tests.t2_process.cli_server import NotedAdmin
-from tests.t2_process.web_server import CHECKOUT, free_port
+from tests.t2_process.web_server import CHECKOUT
 
 pytestmark = pytest.mark.skipif(shutil.which("snmpget") is None, reason="net-snmp's tools are not here: bin/setup test")
 
@@ -258,7 +258,7 @@ def test_without_the_file_nobody_has_access(agent: AgentServer) -> None:
 
 def test_several_addresses_and_ipv6(agent: AgentServer) -> None:
     """An answer comes from the address that was asked, of several ones."""
-    more, six = free_port(UDP), free_port(UDP)
+    more, six = free_port(), free_port()
     agent.write(f"agentaddress {{port}},127.0.0.1:{more},udp6:[::1]:{six}\nrocommunity public\nrocommunity6 public\n")
     agent.start()
     for host in (f"127.0.0.1:{agent.port}", f"127.0.0.77:{agent.port}", f"127.0.0.1:{more}", f"udp6:[::1]:{six}"):
@@ -271,7 +271,7 @@ def test_a_community_that_changes_is_the_only_one(agent: AgentServer) -> None:
     agent.start()
     assert agent.get(f"{STATE}.1") == "4"
     agent.stop()
-    old, agent.port = agent.port, free_port(UDP)
+    old, agent.port = agent.port, free_port()
     agent.output.unlink()
     agent.write("agentaddress 127.0.0.1:{port}\nrocommunity secret\n")
     agent.start()
@@ -303,7 +303,7 @@ def sink(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     program = shutil.which("snmptrapd") or str(CHECKOUT / ".cache/tools/usr/sbin/snmptrapd")
     if not Path(program).exists():
         pytest.skip("snmptrapd is not here: bin/setup test")
-    port, heard = free_port(UDP), tmp_path / "heard"
+    port, heard = free_port(), tmp_path / "heard"
     (tmp_path / "snmptrapd.conf").write_text("disableAuthorization yes\n")
     beside = Path(program).parents[1] / "lib" / f"{os.uname().machine}-linux-gnu"
     process = subprocess.Popen(
@@ -346,7 +346,7 @@ def test_messages_by_snmpv3(agent: AgentServer, tmp_path: Path, inform: bool) ->
     program = shutil.which("snmptrapd") or str(CHECKOUT / ".cache/tools/usr/sbin/snmptrapd")
     if not Path(program).exists():
         pytest.skip("snmptrapd is not here: bin/setup test")
-    port, heard = free_port(UDP), tmp_path / "heard"
+    port, heard = free_port(), tmp_path / "heard"
     user = "teller SHA-256 'a long phrase' AES 'another phrase'"
     agent.write(f"{SETTINGS}createUser {user}\ntrapsess -v 3 -u teller -l authPriv {'-Ci ' * inform}127.0.0.1:{port}\n")
     agent.start()
@@ -387,7 +387,7 @@ def test_messages_by_snmpv3(agent: AgentServer, tmp_path: Path, inform: bool) ->
 
 def test_an_inform_by_snmpv3_that_nobody_takes_is_given_up(agent: AgentServer) -> None:
     user = "createUser teller SHA 'a long phrase' AES 'another phrase'"
-    agent.write(f"{SETTINGS}{user}\ntrapsess -v 3 -u teller -Ci 127.0.0.1:{free_port(UDP)}\n")
+    agent.write(f"{SETTINGS}{user}\ntrapsess -v 3 -u teller -Ci 127.0.0.1:{free_port()}\n")
     agent.start()
     log = agent.log("db")
     time.sleep(0.5)
@@ -411,7 +411,7 @@ def test_a_flood_is_limited_and_counted(agent: AgentServer, sink: tuple[int, Pat
 
 
 def test_a_manager_that_is_away_costs_nothing(agent: AgentServer) -> None:
-    agent.write(SETTINGS + f"informsink 127.0.0.1:{free_port(UDP)}\ntrap2sink no.such.host.invalid\n")
+    agent.write(SETTINGS + f"informsink 127.0.0.1:{free_port()}\ntrap2sink no.such.host.invalid\n")
     agent.start()
     log = agent.log("db")
     time.sleep(0.5)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safeadmin_node import CHECKOUT, Node, cluster, free_port
+from safeadmin_node import CHECKOUT, Node, cluster
 from web_server import WebServer
 
 from lab.waiting import wait_until
 from safekit.wire.seal import new_key
+from tests.ports import free_port
 
 PROGRAM = """
 import asyncio, sys, threading, time

@@ -21,7 +21,7 @@ from safekit.disk.paths import safevar
 from safekit.wire.certificates import lists_in, revoked
 from safewebserver import revocations
 from safewebserver.revocations import Revocations, newer
-from tests.t2_process.web_server import free_port
+from tests.ports import free_port
 
 Make = Callable[..., Authority]
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 from certificates import Pair, make
 from web_https import Pki, secure_server
-from web_server import Answer, WebServer, free_ports
+from web_server import Answer, WebServer
 
 from cli.main import cli as safekit
 from safewebserver.api import openapi
 from safewebserver.permissions import Refusal, Role, judge
+from tests.ports import free_ports
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "web_rights.txt"
 GREEN = {"state.local": "ALONE", "state.color": "green"}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from web_server import KEY, PASSWORDS, WebServer, command, free_ports
+from web_server import KEY, PASSWORDS, WebServer, command
 
 from safekit.disk.paths import ModulePaths
 from safekit.wire import remote
@@ -29,6 +29,7 @@ from safekit.wire.webclient import Ask, CallError, call
 from safewebserver.api import openapi
 from safewebserver.forks import reads
 from safewebserver.permissions import Role
+from tests.ports import free_ports
 
 GREEN = {"state.local": "ALONE", "state.color": "green"}
 

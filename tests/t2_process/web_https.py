@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from certificates import CLIENT, SERVER, Pair, make
-from web_server import WebServer, free_ports
+from web_server import WebServer
+
+from tests.ports import free_ports
 
 
 class Pki:

@@ -19,26 +19,12 @@ from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire import remote, seal
 from safewebserver.htpasswd import hashed
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLUSTER = ClusterConfig(lans=(Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n2", "127.0.0.2"))),))
 KEY = bytes(range(32))
 PASSWORDS = {"admin": "admin-secret", "operator": "operator-secret", "viewer": "viewer-secret", "nobody": "no-group"}
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def free_ports(count: int) -> list[int]:
-    """Different TCP ports."""
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [int(sock.getsockname()[1]) for sock in socks]
-    for sock in socks:
-        sock.close()
-    return found
 
 
 @dataclass
@@ -72,7 +58,7 @@ class WebServer:
         self.env = {
             "SAFE": str(self.safe),
             "SAFEVAR": str(self.var),
-            "SAFEMAPPER": str(free_port(socket.SOCK_DGRAM)),
+            "SAFEMAPPER": str(free_port()),
             "SAFENODE": "n1",
         }
         for directory in (self.safe / "web/conf", self.safe / "modules", self.var / "cluster", self.var / "modules"):
