@@ -10,7 +10,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 import os
 import time
@@ -24,7 +23,7 @@ import bcrypt
 from caserv import places, proof
 from caserv.client import USER
 from caserv.errors import PkiError
-from safekit.wire.proof import MAX_BYTES, PROOF_SECONDS, answer, salt_of
+from safekit.wire.proof import MAX_BYTES, PROOF_SECONDS, answer, guesser, salt_of
 
 T = TypeVar("T")
 
@@ -91,19 +90,6 @@ class Access:
             return False
 
 
-def network_of(address: str) -> str:
-    """Who can choose the second half of an IPv6 address is one guesser."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
-    return str(found)
-
-
 def _is_own(network: str) -> bool:
     return network.startswith("127.") or network == "::/64"
 
@@ -119,14 +105,14 @@ class Guesses:
 
     def wait(self, address: str) -> float:
         """Seconds until the address may try."""
-        network, now = network_of(address), self.clock()
+        network, now = guesser(address), self.clock()
         until = self._tries.get(network, (0, 0.0))[1]
         full = len(self._wrong) == MAX_WRONG and not _is_own(network) and network not in self._friends
         return max(0.0, until - now, self._wrong[0] + WINDOW - now if full else 0.0)
 
     def wrong(self, address: str) -> None:
         """Note a guess."""
-        network, now = network_of(address), self.clock()
+        network, now = guesser(address), self.clock()
         count = self._tries.pop(network, (0, 0.0))[0] + 1
         delay = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (count - FREE_TRIES)) if count >= FREE_TRIES else 0.0
         self._tries[network] = (count, now + delay)
@@ -137,12 +123,12 @@ class Guesses:
 
     def withdraw(self, address: str) -> None:
         """What was noted as a guess turned out to be right."""
-        if self._wrong and not _is_own(network_of(address)):
+        if self._wrong and not _is_own(guesser(address)):
             self._wrong.pop()
 
     def right(self, address: str) -> None:
         """Forgive."""
-        network = network_of(address)
+        network = guesser(address)
         self._tries.pop(network, None)
         if len(self._friends) < MAX_ADDRESSES:
             self._friends.add(network)

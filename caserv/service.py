@@ -29,9 +29,8 @@ from safekit.wire.proof import ProofError
 MAX_BODY = 256 << 10
 BODY_SECONDS = 15.0
 MAX_FIELDS = 20
-PAGES = {
-    "/": "wizard.html", "/advanced.html": "advanced.html", "/getcsr.html": "getcsr.html", "/legacy.html": "legacy.html"
-}  # fmt: skip
+PAGES = ("/", "/advanced.html", "/getcsr.html", "/legacy.html")
+"""One document: its script shows what belongs to the address."""
 CHALLENGE, PROVE = "/caserv/challenge", "/caserv/proof"
 PUBLIC = frozenset({"/certs/cacert.crt", "/certs/crl.pem", CHALLENGE, PROVE})
 """What workstations and servers may have without a password; with one, the answer is proved."""
@@ -183,7 +182,7 @@ class Service:
             raise PkiError("message: this is no half of a key", "ask by initssl req") from None
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
-        return _asset_response(PAGES[request.path])
+        return _asset_response("page.html")
 
     async def _asset(self, request: web.Request) -> web.StreamResponse:
         return _asset_response(request.match_info["name"])

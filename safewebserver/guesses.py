@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import ipaddress
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+
+from safekit.wire.proof import guesser
 
 FREE = 5
 """Wrong passwords for one account from one address before it has to wait."""
@@ -48,18 +49,6 @@ class _Count:
     last: float
 
 
-def place_of(address: str) -> str:
-    """The address, or the network that one owner of IPv6 addresses has."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv6Address):
-        mapped = found.ipv4_mapped
-        return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)
-
-
 class Guesses:
     """What was guessed lately. Times are monotonic seconds."""
 
@@ -69,7 +58,7 @@ class Guesses:
 
     def check(self, account: str, address: str, now: float) -> float:
         """Seconds by which an answer is to be delayed. Raises Wait."""
-        place = place_of(address)
+        place = guesser(address)
         wait = max(
             self._wait((account, place), FREE, now),
             self._wait(("", place), FREE_ADDRESS, now),
@@ -95,7 +84,7 @@ class Guesses:
 
     def right(self, account: str, address: str, now: float) -> None:
         """A right one. What was guessed from there for other accounts stays counted."""
-        place = place_of(address)
+        place = guesser(address)
         self._counts.pop((account, place), None)
         self._friends[account, place] = now
         self._friends.move_to_end((account, place))
@@ -103,7 +92,7 @@ class Guesses:
 
     def rank(self, account: str, address: str, now: float) -> int:
         """Whose password is checked first: the lower number's."""
-        place = place_of(address)
+        place = guesser(address)
         return -1 if (account, place) in self._friends else self._count(("", place), now).wrong
 
     def _count(self, key: tuple[str, str], now: float) -> _Count:
@@ -119,7 +108,7 @@ class Guesses:
 
 def _counted(account: str, address: str) -> tuple[tuple[str, str], ...]:
     """What a guess is counted against."""
-    place = place_of(address)
+    place = guesser(address)
     return (account, place), ("", place), (account, "")
 
 
@@ -143,7 +132,7 @@ class Turns:
         if self._free:
             self._free -= 1
         else:
-            await self._wait(rank, place_of(address))
+            await self._wait(rank, guesser(address))
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from safekit.wire import proof
 from safekit.wire.certificates import Certificate, of_der
 from safekit.wire.keys import cluster_key
 from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
-from safewebserver.guesses import MAX_QUEUE_ADDRESS, Busy, Guesses, Turns, place_of
+from safewebserver.guesses import MAX_QUEUE_ADDRESS, Busy, Guesses, Turns
 from safewebserver.permissions import Role
 from safewebserver.roles import Denied, Granted, Means, Person, Presented, decide
 from safewebserver.settings import CertificateRules, People, Settings
@@ -136,7 +136,7 @@ class Passwords:
     def elsewhere(self, address: str) -> Iterator[None]:
         """While a directory is asked, which may take seconds: a guess counts only afterwards, so that one address could
         have hundreds at once. Raises Busy."""
-        place = place_of(address)
+        place = proof.guesser(address)
         if self._elsewhere[place] >= MAX_QUEUE_ADDRESS:
             raise Busy
         self._elsewhere[place] += 1

@@ -15,12 +15,11 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import cluster_dir, node_name
 from safekit.model.httpd import DEFAULT_HTTPS, HTTPS_PORT, SSL_FILE, HttpdError, defines, port_of
-from safekit.wire.certificates import lists_in, whole_lists
+from safekit.wire.certificates import Authorities, lists_in, whole_lists
 from safewebserver.settings import conf_dir
 
 PATH = "/certs/clca.crl"
@@ -32,13 +31,10 @@ MAX_LIST = 1 << 20
 
 def _lists(data: bytes, authorities: bytes) -> dict[x509.Name, tuple[int, bytes]]:
     """Issuer -> number and PEM of each list that an authority has signed; others are not there."""
-    keys: dict[x509.Name, list[object]] = {}
     try:
-        known = x509.load_pem_x509_certificates(authorities)
+        known = Authorities(authorities)
     except ValueError:
         raise ValueError(f"{AUTHORITIES} cannot be read: SAFE/web/bin/checkcert -t all tells why") from None
-    for each in known:
-        keys.setdefault(each.subject, []).append(each.public_key())
     found: dict[x509.Name, tuple[int, bytes]] = {}
     for block in lists_in(data):
         try:
@@ -46,15 +42,9 @@ def _lists(data: bytes, authorities: bytes) -> dict[x509.Name, tuple[int, bytes]
             number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
             continue
-        if any(_signed(crl, key) for key in keys.get(crl.issuer, ())) and number > found.get(crl.issuer, (-1, b""))[0]:
+        if known.signed(crl) and number > found.get(crl.issuer, (-1, b""))[0]:
             found[crl.issuer] = (number, block if block.endswith(b"\n") else block + b"\n")
     return found
-
-
-def _signed(crl: x509.CertificateRevocationList, key: object) -> bool:
-    return isinstance(
-        key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-    ) and crl.is_signature_valid(key)
 
 
 def newer(current: bytes, offered: bytes, authorities: bytes) -> bytes | None:

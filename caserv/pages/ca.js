@@ -1,4 +1,4 @@
-// The pages of the CA service: one script, what a page shows is chosen by its data-page.
+// The pages of the CA service: one script, what a page shows is chosen by its address.
 
 const LANGUAGES = ['en', 'fr', 'ja'];
 const language = LANGUAGES.find((each) => (localStorage.getItem('ca.lang') ?? navigator.language).startsWith(each)) ?? 'en';
@@ -197,10 +197,10 @@ const pages = {
     h('h2', {}, t('issued')), issued(), h('h2', {}, t('installed')), installed()],
 };
 
-const here = document.body.dataset.page;
+const links = { wizard: '/', advanced: '/advanced.html', getcsr: '/getcsr.html', legacy: '/legacy.html' };
+const here = Object.keys(links).find((key) => links[key] === location.pathname);
 document.documentElement.lang = language;
 document.title = t(`page.${here}`);
-const links = { wizard: '/', advanced: '/advanced.html', getcsr: '/getcsr.html', legacy: '/legacy.html' };
 document.body.replaceChildren(
   h('header', { class: 'top' }, h('b', {}, 'SafeKit CA'),
     h('nav', { 'aria-label': t('pages') }, Object.entries(links).map(([key, href]) =>

@@ -84,25 +84,35 @@ def whole_lists(data: bytes) -> list[bytes]:
     return found
 
 
+class Authorities:
+    """The certificates of a file in PEM, which say whose lists count."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises ValueError."""
+        self._keys = [(each.subject, each.public_key()) for each in x509.load_pem_x509_certificates(data)]
+
+    def signed(self, crl: x509.CertificateRevocationList) -> bool:
+        """Whether one of them has signed it. An authority that was renewed stands there twice, with two keys."""
+        return any(
+            isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey)
+            and crl.is_signature_valid(key)
+            for subject, key in self._keys
+            if subject == crl.issuer
+        )
+
+
 def revoked(lists: bytes, authorities: bytes) -> frozenset[tuple[str, int]]:
     """(issuer, serial number) of every certificate of the lists, each signed by one of the authorities; all in PEM. A
     list that is due for renewal still counts. Raises ValueError."""
-    known = [(each.subject, each.public_key()) for each in x509.load_pem_x509_certificates(authorities)]
+    known = Authorities(authorities)
     found = set()
     for block in whole_lists(lists):
         each = x509.load_pem_x509_crl(block)
         issuer = each.issuer.rfc4514_string()
-        # An authority that was renewed stands there twice, with two keys.
-        if not any(subject == each.issuer and _signs(key, each) for subject, key in known):
+        if not known.signed(each):
             raise ValueError(f"the list of {issuer} is not signed by an authority of clcacert.crt")
         found |= {(issuer, entry.serial_number) for entry in each}
     return frozenset(found)
-
-
-def _signs(key: object, crl: x509.CertificateRevocationList) -> bool:
-    return isinstance(
-        key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-    ) and crl.is_signature_valid(key)
 
 
 def _read(found: x509.Certificate) -> Certificate:

@@ -10,6 +10,7 @@ Somebody in between, or a stranger on the port of a server, learns nothing, and 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 import bcrypt
@@ -28,6 +29,19 @@ _SALT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{22}", re.ASCII)
 
 class ProofError(Exception):
     """A message of the other side that is none."""
+
+
+def guesser(address: str) -> str:
+    """Against whom a guess of a password counts: the address, or the network of which one owner of IPv6 addresses can
+    choose any."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    mapped = found.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
 
 
 def salt_of(hashed: bytes) -> str:
