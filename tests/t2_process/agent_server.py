@@ -30,13 +30,20 @@ def tool(*words: str, timeout: float = 20) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:  # a descriptor that was closed meanwhile
+        return []
+
+
 @dataclass
 class AgentServer:
     root: Path
     settings: str = SETTINGS
     prefix: tuple[str, ...] = ()
     """What the process is started through: a network of its own."""
-    port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +98,17 @@ class AgentServer:
     def log(self, module: str) -> ModuleLog:
         """The log of a module (SAFE and SAFEVAR must be those of this server)."""
         return ModuleLog(module, "heart", "n1")
+
+    def followed_log(self, module: str) -> ModuleLog:
+        """The same, when the agent looks at it: what it finds there at its beginning is no news."""
+        wait_until(lambda: self._watches(self.var / "modules" / module / "log"), 20, lambda: self.output.read_text())
+        return self.log(module)
+
+    def _watches(self, directory: Path) -> bool:
+        assert self.process is not None
+        inode = f" ino:{directory.stat().st_ino:x} "
+        told = Path(f"/proc/{self.process.pid}/fdinfo").iterdir()
+        return any(line.startswith("inotify") and inode in line for each in told for line in _lines(each))
 
     # net-snmp
 

@@ -322,8 +322,7 @@ def test_messages_reach_a_manager(agent: AgentServer, sink: tuple[int, Path], ki
     port, heard = sink
     agent.write(SETTINGS + f"{kind} 127.0.0.1:{port} mgr\n")
     agent.start()
-    log = agent.log("db")
-    time.sleep(0.5)  # the agent begins at the end of the log: a line that it finds there is not news
+    log = agent.followed_log("db")
     log.event("printe", text="the application has gone")
     log.event("printi", text="an information | with a bar")
     log.debug("nobody's business")
@@ -362,8 +361,7 @@ def test_messages_by_snmpv3(agent: AgentServer, tmp_path: Path, inform: bool) ->
     )
     try:
         wait_until(lambda: heard.exists() and "NET-SNMP" in heard.read_text(), 10, lambda: "snmptrapd")
-        log = agent.log("db")
-        time.sleep(0.5)
+        log = agent.followed_log("db")
         for number in range(3):
             log.event("printe", text=f"message {number} of three")
         wait_until(
@@ -389,8 +387,7 @@ def test_an_inform_by_snmpv3_that_nobody_takes_is_given_up(agent: AgentServer) -
     user = "createUser teller SHA 'a long phrase' AES 'another phrase'"
     agent.write(f"{SETTINGS}{user}\ntrapsess -v 3 -u teller -Ci 127.0.0.1:{free_port()}\n")
     agent.start()
-    log = agent.log("db")
-    time.sleep(0.5)
+    log = agent.followed_log("db")
     log.event("printe", text="to nobody")
     wait_until(lambda: agent.get(f"{PREFIX}.4.4.0") == "1", 60, lambda: agent.output.read_text())
     assert agent.get(f"{STATE}.1") == "4" and "informsink 127.0.0.1" in agent.stop()
@@ -400,8 +397,7 @@ def test_a_flood_is_limited_and_counted(agent: AgentServer, sink: tuple[int, Pat
     port, heard = sink
     agent.write(SETTINGS + f"trap2sink 127.0.0.1:{port}\n")
     agent.start()
-    log = agent.log("db")
-    time.sleep(0.5)
+    log = agent.followed_log("db")
     for number in range(500):
         log.event("printe", text=f"loop {number} " + "x" * 3000)
     sent, dropped = f"{PREFIX}.4.3.0", f"{PREFIX}.4.4.0"
@@ -413,8 +409,7 @@ def test_a_flood_is_limited_and_counted(agent: AgentServer, sink: tuple[int, Pat
 def test_a_manager_that_is_away_costs_nothing(agent: AgentServer) -> None:
     agent.write(SETTINGS + f"informsink 127.0.0.1:{free_port()}\ntrap2sink no.such.host.invalid\n")
     agent.start()
-    log = agent.log("db")
-    time.sleep(0.5)
+    log = agent.followed_log("db")
     for number in range(5):
         log.event("printe", text=f"message {number}")
     wait_until(lambda: int(agent.get(f"{PREFIX}.4.3.0")) == 5, 10, lambda: agent.output.read_text())
