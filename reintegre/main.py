@@ -16,7 +16,7 @@ from reintegre.primary import Primary, ProtocolFault
 from reintegre.primary import Service as Source
 from reintegre.records import Records
 from reintegre.session import Copied, Hooks, Limits, Session
-from safekit.bus.asking import Answer, Ask, Service
+from safekit.bus.asking import Answer, Ask, Service, request_fields
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests import nfsadmin, nfsbox
 from safekit.bus.requests.reintegre import REINTEGRE, Reconfigure
@@ -191,9 +191,9 @@ class Run:
         try:
             while True:
                 assert self.session is not None
-                fields = self.session.meter.progress().fields()
-                self.context.bus.tell(self.context.module, nfsadmin.Progress(**fields))
-                await asyncio.to_thread(reporting.progress, fields)
+                progress = self.session.meter.progress()
+                self.context.bus.tell(self.context.module, progress)
+                await asyncio.to_thread(reporting.progress, request_fields(progress))
                 await asyncio.sleep(PROGRESS_S)
         except OSError:
             return  # the session meets the same loss and says so

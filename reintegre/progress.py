@@ -6,30 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+
+from safekit.bus.requests.nfsadmin import Progress
 
 WINDOW_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """files, bytes of data (holes are none): done; files_total, bytes_total: found so far, final when `counted`; rate
-    in KB/s over the last seconds; left: seconds, None when it cannot be told yet."""
-
-    files: int
-    files_total: int
-    bytes: int
-    bytes_total: int
-    copied_bytes: int
-    counted: bool
-    rate: float
-    left: float | None
-    seconds: float
-
-    def fields(self) -> dict[str, Any]:
-        """For the bus and the wire."""
-        return asdict(self)
 
 
 class Share:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safekit.disk.files import stamp_of
 from safekit.disk.paths import safe, speaks_https
 from safekit.model.httpd import (
     DEFAULT_HTTP,
@@ -124,7 +125,7 @@ class CertificateRules:
         """Who has which role, and which certificates are revoked; neither without its file. Raises ValueError for a
         list that cannot be trusted, OSError."""
         groups, lists, authorities = (conf_dir() / name for name in ("sslgroup.conf", REVOKED, CLIENT_AUTHORITIES))
-        stamp = tuple(_stamp(path) for path in (groups, lists, authorities))
+        stamp = tuple(stamp_of(path) for path in (groups, lists, authorities))
         if stamp != self._stamp:
             gone = revoked(lists.read_bytes(), authorities.read_bytes()) if lists.exists() else frozenset()
             self._now = parse_certificate_groups(_read(groups) or ""), gone
@@ -143,7 +144,7 @@ class People:
     def refresh(self) -> bool:
         """Look at the files; True when they changed. Raises OSError."""
         paths = (conf_dir() / "user.conf", conf_dir() / "group.conf")
-        stamp = tuple(_stamp(path) for path in paths)
+        stamp = tuple(stamp_of(path) for path in paths)
         if stamp == self._stamp:
             return False
         texts = [_read(path) for path in paths]
@@ -159,14 +160,6 @@ class People:
     def role_of(self, name: str) -> Role | None:
         """The role of a known user: Admin without a group.conf; None for a user in no group."""
         return Role.ADMIN if self._groups is None else self._groups.get(name)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> str | None:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from lab.archive import archive
 from lab.chaos import audits, rules
 from lab.chaos.audits import Answer
 from lab.chaos.faults import FARM, Cost, Fault, Step, cost, die
 from lab.chaos.programs import server, visitor
-from lab.chaos.subject import MODULE_PROCESSES, PYTHON, Finding, Subject, archive, in_time, together
+from lab.chaos.subject import MODULE_PROCESSES, PYTHON, Finding, Subject, in_time, together
 from lab.chaos.watch import Look, Watch
 from lab.cluster import Lab, Node
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lab.archive import archive
 from lab.chaos import audits, rules
 from lab.chaos.audits import Lost
 from lab.chaos.faults import MIRROR, Cost, Fault, Step, cost, die
@@ -21,7 +22,6 @@ from lab.chaos.subject import (
     Finding,
     Subject,
     answered,
-    archive,
     boot,
     in_time,
     manifest,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,16 +49,6 @@ class Finding(Exception):
     def __init__(self, wrong: Sequence[str]) -> None:
         super().__init__("; ".join(wrong))
         self.wrong = list(wrong)
-
-
-def archive(config: str, scripts: Mapping[str, str]) -> bytes:
-    """A .safe file."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as opened:
-        opened.writestr("conf/userconfig.xml", config)
-        for name, text in scripts.items():
-            opened.writestr(f"bin/{name}", text)
-    return buffer.getvalue()
 
 
 def together(*actions: Callable[[], object]) -> None:
@@ -440,4 +428,4 @@ def boot(node: Node) -> None:
             raise
 
 
-__all__ = ["Finding", "Subject", "application", "archive", "boot", "manifest", "together"]
+__all__ = ["Finding", "Subject", "application", "boot", "manifest", "together"]

@@ -116,6 +116,15 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced or written: cheaper to compare than what is in it. None where it is not."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def boot_identity() -> str:
     """Changes at every boot of the machine, or of the container or lab node that we run in."""
     try:

@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from safekit.disk.files import stamp_of
+
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 ADMIN_CERTIFICATE, ADMIN_KEY = "admin.crt", "admin.key"
 SERVER_AUTHORITIES, CLIENT_AUTHORITIES = "cacert.crt", "clcacert.crt"
@@ -98,15 +100,7 @@ def refusal_of(error: ssl.SSLError, host: str) -> tuple[str, str]:
 
 def stamp(conf: Path) -> tuple[object, ...]:
     """What changes when a file does that a context is made of."""
-    return tuple(_stamp(conf / name) for name in FILES)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return tuple(stamp_of(conf / name) for name in FILES)
 
 
 def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path, more: bytes) -> None:

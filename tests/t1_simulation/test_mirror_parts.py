@@ -12,7 +12,7 @@ from heart.core.decide import _HANDLERS
 from heart.core.events import Proved
 from heart.core.turn import Turn
 from tests.t1_simulation import mirror_schedules as may
-from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, UNLIKE, Kind, run
+from tests.t1_simulation.mirror_schedules import UNLIKE, Kind, found, run, seeds_of
 from tests.t1_simulation.mirror_world import World
 
 COUNT = int(os.environ.get("SAFEKIT_PARTS_SCHEDULES", "24"))
@@ -21,25 +21,11 @@ UNLIKE_FAULTS: tuple[Kind, ...] = (may.configure, may.configure, may.crash, may.
 KILLS: tuple[Kind, ...] = (may._kill_module, may._kill_module, may.crash, may._command)
 
 
-def seeds(kind: int, count: int) -> range:
-    return range(kind, kind + count * KINDS_OF_PAIRS, KINDS_OF_PAIRS)
-
-
-def found(kind: int, kinds: tuple[Kind, ...], count: int = 100) -> str:
-    """The first thing that breaks in these schedules, "" when nothing does."""
-    for seed in seeds(kind, count):
-        try:
-            run(seed, kinds=kinds)
-        except AssertionError as error:
-            return str(error)
-    return ""
-
-
 @pytest.mark.parametrize(
     ("kind", "kinds"), [(UNLIKE, UNLIKE_FAULTS), (ORDERS, KILLS)], ids=["other addresses", "all processes killed"]
 )
 def test_schedules_of_a_few_kinds_keep_the_invariants(kind: int, kinds: tuple[Kind, ...]) -> None:
-    for seed in seeds(kind, COUNT // 2):
+    for seed in seeds_of(kind, COUNT // 2):
         try:
             run(seed, kinds=kinds)
         except AssertionError as error:
@@ -60,7 +46,7 @@ def _kill_alone(world: World) -> None:
 
 def test_finds_a_pair_of_servers_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "unfit", lambda t: ())
-    assert "M8" in found(UNLIKE, UNLIKE_FAULTS)
+    assert "M8" in found(seeds_of(UNLIKE, 100), UNLIKE_FAULTS)
 
 
 def test_finds_a_role_that_is_adopted_without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +56,7 @@ def test_finds_a_role_that_is_adopted_without_proof(monkeypatch: pytest.MonkeyPa
         parts.on_proved(t, Proved())
 
     monkeypatch.setitem(_HANDLERS, Proved, believing)
-    assert "PRIM" in found(ORDERS, (_kill_alone,), 20)
+    assert "PRIM" in found(seeds_of(ORDERS, 20), (_kill_alone,))
 
 
 def test_finds_a_wait_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +67,4 @@ def test_finds_a_wait_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         return waiting.unblocked_color(t)
 
     monkeypatch.setattr(waiting, "_doubtful", silent)
-    assert "does not say what for" in found(CABLE, (_leave_in_doubt,), 20)
+    assert "does not say what for" in found(seeds_of(CABLE, 20), (_leave_in_doubt,))

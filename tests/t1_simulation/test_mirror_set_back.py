@@ -17,30 +17,16 @@ from heart.core.state import State
 from heart.core.turn import Turn
 from heart.core.values import Beat, Setup
 from tests.t1_simulation import mirror_schedules as may
-from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, SET_BACK, Kind, run
+from tests.t1_simulation.mirror_schedules import SET_BACK, Kind, found, run, seeds_of
 
 COUNT = int(os.environ.get("SAFEKIT_SET_BACK_SCHEDULES", "36"))
 PUT_BACK: tuple[Kind, ...] = (may.put_back, may.crash, may._command)
 COPIED: tuple[Kind, ...] = (may.copy, may.crash, may._command)
 
 
-def seeds(count: int) -> range:
-    return range(SET_BACK, SET_BACK + count * KINDS_OF_PAIRS, KINDS_OF_PAIRS)
-
-
-def found(kinds: tuple[Kind, ...], count: int = 120) -> str:
-    """The first thing that breaks in these schedules, "" when nothing does."""
-    for seed in seeds(count):
-        try:
-            run(seed, kinds=kinds)
-        except AssertionError as error:
-            return str(error)
-    return ""
-
-
 @pytest.mark.parametrize("kinds", [(), PUT_BACK, COPIED], ids=["everything", "put back", "copied"])
 def test_schedules_keep_the_invariants(kinds: tuple[Kind, ...]) -> None:
-    for seed in seeds(COUNT // 3):
+    for seed in seeds_of(SET_BACK, COUNT // 3):
         try:
             run(seed, kinds=kinds)
         except AssertionError as error:
@@ -49,18 +35,18 @@ def test_schedules_keep_the_invariants(kinds: tuple[Kind, ...]) -> None:
 
 def test_finds_a_server_that_looks_at_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "_proved", lambda s, peer, met: SetBack.NOBODY)
-    assert "acknowledged writes" in found(PUT_BACK)
+    assert "acknowledged writes" in found(seeds_of(SET_BACK, 120), PUT_BACK)
 
 
 def test_finds_that_marks_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both were in the pair, and the last primary comes back with its disks of some minutes before."""
     monkeypatch.setattr(lineage, "TOLERATED", 1 << 30)
-    assert "acknowledged writes" in found((may.put_back,))
+    assert "acknowledged writes" in found(seeds_of(SET_BACK, 120), (may.put_back,))
 
 
 def test_finds_a_server_that_follows_whoever_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_set_back", lambda t: False)
-    assert "acknowledged writes" in found(PUT_BACK)
+    assert "acknowledged writes" in found(seeds_of(SET_BACK, 120), PUT_BACK)
 
 
 def test_finds_a_server_that_accuses_a_healthy_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +58,7 @@ def test_finds_a_server_that_accuses_a_healthy_one(monkeypatch: pytest.MonkeyPat
         return write((Entry("S", head.name, head.mark), *rest))
 
     monkeypatch.setattr(lineage, "longer", started)
-    assert "none was" in found((may.crash, may.cut_both_ways))
+    assert "none was" in found(seeds_of(SET_BACK, 120), (may.crash, may.cut_both_ways))
 
 
 # -- the rules, one by one

@@ -18,26 +18,11 @@ from heart.core.turn import CONDITIONS, Turn
 from heart.core.values import Color, Role
 from tests.t1_simulation import mirror_schedules as may
 from tests.t1_simulation.mirror_parts import Options, Violation
-from tests.t1_simulation.mirror_schedules import KINDS_OF_PAIRS, Kind, run
+from tests.t1_simulation.mirror_schedules import Kind, found, run, seeds_of
 from tests.t1_simulation.mirror_world import World
 
 COUNT = int(os.environ.get("SAFEKIT_WITNESS_SCHEDULES", "300"))
 WITNESS, CABLE, ORDERS = 10, 12, 8
-
-
-def seeds(kind: int, count: int) -> range:
-    """So many seeds of a kind of pair."""
-    return range(kind, kind + count * KINDS_OF_PAIRS, KINDS_OF_PAIRS)
-
-
-def found(kind: int, kinds: tuple[Kind, ...], count: int = 200) -> str:
-    """The first thing that breaks in these schedules, "" when nothing does."""
-    for seed in seeds(kind, count):
-        try:
-            run(seed, kinds=kinds)
-        except AssertionError as error:
-            return str(error)
-    return ""
 
 
 FAULTS: dict[str, tuple[int, tuple[Kind, ...]]] = {
@@ -50,7 +35,7 @@ FAULTS: dict[str, tuple[int, tuple[Kind, ...]]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_schedules_of_a_few_kinds_keep_the_invariants(name: str) -> None:
     kind, kinds = FAULTS[name]
-    for seed in seeds(kind, COUNT // len(FAULTS)):
+    for seed in seeds_of(kind, COUNT // len(FAULTS)):
         try:
             run(seed, kinds=kinds)
         except AssertionError as error:
@@ -60,13 +45,13 @@ def test_schedules_of_a_few_kinds_keep_the_invariants(name: str) -> None:
 def test_finds_a_server_that_wakes_and_decides_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """M0: what was silent before counts for a server whose cable has just come back."""
     monkeypatch.setattr(hearing, "listen_again", lambda t: None)
-    assert "M0" in found(CABLE, (may.unplug,))
+    assert "M0" in found(seeds_of(CABLE, 200), (may.unplug,))
 
 
 def test_finds_a_server_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     """M0: silence counts before this server has listened for a time-out."""
     monkeypatch.setattr(Turn, "listened", lambda self: True)
-    assert "M0" in found(CABLE, (may.unplug,))
+    assert "M0" in found(seeds_of(CABLE, 200), (may.unplug,))
 
 
 def test_no_way_into_alone_passes_the_guard() -> None:
@@ -85,7 +70,7 @@ def test_no_way_into_alone_passes_the_guard() -> None:
 def test_finds_a_server_that_left_and_does_not_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     """It left the application by a rule, the other one served and died: its data is not the newest."""
     monkeypatch.setattr(alone, "in_doubt", lambda s: False)
-    assert "doubt" in found(CABLE, (may.unplug, may.crash))
+    assert "doubt" in found(seeds_of(CABLE, 200), (may.unplug, may.crash))
 
 
 def test_finds_a_former_primary_that_is_one_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,18 +78,18 @@ def test_finds_a_former_primary_that_is_one_by_name_only(monkeypatch: pytest.Mon
     real: Callable[[State], str] = alone.rival
     monkeypatch.setattr(alone, "rival", lambda s: "none" if real(s) == "possible" else real(s))
     kinds = (may.cut_both_ways, may.cut_both_ways, may._command, may.crash)
-    assert "M7" in found(2, kinds, 1500)
+    assert "M7" in found(seeds_of(2, 1500), kinds)
 
 
 def test_finds_a_winner_that_does_not_wait_for_the_loser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "_wait_for_the_loser", lambda t: None)
-    assert "witness" in found(WITNESS, (may.isolate,))
+    assert "witness" in found(seeds_of(WITNESS, 200), (may.isolate,))
 
 
 def test_finds_a_loser_that_counts_from_what_it_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other server may hear nothing of it for long while its own heartbeats still arrive."""
     monkeypatch.setattr(Turn, "cut_off", lambda self: False)
-    assert "witness" in found(WITNESS, (may.isolate_one_way,))
+    assert "witness" in found(seeds_of(WITNESS, 200), (may.isolate_one_way,))
 
 
 def test_finds_a_loser_that_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,18 +97,18 @@ def test_finds_a_loser_that_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> N
         return plans.leave(role, action)
 
     monkeypatch.setattr(plans, "leave_hurriedly", kindly)
-    assert "witness" in found(WITNESS, (may.isolate,))
+    assert "witness" in found(seeds_of(WITNESS, 200), (may.isolate,))
 
 
 def test_without_waiting_for_the_verdict_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Turn, "undecided", lambda self: False)
-    assert "witness" in found(WITNESS, (may.isolate,))
+    assert "witness" in found(seeds_of(WITNESS, 200), (may.isolate,))
 
 
 def test_finds_a_primary_in_doubt_that_goes_on_without_replication(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module was killed just after it had stood still: the other one may have served meanwhile."""
     monkeypatch.setitem(CONDITIONS, pairing.pair_settled.__name__, lambda t: not t.s.breaking)
-    assert "acknowledged writes" in found(ORDERS, (may.freeze, may.freeze, may.crash, may._kill_module))
+    assert "acknowledged writes" in found(seeds_of(ORDERS, 200), (may.freeze, may.freeze, may.crash, may._kill_module))
 
 
 def test_violations_are_assertions() -> None:

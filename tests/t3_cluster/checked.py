@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pair import Pair, archive
+from pair import Pair
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 

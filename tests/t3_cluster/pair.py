@@ -7,10 +7,8 @@ hold the same tree.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TypeVar
 
 import writer as writer_program
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 from safekit.disk.resources import Resource, parse
@@ -84,16 +83,6 @@ kill -9 "$(cat /run/writer.pid)" 2>/dev/null
 rm -f /run/writer.pid
 exit 0
 """
-
-
-def archive(config: str, scripts: dict[str, str]) -> bytes:
-    """A .safe file."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as opened:
-        opened.writestr("conf/userconfig.xml", config)
-        for name, text in scripts.items():
-            opened.writestr(f"bin/{name}", text)
-    return buffer.getvalue()
 
 
 def normal(text: str) -> str:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import archive, userconfig
+from pair import userconfig
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, archive, userconfig
+from pair import Pair, userconfig
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from tests.conftest import unique_lab_name
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from farm import FarmLab, farm_config, figures
-from pair import Pair, archive
+from pair import Pair
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 from tests.conftest import unique_lab_name

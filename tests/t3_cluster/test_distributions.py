@@ -13,8 +13,9 @@ from pathlib import Path
 import machines
 import pytest
 from machines import CHECKOUT, Machine, Network
-from pair import archive, userconfig
+from pair import userconfig
 
+from lab.archive import archive
 from lab.waiting import wait_until
 
 pytestmark = [

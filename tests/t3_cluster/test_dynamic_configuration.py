@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, archive
+from pair import Pair
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 

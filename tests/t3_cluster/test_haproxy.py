@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair, archive
+from pair import Pair
 from site_scripts import END, SERVER
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 

@@ -11,8 +11,9 @@ import machines
 import pytest
 from deb import installer, package, successor
 from machines import Machine, Network
-from pair import archive, userconfig
+from pair import userconfig
 
+from lab.archive import archive
 from lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(machines.why_not()), reason=machines.why_not())

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from farm import farm_config
-from pair import Pair, archive, userconfig
+from pair import Pair, userconfig
 
+from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 from safekit.wire import protocol

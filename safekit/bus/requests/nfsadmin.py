@@ -273,8 +273,8 @@ class Failed(Ask[Done]):
 class Progress(Ask[Done]):
     """How far it is.
 
-    files, bytes: done; files_total, bytes_total: found so far, final when `counted`; rate: KB/s over the last seconds;
-    left: seconds, None when it cannot be told yet; seconds: since it began.
+    files, bytes of data (holes are none): done; files_total, bytes_total: found so far, final when `counted`; rate:
+    KB/s over the last seconds; left: seconds, None when it cannot be told yet; seconds: since it began.
     """
 
     process = NFSADMIN
