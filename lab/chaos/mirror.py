@@ -109,6 +109,7 @@ class Mirror(Subject):
         self.one, self.two = lab
         self._rows: set[tuple[str, float]] = set()
         self._rows_end = 0
+        self._counted = 0  # records found again since the last pruning
         self._quarantines = 0
         self._client: subprocess.Popen[bytes] | None = None
         modes = ('async="none"', 'async="second"', 'async="second" acl="on"')
@@ -373,6 +374,7 @@ class Mirror(Subject):
             self._read_rows()
             there = set(self._sql("SELECT worker, row FROM rows", 20).splitlines())
             lost += [Lost(f"P {row}", "client", when) for row, when in sorted(self._rows) if row not in there]
+        self._count(len(notes) + len(self._rows) - len(lost))
         wrong = audits.nothing_lost(lost, allowed, begin, prim.name, former)
         if told.sqlite != "ok":
             wrong.append(f"SQLite says of its file: {told.sqlite}")
@@ -381,6 +383,11 @@ class Mirror(Subject):
             self._forget(lost)
         self.account.given_up += len(lost)
         return wrong
+
+    def _count(self, found: int) -> None:
+        """Take into the account what was found again since the audit before; `found`: all since the last pruning."""
+        self.account.records += found - self._counted
+        self._counted = found
 
     def _new_quarantines(self) -> int:
         count = 0
@@ -442,7 +449,7 @@ class Mirror(Subject):
         go_on = self._pause(prim)
         try:
             self._read_rows()
-            self.account.records += len(self._rows) + len(self._notes())
+            self._counted = 0
             prim.run([PYTHON, "-I", f"/opt/safekit/modules/{self.MODULE}/bin/application.py", "prune", DIRECTORY])
             for node in self.lab:
                 path = beside(node, application.NOTES)
