@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nfsbox.fs import switch
-from nfsbox.fs.mount import Mount, MountFailure
+from nfsbox.fs.libfuse import MountFailure
+from nfsbox.fs.mount import Mount
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.latency import Totals

@@ -66,6 +66,7 @@ INIT_IN: Final = struct.Struct("<IIIII")  # major minor max_readahead flags flag
 INIT_OUT: Final = struct.Struct("<IIIIHHIIHHII24x")
 
 HEADER: Final = 40  # in-header
+RENAME_IN_SIZE: Final = 8  # newdir
 CREATE_IN_SIZE: Final = 16  # flags mode umask open_flags
 WRITE_DATA: Final = 80  # where the data of a WRITE begins in the request
 WRITE_KILL_SUIDGID: Final = 4
@@ -156,6 +157,37 @@ def rename_request(request: bytes | bytearray, olddir: int, old: bytes, newdir: 
     _, _, unique, _, uid, gid, pid, *_ = IN.unpack_from(request, 0)
     body = newdir.to_bytes(8, "little") + old + b"\0" + new + b"\0"
     return IN.pack(HEADER + len(body), RENAME, unique, olddir, uid, gid, pid, 0, 0) + body
+
+
+def as_rename(request: memoryview, size: int) -> int:
+    """Rewrite a RENAME2 of that size as the RENAME that libfuse knows; the kernel has checked NOREPLACE itself. The new
+    size, 0 for what is not served."""
+    newdir, flags, _ = RENAME2_IN.unpack_from(request, HEADER)
+    if flags & ~RENAME_NOREPLACE:
+        return 0
+    names = bytes(request[HEADER + RENAME2_IN.size : size])
+    size -= RENAME2_IN.size - RENAME_IN_SIZE
+    header = list(IN.unpack_from(request, 0))
+    header[0], header[1] = size, RENAME
+    IN.pack_into(request, 0, *header)
+    request[HEADER : HEADER + RENAME_IN_SIZE] = newdir.to_bytes(RENAME_IN_SIZE, "little")
+    request[HEADER + RENAME_IN_SIZE : size] = names
+    return size
+
+
+def exchanges(request: bytes | bytearray) -> bool:
+    """Whether a RENAME2 has two names change places."""
+    flags: int = RENAME2_IN.unpack_from(request, HEADER)[1]
+    return flags & 0xFF == RENAME_EXCHANGE
+
+
+def kills_privileges(request: bytes | bytearray, opcode: int) -> bool:
+    """Whether a request that is none to write takes the set-id bits and capabilities of its file away."""
+    if opcode == SETATTR:
+        return bool(request[41] & 8)  # FATTR_KILL_SUIDGID, bit 11 of `valid`
+    if opcode == OPEN:
+        return bool(request[44] & 1)  # FUSE_OPEN_KILL_SUIDGID
+    return False
 
 
 _ENTRIES: Final = frozenset((LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE))

@@ -334,7 +334,8 @@ def test_what_nobody_awaits_is_kept_and_told_in_one_place() -> None:
 
 BY_HAND = {
     "safekit.syscalls": "the system calls that Python has no name for, each once",
-    "nfsbox.fs.mount": "libfuse, and the memory in which a mount reads requests of the kernel",
+    "nfsbox.fs.libfuse": "libfuse, and the memory in which a mount reads requests of the kernel",
+    "nfsbox.fs.callbacks": "the memory in which libfuse gives and takes what a callback is about",
     "vipd.farm.nft": "libnftables",
     "lab.kernel": "the calls that make namespaces and overlays, which no process of the product needs",
     "lab.chaos.programs.application": "a stranger to the product that runs on a node: it imports nothing of ours",

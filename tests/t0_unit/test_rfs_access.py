@@ -24,7 +24,7 @@ ELSEWHERE = {
     ("nfsbox/box.py", "Box._take"): "the lock in SAFEVAR",
     ("nfsbox/check/ask.py", ""): "the mount, as a user of it",
     ("nfsbox/check/main.py", "is_mounted"): "the kernel's table of mounts",
-    ("nfsbox/fs/mount.py", "_let_go"): "the null device",
+    ("nfsbox/fs/libfuse.py", "_let_go"): "the null device",
     ("nfsbox/fs/mount.py", "Mount.stop"): "the mount, to wake its own loop",
     ("nfsbox/fs/mount.py", "Mount.mounted"): "the mount, as a user of it",
     ("nfsbox/fs/switch.py", "is_mounted"): "the kernel's table of mounts",

@@ -21,9 +21,10 @@ import pytest
 
 from lab.waiting import wait_until
 from nfsbox.box import Box, BoxError, Place
-from nfsbox.fs import kernel
+from nfsbox.fs import kernel, libfuse
 from nfsbox.fs import mount as mount_module
-from nfsbox.fs.mount import Mount, MountFailure
+from nfsbox.fs.libfuse import MountFailure
+from nfsbox.fs.mount import Mount
 from nfsbox.fs.operations import Operations
 from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.secondary import Applier
@@ -323,10 +324,10 @@ def test_a_thread_that_outlives_its_mount_answers_into_no_file(
     """Its disk hangs; meanwhile the number of its descriptor could be that of a file of somebody else."""
     _, operations, _ = alone
     mount = Mount(operations, bytes(tmp_path / "mount"), "AM:0")
-    number = mount._fd = os.open(tmp_path / "device", os.O_RDWR | os.O_CREAT)
+    number = mount._session.fd = os.open(tmp_path / "device", os.O_RDWR | os.O_CREAT)
     hangs = threading.Event()
     thread = threading.Thread(target=lambda: (hangs.wait(10), os.write(number, b"an answer")), daemon=True)
-    mount._thread = thread
+    mount._threads.append(thread)
     thread.start()
     monkeypatch.setattr(mount_module, "unmount", lambda path: 0)
     monkeypatch.setattr(mount_module, "END_SECONDS", 0.01)
@@ -456,7 +457,7 @@ def test_a_mount_that_libfuse_refuses_leaves_nothing(
     place.mkdir()
     operations.tree.statvfs()
     before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(mount_module, "_fuse_new", lambda *_: None)
+    monkeypatch.setattr(libfuse, "_fuse_new", lambda *_: None)
     with pytest.raises(MountFailure, match=r"log/nfsbox\.log"):
         Mount(operations, bytes(place), "AM:0").start()
     assert not os.path.ismount(place) and os.listdir("/proc/self/fd") == before
