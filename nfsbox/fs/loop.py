@@ -62,6 +62,7 @@ class Loop:
         """Returns when the mount is gone, or when this thread was relieved and has caught up."""
         relief, waits, quiet = self._relief, self._operations.waits, kernel.QUIET
         unpack, buffer, view = kernel.IN.unpack_from, self._buffer, self._view
+        write, read, op_write, op_read = self._write, self._read, kernel.WRITE, kernel.READ
         receive = self._from_kernel
         relieved = False  # this thread: it works on what was put aside
         while size := receive():
@@ -75,7 +76,11 @@ class Loop:
                         continue
                     if change:
                         busy = relief.busy = True
-                if not self._serve(opcode, unique, node, size, alone=busy or relieved):
+                if opcode == op_write:
+                    write(unique)
+                elif opcode == op_read:
+                    read(unique)
+                elif not self._serve(opcode, unique, node, size, alone=busy or relieved):
                     return
             except OSError as error:
                 if error.errno == errno.ENODEV:
@@ -106,14 +111,9 @@ class Loop:
         return len(request)
 
     def _serve(self, opcode: int, unique: int, node: int, size: int, *, alone: bool) -> bool:
-        """Answer the request. `alone`: no other thread is with one that may wait for the peer. False when nothing more
-        comes. Raises OSError when the kernel does not take the answer."""
-        if opcode == kernel.WRITE:
-            self._write(unique)
-        elif opcode == kernel.READ:
-            handle, offset, count, _flags = kernel.READ_IN.unpack_from(self._buffer, kernel.HEADER)
-            self._answers.read(unique, handle, offset, count)
-        elif opcode in self._direct:
+        """Answer what is neither a read nor a write. `alone`: no other thread is with a request that may wait for the
+        peer. False when nothing more comes. Raises OSError when the kernel does not take the answer."""
+        if opcode in self._direct:
             self._answer(unique, self._direct[opcode], size)
         elif opcode == kernel.RENAME2 and kernel.exchanges(self._buffer):
             self._answer(unique, self._exchange, size)
@@ -133,6 +133,10 @@ class Loop:
             os.write(self._fd, kernel.WRITE_OUT.pack(kernel.WRITE_OUT.size, 0, unique, done, 0))
         except OSError as error:
             self._refuse(unique, error.errno)
+
+    def _read(self, unique: int) -> None:
+        handle, offset, count, _flags = kernel.READ_IN.unpack_from(self._buffer, kernel.HEADER)
+        self._answers.read(unique, handle, offset, count)
 
     def _answer(self, unique: int, answer: Callable[[int], bytes], size: int) -> None:
         try:
