@@ -182,6 +182,8 @@ class Box:
                 self._begin_stream()
             elif self._applier is not None and self._applier.strict:
                 self._forget_journal()
+                if self._applier.compared:
+                    self.engine.disks.proved(self._applier.refusals)
 
     def _save(self, fields: Fields | None) -> None:
         if fields is not None:
@@ -404,9 +406,9 @@ class Box:
         try:
             self._unmount_all()
             switch.clean_hidden(self.place.directory, self.roots)
-            self.engine.sync_backing()
-            # Only now nothing can change any more, and everything is on disk.
-            self._tracker.stop(clean=was_primary and self.engine.in_order)
+            # Only now nothing can change any more.
+            on_disk = self._on_disk()
+            self._close_record(clean=was_primary and on_disk and self.engine.in_order)
         except OSError as error:
             raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
         finally:
@@ -505,7 +507,7 @@ class Box:
         elif ask.state is not None:
             # An interrupted reintegration left the mark already; the stream waits for the new verdict all the same.
             write_atomic(self._state_file, generations.encode(generations.from_fields(ask.state)))
-        return asked.Connected(self._session, self._applier.durable)
+        return asked.Connected(self._session, self._applier.durable, self.engine.disks.refused)
 
     def _begin_stream(self) -> None:
         """The mark `inconsistent` is durable: take the stream."""
@@ -531,10 +533,31 @@ class Box:
         was_primary = self.engine.role is Role.PRIMARY
         self.engine.become_readonly(role)
         if was_primary and keep_journal:
-            self.engine.sync_backing()
-        self._tracker.stop(clean=was_primary and self.engine.in_order)
+            self._on_disk()
+        self._close_record(clean=was_primary and self.engine.in_order)
         if keep_journal:
             self._loaded = journal.load(self.place.directory)
+
+    def _on_disk(self) -> bool:
+        """Put the data on disk. A disk that refuses keeps no server in a role that it is leaving: every file is
+        compared the next time."""
+        try:
+            self.engine.sync_backing()
+        except OSError as error:
+            log.error(
+                "this disk does not take what was written (%s): check it; every file is compared with the other server "
+                "before this one is up to date again",
+                _text(error),
+            )
+            return False
+        return True
+
+    def _close_record(self, *, clean: bool) -> None:
+        """The record of changes ends. One that does not say how is read as after a crash: more is compared."""
+        try:
+            self._tracker.stop(clean=clean)
+        except OSError as error:
+            log.error("the end of the record of changes cannot be written in %s: %s", self.place.directory, error)
 
     def alone(self, *, state: Fields | None) -> int:
         """The peer is gone. Durable record, then what was held goes on. Raises BoxError."""
@@ -554,7 +577,9 @@ class Box:
             raise BoxError("journal", f"changes cannot be recorded: {error.strerror}: nothing is released") from None
 
     def demote(self, within: float) -> None:
-        """Read-only, all acknowledged, on both disks. Raises BoxError: not_paired, timeout."""
+        """Read-only, all acknowledged, on the disk of the peer, and on this one if it takes it. Raises BoxError:
+        not_paired, timeout; this server is primary then. What fails afterwards takes nothing back: the peer has
+        everything, and may be primary by now."""
         self._require()
         token = secrets.token_bytes(16)
         try:
@@ -562,9 +587,9 @@ class Box:
                 raise BoxError("not_paired", "there is no up to date secondary to hand over to")
         except Refused as error:
             raise BoxError("timeout", f"the secondary did not follow: {error}") from None
-        self.engine.sync_backing()
-        self._tracker.stop(clean=not self.engine.disk_refused)
         self._token = token
+        on_disk = self._on_disk()
+        self._close_record(clean=on_disk and not self.engine.disk_refused)
 
     # --- the stream of a secondary --------------------------------------------------------------------------
 
@@ -585,10 +610,7 @@ class Box:
             applier.channel.close()
 
     def _inherit(self) -> None:
-        try:
-            self.engine.sync_backing()
-        except OSError as error:
-            log.error("what the peer had sent could not be put on disk: %s; check the disk of this server", error)
+        self._on_disk()
 
     def _stream_ended(self, reason: str, token: bytes | None) -> None:
         applier = self._applier
@@ -645,11 +667,11 @@ class Box:
             engine.await_failed("the secondary did not come back after the swap within locktimeout")
         if now >= self._next_checkpoint:
             self._next_checkpoint = now + self.settings.checkpoint
-            if stream is not None and stream.state is State.PAIRED:
+            if stream is not None and stream.state is State.PAIRED and not engine.disk_refused:
                 try:
                     engine.checkpoint()
                 except OSError as error:
-                    log.warning("checkpoint failed: %s; older changes stay recorded", error)
+                    log.warning("checkpoint failed: %s; what was changed stays recorded", _text(error))
 
     # --- status ----------------------------------------------------------------------------------------------
 
@@ -712,5 +734,6 @@ class Box:
             applied=self._applier.applied if self._applier is not None else 0,
             mounts=tuple(os.fsdecode(mount.path) for mount in self._mounts if mount.alive),
             journal_reliable=self._tracker.reliable,
+            refused=engine.disks.refused,
             progress=self._server.progress if self._server is not None else {},
         )

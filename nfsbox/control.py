@@ -9,7 +9,7 @@ frame REPLY {ok, ...} or {ok: False, errno, text}). Every connection serves one 
 takes the stream, so that nothing changes unseen between an answer and the stream.
 
 ====================  ==============================================================================================
-info                  -> {state, zone_size, packet, session, roots: [dir], journal}
+info                  -> {state, zone_size, packet, session, roots: [dir], journal, refused: its disk has refused data}
 dirty                 -> {reliable: bool, cursor} then `dirty_next` (cursor) -> {files: [[root, path, ino, [zones]|
                       None=all]], gens: of each, dirs: [[root, path]],
                       marks: [[root, path, since]], cursor|None}; dirs stand for something else than before: what

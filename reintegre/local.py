@@ -39,12 +39,14 @@ class Hashed:
 
 
 class LocalTree:
-    """One replicated directory. `acl`: access control lists are replicated."""
+    """One replicated directory. `acl`: access control lists are replicated. `uncached`: content is read from the disk,
+    which may lack what memory shows."""
 
     def __init__(self, backing: str, excluded: Excluded, *, acl: bool) -> None:
         self.data = Tree(os.fsencode(backing))
         self.excluded = excluded
         self._acl = acl
+        self.uncached = False
 
     def entry(self, relative: bytes) -> Entry | None:
         """One entry, None when there is none."""
@@ -111,6 +113,8 @@ class LocalTree:
                 return None
             raise
         try:
+            if self.uncached:  # of what was not written yet, the sync at the end tells
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             return Hashed(
                 Identity(status.st_ino, generation(descriptor)), status.st_size, tuple(_digests(descriptor, ranges))
             )

@@ -77,8 +77,11 @@ class Run:
         self._address = self._primary_address(await self.ask(nfsbox.GetStatus(), 10.0))
         control = Primary(await asyncio.to_thread(self.connect))
         info = await asyncio.to_thread(control.info)
-        await self._keep_what_is_overwritten(await self.ask(nfsadmin.FindVerdict(info["state"])))
-        answer = await self.ask(nfsadmin.Begin(info["state"], os.getpid()))
+        refused = info.get("refused") is True  # a release before does not tell
+        await self._keep_what_is_overwritten(await self.ask(nfsadmin.FindVerdict(info["state"], refused)))
+        answer = await self.ask(nfsadmin.Begin(info["state"], os.getpid(), refused))
+        for tree in self.trees:
+            tree.uncached = answer.uncached
         verdict = Verdict(Kind(answer.kind), answer.rule, answer.sentence, answer.newer_than, answer.overwrites)
         trust = Trust(verdict, answer.source_idle, answer.target_idle)
         records = await asyncio.to_thread(self._records, control, verdict)

@@ -60,7 +60,7 @@ async def _take_up(asking: Asking, standing: Standing, reintegration: Reintegrat
     standing.degraded, session = status.degraded, status.session
     standing.paired = session in ("paired", "handed_over")
     standing.unapplied = standing.role == "standby" and prepared.state.unapplied
-    standing.peer, asking.attempt = status.peer, status.attempt
+    standing.peer, asking.attempt, standing.refused = status.peer, status.attempt, status.refused
     await asking.find()
     asking.context.log.debug(f"nfsadmin adopts the running nfsbox: {standing.role}, {session}")
     if standing.role == "secondary":

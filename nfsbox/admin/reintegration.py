@@ -101,7 +101,7 @@ class Reintegration:
         return wanted
 
     async def _find_verdict(self, asked: nfsadmin.FindVerdict) -> nfsadmin.Verdict:
-        return self._found(asked.source)[2]
+        return self._found(asked)[2]
 
     async def _failed(self, asked: nfsadmin.Failed) -> None:
         self.fail(asked.reason)
@@ -109,17 +109,21 @@ class Reintegration:
     async def _progressed(self, asked: nfsadmin.Progress) -> None:
         self._progress = asked
 
-    def _found(self, fields: nfsadmin.State) -> tuple[generations.DataState, Verdict, nfsadmin.Verdict]:
+    def _found(
+        self, asked: nfsadmin.FindVerdict | nfsadmin.Begin
+    ) -> tuple[generations.DataState, Verdict, nfsadmin.Verdict]:
         """(state of the primary, verdict, what reintegre needs of both): nothing is changed by it. Raises BusError."""
         asking, standing = self._asking, self._standing
         try:
-            source = generations.from_fields(fields)
+            source = generations.from_fields(asked.source)
         except StateError as error:
             raise BusError("source", f"the primary's state cannot be used: {error}") from None
         state = standing.known_state()
         rfs = asking.context.config.rfs
         policy = rfs.namespacepolicy if rfs is not None else 4
-        found = generations.verdict(source, state, namespacepolicy=policy, unsure=standing.unsure)
+        disks = {"primary": asked.refused, "secondary": standing.refused}
+        refused = [where for where, has_refused in disks.items() if has_refused]
+        found = generations.verdict(source, state, namespacepolicy=policy, unsure=standing.unsure, refused=refused)
         if found.kind is Kind.REFUSED:
             raise BusError("refused", found.sentence)
         told = nfsadmin.Verdict(
@@ -132,12 +136,13 @@ class Reintegration:
             target_idle=generations.unproved_since(state),
             server=state.server,
             generation=state.current,
+            uncached=standing.refused,
         )
         return source, found, told
 
     async def _begin(self, asked: nfsadmin.Begin) -> nfsadmin.Verdict:
         asking, standing = self._asking, self._standing
-        source, found, told = self._found(asked.source)
+        source, found, told = self._found(asked)
         state = standing.known_state()
         self._watch_process(asked.pid)
         marked = generations.receiving(state, found, source, time.time_ns())

@@ -120,13 +120,24 @@ class Roles:
         asking.attempt = asked.attempt
         answer = await self._connect(asked, peer, state)
         standing.role, standing.paired, standing.peer, standing.state = "secondary", swap, peer, state
-        standing.durable = answer.durable
+        standing.durable, standing.refused = answer.durable, answer.refused
+        if swap and answer.refused:
+            await self._leave_pair(state)
+            return nfsadmin.Connected(answer.session)
         if swap and standing.durable:
             standing.state = generations.applied(state)
             await asking.nfsbox(nfsbox.SetState(generations.to_fields(standing.state)))
         if not swap:
             asking.spawn(self._reintegration.start())
         return nfsadmin.Connected(answer.session)
+
+    async def _leave_pair(self, state: DataState) -> None:
+        """The former primary's disk has refused data: it is no complete secondary before every file was compared. It
+        had to connect, because the changes of the new primary wait for it."""
+        asking, standing = self._asking, self._standing
+        standing.role, standing.paired, standing.state = "standby", False, generations.applied(state)
+        await asking.nfsbox(nfsbox.Standby(generations.to_fields(standing.state)))
+        asking.tell_heart("secondary_lost", "the disk of this server has refused data: every file is compared")
 
     async def _connect(self, asked: nfsadmin.Secondary, peer: str, state: DataState) -> nfsbox.Connected:
         deadline = time.monotonic() + CONNECT_S

@@ -32,6 +32,9 @@ class Standing:
     unapplied: bool = False
     """The data may lack what it had acknowledged, and heart may not know."""
 
+    refused: bool = False
+    """The disk of this server has refused data, and may lack what memory shows."""
+
     unsure: bool = False
     """The data of this server or of its primary was set back or copied."""
 

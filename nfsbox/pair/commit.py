@@ -3,25 +3,71 @@ have arrived by then at once: one commit serves them all, as a database commits 
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from safekit import syscalls
 from safekit.disk import steps
+from safekit.disk.files import sync_directory, write_atomic
 from safekit.rfs.exclusions import parent
 from safekit.rfs.tree import Tree, open_top
+
+log = logging.getLogger("nfsbox")
 
 
 class Disks:
     """Puts the data of all replicated directories on disk. The system tells an error of its writing back once, to
-    descriptors that were open when it happened: so they are kept. Safe from any thread."""
+    descriptors that were open when it happened: so they are kept. Safe from any thread.
 
-    def __init__(self, backing: Sequence[bytes]) -> None:
+    What was not written stays in memory, and counts as written there, until the system needs the room. So a refusal is
+    remembered in the file `note`, over all lives of this process and of the system, until every file has been compared
+    with what is on the disk (`proved`)."""
+
+    def __init__(self, backing: Sequence[bytes], note: Path | None = None) -> None:
         self._backing = tuple(backing)
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
+        self._note = note
+        self._noting = threading.Lock()
+        self.refusals = 0
+        """In this life; it only rises."""
+        self._proved = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether this disk may lack what memory shows."""
+        return self.refused_now or (self._note is not None and self._note.exists())
+
+    @property
+    def refused_now(self) -> bool:
+        """The same, as far as it happened in this life."""
+        return self.refusals > self._proved
+
+    def refuse(self, error: OSError) -> None:
+        """Something was not written. Never raises: without the note it is known until this process ends."""
+        with self._noting:
+            self.refusals += 1
+            if self._note is None:
+                return
+            try:
+                write_atomic(self._note, f"{error.strerror or error}\n".encode())
+            except OSError as failed:
+                log.error("%s cannot be written: %s; make room there, then swap the roles", self._note, failed)
+
+    def proved(self, refusals: int) -> None:
+        """Everything was compared with what is on this disk, and put there, after it had refused so many times. Raises
+        OSError."""
+        with self._noting:
+            if refusals != self.refusals:
+                return
+            self._proved = refusals
+            if self._note is not None and self._note.exists():
+                self._note.unlink()
+                sync_directory(self._note.parent)
 
     def open(self) -> None:
         """From now on no error is missed. Raises OSError."""
@@ -33,8 +79,12 @@ class Disks:
         """Returns when everything is on disk. Raises OSError."""
         self.open()
         with self._lock:
-            for descriptor in self._descriptors:
-                syscalls.sync_filesystem(descriptor)
+            try:
+                for descriptor in self._descriptors:
+                    syscalls.sync_filesystem(descriptor)
+            except OSError as error:
+                self.refuse(error)
+                raise
 
     def close(self) -> None:
         """Nothing is changed any more: the file systems can be unmounted."""

@@ -190,7 +190,7 @@ class Engine:
         self.notify = notify
         self.order = threading.Lock()
         self.files = Files()
-        self.disks = Disks([root.backing for root in self.roots])
+        self.disks = Disks([root.backing for root in self.roots], tracker.directory / "refused")
         self.role = Role.STANDBY
         self.writable = False
         self.stream: Stream | None = None
@@ -211,10 +211,14 @@ class Engine:
         self._attached = threading.Event()
         self._attached.set()
         self._identity = 0
-        self.disk_refused = False
-        """Once, and for good: the system tells only once that a page was not written, and then calls it written."""
         self._strict_epoch = 0  # of the record: began when the secondary became strict
         self._unsettled: set[int] = set()  # threads with an operation whose fate at the peer is not noted yet
+
+    @property
+    def disk_refused(self) -> bool:
+        """In this life, until it was compared: the system tells only once that a page was not written, and then calls
+        it written. In a later one more is compared (`Disks.refused`)."""
+        return self.disks.refused_now
 
     @property
     def in_order(self) -> bool:
@@ -579,11 +583,7 @@ class Engine:
 
     def sync_backing(self) -> None:
         """Put the data of all replicated directories on disk. Raises OSError."""
-        try:
-            self.disks.sync()
-        except OSError:
-            self.disk_refused = True
-            raise
+        self.disks.sync()
 
     # --- the end of a resynchronisation ---------------------------------------------------------------------
 

@@ -165,6 +165,7 @@ class Service:
             "session": stream.identity if stream is not None else 0,
             "roots": [os.fsdecode(root.mount) for root in engine.roots],
             "journal": "good" if engine.tracker.reliable else "bad",
+            "refused": engine.disks.refused,
         }
 
     def _op_dirty(self, _request: Fields) -> Fields:

@@ -47,6 +47,10 @@ class Applier:
         self.roots = roots
         self._disks = disks
         self.strict = strict
+        self.compared = not strict
+        """It began with a comparison of both servers."""
+        self.refusals = disks.refusals
+        """Of the disk, when it began."""
         self.durable = durable
         self.token: bytes | None = None
         self.applied = 0
@@ -149,6 +153,7 @@ class Applier:
         try:
             self._due.commit()
         except OSError as error:
+            self._disks.refuse(error)
             self._diverged(number or self.channel.received, error, late=not number, text="put on disk")
         if number:
             with self._sending:
@@ -190,6 +195,10 @@ class Applier:
         if op == Op.STRICT:
             fields = decode_map(memoryview(frame)[HEADER_SIZE:])
             self._sync()
+            if self._disks.refusals != self.refusals:
+                # A thread beside the stream was told, so that this sync was not; what was found equal may be in memory
+                # only.
+                raise OSError(errno.EIO, "this disk has refused data meanwhile: everything is compared again")
             self._on_strict(fields)
             self.strict = True
             return False

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Final
@@ -350,12 +350,14 @@ def verdict(
     namespacepolicy: int = 4,
     grace_s: float = GRACE_S,
     unsure: bool = False,
+    refused: Sequence[str] = (),
 ) -> Verdict:
     """What makes `target` equal to `source`.  The first rule that applies decides.
 
     namespacepolicy: 4 lets an interrupted full copy go on by checksums,
     any other value begins it again (guide 13.6.3).
     unsure: both servers have found that one of them was set back or copied (see `unsure`).
+    refused: where a disk has refused data ("primary", "secondary"): it may lack what no record tells.
     """
     if not source.consistent:
         return Verdict(
@@ -373,12 +375,22 @@ def verdict(
             "the primary may lack changes that it had acknowledged as the secondary: its nfsbox was killed "
             "before it had applied them; start the other server with safekit prim",
         )
-    return (
+    found = (
         _full(source, target, namespacepolicy)
         or (_SET_BACK if unsure else None)
         or _interrupted(source, target)
         or _related(source, target, grace_s)
         or _diverged(source, target)
+    )
+    if not refused or found.kind in (Kind.FULL, Kind.RESUME):
+        return found
+    where = " and of the ".join(refused)
+    return replace(
+        found,
+        kind=Kind.RESUME,
+        rule="disk_refused",
+        sentence=f"the disk of the {where} has refused data that it had taken: every file is compared",
+        newer_than=0.0,
     )
 
 

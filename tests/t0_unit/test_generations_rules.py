@@ -57,6 +57,19 @@ def test_secondary_stopped_in_order_comes_back() -> None:
     assert (found.kind, found.rule, found.overwrites) == (Kind.BITMAP, "changed_zones", False)
 
 
+def test_a_disk_that_has_refused_is_compared_whole_whatever_the_records_say() -> None:
+    source, target = pair()
+    left = left_peer(source, 101, NOW)
+    for where in ("primary", "secondary"):
+        found = verdict(left, target, refused=(where,))
+        assert (found.kind, found.rule, found.overwrites) == (Kind.RESUME, "disk_refused", False)
+        assert f"the disk of the {where} has refused" in found.sentence
+    split = verdict(left, left_peer(target, 102, NOW), refused=("primary", "secondary"))
+    assert (split.kind, split.rule, split.overwrites) == (Kind.RESUME, "disk_refused", True), "what is lost is kept"
+    assert verdict(source, full_demanded(target, 7), refused=("secondary",)).kind is Kind.FULL
+    assert verdict(replace(source, consistent=False), target, refused=("primary",)).kind is Kind.REFUSED
+
+
 def test_a_server_that_was_set_back_to_an_older_state_is_compared_whole() -> None:
     """A snapshot of a virtual machine, restored: the recorded zones tell nothing of what it lacks since then."""
     source, target = pair()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class World:
         self.journal = "none"
         self.session = "resync"
         self.durable = False
+        self.disk_refused = False
         self.role = "secondary"
         self.refuse: dict[str, bus.BusError] = {}
         self.heart_answers = asyncio.Event()
@@ -127,7 +129,8 @@ class World:
             return {"state": self.stored, "journal": self.journal}
         if request.op == "status":
             return {"role": self.role, "peer": "n2", "session": self.session}
-        return {"session": 1, "held": 0, "state": self.stored, "durable": self.durable}
+        answer = {"session": 1, "held": 0, "state": self.stored, "durable": self.durable}
+        return answer | ({"refused": True} if request.op == "secondary" and self.disk_refused else {})
 
     async def killed(self) -> None:
         """nfsadmin dies and is started again."""
@@ -347,6 +350,24 @@ def test_both_roles_of_a_swap() -> None:
         await world.ask("demote")
         await world.ask("secondary", peer="n2", swap=True)
         assert not world.state.unapplied, 'async="none" acknowledges nothing that is not on disk'
+
+    run(scenario)
+
+
+def test_a_disk_that_has_refused_makes_no_secondary_before_everything_was_compared() -> None:
+    async def scenario(world: World) -> None:
+        await become_equal(world)
+        await world.ask("primary", swap=True)
+        await world.ask("demote")
+        world.disk_refused = True
+        await world.ask("secondary", peer="n2", swap=True)
+        await world.until(lambda: "secondary_lost" in world.events())
+        assert world.box[-1][0] == "standby", "the changes of the new primary wait for nobody"
+        assert (await world.ask("status"))["paired"] is False and not world.state.unapplied
+        await world.ask("secondary", peer="n2")
+        same = replace(PEER, peer=world.state.server)
+        answer = await world.ask("rei_begin", source=to_fields(same), pid=os.getpid())
+        assert (answer["kind"], answer["rule"], answer["uncached"]) == ("resume", "disk_refused", True)
 
     run(scenario)
 

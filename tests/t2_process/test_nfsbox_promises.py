@@ -32,11 +32,12 @@ from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
 from safekit import syscalls
 from safekit.bus.requests import nfsbox as asked
+from safekit.disk import steps
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.generations import DataState, to_fields
-from safekit.rfs.journal import expand
+from safekit.rfs.journal import expand, load
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER, Flag, Op, WireClosed
 from tests.t2_process.nfsbox_pair import DriverError, Pair, finish
@@ -260,7 +261,7 @@ def test_nothing_is_forgotten_before_the_disk_here_has_it(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as disk:
-        disk.setattr(engine.disks, "sync", refuses)
+        disk.setattr(syscalls, "sync_filesystem", lambda _: refuses())
         with pytest.raises(OSError, match="Input/output"):
             engine.make_strict(b"", peer)  # type: ignore[arg-type]
     assert engine.tracker.snapshot().files
@@ -509,6 +510,33 @@ def test_a_name_that_comes_later_is_listened_on_then(tmp_path: Path, monkeypatch
         second._begin_to_listen()
     assert not second.unnamed
     box._server.close()
+
+
+@pytest.mark.parametrize("fails", ["data", "record"])
+def test_what_fails_after_a_hand_over_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The peer has everything, and may be primary: this server is none, and knows the token to come back with."""
+    data, directory = tmp_path / "data_For_SafeKit_Replication", tmp_path / "rfs"
+    data.mkdir()
+    directory.mkdir()
+    rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=5600)
+    box = Box(Place("AM", "A", directory, lambda: (), None), rfs, lambda _: None, lambda *_: {})
+    box._tracker.start(Mode.PAIRED, None)
+    box.engine.disks.open()
+    box.prepared = True
+    monkeypatch.setattr(box.engine, "demote", lambda within, token: True)
+    if fails == "data":
+        monkeypatch.setattr(syscalls, "sync_filesystem", full)
+    else:
+        monkeypatch.setattr(steps, "record_commit", full)
+    box.demote(1.0)
+    assert box._token and not box._tracker.active
+    assert not load(directory).closed, "the next start takes it for a crash, and compares more"
+    assert box.engine.disks.refused is (fails == "data")
+    second = Box(Place("AM", "A", directory, lambda: (), None), rfs, lambda _: None, lambda *_: {})
+    assert second.engine.disks.refused is (fails == "data"), "over the life of the process"
+    box.engine.disks.close()
 
 
 class HandOver:

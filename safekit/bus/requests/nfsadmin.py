@@ -218,7 +218,7 @@ class Verdict:
     """kind, rule, sentence, newer_than (unix seconds), overwrites: see `safekit.rfs.generations.Verdict`.
 
     source_idle, target_idle: ns (ctime) since when a server's files may have been changed unseen, 0 never. server,
-    generation: of our own data.
+    generation: of our own data. uncached: our disk may lack what memory shows, and must be read.
     """
 
     kind: str
@@ -230,15 +230,18 @@ class Verdict:
     target_idle: int
     server: int
     generation: int
+    uncached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FindVerdict(Ask[Verdict]):
-    """What makes our data equal to that of the primary (`source`). Changes nothing. Refused with source, refused."""
+    """What makes our data equal to that of the primary (`source`). Changes nothing. refused: the disk of the primary
+    has refused data. Refused with source, refused."""
 
     process = NFSADMIN
     op = "rei_verdict"
     source: State
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +252,7 @@ class Begin(Ask[Verdict]):
     op = "rei_begin"
     source: State
     pid: int
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

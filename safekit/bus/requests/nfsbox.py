@@ -70,10 +70,12 @@ class Primary(Ask[Done]):
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """session: names the stream. durable: it acknowledges nothing before it is on disk."""
+    """session: names the stream. durable: it acknowledges nothing before it is on disk. refused: our disk has refused
+    data, and may lack what memory shows."""
 
     session: int = 0
     durable: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,8 @@ class Status:
     session: state of the stream. session_id: names it. held: writes that wait for `Alone`. pending: changes sent and
     not acknowledged. revisit: entries to compare once more. dirty_files, dirty_dirs: what the record names.
     replication_kbs, reintegration_kbs: KB/s over some seconds. bytes_sent, frames_sent: of the stream; applied: its
-    operations here. mounts: directories that answer. progress: what the secondary tells of its reintegration.
+    operations here. mounts: directories that answer. refused: see `Connected`. progress: what the secondary tells of
+    its reintegration.
     """
 
     role: Literal["none", "standby", "primary", "secondary"] = "none"
@@ -221,6 +224,7 @@ class Status:
     applied: int = 0
     mounts: tuple[str, ...] = ()
     journal_reliable: bool = True
+    refused: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@ power fails, it forgets what was not synced."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -11,15 +12,20 @@ import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 _SHUTDOWN: Final = 0x8004587D  # FS_IOC_SHUTDOWN
 _NO_LOG_FLUSH: Final = 2
+_FIBMAP: Final = 1
+_FIGETBSZ: Final = 2
+_PUNCH_HOLE: Final = 1 | 2  # and keep the size
 _SIZE: Final = 40 << 20
 _INODES: Final = 512
 _OPTIONS: Final = b"noinit_itable,commit=60"
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_long: Final = ctypes.c_int64
 _DETACH: Final = 2
 _NOFOLLOW: Final = 8
 
@@ -42,12 +48,24 @@ def _blank(directory: Path) -> Path:
     return image
 
 
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Where numbers follow one another: the first, and how many."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and number == sum(found[-1]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((number, 1))
+    return found
+
+
 class Disk:
     """Mounted at `place`."""
 
     def __init__(self, memory: Path, name: str, place: Path) -> None:
         self.place = place
         self._image = memory / f"{name}.img"
+        self._filler = memory / "filler"
         shutil.copyfile(_blank(memory), self._image)
         place.mkdir(parents=True)
         self._device = subprocess.run(
@@ -60,6 +78,32 @@ class Disk:
         """As at a start of the system. Raises OSError."""
         _check(_LIBC.mount(self._device.encode(), os.fsencode(self.place), b"ext4", 0, _OPTIONS))
         self.off = False
+
+    def refuse(self, file: Path) -> None:
+        """The blocks of a file, but for the first page, cannot be written any more, because there is no room for them
+        where all disks are: the system takes what is written, says once that it could not be put on disk, and shows it
+        from memory. Needs a room of a bounded size. Raises OSError.
+
+        A write that begins in the first page is shortened, which the loop device takes for done."""
+        with open(file, "rb") as handle:
+            size = struct.unpack("i", fcntl.ioctl(handle, _FIGETBSZ, struct.pack("i", 0)))[0]
+            count = -(-os.fstat(handle.fileno()).st_size // size)
+            blocks = [
+                struct.unpack("i", fcntl.ioctl(handle, _FIBMAP, struct.pack("i", number)))[0] for number in range(count)
+            ]
+        for image in self._image.parent.glob("*.img"):
+            with image.open("r+b") as whole:
+                os.posix_fallocate(whole.fileno(), 0, _SIZE)  # nothing else fails
+        with self._image.open("r+b") as image_file:
+            for first, count in _runs(blocks):  # the room is given back by pages
+                _check(_LIBC.fallocate(image_file.fileno(), _PUNCH_HOLE, _long(first * size), _long(count * size)))
+        with self._filler.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 12))
+
+    def take(self) -> None:
+        """What is written from now on is put on disk again."""
+        self._filler.unlink(missing_ok=True)
 
     def unmount(self) -> None:
         """When nobody uses it any more. Raises OSError."""

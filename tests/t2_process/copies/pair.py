@@ -121,7 +121,7 @@ class Copies(Pair):
     """Server n1 and n2. A context manager."""
 
     def __init__(self, base: Path, nursery: Nursery, *, durable: bool = False, border: bool = False) -> None:
-        self.memory = Path(tempfile.mkdtemp(prefix="copies.", dir="/dev/shm"))
+        self.memory = self.room()
         self.nursery = nursery
         self.application: Application | None = None
         self._load: threading.Thread | None = None
@@ -138,6 +138,10 @@ class Copies(Pair):
         self._look_at_border()
         for server in self.nodes:
             sync(server.base)
+
+    def room(self) -> Path:
+        """A directory in memory, for the disks."""
+        return Path(tempfile.mkdtemp(prefix="copies.", dir="/dev/shm"))
 
     def _replicated(self) -> Replicated:
         if not self._border:
