@@ -66,7 +66,7 @@ class Disks:
                 return
             self._proved = refusals
             if self._note is not None and self._note.exists():
-                self._note.unlink()
+                steps.record_remove(self._note)
                 sync_directory(self._note.parent)
 
     def open(self) -> None:
