@@ -100,7 +100,8 @@ class Observed:
     async def _stopstart(self) -> None:
         for _ in range(TRIES):
             try:
-                order = Control("stopstart", who="modulecheck", identity="modulecheck")
+                why = f"module {self.check.ident} of {self.check.addr} was restarted"
+                order = Control("stopstart", who="modulecheck", identity="modulecheck", why=why)
                 await self.context.bus.ask(self.context.module, order)
                 return
             except BusError as error:

@@ -300,13 +300,15 @@ class Watcher:
         log.event("errd_counted", name=proc.name, count=count, atleast=proc.atleast, atmax=proc.atmax, died="")
         if proc.action == "noaction":
             return
-        work = self._ask(proc.action) if proc.action in AUTOMATIC_ACTIONS else self._run_handler(proc)
+        bound = f"at least {proc.atleast}" if event is Criterion.ATLEAST else f"at most {proc.atmax}"
+        found = f"{count} of process {proc.name} run, {bound} should"
+        work = self._ask(proc.action, found) if proc.action in AUTOMATIC_ACTIONS else self._run_handler(proc)
         self._handlers.start(work)
 
-    async def _ask(self, action: str) -> None:
+    async def _ask(self, action: str, why: str) -> None:
         for _ in range(10):
             try:
-                await self.context.bus.ask(self.context.module, heart.Control(action, "errd", "errd"))
+                await self.context.bus.ask(self.context.module, heart.Control(action, "errd", "errd", why=why))
                 return
             except BusError as error:
                 self.context.log.info(f"errd: {action} not accepted yet: {error}")
@@ -349,7 +351,7 @@ class Watcher:
             status = str(error)
         self.context.log.event("errd_handler", handler=str(program), name=proc.name, status=str(status))
         if status != 0:
-            await self._ask("stopstart")
+            await self._ask("stopstart", f"handler {proc.action} of process {proc.name}: {status}")
 
     async def run(self) -> int:
         """Watch until told to stop."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from heart.core.commands import loop_reached
@@ -64,6 +65,7 @@ class Service:
             who="boot" if who in BOOT_WORDS else who,
             automatic=bool(ask.identity),
             option=next(filter(None, options), ""),
+            why=ask.why,
         )
         await self._answered(lambda token: Ordered(_with_token(command, token)))
         return asked.Accepted()
@@ -150,7 +152,7 @@ class Service:
 
 
 def _with_token(command: Command, token: int) -> Command:
-    return Command(command.action, command.who, command.automatic, command.rule, command.option, token)
+    return replace(command, token=token)
 
 
 def former_cluster(context: Context, error: Unusable) -> Shell:

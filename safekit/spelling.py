@@ -13,3 +13,18 @@ def plain_dashes(word: str) -> str:
     if not lead or not stripped or all(c == "-" for c in word[:lead]):
         return word
     return "-" * min(lead, 2) + stripped
+
+
+def as_word(text: str, longest: int = 250) -> str:
+    """A sentence as the value of a resource, which has no blanks; what is longer is cut. `from_word` reads it."""
+    word = ""
+    for character in " ".join(text.split()):
+        word += {"%": "%25", " ": "%20"}.get(character, character)
+        if len(word) > longest:
+            return word[: word.rindex("%20")] if "%20" in word else word[:longest]
+    return word or "unknown"
+
+
+def from_word(value: str) -> str:
+    """The sentence that `as_word` made a word of."""
+    return value.replace("%20", " ").replace("%25", "%")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from heart.core import former, hearing, leaving, plans, swap, waiting
+from heart.core import former, hearing, leaving, plans, swap, trouble, waiting
 from heart.core.actions import Exit, Marker, Processes, Reboot
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
@@ -53,11 +53,18 @@ def order(t: Turn, command: Command) -> None:
         s.rules_seen = ()
         return
     _announce(t, command)
+    if not command.rule:
+        # a rule has told its inputs already
+        t.because("command", command.action, who=command.who, **({"why": command.why} if command.why else {}))
     if command.automatic:
         if command.action in COUNTED and count_loop(t):
             t.log("stopping_loop")
-            t.because("maxloop", "-> STOP", count=s.loop_count, maxloop=s.setup.maxloop, who=command.who)
+            t.because(
+                "maxloop", "-> STOP", count=s.loop_count, maxloop=s.setup.maxloop, who=command.who, why=command.why
+            )
             t.remember({"state.stopcause": "maxloop"})
+            blamed = f"{command.who} ({command.why})" if command.why else command.who
+            trouble.note(t, trouble.STOP, f"{blamed} asked for {command.action} for the {_nth(s.loop_count)} time")
             begin_stop(t, "stop", "stop")
             return
     elif not _by_itself(t, command):
@@ -136,6 +143,11 @@ def refusal(t: Turn, command: Command) -> str:
     return swap.possible(t) if action == "swap" and not s.pending else ""
 
 
+def _nth(count: int) -> str:
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{count}{ends.get(count if count < 20 else count % 10, 'th')}"
+
+
 def _announce(t: Turn, command: Command) -> None:
     name = TRANSITIONS[command.action]
     if command.rule:
@@ -187,6 +199,7 @@ def begin_start(t: Turn, intent: str, word: str = "start") -> None:
     s.failover = s.setup.failover
     t.actions.append(Marker(True))
     former.forget_former(t)
+    trouble.begins(t)
     for phase in ("pre", "both", "prim", "second"):
         t.reset_checks(phase)
     if s.setup.witness:
@@ -264,6 +277,7 @@ def _setting(t: Turn, command: Command) -> None:
     s = t.s
     said = SAID.get((command.action, command.option), f"{command.action} {command.option}")
     t.log("action_called", action=said, who=command.who)
+    t.because("command", said, who=command.who)
     t.remember({SETTINGS[command.action]: command.option})
     if command.action == "failover":
         s.failover = command.option == "on"

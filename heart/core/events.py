@@ -70,8 +70,18 @@ class Ordered:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A script that ran to its end: ``problem`` says what is wrong with it ("" nothing), ``said`` is the last that it
+    wrote."""
+
+    name: str
+    problem: str = ""
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """An effect ended; ``token`` names it.  ``code`` and ``text`` tell a failure."""
+    """An effect ended; ``token`` names it.  ``code`` and ``text`` tell a failure.  ``scripts``: those that it ran."""
 
     token: int
     ok: bool = True
@@ -80,6 +90,7 @@ class Done:
     consistent: bool = True
     unapplied: bool = False
     """The data may lack what this server had acknowledged as the secondary."""
+    scripts: tuple[Ended, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,13 +62,26 @@ def candidate(t: Turn) -> tuple[str, Verdict]:
     s.rules_seen = (s.resources, *looked_at[1:])
     verb = found.verb.value if found.verb is not None else ""
     if verb != s.candidate:
-        s.candidate, s.candidate_since, s.put_off = verb, t.now, ()
+        _withdrawn(t)
+        s.candidate, s.candidate_since, s.put_off, s.candidate_of = verb, t.now, (), None
         if verb and found.winner is not None:
+            s.candidate_of = (found.winner.label, tuple(name for name, _ in found.winner.inputs))
             t.because(found.winner.label, f"{verb}() asked for", **dict(found.winner.inputs))
     if verb and t.now - s.candidate_since >= s.setup.handle_time:
         s.candidate, s.rules_seen = "", ()
         return verb, found
     return "", found
+
+
+def _withdrawn(t: Turn) -> None:
+    """What a rule asked for is not wanted any more, or something stronger is, before its time had come."""
+    s = t.s
+    if not s.candidate or s.candidate_of is None:
+        return
+    label, names = s.candidate_of
+    remote = dict(s.peer.resources) if s.peer is not None else {}
+    now = {n: remote.get(n[7:], "unknown") if n.startswith("remote.") else s.resource(n) for n in names}
+    t.because(label, f"{s.candidate}() withdrawn", after=f"{t.now - s.candidate_since:.0f} s", **now)
 
 
 def put_off(t: Turn, verb: str, found: Verdict, why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from heart.core import commands, former, hearing, leaving, lineage, pairing, plans, waiting, witness
+from heart.core import commands, former, hearing, leaving, lineage, pairing, plans, trouble, waiting, witness
 from heart.core.actions import Processes
 from heart.core.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.core.turn import STEPS, Turn, step
@@ -15,9 +15,12 @@ CONFIRMED_PULSES = 3
 RETRY = 5.0
 """Seconds in WAIT before a synchronisation that failed is tried again."""
 
+ELSEWHERE = "state.elsewhere"
+"""Resource: the other server's state, and since when, as its safeadmin tells it: heartbeats may be cut where that is
+still heard."""
 UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
 """Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
-FROZEN = ("state.", "heartbeat.", "usersetting.", "config.")
+FROZEN = ("state.", "heartbeat.", "usersetting.", "config.", "trouble.")
 """Resources that nobody sets from outside."""
 MEMORY = ("rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping")
 
@@ -37,6 +40,7 @@ def on_born(t: Turn, event: Born) -> None:
         defaults |= {lineage.NAME: lineage.NONE} if s.setup.mirror else {}
     t.remember({name: value for name, value in defaults.items() if name not in s.resources})
     former.forget_former(t)
+    t.forget((ELSEWHERE,))
     hearing.start_listening(t)
     role = _role(s.resources.get("state.local", "STOP"))
     if event.adopt and role is not Role.STOP:
@@ -113,6 +117,7 @@ def on_done(t: Turn, event: Done) -> None:
         return
     effect = s.busy_step
     s.busy, s.busy_step = 0, None
+    trouble.scripts_ended(t, event.scripts)
     if isinstance(effect, Processes) and not effect.start:
         t.reset_checks(effect.phase)
     if getattr(effect, "operation", "") == "prepare" and event.ok:
@@ -136,6 +141,7 @@ def prepare_failed(t: Turn, text: str) -> None:
     """The replicated directories cannot be used: nothing can start on this server."""
     t.log("rfs_unusable", operation="prepare", reason=text)
     t.because("prepare_failed", "-> STOP", text=text)
+    trouble.note(t, trouble.STOP, text)
     commands.begin_stop(t, "stop", "stop")
 
 
@@ -144,6 +150,7 @@ def primary_failed(t: Turn, text: str) -> None:
     """The directories cannot be written: the application must not start on them."""
     t.log("rfs_unusable", operation="primary", reason=text)
     t.because("primary_failed", "-> STOP", text=text)
+    trouble.note(t, trouble.STOP, text)
     commands.begin_stop(t, "stop", "stop")
 
 
@@ -153,6 +160,7 @@ def secondary_failed(t: Turn, text: str) -> None:
     s = t.s
     t.log("rfs_unusable", operation="secondary", reason=text)
     t.because("secondary_failed", "SECOND -> WAIT", text=text)
+    trouble.note(t, trouble.SYNC, text)
     s.retry_at = t.now + RETRY
     leaving.leave(t, s.action)
 
@@ -222,6 +230,7 @@ def synced(t: Turn, attempt: str) -> None:
     if peer.fence and s.fenced != (peer.incarnation, peer.fence):
         return
     s.syncing, s.consistent = False, True
+    t.forget((trouble.SYNC,))
     s.stream_lost_at = 0.0
     s.swap_back = waiting.wants_primary_back(t)
     waiting.follow_primary(t)
@@ -261,3 +270,7 @@ def on_cluster(t: Turn, event: ClusterView) -> None:
     s.cluster, s.siblings = event.value, event.siblings
     stopped = any(sibling.node == s.setup.peer and not sibling.state for sibling in event.siblings)
     s.stopped_elsewhere_at = t.now if stopped else -math.inf
+    if s.setup.mirror:
+        told = next((sibling for sibling in event.siblings if sibling.node == s.setup.peer), None)
+        seen = "unknown" if told is None else f"{told.state}@{told.since}" if told.state else "STOP@0"
+        t.remember({ELSEWHERE: seen})

@@ -225,7 +225,8 @@ def _machine(t: Turn) -> bool:
         return False
     label = found.winner.label
     action = {"wait": "stopwait"}.get(verb, verb)
-    command = Command(action, who=label, automatic=True, rule=label)
+    why = " and ".join(f"{name} is {value}" for name, value in found.winner.inputs)
+    command = Command(action, who=label, automatic=True, rule=label, why=why)
     refusal = commands.refusal(t, command)
     if refusal:
         machine.put_off(t, verb, found, refusal)

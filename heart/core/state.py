@@ -153,6 +153,8 @@ class State:
     """What the rules looked at last; they are evaluated again when it changes."""
     candidate: str = ""
     candidate_since: float = 0.0
+    candidate_of: tuple[str, tuple[str, ...]] | None = None
+    """The rule that asks for it, and the resources that made it true."""
     put_off: tuple[str, ...] = ()
     """The action of a rule that is not possible now, as it was told."""
     loop_count: int = 0

@@ -27,6 +27,8 @@ from heart.core.values import Beat, Color, Reason, Role
 
 LISTEN_PULSES = 5
 """A server that waits listens for so many pulses, even when the other one is known to be stopped."""
+SYNC = "trouble.sync"
+"""See `heart.core.trouble`."""
 MAX_STEPS = 300
 """Inline steps of one event, at most: more means that two rules undo each other."""
 
@@ -117,8 +119,12 @@ class Turn:
         if facts:
             self.memory(**facts)
         self.remember({"state.local": role.value, "state.color": color.value})
+        if role.primary:
+            self.forget((SYNC,))
         if changed:
             self.log("local_state", state=role.value, color=color.value)
+            if color in (Color.GREEN, Color.RED):
+                self.because("settled", f"{role} {color}")
 
     # -- the peer
 

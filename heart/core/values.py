@@ -223,7 +223,8 @@ class Command:
     """An administrator's, a checker's or the machine's order.
 
     ``automatic`` commands carry an identity (-i) and count in maxloop;
-    ``rule`` is set when a failover rule gave the order.
+    ``rule`` is set when a failover rule gave the order.  ``why`` is what a
+    handler found, for people.
     """
 
     action: str
@@ -232,6 +233,7 @@ class Command:
     rule: str = ""
     option: str = ""
     token: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from heart.core.actions import Effect, Processes, Rfs, Scripts, Vip, Witness
-from heart.core.events import Done
+from heart.core.actions import Effect, Processes, Rfs, ScriptCall, Scripts, Vip, Witness
+from heart.core.events import Done, Ended
 from heart.shell.processes import ModuleProcesses
 from safekit.bus.asking import Ask
 from safekit.bus.endpoint import BusError
@@ -100,11 +100,7 @@ class Effects:
     async def _carry_out(self, token: int, effect: Effect) -> Done:
         match effect:
             case Scripts(calls, within):
-                end = asyncio.get_running_loop().time() + within
-                for number, call in enumerate(calls):
-                    share = (end - asyncio.get_running_loop().time()) / (len(calls) - number)
-                    await self.scripts.run(call.name, call.args, at_most=max(share, 0.0) if within else None)
-                return Done(token)
+                return Done(token, scripts=await self._scripts(calls, within))
             case Rfs():
                 return await self._rfs(token, effect)
             case Vip(operation, within):
@@ -116,6 +112,17 @@ class Effects:
             case Witness(ident):
                 return await self._witness(token, ident)
         raise AssertionError(f"unknown effect {effect!r}")
+
+    async def _scripts(self, calls: tuple[ScriptCall, ...], within: float) -> tuple[Ended, ...]:
+        """Run scripts one after the other; how each of them ended that was run."""
+        end = asyncio.get_running_loop().time() + within
+        ended = []
+        for number, call in enumerate(calls):
+            share = (end - asyncio.get_running_loop().time()) / (len(calls) - number)
+            found = await self.scripts.run(call.name, call.args, at_most=max(share, 0.0) if within else None)
+            if found.status is not None or found.problem:
+                ended.append(Ended(call.name, found.problem, found.said))
+        return tuple(ended)
 
     # -- replication and addresses
 

@@ -185,6 +185,11 @@ class ModulePaths:
         return self.log_dir / "module.elog"
 
     @property
+    def script_log(self) -> Path:
+        """What each script wrote last, and how it ended (safekit.log.scripts)."""
+        return self.log.with_name("scripts.jsonl")
+
+    @property
     def userlog(self) -> Path:
         return self.var / "userlog.ulog"
 

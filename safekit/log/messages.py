@@ -110,8 +110,11 @@ _TABLE = (
     # User scripts
     Message("script", "E", "Script {name}", "Script {name}"),
     Message("script_error", "E",
-            "Script {name} failed: exit status {status} after {seconds} s; its output is in userlog.ulog",
-            "Script {name} en échec : statut {status} après {seconds} s ; sa sortie est dans userlog.ulog"),
+            "Script {name} failed: exit status {status} after {seconds} s; safekit log --scripts shows what it wrote",
+            "Script {name} en échec : statut {status} après {seconds} s ; safekit log --scripts montre sa sortie"),
+    Message("script_unfound", "E",
+            "Script {name} ended with exit status 0, but a command in it could not be run: {line}",
+            "Le script {name} s'est terminé avec le statut 0, mais une commande n'a pas pu être exécutée : {line}"),
     Message("script_end", "I", "Script {name} ended: exit status {status} after {seconds} s",
             "Script {name} terminé : statut {status} après {seconds} s"),
     Message("script_failed", "E", "Script {name} could not be run: {reason}",

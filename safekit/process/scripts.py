@@ -22,6 +22,7 @@ from pathlib import Path
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import ModulePaths
 from safekit.log.module import ModuleLog
+from safekit.log.scripts import TAIL_BYTES, Run, append, not_run, tail
 from safekit.model.types import User
 from safekit.process import offspring, ordinary
 from safekit.process.table import start_time
@@ -33,12 +34,15 @@ START_PREFIX, STOP_PREFIX = "start_", "stop_"
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a script ended.  ``status`` is its exit status (128 + signal when killed), None when it did not
-    run; ``seconds`` is how long it took."""
+    run; ``seconds`` is how long it took; ``problem`` says what is wrong with it ("" nothing), ``said`` is the last line
+    of its output."""
 
     name: str
     status: int | None
     seconds: float = 0.0
     timed_out: bool = False
+    problem: str = ""
+    said: str = ""
 
 
 def environment(paths: ModulePaths, user: User) -> dict[str, str]:
@@ -125,12 +129,14 @@ class ScriptRunner:
             if self.user is None or path is None:
                 return Outcome(name, None)
             self._log.event("script", name=name)
-            started = time.monotonic()
+            began, started, before = time.time(), time.monotonic(), self._written()
             try:
                 process = await self._spawn(path, args, extra or {})
             except OSError as error:
-                self._log.event("script_failed", name=name, reason=_reason(path, error))
-                return Outcome(name, None)
+                reason = _reason(path, error)
+                self._log.event("script_failed", name=name, reason=reason)
+                self._keep(Run(time.time(), name, tuple(args), None, 0.0, "could not be run", (reason,)))
+                return Outcome(name, None, problem="could not be run", said=reason)
             self._running = process
             self._remember(process.pid)
             timed_out = False
@@ -156,7 +162,39 @@ class ScriptRunner:
             # SafeKit goes on (guide 15.1); who reads the short log is to know that the application may not run
             ended = "script_error" if status and name.startswith(START_PREFIX) else "script_end"
             self._log.event(ended, name=name, status=status, seconds=f"{seconds:.2f}")
-            return Outcome(name, status, seconds, timed_out)
+            output = self._output(before)
+            unfound = not_run(name, output) if not status else ""
+            if unfound:
+                self._log.event("script_unfound", name=name, line=unfound)
+            problem = _problem(name, status, limit if timed_out else None, bool(unfound))
+            run = Run(began, name, tuple(args), status, round(seconds, 2), problem, output)
+            self._keep(run)
+            return Outcome(name, status, seconds, timed_out, problem, unfound or run.said)
+
+    def _written(self) -> int:
+        """Bytes in the application log."""
+        try:
+            return self._paths.userlog.stat().st_size
+        except OSError:
+            return 0
+
+    def _output(self, before: int) -> tuple[str, ...]:
+        """The last that was written to the application log since it had that size."""
+        if self.user is None or self.user.logging == "none":
+            return ()
+        try:
+            with open(self._paths.userlog, "rb") as handle:
+                handle.seek(max(before, os.fstat(handle.fileno()).st_size - TAIL_BYTES))
+                return tail(handle.read(TAIL_BYTES))
+        except OSError:
+            return ()
+
+    def _keep(self, run: Run) -> None:
+        """For people.  A full disk must not keep scripts from running."""
+        try:
+            append(self._paths.script_log, run)
+        except OSError as error:
+            self._log.debug(f"{self._paths.script_log}: {error.strerror}")
 
     def _remember(self, pid: int) -> None:
         """For `end_leftover`.  A full disk must not keep scripts from running."""
@@ -202,6 +240,15 @@ class ScriptRunner:
                 )
         finally:
             os.close(output)
+
+
+def _problem(name: str, status: int, killed_after: float | None, unfound: bool) -> str:
+    """What is wrong with a script that has ended.  What a stop script finds stopped already is nothing wrong."""
+    if killed_after is not None:
+        return f"killed after {killed_after:g} s"
+    if unfound:
+        return "exit status 0, but a command could not be run"
+    return f"exit status {status}" if status and not name.startswith(STOP_PREFIX) else ""
 
 
 def _kill(pid: int) -> None:

@@ -47,6 +47,8 @@ class ModuleView:
     """The other server as safeadmin sees it: up, down or unknown."""
     given_up: str = ""
     """The newest quarantine: what this server gave up after a split brain; "" for none."""
+    boot: bool = True
+    """Whether it is started at boot, or nobody knows."""
 
     @property
     def transient(self) -> bool:
@@ -74,6 +76,8 @@ class ModuleView:
                 and "state.local" not in self.resources,
                 self.peer_server == "up",
                 self.given_up,
+                self.boot,
+                {name: resource.since for name, resource in self.resources.items()},
             )
         )
 
@@ -114,6 +118,7 @@ def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resou
         resources,
         str(known.get("cluster") or "unknown"),
         str(known.get("given_up") or ""),
+        known.get("boot") != "off",
     )
 
 

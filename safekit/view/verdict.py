@@ -11,8 +11,10 @@ Pure: everything that the verdict depends on is in `Situation`. Words:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+
+from safekit.spelling import from_word
 
 
 class Kind(Enum):
@@ -44,6 +46,10 @@ class Situation:
     """safeadmin of the other server answers: a silent module is stopped there, not lost."""
     given_up: str = ""
     """The quarantine of what this server gave up after a split brain, "" when there is none."""
+    boot: bool = True
+    """The module is started when the server boots, or that is not known."""
+    times: Mapping[str, float] = field(default_factory=dict)
+    """Since when each resource has its value."""
 
     def is_(self, name: str, value: str) -> bool:
         """True when the resource has that value."""
@@ -53,6 +59,16 @@ class Situation:
     def replicates(self) -> bool:
         """True when the module has replicated directories."""
         return "rfs.uptodate" in self.resources
+
+    def trouble(self, name: str) -> str:
+        """What heart remembers as the last failure (heart.core.trouble), "" nothing."""
+        return from_word(self.resources.get(name, ""))
+
+    @property
+    def elsewhere(self) -> tuple[str, float]:
+        """State of the module on the other server, and since when, as safeadmin there tells it by whatever network."""
+        state, _, since = self.resources.get("state.elsewhere", "").partition("@")
+        return state, float(since) if since.isdigit() else 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,50 @@ class Verdict:
 
 def judge(s: Situation) -> Verdict:
     """The verdict on a situation. Never raises: a state that is not known is reported as it is."""
+    return _with_boot(s, _with_scripts(s, _of_state(s)))
+
+
+def _with_boot(s: Situation, verdict: Verdict) -> Verdict:
+    """Protected until the next reboot only, and says so."""
+    if s.boot or verdict.kind is not Kind.PROTECTED:
+        return verdict
+    step = f"safekit boot -m {s.module} on: after a reboot of this server the module does not start by itself"
+    return replace(verdict, next_step=f"{verdict.next_step}; {step}" if verdict.next_step else step)
+
+
+_SCRIPTS = {
+    "start_both": ("ALONE", "PRIM", "SECOND", "UP"),
+    "start_prim": ("ALONE", "PRIM"),
+    "start_second": ("SECOND",),
+    "start_sec": ("PRIM", "SECOND"),
+}
+_WARNING = "exit status 0"
+
+
+def _with_scripts(s: Situation, verdict: Verdict) -> Verdict:
+    """Whether the application runs is known by its start script: a state is green whatever it said (guide 15.1)."""
+    for name, state, where in (
+        ("trouble.script", s.state, "here"),
+        ("remote.trouble.script", s.remote_state, "on the other server"),
+    ):
+        script, _, problem = s.trouble(name).partition(": ")
+        if state not in _SCRIPTS.get(script, ()):
+            continue
+        there = "" if where == "here" else f" {where}"
+        step = f"safekit log --scripts -m {s.module}{there} shows what {script} wrote; remove the cause, then "
+        step += f"safekit restart -m {s.module} there" if where != "here" else f"safekit restart -m {s.module}"
+        steps = f"{step}; {verdict.next_step}" if verdict.next_step else step
+        if problem.startswith(_WARNING):
+            return replace(verdict, reason=f"{verdict.reason}; warning: {script}: {problem}", next_step=steps)
+        told = f"the application may not run {where} ({script}: {problem})"
+        if verdict.kind is Kind.PROTECTED:
+            return Verdict(Kind.DEGRADED, s.times.get(name, verdict.since), told, step)
+        rest = verdict.reason.removeprefix("the application runs here; ")
+        return replace(verdict, reason=f"{told}; {rest}", next_step=steps)
+    return verdict
+
+
+def _of_state(s: Situation) -> Verdict:
     if s.state == "STOP":
         return _stopped(s)
     if s.state == "WAIT":
@@ -137,13 +197,14 @@ def _stopped(s: Situation) -> Verdict:
             f"safekit prim -m {s.module} on the server that has the data, "
             f"then safekit second -m {s.module} on the other",
         )
-    if s.is_("state.stopcause", "maxloop"):
-        return Verdict(
-            Kind.STOPPED,
-            s.since,
-            "the module was stopped here after too many automatic restarts (maxloop)",
-            f"find their cause with safekit log -m {s.module}, then {_start_here(s)}",
-        )
+    if s.is_("state.stopcause", "maxloop") or s.trouble("trouble.stop"):
+        loop = s.is_("state.stopcause", "maxloop")
+        what = "the module was stopped here after too many automatic restarts (maxloop)"
+        reason = what if loop else "the module stopped by itself"
+        reason += f": {asked}" if (asked := s.trouble("trouble.stop")) else ""
+        reason += f"; its last start: {script}" if (script := s.trouble("trouble.script")) else ""
+        where = f"safekit why -m {s.module} and safekit log --scripts -m {s.module}"
+        return Verdict(Kind.STOPPED, s.since, reason, f"find the cause with {where}, remove it, then {_start_here(s)}")
     if s.is_("rfs.uptodate", "down"):
         return Verdict(
             Kind.STOPPED,
@@ -173,7 +234,25 @@ def _decide_data(s: Situation) -> str:
     )
 
 
+def _not_synchronised(s: Situation) -> Verdict | None:
+    """The secondary cannot be made equal, in whichever of its attempts it is just now."""
+    step = f"remove the cause; it is tried again by itself, and safekit log -m {s.module}"
+    if s.state in ("WAIT", "SECOND") and s.color != "green" and (what := s.trouble("trouble.sync")):
+        only = "; the newest data are only on the other server" if s.replicates else ""
+        reason = f"the last synchronisation of this server failed: {what}{only}"
+        return Verdict(Kind.DEGRADED, s.times.get("trouble.sync", s.since), reason, f"{step} tells more")
+    if s.state in ("ALONE", "PRIM") and s.remote_color != "green" and (what := s.trouble("remote.trouble.sync")):
+        only = "; the newest data are only here" if s.replicates else ""
+        reason = f"the last synchronisation of the other server failed: {what}{only}"
+        since = s.times.get("remote.trouble.sync", s.since)
+        return Verdict(Kind.DEGRADED, since, reason, f"{step} there tells more")
+    return None
+
+
 def _waiting(s: Situation) -> Verdict:
+    serving = s.remote_state in ("ALONE", "PRIM")
+    if s.color == "magenta" and serving and (failed := _not_synchronised(s)):
+        return failed
     if s.color == "magenta":
         return Verdict(Kind.STOPPED, s.since, "the module is starting or stopping", "")
     if what := _set_back(s):
@@ -228,21 +307,41 @@ def _waits_for(s: Situation) -> str:
     return "for what a failover rule asks for" if down else "for a resource"
 
 
-_INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.", "config.")
+_INTERNAL = ("rfs.", "usersetting.", "state.", "heartbeat.", "remote.", "config.", "member.", "trouble.")
 
 
 def _why(s: Situation) -> str:
     return f"safekit why -m {s.module} names the rule and its inputs"
 
 
+def _split_brain(s: Situation) -> Verdict | None:
+    """Both servers run the application: they hear it from each other, or their safeadmin by another network do."""
+    state, since = s.elsewhere
+    heard = s.remote_state in ("ALONE", "PRIM")
+    if not heard and (s.remote_state, state) != ("UNKNOWN", "ALONE"):
+        # one that is heard no more and is still told to be PRIM may just have died
+        return None
+    here = s.is_("state.former", "SECOND")
+    loser = "this server" if here else "the other server"
+    gives_up = f"{loser} took over on silence, and gives up its changes when the two hear each other"
+    if heard:
+        reason = "both servers run the application (split brain)"
+        return Verdict(Kind.AT_RISK, max(s.since, s.remote_since), reason, f"wait for the recovery; {gives_up}")
+    beats = sorted(name for name, value in s.resources.items() if name.startswith("heartbeat.") and value == "down")
+    cut = ", ".join(name.partition(".")[2] for name in beats if name != "heartbeat.flow") or "of the heartbeats"
+    keeper = "on the other server" if here else "here"
+    return Verdict(
+        Kind.AT_RISK,
+        max(s.since, since),
+        f"both servers run the application (split brain): network {cut} is cut, and each writes data of its own",
+        f"repair network {cut}; {gives_up}. To keep the changes of {loser} instead: safekit stop -m {s.module} {keeper} "
+        f"before the repair, and safekit start -m {s.module} there after it",
+    )
+
+
 def _alone(s: Situation) -> Verdict:
-    if s.remote_state == "ALONE":
-        return Verdict(
-            Kind.AT_RISK,
-            max(s.since, s.remote_since),
-            "both servers run the application (split brain)",
-            "wait for the recovery; the former secondary gives up its changes",
-        )
+    if split := _split_brain(s):
+        return split
     if (what := _set_back(s)) and s.remote_state == "WAIT":
         return Verdict(Kind.AT_RISK, s.since, f"{what}; the other server waits", _decide_data(s))
     if s.is_("rfs.degraded", "up"):
@@ -262,6 +361,8 @@ def _alone(s: Situation) -> Verdict:
             f"the application runs here; the other server is refused, because {what} differ there{only}",
             _same_everywhere(s),
         )
+    if failed := _not_synchronised(s):
+        return failed
     if s.remote_state == "SECOND":
         return Verdict(Kind.DEGRADED, s.since, f"the other server is reintegrating{only}", "wait for its end")
     if s.remote_state == "WAIT":
@@ -271,7 +372,7 @@ def _alone(s: Situation) -> Verdict:
             f"the application runs here; the other server waits{only}",
             f"safekit why -m {s.module} on the other server",
         )
-    if s.remote_state == "UNKNOWN" and s.peer_up:
+    if s.remote_state == "UNKNOWN" and (s.peer_up or s.elsewhere[0] == "STOP"):
         return Verdict(
             Kind.DEGRADED,
             s.since,
@@ -294,6 +395,8 @@ def _pair(s: Situation) -> Verdict:
         return Verdict(
             Kind.DEGRADED, s.since, "process heart of this server does not answer", f"safekit log -m {s.module}"
         )
+    if failed := _not_synchronised(s):
+        return failed
     if s.state == "SECOND" and s.color == "magenta":
         only = "; the newest data are only on the other server" if s.replicates else ""
         return Verdict(Kind.DEGRADED, s.since, f"this server is reintegrating{only}", "wait for its end")
@@ -323,10 +426,10 @@ def _pair(s: Situation) -> Verdict:
         )
     if s.color == "green" and s.remote_color == "green" and s.is_("config.same", "down"):
         return Verdict(
-            Kind.PROTECTED,
-            max(s.since, s.remote_since),
-            f"a secondary is ready, but {_differing(s)} differ between the servers",
-            f"safekit confinfo -m {s.module}",
+            Kind.DEGRADED,
+            s.times.get("config.same", s.since),
+            f"a secondary is ready, but {_differing(s)} differ between the servers: a failover may change what runs",
+            f"safekit diff -m {s.module} shows how; then {_same_everywhere(s)}",
         )
     if s.color == "green" and s.remote_color == "green":
         where = "here" if s.state == "PRIM" else "on the other server"
@@ -349,6 +452,16 @@ def _farm(s: Situation) -> Verdict:
             s.since,
             f"the application runs here; another server is refused, because {what} differ there",
             _same_everywhere(s),
+        )
+    missing = sorted(n for n, value in s.resources.items() if n.startswith("member.") and value == "down")
+    if s.state == "UP" and s.color == "green" and missing:
+        names = ", ".join(name.partition(".")[2] for name in missing)
+        takes = "takes" if len(missing) == 1 else "take"
+        return Verdict(
+            Kind.DEGRADED,
+            min((s.times[name] for name in missing if name in s.times), default=s.since),
+            f"the application runs here, but {names} {takes} no part in the farm: the others carry the load",
+            f"{_start_here(s)} there; when that server does not answer, repair it or its networks",
         )
     shares = [value for name, value in s.resources.items() if name.startswith("farm.")]
     if s.state == "UP" and s.color == "green" and shares and all(value == "100%" for value in shares):

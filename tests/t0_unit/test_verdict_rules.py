@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from safekit.spelling import as_word
 from safekit.view.verdict import Kind, Situation, judge
 
 RFS = {"rfs.uptodate": "up"}
@@ -62,7 +65,7 @@ def situation(
         ("ALONE green", "WAIT red", {**RFS, "state.setback": "there"}, Kind.AT_RISK, "on the server whose data count"),
         ("WAIT red", "UNKNOWN grey", {**RFS, "state.setback": "here"}, Kind.STOPPED, "safekit why"),
         ("PRIM green", "SECOND green", {**RFS, **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
-        ("PRIM green", "SECOND green", {**RFS, **OTHER_FILES}, Kind.PROTECTED, "safekit confinfo -m AM"),
+        ("PRIM green", "SECOND green", {**RFS, **OTHER_FILES}, Kind.DEGRADED, "safekit diff -m AM"),
         ("STOP red", "UNKNOWN grey", RFS, Kind.STOPPED, "safekit start -m AM"),
         ("STOP red", "UNKNOWN grey", {"rfs.uptodate": "down"}, Kind.STOPPED, "must be started too"),
         ("STOP red", "UNKNOWN grey", {"rfs.inconsistent": "up"}, Kind.AT_RISK, "start the server that has"),
@@ -158,3 +161,50 @@ def test_what_was_given_up_after_a_split_brain_is_named_until_it_is_removed() ->
     told = judge(replace(pair, given_up="20260131-101500"))
     assert told.kind is Kind.PROTECTED and "safekit quarantine show -m AM 20260131-101500" in told.next_step
     assert judge(pair).next_step == ""
+
+
+# ------------------------------------------------------------------------------- whole verdicts, for people
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "verdicts.txt"
+_FACT = re.compile(r'(?P<name>[\w.-]+)=(?:"(?P<text>[^"]*)"|(?P<word>[^\s,@]+))(?:@(?P<since>\d+))?')
+
+
+def golden() -> Iterator[tuple[str, str]]:
+    """Each situation of the file, with the verdict that stands below it."""
+    said: list[str] = []
+    given = ""
+    for line in (*GOLDEN.read_text().splitlines(), "-"):
+        if line.startswith("  "):
+            said.append(line.strip())
+        elif line and not line.startswith("#"):
+            if given:
+                yield given, " ".join(said)
+            given, said = line, []
+
+
+def of_words(words: str) -> Situation:
+    states, _, facts = words.partition(": ")
+    local, _, remote = states.partition(" / ")
+    resources, times = {}, {}
+    for found in _FACT.finditer(facts):
+        if found["name"] == "state.elsewhere":
+            resources["state.elsewhere"] = "@".join(filter(None, (found["word"], found["since"])))
+            continue
+        resources[found["name"]] = found["word"] or as_word(found["text"])
+        times[found["name"]] = float(found["since"] or 0)
+    rest = _FACT.sub("", facts)
+    made = situation(local, remote or "UNKNOWN grey", resources, mode="mirror" if remote else "farm")
+    return replace(made, times=times, boot="boot off" not in rest, peer_up="its safeadmin answers" in rest)
+
+
+@pytest.mark.parametrize(("given", "said"), list(golden()))
+def test_a_golden_verdict(given: str, said: str) -> None:
+    verdict = judge(of_words(given))
+    assert verdict.text(f"{verdict.since:g}") == said
+
+
+def test_every_golden_verdict_that_is_not_protected_or_passing_has_a_next_step() -> None:
+    found = list(golden())
+    assert len(found) >= 25
+    for given, said in found:
+        assert said.startswith("protected") or "Next step: " in said, given

@@ -116,7 +116,8 @@ class Accepted:
 class Control(Ask[Accepted]):
     """A command of an administrator (`who`) or of a handler (`identity`, which counts for maxloop).
 
-    value, args: the option of a command, such as on and off. Refused with a sentence and code refused.
+    value, args: the option of a command, such as on and off. why: what a handler found. Refused with a sentence and
+    code refused.
     """
 
     process = HEART
@@ -129,6 +130,7 @@ class Control(Ask[Accepted]):
     fullsync: bool = False
     value: str = ""
     args: tuple[str, ...] = ()
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
