@@ -339,6 +339,21 @@ def colored() -> bool:
     return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def wrapped(line: str, indent: str = "") -> str:
+    """A line at the width of the terminal, further lines beginning with `indent`; as it is when nobody watches."""
+    if not on_terminal():
+        return line
+    import shutil
+    import textwrap
+
+    width = max(shutil.get_terminal_size().columns, 40)
+    begin = line[: len(line) - len(line.lstrip())]
+    kept = textwrap.wrap(
+        line.strip(), width, initial_indent=begin, subsequent_indent=begin + indent, break_on_hyphens=False
+    )
+    return "\n".join(kept)
+
+
 STATE_COLORS = {"green": "green", "red": "red", "magenta": "magenta", "grey": "bright_black"}
 
 

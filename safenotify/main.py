@@ -25,7 +25,9 @@ from safekit.notify.deliver import NotDelivered, deliver
 from safekit.notify.settings import BadSettings, NotifySettings, parse_settings
 from safekit.process import stacks
 from safekit.process.frame import give_back_memory, set_process_name
+from safekit.view.decisions import parse
 from safekit.view.module import view_of
+from safekit.view.story import sentence
 from safenotify.events import Event, Events, Limit, View, headline, speaks
 
 NAME = "safenotify"
@@ -67,11 +69,9 @@ def decisions(module: str, since: float) -> list[str]:
         with open(path, "rb") as handle:
             handle.seek(max(0, path.stat().st_size - MAX_HISTORY))
             lines = handle.read().decode("utf-8", "replace").splitlines()
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                if float(entry["time"]) >= since:
-                    found.append(f"{_clock(float(entry['time']))} {entry['text']}")
+        for entry in filter(None, map(parse, lines)):
+            if entry.time >= since and (told := sentence(entry)):
+                found.append(f"{_clock(entry.time)} {told}")
     return found[-DECISIONS:]
 
 

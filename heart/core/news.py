@@ -18,8 +18,10 @@ RETRY = 5.0
 ELSEWHERE = "state.elsewhere"
 """Resource: the other server's state, and since when, as its safeadmin tells it: heartbeats may be cut where that is
 still heard."""
-UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent")
-"""Figures that change by themselves, and a mark that a message of its own tells: shown by `safekit state -v`."""
+UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent", "member.")
+"""Figures that change by themselves, and what a message of its own tells: shown by `safekit state -v`."""
+FARM = ("member.", "farm.")
+"""Who takes part in a farm, and the shares of this server: decided by vipd, told by `safekit why`."""
 FROZEN = ("state.", "heartbeat.", "usersetting.", "config.", "trouble.")
 """Resources that nobody sets from outside."""
 MEMORY = ("rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping")
@@ -175,10 +177,14 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
         # late news of a primary that has handed over: the rules of the other server would hold it back
         t.because("refused", "set rfs.degraded", who=event.who, role=s.role.value)
         return
-    if t.remember({event.name: event.value}) and not event.name.startswith(UNLOGGED):
+    before = s.resources.get(event.name)
+    changed = t.remember({event.name: event.value})
+    if changed and not event.name.startswith(UNLOGGED):
         # init says only that nobody looks any more
         code = "resource_info" if event.value == "init" else "resource_set"
         t.log(code, name=event.name, value=event.value, who=event.who)
+    if changed and event.name.startswith(FARM):
+        t.because("farm", f"{event.name}={event.value}", before=before or "unknown")
     if event.name == "rfs.degraded" and event.value == "up" and s.role.primary:
         s.break_asked = s.break_asked or "degraded"
 

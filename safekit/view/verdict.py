@@ -334,8 +334,8 @@ def _split_brain(s: Situation) -> Verdict | None:
         Kind.AT_RISK,
         max(s.since, since),
         f"both servers run the application (split brain): network {cut} is cut, and each writes data of its own",
-        f"repair network {cut}; {gives_up}. To keep the changes of {loser} instead: safekit stop -m {s.module} {keeper} "
-        f"before the repair, and safekit start -m {s.module} there after it",
+        f"repair network {cut}; {gives_up}. To keep the changes of {loser} instead: "
+        f"safekit stop -m {s.module} {keeper} before the repair, and safekit start -m {s.module} there after it",
     )
 
 

@@ -132,10 +132,10 @@ class Block:
     then: list[str] = field(default_factory=list)
 
 
-def blocks() -> Iterator[Block]:
+def blocks(file: str = "scenarios.txt") -> Iterator[Block]:
     block: Block | None = None
     part: list[str] = []
-    for line in (GOLDEN / "scenarios.txt").read_text().splitlines():
+    for line in (GOLDEN / file).read_text().splitlines():
         words = line.strip()
         if not words or words.startswith("#"):
             continue
@@ -192,9 +192,9 @@ def setups(block: Block, nodes: list[str]) -> list[Setup]:
     return [replace(base, node=node, hostname=node, peer=next((n for n in nodes if n != node), "")) for node in nodes]
 
 
-def play(block: Block) -> Scenario:
+def play(block: Block, kind: type[Scenario] = Scenario) -> Scenario:
     states = dict(re.findall(r"(node\d) ([A-Z]+)", block.given[0]))
-    scenario = Scenario(setups(block, list(states)), heals="the fault stays" not in block.given)
+    scenario = kind(setups(block, list(states)), heals="the fault stays" not in block.given)
     scenario.begin({node: Role(state) for node, state in states.items()})
     for words in block.when:
         if match := re.fullmatch(r"(\S+) becomes (\w+) on (\w+)", words):

@@ -76,7 +76,7 @@ def test_t5_5_a_stale_server_waits(pair: Pair) -> None:
     pair.wait(pair.two, "WAIT red")
     pair.wait_log(pair.two, mark, [NOT_UPTODATE, "Action wait from failover rule notuptodate_server", ADVICE])
     assert pair.value(pair.two, "rfs.uptodate") == "down"
-    why = pair.two.safekit("why", "-m", pair.module).stdout
+    why = pair.two.safekit("why", "-v", "-m", pair.module).stdout
     assert "notuptodate_server" in why and "rfs.uptodate = down" in why
     pair.one.safekit("start", "-m", pair.module)
     pair.wait_protected(pair.one)

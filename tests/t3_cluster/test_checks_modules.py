@@ -130,12 +130,12 @@ def test_simulate_and_why_on_both_servers(module: Checked) -> None:
     assert "Begin: node2 SECOND, node1 PRIM" in told and "End: node2 ALONE green, node1 off" in told, told
     module.stop_web(one)
     wait_until(
-        lambda: "restart()  (rule tcp_failure)" in two.safekit("why", "-m", module.module, "-s", "40").stdout,
+        lambda: "restart()  (rule tcp_failure)" in two.safekit("why", "-v", "-m", module.module, "-s", "60").stdout,
         15,
         "the other one knows",
     )
     for node in (one, two):
-        text = node.safekit("why", "-m", module.module, "-s", "40").stdout
+        text = node.safekit("why", "-v", "-m", module.module, "-s", "60").stdout
         assert "node1  restart()  (rule tcp_failure)" in text, text
         assert "tcp.id = down, set by tcpcheck at" in text, text
         assert "node2  WAIT -> SECOND  (rule become_second)" in text, text
@@ -214,7 +214,7 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
     one.poweroff()
     two.safekit("start", "-m", "delta")
     pair.wait(two, "ALONE green", 60)
-    why = two.safekit("why", "-m", "delta", "-s", "60").stdout
+    why = two.safekit("why", "-v", "-m", "delta", "-s", "80").stdout
     assert "force_uptodate" in why and "rfs.synced = up, set by syncedcheck" in why, why
     one.poweron()
     wait_until(lambda: one.safekit("state", "-m", "delta", check=False).returncode == 0, 30, "safeadmin of node1")

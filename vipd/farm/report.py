@@ -54,14 +54,21 @@ def log_assignment(log: ModuleLog, names: Sequence[str], groups: Sequence[Group]
         log.event("farm_load", bits=plan.owners[number].count(me), group=group.name)
 
 
-def resources(core: FarmCore | None, groups: Sequence[Group], nodes: int, me: int) -> dict[str, str]:
-    """Resources of the groups and their values (guide 4.3.5: FarmProto 50%)."""
-    found: dict[str, str] = {}
+def resources(core: FarmCore | None, groups: Sequence[Group], names: Sequence[str], me: int) -> dict[str, str]:
+    """Resources of the groups and their values (guide 4.3.5: FarmProto 50%), and member.SERVER: whether each of the
+    others takes part, as far as one that takes part knows."""
+    taking = core is not None and core.taking_part
+    there = core.plan().participants if core is not None else ()
+    found = {
+        f"member.{name}": ("up" if number in there else "down") if taking else "init"
+        for number, name in enumerate(names)
+        if number != me
+    }
     for number, group in enumerate(groups):
         share = 0
         if core is not None and core.taking_part:
             owners = core.plan().owners[number]
-            share = percentages([owners.count(n) for n in range(nodes)])[me]
+            share = percentages([owners.count(n) for n in range(len(names))])[me]
         found["farm." + re.sub(r"\s+", "_", group.name)] = f"{share}%"
     return found
 

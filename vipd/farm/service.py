@@ -57,7 +57,7 @@ class Farm:
         self.core: FarmCore | None = None
         self._talk: Talk | None = None
         self._macs = Macs(self.me, share)
-        self._publisher = Publisher(context, lambda: report.resources(self.core, self.groups, len(self.names), self.me))
+        self._publisher = Publisher(context, lambda: report.resources(self.core, self.groups, self.names, self.me))
         self._set = False
         self._wake = asyncio.Event()
         self._filters = Filters(
@@ -163,7 +163,7 @@ class Farm:
             self._filters.remove()
             self.core = None
             self._logged = ()
-            await self._publisher.tell(report.resources(None, self.groups, len(self.names), self.me))
+            await self._publisher.tell(report.resources(None, self.groups, self.names, self.me))
             self.remember()
 
     async def clean(self, layout: Layout | None) -> None:
