@@ -41,6 +41,7 @@ _LOCAL = {
     "-p": "it shows the paths of one server",
     "-r": "special commands are for one server",
     "logview": "it follows the log of one server",
+    "scripts": "a script is tried where its output is watched",
     "timeline": "it asks the servers itself (option --on)",
     "webserver": "it would end the service that carries it",
 }

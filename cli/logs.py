@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from cli.base import FILE, Failure, colored, command, json_option, module_option, module_paths
-from safekit.disk.paths import node_name
+from cli.base import FILE, Failure, colored, command, json_option, module_option, module_paths, show_json
+from safekit.disk.paths import ModulePaths, node_name
 from safekit.log.messages import Language
 from safekit.log.module import Line
 from safekit.log.select import DEFAULT_COUNT, LEVELS, levels_of, select
 from safekit.log.tail import Tail
+from safekit.view.words import moment
 
 FOLLOW_INTERVAL = 0.1
+SCRIPT_COUNT, USERLOG_COUNT = 20, 100
+MAX_USERLOG = 8 << 20
+"""Bytes of the application log that are looked at, at most."""
 
 
 def show(line: Line, language: Language) -> str:
@@ -39,19 +44,32 @@ _count: Callable[..., Any] = click.option(
 )
 
 
-@command("log", example="safekit log -m mirror -s 20\nsafekit log -m mirror -A -l fr")
+@command(
+    "log",
+    example="safekit log -m mirror -s 20\nsafekit log -m mirror -A -l fr\nsafekit log --scripts -m mirror -s 5",
+)
 @module_option
 @_count
 @log_options
+@click.option("--scripts", "of_scripts", is_flag=True, help="How each script ended instead, and what it wrote last.")
 @json_option
 def log_command(
-    module: str | None, count: int | None, information: bool, everything: bool, language: Language, as_json: bool
+    module: str | None,
+    count: int | None,
+    information: bool,
+    everything: bool,
+    language: Language,
+    of_scripts: bool,
+    as_json: bool,
 ) -> int:
     """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked.
 
-    The JSON is one message a line, with its code and fields, which do not depend on the language.
+    The JSON is one message a line, with its code and fields, which do not depend on the language. With --scripts: the
+    last NB runs of scripts (20 by default), each with its exit status and the last lines that were written meanwhile.
     """
     paths = module_paths(module)
+    if of_scripts:
+        return _show_runs(paths, count or SCRIPT_COUNT, as_json=as_json)
     for line in select(paths, levels_of(information, everything), count or DEFAULT_COUNT):
         if as_json:
             import json
@@ -59,6 +77,58 @@ def log_command(
             click.echo(json.dumps(_data(line, language)))
         else:
             _print(line, language)
+    return 0
+
+
+def _show_runs(paths: ModulePaths, count: int, *, as_json: bool) -> int:
+    import json
+    from dataclasses import asdict
+
+    from safekit.log.scripts import runs
+
+    found = deque(runs(paths.script_log), maxlen=count)
+    for run in found:
+        if as_json:
+            click.echo(json.dumps(asdict(run)))
+            continue
+        ended = run.problem or ("could not be run" if run.status is None else f"exit status {run.status}")
+        words = " ".join((run.name, *run.args))
+        bad = run.problem and colored()
+        click.echo(f"{moment(run.time)}  {words}: {click.style(ended, fg='red') if bad else ended}, {run.seconds:g} s")
+        for line in run.output:
+            click.echo(f"    {line}")
+    if not found and not as_json:
+        click.echo(f"{paths.module}: no script has run yet on this server.")
+    return 0
+
+
+@command("userlog", example="safekit userlog -m mirror\nsafekit userlog -m mirror -s 500")
+@module_option
+@click.option(
+    "-s", "count", type=click.IntRange(min=1), default=USERLOG_COUNT, metavar="NB", help="Number of lines (100)."
+)
+@json_option
+def userlog_command(module: str | None, count: int, as_json: bool) -> int:
+    """Show the last NB lines of SAFEVAR/modules/AM/userlog.ulog: what the scripts and the application wrote.
+
+    safekit log --scripts tells which script wrote what. The JSON is {"file", "lines"}.
+    """
+    from safekit.log.scripts import tail
+
+    paths = module_paths(module)
+    try:
+        with open(paths.userlog, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - MAX_USERLOG))
+            lines = tail(handle.read(MAX_USERLOG), count)
+    except FileNotFoundError:
+        lines = ()
+    if as_json:
+        return show_json({"file": str(paths.userlog), "lines": list(lines)})
+    for line in lines:
+        click.echo(line)
+    if not lines:
+        click.echo(f"{paths.module}: nothing was written to {paths.userlog} yet.", err=True)
     return 0
 
 

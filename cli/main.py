@@ -50,6 +50,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "farm": ("9.5", "farm", "Show how a farm module shares its load; who takes a client."),
     "simulate": ("9.5", "simulate", "Tell what a module would do if something failed."),
     "log": ("9.5", "logs", "Show the last messages of a module."),
+    "userlog": ("9.5", "logs", "Show the end of what the application and its scripts wrote."),
+    "scripts": ("9.5", "scripts", "Try a script of a module by hand."),
     "logview": ("9.5", "logs", "Follow the messages of a module."),
     "logsave": ("9.5", "logs", "Save the messages of a module in a file."),
     "timeline": ("9.5", "timeline", "Show what happened on all servers, in one order."),

@@ -12,7 +12,7 @@ MAX_WORDS = 100
 MAX_WORD = 4096
 
 _MONITOR = frozenset(
-    {"state", "level", "log", "why", "confinfo", "waitstart", "waitstop", "waitstate", "simulate", "farm"}
+    {"state", "level", "log", "userlog", "why", "confinfo", "waitstart", "waitstop", "waitstate", "simulate", "farm"}
 )
 _CONTROL = frozenset(
     """
@@ -24,6 +24,7 @@ _LOCAL_ONLY = {
     "logview": "it follows the log of one server",
     "timeline": "it asks the servers itself",
     "completion": "it is for the shell of one server",
+    "scripts": "a script is tried where its output is watched",
     "webserver": "it would end the service that carries it",
 }
 _MONITOR_WORDS = {

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab.waiting import wait_until
 from safekit.disk.paths import ModulePaths
+from safekit.log import scripts
 from safekit.log.module import ModuleLog, parse_line
 from safekit.model.types import User
 from safekit.process.scripts import ScriptRunner
@@ -230,3 +232,76 @@ def test_scripts_run_one_at_a_time(place: Place) -> None:
 
     run(work)
     assert (place.root / "t").read_text().split() == ["begin", "end"] * 2
+
+
+# ------------------------------------------------------------------------------- what became of it
+
+
+@pytest.mark.parametrize(
+    ("body", "problem", "said"),
+    [
+        ("echo begun\necho 'no such user: db' >&2\nexit 3", "exit status 3", "no such user: db"),
+        ("dbd_that_is_not_there --now\ntrue", "exit status 0, but a command could not be run", "not found"),
+        ("#!/bin/bash\n/opt/nothing/dbd\ntrue", "exit status 0, but a command could not be run", "No such file"),
+        ("echo 'client: table: not found'\ncat /nothing\ntrue", "", "/nothing"),
+        ("kill -9 $$", "exit status 137", ""),
+    ],
+)
+def test_the_end_of_a_start_script_is_kept_with_what_it_said(place: Place, body: str, problem: str, said: str) -> None:
+    place.script("start_prim", body)
+
+    async def work() -> None:
+        found = await place.runner().run("start_prim", ["WAIT", "ALONE", "start"])
+        assert found.problem == problem and said in found.said
+
+    run(work)
+    (kept,) = scripts.runs(place.paths.script_log)
+    assert (kept.name, kept.args, kept.problem) == ("start_prim", ("WAIT", "ALONE", "start"), problem)
+    assert said in kept.said
+    assert bool(place.logged("script_unfound")) == ("could not be run" in problem)
+
+
+def test_only_what_this_run_wrote_is_told_and_no_terminal_obeys_it(place: Place) -> None:
+    place.script("start_prim", "printf 'one\\033[2J\\n'; exit 1")
+
+    async def work() -> None:
+        runner = place.runner()
+        place.paths.userlog.parent.mkdir(parents=True, exist_ok=True)
+        place.paths.userlog.write_text("yesterday\n" * 5000)
+        await runner.run("start_prim", [])
+        place.script("start_prim", "seq 1 50; exit 1")
+        await runner.run("start_prim", [])
+
+    run(work)
+    first, second = scripts.runs(place.paths.script_log)
+    assert first.output == ("one [2J",)
+    assert second.output == tuple(str(number) for number in range(31, 51))
+
+
+def test_a_script_that_cannot_be_run_is_kept_and_no_logging_keeps_no_output(place: Place) -> None:
+    place.script("start_prim", "exit 0", mode=0o644)
+    place.script("stop_prim", "echo secret; exit 1")
+
+    async def work() -> None:
+        runner = place.runner(User(logging="none"))
+        assert (await runner.run("start_prim", [])).problem == "could not be run"
+        assert (await runner.run("stop_prim", [])).problem == "", "what is stopped already is no problem"
+
+    run(work)
+    first, second = scripts.runs(place.paths.script_log)
+    assert first.status is None and "chmod +x" in first.said
+    assert second.status == 1 and second.output == ()
+
+
+def test_the_file_of_the_runs_is_bounded_and_survives_damage(tmp_path: Path) -> None:
+    path = tmp_path / "log" / "scripts.jsonl"
+    one = scripts.Run(1.0, "start_prim", (), 0, 0.1, "", ("x" * 400,) * 20)
+    for number in range(80):
+        scripts.append(path, replace(one, time=float(number)))
+    with open(path, "ab") as handle:
+        handle.write(b"\0\0{damaged\n")
+    scripts.append(path, replace(one, time=99.0))
+    found = list(scripts.runs(path))
+    assert found[-1].time == 99.0 and found[-2].time == 79.0
+    size = sum(each.stat().st_size for each in path.parent.iterdir())
+    assert size <= 2 * (scripts.KEPT_BYTES + 16384)
