@@ -35,6 +35,8 @@ class LabGroup(click.Group):
             if error.next_step:
                 click.echo(f"Next step: {error.next_step}", err=True)
             sys.exit(1)
+        except BrokenPipeError:
+            raise  # `safelab status | head`: standard.run knows that this is no error
         except OSError as error:
             click.echo(f"Error: {error}", err=True)
             click.echo(f"Next step: see the message; labs are kept in {labs_directory()}", err=True)

@@ -215,7 +215,7 @@ def apply(module: str, running_state: str = "STOP", tell: Callable[[str], None] 
     if running_state not in possible and not (running_state in STABLE_STATES and only_the_key_differs(module)):
         raise ConfigureError(
             f"the module {module} is {running_state}, a configuration is possible in STOP, ALONE and WAIT (red)",
-            f"run safekit stop -m {module} first",
+            f"run safekit stop -m {module}, then safekit waitstop -m {module} for its end",
         )
     paths = ModulePaths(module)
     with _exclusive():
@@ -272,7 +272,10 @@ def deconfig(module: str, running_state: str = "STOP") -> tuple[str, ...]:
     The next configuration counts as the first one. Raises ConfigureError; nothing is changed then.
     """
     if running_state != "STOP":
-        raise ConfigureError(f"the module {module} is {running_state}", f"run safekit stop -m {module} first")
+        raise ConfigureError(
+            f"the module {module} is {running_state}",
+            f"run safekit stop -m {module}, then safekit waitstop -m {module} for its end",
+        )
     paths = ModulePaths(module)
     warnings: list[str] = []
     with _exclusive():

@@ -341,7 +341,8 @@ class Mirror(Subject):
         pause, marker = beside(prim, application.PAUSE), beside(prim, application.PAUSED)
         marker.unlink(missing_ok=True)
         pause.touch()
-        clients = self.outside(self.lab.client, client.STANDSTILL)
+        clients, still = (self.outside(self.lab.client, name) for name in (client.STANDSTILL, client.STILL))
+        still.unlink(missing_ok=True)
         clients.touch()
 
         def go_on() -> None:
@@ -356,6 +357,8 @@ class Mirror(Subject):
             )
             if not marker.exists():
                 raise Finding([f"the pair broke before the application of {prim.name} came to its next record"])
+            if self._client is not None:
+                in_time(still.exists, 15, "the clients of the database do not come to rest")
         except Finding:
             go_on()
             raise
@@ -603,7 +606,7 @@ class Mirror(Subject):
     def _do_holder(self, fault: Fault, prim: Node, second: Node) -> None:
         if not second.is_on:
             return
-        self.safekit(second, "stop")
+        self._stopped(second)
         place = BACKING if fault.dice[0] < 0.5 else f"{BACKING}/j"
         second.run(
             f"cd {place} && {{ setsid sleep 300 </dev/null >/dev/null 2>&1 & echo $! >{_HOLDER}; }}", check=False
@@ -654,18 +657,23 @@ class Mirror(Subject):
             node.write(f"/opt/safekit/modules/{self.MODULE}/conf/userconfig.xml", text)
             self.safekit(node, "config")
 
+    def _stopped(self, node: Node) -> None:
+        """`stop` returns when the stop has begun."""
+        self.safekit(node, "stop")
+        self.safekit(node, "waitstop")
+
     def _misconfigure(self, second: Node, text: str) -> None:
         """The secondary is stopped, gets another configuration and is started; the repair gives it the right one."""
         if not second.is_on:
             return
-        self.safekit(second, "stop")
+        self._stopped(second)
         self._configure(second, text)
         self.safekit(second, "start")
 
         def right() -> None:
             if not second.is_on:
                 boot(second)
-            self.safekit(second, "stop")
+            self._stopped(second)
             self._configure(second, self.config)
 
         self.undo.append(right)

@@ -214,7 +214,7 @@ import http.server
 class Taker(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
+        if self.headers["Content-Type"] == "application/gzip":
             import gzip; data = gzip.decompress(data)
         open("/root/points", "ab").write(data + b"\\n")
         self.send_response(204); self.end_headers()

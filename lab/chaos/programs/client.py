@@ -10,6 +10,7 @@ import os
 import selectors
 import sys
 import time
+from typing import TextIO
 
 from lab.demo.client import SILENCE, Worker
 
@@ -18,33 +19,58 @@ CONNECTION = (
     "keepalives_idle=1 keepalives_interval=1 keepalives_count=2 application_name=chaos"
 )
 STANDSTILL = "/var/tmp/standstill"  # while this file is there, no row is sent
+STILL = "/var/tmp/still"  # is there while that is so and every row that was answered is noted
 PAUSE = 0.08  # seconds between two rows of a worker
+
+
+class Client:
+    """The workers, and the times at which they may send again."""
+
+    def __init__(self, host: str, count: int) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.workers = [Worker(n, CONNECTION.format(host=host), self.selector) for n in range(1, count + 1)]
+        begin = time.time_ns() // 1_000_000_000 % 1_000_000 * 1000  # rows of an earlier client are others
+        for worker in self.workers:
+            worker.row = begin
+        self.rests: dict[int, float] = {}
+        """Number of a worker whose row was confirmed: when it sends the next one."""
+
+    def turn(self, notes: TextIO, *, still: bool) -> None:
+        """Note what was confirmed, give up what says nothing, and send what is due unless the client stands still."""
+        for key, _ in self.selector.select(0.02):
+            row = key.data.confirmed()
+            if row is not None:
+                notes.write(f"{key.data.number} {row} {time.monotonic():.3f}\n")
+                self.rests[key.data.number] = time.monotonic() + PAUSE
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.psql is None:
+                self.rests.pop(worker.number, None)
+                if now >= worker.retry_at and not still:
+                    worker.connect()
+            elif worker.number not in self.rests:
+                if now - worker.sent > SILENCE:
+                    worker.drop()
+            elif now >= self.rests[worker.number] and not still:
+                del self.rests[worker.number]
+                worker.insert()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a row was sent whose answer is awaited."""
+        return any(worker.psql is not None and worker.number not in self.rests for worker in self.workers)
 
 
 def main() -> None:
     """Until killed."""
     host, count, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    selector = selectors.DefaultSelector()
-    begin = time.time_ns() // 1_000_000_000 % 1_000_000 * 1000  # rows of an earlier client are others
-    workers = [Worker(number, CONNECTION.format(host=host), selector) for number in range(1, count + 1)]
-    for worker in workers:
-        worker.row = begin
+    client = Client(host, count)
     with open(path, "a", buffering=1) as notes:
         while True:
-            now = time.monotonic()
-            for worker in workers:
-                if worker.psql is None and now >= worker.retry_at:
-                    worker.connect()
-                elif worker.psql is not None and now - worker.sent > SILENCE:
-                    worker.drop()
-            for key, _ in selector.select(0.05):
-                row = key.data.confirmed()
-                if row is not None:
-                    notes.write(f"{key.data.number} {row} {time.monotonic():.3f}\n")
-                    time.sleep(PAUSE)
-                    while os.path.exists(STANDSTILL):
-                        time.sleep(PAUSE)
-                    key.data.insert()
+            still = os.path.exists(STANDSTILL)
+            client.turn(notes, still=still)
+            if still and not client.under_way and not os.path.exists(STILL):
+                os.close(os.open(STILL, os.O_WRONLY | os.O_CREAT, 0o644))
 
 
 if __name__ == "__main__":
