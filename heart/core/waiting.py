@@ -327,8 +327,10 @@ def become_alone(t: Turn, evidence: Evidence) -> bool:
     s = t.s
     forced = s.intent == "primforce"
     peer_term = t.peer.term if t.peer is not None else 0
-    # beside a server that may have served without a break, this one begins no term, unless an administrator says so
-    again = t.peer is None and alone.rival(s) != "none" and s.intent not in ("prim", "primforce")
+    # beside a server that may have served without a break, this one begins no term, unless an administrator says so;
+    # without data, nothing else than having heard the other server tells that it has not served meanwhile
+    unknown = alone.rival(s) != "none" or not s.setup.rfs
+    again = t.peer is None and unknown and s.intent not in ("prim", "primforce")
     t.because("become_alone", "WAIT -> ALONE", why=evidence.value, uptodate=s.uptodate, intent=s.intent)
     steps = plans.to_alone(Role.WAIT, plans.action_word(s.action), stops=(), starts=("start_both", "start_prim"))
     if forced:

@@ -282,7 +282,9 @@ def test_removal_keeps_what_is_the_administrators(server: Machine) -> None:
     left = {path for path in kept if path.count("/") <= 3 and not path.startswith("var/safekit/")}
     expected = {
         "etc/safeini.xml", "opt/safekit", "opt/safekit/Application_Modules", "opt/safekit/Application_Modules/backup",
-        "opt/safekit/conf", "opt/safekit/modules", "opt/safekit/modules/.lock", "opt/safekit/modules/lastconfig",
+        "opt/safekit/Application_Modules/webconsole", "opt/safekit/conf", "opt/safekit/conf/notify.conf",
+        "opt/safekit/snmp", "opt/safekit/snmp/conf",
+        "opt/safekit/modules", "opt/safekit/modules/.lock", "opt/safekit/modules/lastconfig",
         "opt/safekit/modules/app", "opt/safekit/modules/data", "opt/safekit/modules/idle",
         "opt/safekit/private", "opt/safekit/private/modules", "opt/safekit/web",
         "opt/safekit/web/conf", "var/safekit",
