@@ -221,14 +221,16 @@ def settle(t: Turn) -> None:
 
 def mark(t: Turn, peer: Beat) -> None:
     """On a primary whose secondary has everything, the mark before included: another minute, on disk before the other
-    one hears of it."""
+    one hears of it. A secondary that was the primary until now may be ahead, by a mark that this server never noted."""
     s = t.s
     mine, theirs = own(s), parse(peer.lineage)
-    if t.now < s.marked_at + s.setup.mark or not mine or theirs[:1] != mine[:1]:
+    if t.now < s.marked_at + s.setup.mark or not mine or not theirs:
+        return
+    head, noted = mine[0], theirs[0]
+    if noted.name != head.name or noted.mark < head.mark:
         return
     s.marked_at = t.now
-    head = mine[0]
-    t.memory(lineage=write((Entry(head.kind, head.name, head.mark + 1), *mine[1:])))
+    t.memory(lineage=write((Entry(head.kind, head.name, noted.mark + 1), *mine[1:])))
 
 
 def _note_mark(t: Turn, peer: Beat) -> None:

@@ -127,3 +127,20 @@ def test_a_memory_of_another_machine_waits_for_the_other_server() -> None:
         lineage.look_where(t, place)
         said.append((s.resources["state.rival"], s.resources.get(lineage.PLACE, "")))
     assert said == [("none", "m1"), ("none", "m1"), ("served", "m2"), ("none", "m1")]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "wanted"),
+    [
+        pytest.param("Sa:3", "Sa:3", "Sa:4", id="noted"),
+        pytest.param("Sa:3", "Sa:2", "Sa:3", id="not noted yet"),
+        pytest.param("Sa:3", "Sa:4", "Sa:5", id="a primary counted once more while this one took over"),
+        pytest.param("Gb:0,Sa:3", "Sa:3", "Gb:0,Sa:3", id="another entry"),
+        pytest.param("Sa:3", "none", "Sa:3", id="another release"),
+    ],
+)
+def test_a_primary_goes_on_to_count(mine: str, theirs: str, wanted: str) -> None:
+    """Marks that stand still hide from then on that a server was set back."""
+    state = server(mine, paired=True)
+    lineage.mark(Turn(state, 1000.0), heard(theirs, paired=True, lastprim=False))
+    assert write(lineage.own(state)) == wanted
