@@ -532,11 +532,17 @@ class Box:
     def _to_readonly(self, role: Role, *, keep_journal: bool) -> None:
         was_primary = self.engine.role is Role.PRIMARY
         self.engine.become_readonly(role)
+        if was_primary:
+            self._leave_pages()
         if was_primary and keep_journal:
             self._on_disk()
         self._close_record(clean=was_primary and self.engine.in_order)
         if keep_journal:
             self._loaded = journal.load(self.place.directory)
+
+    def _leave_pages(self) -> None:
+        for mount in self._mounts:
+            mount.leave_pages()
 
     def _on_disk(self) -> bool:
         """Put the data on disk. A disk that refuses keeps no server in a role that it is leaving: every file is
@@ -588,6 +594,7 @@ class Box:
         except Refused as error:
             raise BoxError("timeout", f"the secondary did not follow: {error}") from None
         self._token = token
+        self._leave_pages()
         on_disk = self._on_disk()
         self._close_record(clean=on_disk and not self.engine.disk_refused)
 
@@ -649,6 +656,8 @@ class Box:
         engine = self.engine
         if engine.role is not Role.PRIMARY:
             self._samples.clear()
+            for mount in self._mounts:
+                mount.renew_pages()
             return
         stream = engine.stream
         self._samples.append((stream.replicated, stream.reintegrated) if stream is not None else (0, 0))

@@ -4,7 +4,7 @@ of its nodes stand for files of before."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from nfsbox.fs import kernel
 from safekit.rfs.exclusions import is_hidden
@@ -17,6 +17,7 @@ class Known:
         self.writeback = writeback
         self._lock = threading.Lock()
         self._open: dict[int, int] = {}  # handle -> node
+        self._stale: dict[int, int] = {}  # the same, of what was opened in the role of a primary that was left since
         self._tenure = 0  # rises whenever what the kernel has of files is void
         self._tenures: dict[int, int] = {}  # node -> its tenure, of those that differ from the rest
 
@@ -37,6 +38,20 @@ class Known:
         """The kernel has closed that handle."""
         with self._lock:
             self._open.pop(handle, None)
+            self._stale.pop(handle, None)
+
+    def leave(self, replicated: Collection[int]) -> None:
+        """The role of a primary was left: files change underneath from now on, also those of `replicated` handles,
+        which stay open."""
+        with self._lock:
+            self._stale = {handle: node for handle, node in self._open.items() if handle in replicated}
+
+    def stale(self) -> set[int]:
+        """Nodes whose pages are void, and are again after each read: see `leave`."""
+        if not self._stale:
+            return set()
+        with self._lock:
+            return set(self._stale.values())
 
     def forget(self, former: Callable[[], Mapping[int, bytes | None]]) -> tuple[set[int], set[bytes]]:
         """Files may have changed underneath. `former` tells the replicated ones that are open: of each handle the path,
@@ -49,6 +64,7 @@ class Known:
         file, open or not, and would write behind an end of before, over what the other server acknowledged since; what
         is open and stays local is as it knows it."""
         with self._lock:
+            self._stale = {}
             nodes = set(self._open.values())
             found = former()
             self._tenure += 1

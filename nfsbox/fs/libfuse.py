@@ -207,11 +207,11 @@ class Session:
 
         Else what libfuse has of this mount is given back: memory, one of the 1024 keys that a process has for its
         threads, the descriptor. What it keeps of files that were unlinked and are still open, it unlinks."""
-        if self.fd < 0:
+        descriptor, self.fd = self.fd, -1  # first: `invalidate` of another thread must not find the number of another file
+        if descriptor < 0:
             return
         if at_work:
-            _let_go(self.fd)
+            _let_go(descriptor)
         else:
             _lib.fuse_chan_destroy(self._own_channel)
             _lib.fuse_destroy(self._fuse)
-        self.fd = -1

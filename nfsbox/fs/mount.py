@@ -119,6 +119,7 @@ class Mount:
             with contextlib.suppress(OSError):
                 os.statvfs(self.path)
             take_away(self.path)
+        self._known.leave(())  # nobody tells the kernel anything any more
         relief = self.operations.engine.relief
         if self._relief.relieve in relief:
             relief.remove(self._relief.relieve)
@@ -139,6 +140,17 @@ class Mount:
             self._session.invalidate(asked.node, pages=False)
         caching = self.operations.caching and not asked.shared
         return self._known.told(asked.opcode, asked.node, reply, caching=caching, names=asked.names)
+
+    def leave_pages(self) -> None:
+        """The role of a primary was left: files that stay open change underneath from now on."""
+        self._known.leave(self.operations.replicated_handles())
+        self.renew_pages()
+
+    def renew_pages(self) -> None:
+        """Call every second: the kernel keeps what it reads of files that were opened in the role of a primary, and
+        reads it again here."""
+        for node in self._known.stale():
+            self._session.invalidate(node, pages=True)
 
     def forget_pages(self) -> None:
         """The data of open files may have changed underneath: the kernel shall read it again. Waits for pages that were

@@ -76,6 +76,10 @@ class Operations(Names):
         """Whether the kernel may keep names and attributes."""
         return self.engine.writable
 
+    def replicated_handles(self) -> set[int]:
+        """Handles of files that are replicated."""
+        return {handle for handle, file in dict(self.handles).items() if not file.local}
+
     def forget_replicated(self) -> dict[int, bytes | None]:
         """Replicated files that are open may have changed underneath. Of each handle the path, None when its name leads
         to another file by now, or to none: it is written to no more, nor with write-back is any of them."""

@@ -12,7 +12,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -54,6 +56,12 @@ class Writer(threading.Thread):
 def noted(node: Node, what: str, seen: list[object]) -> bool:
     seen += node("notes")
     return any(item[0] == what for item in seen)  # type: ignore[index]
+
+
+def swap(first: Node, second: Node) -> None:
+    first("demote")
+    second("primary", peer=first.name, paired=True)
+    first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
 
 
 def acknowledged(path: Path, count: int) -> None:
@@ -166,11 +174,6 @@ def test_what_stays_open_over_a_swap_and_back_is_not_what_it_was(make: MakePair)
     a, b = pair.a, pair.b
     (a.mount / "f").write_bytes(b"." * 8192)
 
-    def swap(first: Node, second: Node) -> None:
-        first("demote")
-        second("primary", peer=first.name, paired=True)
-        first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
-
     with open(a.mount / "f", "r+b") as handle, mmap.mmap(handle.fileno(), 8192) as memory:
         assert memory[10:15] == b"....." == os.pread(handle.fileno(), 5, 5000)
         swap(a, b)
@@ -225,6 +228,31 @@ def test_an_append_by_who_has_a_file_open_over_a_swap_and_back_goes_to_its_end(m
     assert (a.mount / "d" / "log").read_bytes() == b"1 by A\n2 by B\n3 by A\n"
     assert (a.mount / "d" / "shorter").read_bytes() == b"x" * 10 + b"y"
     assert_equal_soon(a.backing, b.backing)
+
+
+def test_who_has_a_file_open_over_a_swap_reads_what_the_other_server_writes(make: MakePair) -> None:
+    """The kernel keeps pages of a file as long as it is open, and on a primary it may."""
+    pair = make().up()
+    a, b = pair.a, pair.b
+    (a.mount / "f").write_bytes(b"by A".ljust(20000))
+    with open(a.mount / "f", "rb", buffering=0) as handle, mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        assert handle.read(4) == memory[:4] == b"by A"
+        swap(a, b)
+        with open(b.mount / "f", "r+b", buffering=0) as other:
+            for text in (b"once", b"more", b"last"):
+                other.seek(0)
+                other.write(text)
+                wait_until(partial(shows, handle, memory, text), 5)
+        os.truncate(b.mount / "f", 10)
+        wait_until(lambda: os.pread(handle.fileno(), 20000, 0) == b"last".ljust(10), 5)
+        swap(b, a)
+        with open(a.mount / "f", "r+b", buffering=0) as mine:
+            mine.write(b"by A")
+        assert os.pread(handle.fileno(), 4, 0) == b"by A"
+
+
+def shows(handle: BinaryIO, memory: mmap.mmap, text: bytes) -> bool:
+    return os.pread(handle.fileno(), 4, 0) == memory[:4] == text
 
 
 def test_new_primary_waits_for_the_old_one(make: MakePair) -> None:
@@ -462,11 +490,6 @@ def test_write_back_cache_over_a_swap_and_back(make: MakePair) -> None:
     """The kernel believes its own size of a file: it wrote behind an end of before, over what was acknowledged."""
     pair = make(rfs={"cache": "writeback"}, replicated={"notreplicated_paths": ["local"]}).up()
     a, b = pair.a, pair.b
-
-    def swap(first: Node, second: Node) -> None:
-        first("demote")
-        second("primary", peer=first.name, paired=True)
-        first("secondary", peer=second.name, address="127.0.0.1", port=second.port, paired=True)
 
     def append(node: Node, name: str, data: bytes) -> None:
         with open(node.mount / name, "ab") as handle:
