@@ -494,6 +494,7 @@ class Box:
             self.engine.disks,
             strict=paired,
             durable=bool(answer.get("durable")),
+            place_holders=self.engine.place_holders,
             on_end=self._stream_ended,
             on_strict=lambda _: None,
         )

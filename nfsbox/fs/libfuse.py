@@ -207,7 +207,10 @@ class Session:
 
         Else what libfuse has of this mount is given back: memory, one of the 1024 keys that a process has for its
         threads, the descriptor. What it keeps of files that were unlinked and are still open, it unlinks."""
-        descriptor, self.fd = self.fd, -1  # first: `invalidate` of another thread must not find the number of another file
+        descriptor, self.fd = (
+            self.fd,
+            -1,
+        )  # first: `invalidate` of another thread must not find the number of another file
         if descriptor < 0:
             return
         if at_work:

@@ -283,7 +283,7 @@ class Names(Base):
             self._no_place_holder(self.tree.lstat(relative).st_ino)
             with self._unseen(relative):
                 self.tree.unlink(relative)
-            self.engine.forget_hidden(self.index, relative)
+            self.engine.place_holders.forget(self.index, relative)
             return
         if self._excluded(relative):
             self.tree.unlink(relative)
@@ -343,7 +343,8 @@ class Names(Base):
     def _rename(self, source: bytes, target: bytes) -> None:
         out, into = self._excluded(source), self._excluded(target)
         if out and into:
-            self.tree.rename(source, target)
+            with self.engine.place_holders.moving(self.index, (source, target)):
+                self.tree.rename(source, target)
             self.engine.files.renamed(self.index, source, target)
             return
         self.engine.check_writable()
@@ -364,7 +365,8 @@ class Names(Base):
             self.engine.tracker.renamed(self.index, file, source, target)
 
         def apply() -> None:
-            self.tree.rename(source, target)
+            with self.engine.place_holders.moving(self.index, (source, target)):
+                self.tree.rename(source, target)
             self.engine.files.renamed(self.index, source, target)
             border.cross(self.engine, self.root, crossing)
             if replaced is not None:
@@ -392,9 +394,14 @@ class Names(Base):
         engine = self.engine
         above = parent(one)
         aside = above + b"/" + _ASIDE if above else _ASIDE  # never made: what is known of names goes round by it
+
+        def change() -> None:
+            with engine.place_holders.moving(self.index, (one, other), (other, one)):
+                self.tree.exchange(one, other)
+
         if local:
             with paths_lock:
-                swap(lambda: self.tree.exchange(one, other))
+                swap(change)
             for old, new in ((one, aside), (other, one), (aside, other)):
                 engine.files.renamed(self.index, old, new)
             return
@@ -417,7 +424,7 @@ class Names(Base):
             stream = engine.stream
             if stream is not None and not stream.exchanges:
                 raise OSError(errno.EINVAL, "the secondary has a release that cannot exchange names")
-            swap(lambda: self.tree.exchange(one, other))
+            swap(change)
             for _, old, new in moves:
                 engine.files.renamed(self.index, old, new)
 
@@ -437,6 +444,7 @@ class Names(Base):
         atomically, here and at the peer.
         """
         engine = self.engine
+        engine.place_holders.note(self.index, hidden)
         if self._excluded(source):
             self.tree.rename(source, hidden)
             engine.files.renamed(self.index, source, hidden)
@@ -465,7 +473,6 @@ class Names(Base):
                 return 0
             return self._send_name(stream, Op.UNLINK, source, source)
 
-        engine.note_hidden(self.index, hidden)
         self._change((source,), apply, send, record=lambda: self._record_names(source))
 
     def _bind_before_loss(self, status: os.stat_result) -> None:

@@ -270,7 +270,7 @@ class Operations(Names):
         """O_TMPFILE: nobody else has anything of it before it gets a name (`link`)."""
         if not self._excluded(parent(relative)):
             self.engine.check_writable()
-        self.engine.note_hidden(self.index, relative)
+        self.engine.place_holders.note(self.index, relative)
         with self._unseen(relative):
             descriptor = self.tree.create(relative, os.O_RDWR, mode)
             status = self._give_or_undo(descriptor, relative, mode)
@@ -281,7 +281,7 @@ class Operations(Names):
     def _remove_temporary(self, file: File) -> None:
         """The place holder goes with the last handle; another name that it was given stays."""
         self._no_place_holder(file.inode)
-        self.engine.forget_hidden(self.index, file.path)
+        self.engine.place_holders.forget(self.index, file.path)
         with (
             contextlib.suppress(FileNotFoundError),
             self._unseen(file.path),

@@ -12,6 +12,7 @@ from typing import Any
 
 from nfsbox.pair.commit import Due
 from nfsbox.pair.engine import Root
+from nfsbox.pair.hidden import Move, PlaceHolders
 from safekit import syscalls
 from safekit.disk import steps
 from safekit.rfs.exclusions import Exclusions, parent
@@ -49,8 +50,13 @@ class OpenFiles(dict[int, int]):
 class Trees:
     """The replicated directories as the applier sees them. Paths of the peer are checked before they are used."""
 
-    def __init__(self, roots: Sequence[Root]) -> None:
+    def __init__(self, roots: Sequence[Root], place_holders: PlaceHolders | None = None) -> None:
         self._roots = roots
+        self._place_holders = place_holders
+
+    def moving(self, root: int, *moves: Move) -> contextlib.AbstractContextManager[None]:
+        """See `PlaceHolders`: who had a file open when this server was primary may have it open still."""
+        return self._place_holders.moving(root, *moves) if self._place_holders is not None else contextlib.nullcontext()
 
     def exclusions(self, root: int) -> Exclusions:
         """What of a replicated directory stays local."""
@@ -375,7 +381,8 @@ def _rename(o: _Named) -> bool:
             if not os.path.samestat(source, target) and (stat.S_ISDIR(target.st_mode) or stat.S_ISDIR(source.st_mode)):
                 o.tree.remove(new)
     _keep_apart(o, old, new)
-    o.without_local(new, lambda: o.tree.rename(old, new))
+    with o.trees.moving(o.root, (old, new)):
+        o.without_local(new, lambda: o.tree.rename(old, new))
     if parent(old) != parent(new):
         o.done(old)
     o.done(new)
@@ -405,7 +412,8 @@ def _exchange(o: _Named) -> bool:
     o.on(one, other)
     _keep_apart(o, one, other)
     _keep_apart(o, other, one)
-    o.tree.exchange(one, other)
+    with o.trees.moving(o.root, (one, other), (other, one)):
+        o.tree.exchange(one, other)
     if parent(one) != parent(other):
         o.done(one)
     o.done(other)

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 from nfsbox.pair.commit import Disks
 from nfsbox.pair.files import File, Files
+from nfsbox.pair.hidden import PlaceHolders
 from nfsbox.pair.latency import Latency
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
@@ -34,7 +34,6 @@ from safekit import syscalls
 from safekit.bus.asking import Ask, Done
 from safekit.bus.requests.nfsadmin import ReplicationLost, SessionLost
 from safekit.disk import steps
-from safekit.disk.files import write_atomic
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.identity import Identity
@@ -124,33 +123,6 @@ DRAIN: Final = 10.0
 Notify = Callable[[Ask[Done]], None]
 
 
-#: Bytes of notes of hidden files after which those of removed ones are left out.
-MAX_NOTES: Final = 1 << 20
-
-
-def _note(root: int, path: bytes) -> bytes:
-    return b"%d %s\0" % (root, path)
-
-
-def _append(path: Path, data: bytes) -> int:
-    """Add to a file, whole or not at all: what is torn would be read as part of what follows. The size afterwards.
-    Raises OSError."""
-    descriptor = steps.note_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    try:
-        before = os.fstat(descriptor).st_size
-        try:
-            left = memoryview(data)
-            while left:
-                left = left[steps.note_write(descriptor, left) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                steps.note_undo(descriptor, before)
-            raise
-        return before + len(data)
-    finally:
-        os.close(descriptor)
-
-
 def find_name(tree: Tree, exclusions: Exclusions, inode: int) -> bytes | None:
     """A replicated name of a file that is open, by the number of its inode; None when it has none. Looks everywhere."""
     pending = [b""]
@@ -204,8 +176,7 @@ class Engine:
         self.generation = 0  # rises with every role change: what caches hold is void
         self.relief: list[Callable[[], None]] = []  # one of each mount, see `slow`
         self._leaving = False
-        self._hidden: set[tuple[int, bytes]] = set()  # names of files that are gone but open
-        self._noting = threading.Lock()
+        self.place_holders = PlaceHolders(tracker.directory)
         self.peer_has_all = True
         """All that was changed up to the last change of role is on the disk of the peer that was in the pair."""
         self._attached = threading.Event()
@@ -347,20 +318,6 @@ class Engine:
         tree = self.roots[file.root].tree
         found = (tree.status(path) for path in (file.path, file.named) if path is not None)
         return next((status.st_mtime_ns for status in found if status and status.st_ino == file.inode), None)
-
-    def note_hidden(self, root: int, path: bytes) -> None:
-        """libfuse is about to hide a file under this name: a crash must not leave it for ever (see `switch`)."""
-        notes = self.tracker.directory / "hidden"
-        with self._noting:
-            size = _append(notes, _note(root, path))
-            self._hidden.add((root, path))
-            if size > MAX_NOTES + 512 * len(self._hidden):
-                write_atomic(notes, b"".join(_note(*found) for found in self._hidden), durable=False)
-
-    def forget_hidden(self, root: int, path: bytes) -> None:
-        """That name is gone."""
-        with self._noting:
-            self._hidden.discard((root, path))
 
     # --- streams --------------------------------------------------------------------------------------------
 

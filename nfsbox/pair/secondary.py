@@ -18,6 +18,7 @@ from typing import Any, Final
 from nfsbox.pair import apply
 from nfsbox.pair.commit import Disks, Due
 from nfsbox.pair.engine import Root
+from nfsbox.pair.hidden import PlaceHolders
 from safekit.disk import steps
 from safekit.rfs.system import PIECE
 from safekit.rfs.wire import HEADER, HEADER_SIZE, Channel, Flag, Op, WireError, decode_map
@@ -40,6 +41,7 @@ class Applier:
         *,
         strict: bool,
         durable: bool,
+        place_holders: PlaceHolders | None = None,
         on_end: Callable[[str, bytes | None], None],
         on_strict: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -59,7 +61,7 @@ class Applier:
         self._on_strict = on_strict
         self._sending = threading.Lock()
         self._files = apply.OpenFiles()
-        self._trees = apply.Trees(roots)
+        self._trees = apply.Trees(roots, place_holders)
         self._due = Due()
         self._unanswered = 0  # the last operation that is applied and wants an answer, but is not on disk yet
         self._group = self._group_bytes = 0

@@ -254,6 +254,7 @@ RECORDING = (
     "nfsbox.pair.commit",
     "nfsbox.pair.engine",
     "nfsbox.pair.files",
+    "nfsbox.pair.hidden",
     "nfsbox.pair.secondary",
     "nfsbox.pair.tracking",
     "safekit.disk.files",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import mmap
 import os
 import random
@@ -605,6 +606,41 @@ def test_what_a_crash_left_of_unlinked_files_goes_at_the_next_start(make: MakePa
     if left == "place holder":
         assert os.listdir(kept) == [] and kept.stat().st_mtime_ns == 123456789_987654321
     assert not (pair.a.rfs_dir / "hidden").exists()
+
+
+@pytest.mark.parametrize("moved", ["renamed", "exchanged", "by the other server", "local"])
+def test_what_a_crash_left_goes_although_its_directory_has_another_name(make: MakePair, moved: str) -> None:
+    pair = make(replicated={"notreplicated_paths": ["local"]}).up()
+    a, b = pair.a, pair.b
+    place = a.mount / ("local" if moved == "local" else "d")
+    for directory in (place, a.mount / "other"):
+        (directory / "sub").mkdir(parents=True)
+    handle = os.open(place / "sub" / "f", os.O_RDWR | os.O_CREAT)
+    os.unlink(place / "sub" / "f")
+    assert list(a.backing.rglob(".fuse_hidden*"))
+    if moved == "by the other server":
+        swap(a, b)
+        os.rename(b.mount / "d", b.mount / "e")
+        wait_until((a.backing / "e").exists)
+    elif moved == "exchanged":
+        exchange(place, a.mount / "other")
+    else:
+        os.rename(place / "sub", place / "e")
+        if moved == "renamed":
+            os.rename(place, a.mount / "e")
+    assert len(list(a.backing.rglob(".fuse_hidden*"))) == 1
+    a.kill()
+    with contextlib.suppress(OSError):
+        os.close(handle)
+    a.close()
+    a.start()
+    a("prepare")
+    assert not list(a.backing.rglob(".fuse_hidden*"))
+
+
+def exchange(one: Path, other: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0, os.strerror(ctypes.get_errno())
 
 
 def test_prepare_refuses(make: MakePair) -> None:

@@ -324,7 +324,7 @@ def test_a_primary_tells_what_fails_and_records_what_it_promised(
 
 def test_a_note_that_fails_is_no_part_of_the_next_one(place: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A torn one would be read together with what follows, and one file would stay for ever."""
-    place.engine.note_hidden(0, b".fuse_hidden1")
+    place.engine.place_holders.note(0, b".fuse_hidden1")
 
     def torn(descriptor: int, data: memoryview) -> int:
         os.write(descriptor, data[:5])
@@ -333,8 +333,8 @@ def test_a_note_that_fails_is_no_part_of_the_next_one(place: Server, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(steps, "note_write", torn)
         with pytest.raises(OSError, match="No space"):
-            place.engine.note_hidden(0, b".fuse_hidden2")
-    place.engine.note_hidden(0, b".fuse_hidden3")
+            place.engine.place_holders.note(0, b".fuse_hidden2")
+    place.engine.place_holders.note(0, b".fuse_hidden3")
     assert (place.directory / "hidden").read_bytes() == b"0 .fuse_hidden1\x000 .fuse_hidden3\0"
 
 

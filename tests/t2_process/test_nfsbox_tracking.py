@@ -224,12 +224,12 @@ def test_a_journal_damaged_in_the_middle_is_not_trusted(tracker: Tracker) -> Non
 
 
 def test_the_notes_of_hidden_files_do_not_grow_without_end(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfsbox.pair.engine.MAX_NOTES", 1000)
+    monkeypatch.setattr("nfsbox.pair.hidden.MAX_NOTES", 1000)
     engine = Engine((), tracker, Settings(), lambda _: None)
-    engine.note_hidden(0, b".fuse_hidden_kept")
+    engine.place_holders.note(0, b".fuse_hidden_kept")
     for number in range(500):
-        engine.note_hidden(0, b".fuse_hidden%d" % number)
-        engine.forget_hidden(0, b".fuse_hidden%d" % number)
+        engine.place_holders.note(0, b".fuse_hidden%d" % number)
+        engine.place_holders.forget(0, b".fuse_hidden%d" % number)
     notes = (tracker.directory / "hidden").read_bytes()
     assert b"0 .fuse_hidden_kept\0" in notes and len(notes) < 2500
 
