@@ -52,7 +52,7 @@ def in_doubt(s: State) -> bool:
 def enter(t: Turn, color: Color, evidence: Evidence, **facts: Any) -> None:
     """Become ALONE, with `facts` in the same durable write.  An AssertionError is a defect: heart ends before anything
     is done, and its successor takes up what is on disk."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     assert proved(t, evidence), f"{s.role} -> ALONE without proof: {evidence}"
     known = evidence is Evidence.GRANT or (peer is not None and outdated(peer))
     alone_before = s.role is Role.WAIT and not s.paired
@@ -64,7 +64,7 @@ def enter(t: Turn, color: Color, evidence: Evidence, **facts: Any) -> None:
 
 def proved(t: Turn, evidence: Evidence) -> bool:
     """Whether the proof is there."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if evidence is Evidence.SILENCE:
         return t.lost() and (t.listened() or t.stopped_elsewhere())
     if evidence is Evidence.GOES_ON:
@@ -83,7 +83,7 @@ def outdated(peer: Beat) -> bool:
 
 def settle(t: Turn) -> None:
     """The other server is heard: what it says of itself ends what could only be suspected."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if peer is None or rival(s) == "none" or lineage.here(s):
         return
     if outdated(peer) or peer.fenced == (s.incarnation, s.fence) or _followed(s):

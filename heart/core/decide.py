@@ -115,8 +115,8 @@ def _react(t: Turn) -> None:
     running.announce(t)
     fitting.settle(t)
     lineage.settle(t)
-    if t.s.role is Role.PRIM and t.peer is not None and pairing.pair_healthy(t):
-        lineage.mark(t, t.peer)
+    if t.s.role is Role.PRIM and t.s.peer is not None and pairing.pair_healthy(t):
+        lineage.mark(t, t.s.peer)
 
 
 def _pair_moved(t: Turn) -> bool:

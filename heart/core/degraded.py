@@ -20,7 +20,7 @@ COUNT, SINCE = "state.recoveries", "state.recoveredsince"
 
 def recover(t: Turn) -> bool:
     """On a primary with nothing to do: begin the stopstart when its time has come."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     waited_for = peer is not None and peer.role is Role.WAIT and peer.uptodate != "up"
     stable = s.role is Role.ALONE and s.color is Color.GREEN and s.uptodate and not s.paired and not s.breaking
     if not (s.setup.rfs and s.resource("rfs.degraded") == "up" and stable and waited_for):

@@ -22,7 +22,7 @@ from heart.core.values import Beat, Role
 
 def settle(t: Turn) -> None:
     """End a doubt: in good faith when the peer was heard, else with data that is not up to date."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if s.doubted and t.lost():
         _out_of_date(t, "unwatched" if math.isinf(s.stood_still) else "stood_still")
     elif s.doubted and s.heard_in_doubt:
@@ -40,15 +40,16 @@ def settle(t: Turn) -> None:
 
 def left_behind(s: State, peer: Beat) -> bool:
     """The peer has acknowledged writes alone while this server was in a pair with it."""
-    if not (s.setup.rfs and s.role.running and s.paired and s.uptodate):
+    if peer.role not in (Role.WAIT, Role.STOP):
         return False
-    return peer.role in (Role.WAIT, Role.STOP) and peer.uptodate == "up" and not peer.paired
+    ours = s.setup.rfs and s.role.running and s.paired and s.uptodate
+    return ours and peer.uptodate == "up" and not peer.paired
 
 
 def gone_on(s: State, peer: Beat) -> bool:
     """The primary is in no pair with this secondary. It says so once with a number to acknowledge (see
     `heart.core.pairing`), but its heart may have been replaced before that was heard."""
-    if not (s.setup.rfs and s.role is Role.SECOND and s.paired and s.uptodate and not s.syncing):
+    if not (s.role is Role.SECOND and s.setup.rfs and s.paired and s.uptodate and not s.syncing):
         return False
     return peer.role.primary and peer.uptodate == "up" and not peer.paired
 

@@ -25,7 +25,7 @@ SERVING = ("ALONE", "PRIM", "UP")
 
 def others(t: Turn) -> tuple[Sibling, ...]:
     """The other servers of the module that tell what they have, heartbeats before safeadmin."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if not s.setup.mirror:
         return tuple(other for other in s.siblings if other.node != s.setup.node)
     if peer is not None:
@@ -43,7 +43,8 @@ def settle(t: Turn) -> None:
     if s.role is Role.STOP and not s.intent:
         s.compared = ()
         return
-    seen = (s.setup.agrees, *((other.node, other.agrees) for other in others(t)))
+    told_by = s.siblings if s.peer is None or not s.setup.mirror else (s.peer.node, s.peer.agrees)
+    seen = (s.setup.agrees, told_by)
     if seen == s.compared:
         return
     s.compared = seen
@@ -66,7 +67,7 @@ def settle(t: Turn) -> None:
 def unfit(t: Turn) -> tuple[Difference, ...]:
     """Why this server may not be the secondary of the primary that it hears. Other addresses are accepted by `second`,
     and by no other way into the pair."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if peer is None or not peer.role.primary:
         return ()
     word = waiting.accepts(s) if s.role is Role.WAIT else s.resource(waiting.ACCEPTED) == "up"

@@ -110,7 +110,6 @@ class Meeting:
     words: tuple[bool, bool]
 
 
-@lru_cache(maxsize=256)
 def meeting(mine: tuple[Entry, ...], theirs: tuple[Entry, ...]) -> Meeting | None:
     """None when they have nothing in common."""
     places = {entry.name: number for number, entry in enumerate(theirs)}
@@ -142,7 +141,13 @@ def set_back(s: State, peer: Beat) -> SetBack:
 
 
 def _met(s: State, peer: Beat) -> Meeting | None:
-    return meeting(own(s), parse(peer.lineage)) if s.setup.rfs else None
+    return _meeting_of(s.resources.get(NAME, NONE), peer.lineage) if s.setup.rfs else None
+
+
+@lru_cache(maxsize=256)
+def _meeting_of(mine: str, theirs: str) -> Meeting | None:
+    """Asked for with every heartbeat, of histories that change with the role or once in a minute."""
+    return meeting(parse(mine), parse(theirs))
 
 
 def _proved(s: State, peer: Beat, met: Meeting) -> SetBack:
@@ -195,17 +200,18 @@ def unsure(s: State, peer: Beat) -> bool:
 
 def settle(t: Turn) -> None:
     """Count the marks of a whole pair, note those of the primary, and tell who was set back."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if not (s.setup.mirror and s.setup.rfs):
         return
     if peer is not None and s.role is Role.SECOND and s.uptodate and s.paired and not s.syncing:
         _note_mark(t, peer)
-    found = s.resources.get(FOUND, NONE)
+    before = s.resources.get(FOUND)
+    found = before or NONE
     if s.role in (Role.STOP, Role.SECOND):
         found = NONE
     elif peer is not None and s.role in (Role.WAIT, Role.ALONE):
         found = set_back(s, peer).value
-    if t.remember({FOUND: found}) and found != NONE:
+    if found != before and t.remember({FOUND: found}) and found != NONE:
         if found == "here":
             t.log("set_back_here", peer=s.setup.peer)
         elif found == "there":
@@ -214,7 +220,7 @@ def settle(t: Turn) -> None:
             t.log("copies", peer=s.setup.peer)
         t.log("advice_data")
         t.because("set_back", found, mine=s.resources.get(NAME, NONE), theirs=peer.lineage if peer else NONE)
-    if here(s) and s.role is Role.WAIT and s.resources.get("state.rival") != "served":
+    if s.role is Role.WAIT and here(s) and s.resources.get("state.rival") != "served":
         # the other one may fall silent: what it has proved holds
         t.memory(rival="served")
 
@@ -223,8 +229,10 @@ def mark(t: Turn, peer: Beat) -> None:
     """On a primary whose secondary has everything, the mark before included: another minute, on disk before the other
     one hears of it. A secondary that was the primary until now may be ahead, by a mark that this server never noted."""
     s = t.s
+    if t.now < s.marked_at + s.setup.mark:
+        return
     mine, theirs = own(s), parse(peer.lineage)
-    if t.now < s.marked_at + s.setup.mark or not mine or not theirs:
+    if not mine or not theirs:
         return
     head, noted = mine[0], theirs[0]
     if noted.name != head.name or noted.mark < head.mark:
@@ -234,6 +242,8 @@ def mark(t: Turn, peer: Beat) -> None:
 
 
 def _note_mark(t: Turn, peer: Beat) -> None:
+    if peer.lineage == t.s.resources.get(NAME):
+        return
     mine, theirs = own(t.s), parse(peer.lineage)
     known = bool(mine and theirs) and mine[0].name == theirs[0].name
     if known and peer.role.primary and peer.paired and theirs[0].mark > mine[0].mark:

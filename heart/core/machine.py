@@ -102,7 +102,7 @@ def settle_last_primary(t: Turn) -> None:
 
     A peer that is primary at that moment may be about to leave after a split brain, and to forget it too.
     """
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if peer is None or s.role is not Role.WAIT or peer.role not in (Role.WAIT, Role.STOP):
         return
     if s.lastprim and lineage.newer(s, peer) < 0:

@@ -220,7 +220,7 @@ def on_replication(t: Turn, event: Replication) -> None:
 
 def synced(t: Turn, attempt: str) -> None:
     """The primary has remembered the pair: this server may call itself up to date."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if s.role is not Role.SECOND or not s.syncing or s.leaving or s.stopping:
         return
     if attempt != s.attempt:

@@ -24,7 +24,7 @@ ALONE_RETRY = 2.0
 
 def pair_healthy(t: Turn) -> bool:
     """The peer is secondary and has all that this server acknowledged."""
-    peer = t.peer
+    peer = t.s.peer
     if peer is None or peer.role is not Role.SECOND or t.s.breaking or t.s.break_asked or peer.stream_lost:
         return False
     return not t.s.setup.rfs or (t.s.paired and peer.uptodate == "up")
@@ -33,7 +33,7 @@ def pair_healthy(t: Turn) -> bool:
 def left_whole(t: Turn) -> bool:
     """This primary leaves without its file system, and the secondary has all that was acknowledged, although their
     connection is gone."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if not (s.boxless and s.setup.rfs and s.paired) or s.breaking or peer is None:
         return False
     return peer.role is Role.SECOND and peer.uptodate == "up"
@@ -58,7 +58,7 @@ def check_pair(t: Turn) -> None:
     cause = s.break_asked or _broken(t)
     if not s.setup.rfs:
         s.break_asked = ""
-        if s.role is Role.PRIM and cause and not (t.peer is not None and t.peer.role.primary):
+        if s.role is Role.PRIM and cause and not (t.s.peer is not None and t.s.peer.role.primary):
             _now_alone(t, cause)
         return
     if cause and s.paired and not s.breaking and not _contested(t):
@@ -66,15 +66,17 @@ def check_pair(t: Turn) -> None:
     s.break_asked = ""
     if s.breaking == "fence":
         _wait_for_fence(t)
-    if s.alone_due() and s.boxless:
+    if not s.alone_due():
+        return
+    if s.boxless:
         # no write waits for that: the next primary records it
         s.breaking = ""
-    elif s.alone_due() and t.now >= s.break_retry:
+    elif t.now >= s.break_retry:
         _tell_nfsadmin(t)
 
 
 def _broken(t: Turn) -> str:
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if t.lost():
         return "no heartbeat"
     if peer is None:
@@ -90,7 +92,7 @@ def _broken(t: Turn) -> str:
 
 def _contested(t: Turn) -> bool:
     """Both are primary: the recovery of a split brain decides, not this."""
-    return t.peer is not None and t.peer.role.primary
+    return t.s.peer is not None and t.s.peer.role.primary
 
 
 def start_break(t: Turn, cause: str) -> None:
@@ -105,7 +107,7 @@ def start_break(t: Turn, cause: str) -> None:
 
 def peer_is_fenced(t: Turn) -> bool:
     """The peer cannot call itself up to date any more, or nothing can be known of it."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if t.lost() or (t.now >= s.break_deadline and not t.undecided()):
         return True
     if peer is None:
@@ -132,7 +134,7 @@ def _now_alone(t: Turn, cause: str) -> None:
     t.because("now_alone", f"{was} -> ALONE", cause=cause, peer=t.peer_role.value)
     alone.enter(t, s.color, Evidence.GOES_ON, paired=False, uptodate=True, former="PRIM")
     if was is Role.PRIM and not s.leaving and s.swap is None:
-        word = t.peer.action if t.peer is not None else "start"
+        word = t.s.peer.action if t.s.peer is not None else "start"
         s.plan = (*s.plan, *plans.pair_broken(plans.action_word(word)))
 
 
@@ -155,7 +157,7 @@ def alone_done(t: Turn, ok: bool, text: str) -> None:
 
 def on_pair_asked(t: Turn, event: PairAsked) -> None:
     """The secondary has everything: remember it here before the secondary may call itself up to date."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if not s.role.primary or s.leaving or s.stopping or s.breaking or s.break_asked or _about_to_part(s):
         t.reply(event.token, False, "not_primary", f"this server is {s.role} and cannot complete the pair now")
     elif peer is None or peer.role is not Role.SECOND:
@@ -176,7 +178,7 @@ def _about_to_part(s: State) -> bool:
 
 def react_to_fence(t: Turn) -> None:
     """The primary says that this server is out of date: remember it before saying so."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if peer is None or not peer.fence or not peer.role.primary:
         return
     mark = (peer.incarnation, peer.fence)
@@ -301,5 +303,5 @@ def takes_first(s: State, peer: Beat) -> bool:
 
 def can_be_prim(t: Turn) -> bool:
     """ALONE, and the other is a complete secondary."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     return s.role is Role.ALONE and peer is not None and peer.color is Color.GREEN and pair_healthy(t)

@@ -48,7 +48,7 @@ def settle(t: Turn) -> bool:
 
 
 def _second_without_primary(t: Turn) -> bool:
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if t.lost():
         return _primary_gone(t, "no heartbeat")
     if peer is None:
@@ -82,7 +82,7 @@ def _primary_gone(t: Turn, why: str) -> bool:
 
 def _take_over(t: Turn, why: str) -> bool:
     """SECOND -> ALONE: remember first, so that no crash leaves the data of both called up to date."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     t.log("failover_no_heartbeat" if why == "no heartbeat" else "failover_remote_stop")
     t.because("take_over", "SECOND -> ALONE", why=why, uptodate=s.uptodate, peer=t.peer_role.value)
     word = peer.action if peer is not None else s.action
@@ -135,14 +135,14 @@ def _failover_off(t: Turn, why: str) -> bool:
 def _fall_back(t: Turn) -> bool:
     """The stream is broken but the primary goes on without telling: resynchronise."""
     s = t.s
-    if s.stream_lost_at and t.now - s.stream_lost_at >= s.setup.timeout and t.peer is not None and not t.quiet():
+    if s.stream_lost_at and t.now - s.stream_lost_at >= s.setup.timeout and t.s.peer is not None and not t.quiet():
         return _leave(t, "stream_lost", "the replication stream broke and the primary did not react")
     return False
 
 
 def _default_primary(t: Turn) -> bool:
     """defaultprim: right after its reintegration this server takes the application back (guide 5.8)."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if not s.swap_back or peer is None or not peer.role.primary:
         return False
     s.swap_back = False
@@ -158,7 +158,7 @@ def announce(t: Turn) -> None:
     """Whoever was primary unheard, or beside us, has told the network that the addresses are there. The one that keeps
     them tells that they are here when the two meet, since the other's stop scripts may take long, and when it has let
     them go."""
-    s, peer, before = t.s, t.peer, t.s.rival
+    s, peer, before = t.s, t.s.peer, t.s.rival
     if not s.role.primary:
         s.rival = ""
         return
@@ -174,7 +174,7 @@ def announce(t: Turn) -> None:
 
 
 def _split_brain(t: Turn) -> bool:
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if peer is None or not peer.role.primary:
         s.split, s.split_since = False, 0.0
         return False
@@ -207,7 +207,7 @@ def _split_brain(t: Turn) -> bool:
 
 def _complete(t: Turn) -> bool:
     """ALONE -> PRIM."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     assert peer is not None
     word = plans.action_word(peer.action)
     t.because("pair", "ALONE -> PRIM", peer_uptodate=peer.uptodate, paired=s.paired)

@@ -47,6 +47,7 @@ class State:
 
     # the peer, as last heard
     peer: Beat | None = None
+    """Its last heartbeat; None while nothing is heard."""
     remote: tuple[Role, Color] = (Role.UNKNOWN, Color.GREY)
     links: dict[str, str] = field(default_factory=dict)
     """up, down or init (not heard since the start) by ident."""
@@ -281,5 +282,5 @@ def _shared_of(s: State) -> tuple[tuple[str, str], ...]:
 
 def shared(resources: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """The resources that the peer's rules may look at, bounded."""
-    names = sorted(name for name in resources if not name.startswith(_HEARTBEAT_EXCLUDED))
-    return tuple((name, resources[name]) for name in names[:MAX_SHARED])
+    names = sorted([name for name in resources if not name.startswith(_HEARTBEAT_EXCLUDED)])
+    return tuple([(name, resources[name]) for name in names[:MAX_SHARED]])

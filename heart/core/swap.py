@@ -21,7 +21,7 @@ from heart.core.values import Color, Role, SwapNotice
 
 def possible(t: Turn) -> str:
     """Why no swap can begin here and now, "" when it can."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if s.role not in (Role.PRIM, Role.SECOND) or s.color is not Color.GREEN:
         return f"the module is {s.role} {s.color}, a swap needs PRIM green or SECOND green"
     if s.leaving or s.stopping or s.swap is not None:
@@ -47,7 +47,7 @@ def begin(t: Turn, *, nosync: bool) -> None:
 
 def react(t: Turn) -> None:
     """Join, or refuse, the swap that the peer asks for."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     notice = peer.swap if peer is not None else None
     if peer is None or notice is None or notice.issuer != s.setup.peer or s.swap is not None:
         if s.swap_refused and (notice is None or notice.number != s.swap_refused):
@@ -81,7 +81,7 @@ def _engage(t: Turn, issuer: str, number: int, nosync: bool, phase: str) -> None
 
 def _notice(t: Turn) -> SwapNotice | None:
     """The peer's word about this very swap."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if s.swap is None or peer is None or peer.swap is None:
         return None
     same = peer.swap.issuer == s.swap.issuer and peer.swap.number == s.swap.number
@@ -90,7 +90,7 @@ def _notice(t: Turn) -> SwapNotice | None:
 
 def check(t: Turn) -> None:
     """Give up a swap that the other server refused, left, or never joined."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     swap = s.swap
     if swap is None or s.leaving or s.stopping:
         return
@@ -200,21 +200,21 @@ def swap_release(t: Turn, _: str) -> None:
 @condition
 def swap_taken(t: Turn) -> bool:
     """The other is primary, later than this server was."""
-    peer = t.peer
+    peer = t.s.peer
     return peer is not None and peer.role.primary and peer.serving and peer.term > t.s.term
 
 
 @step
 def swap_given(t: Turn, _: str) -> None:
     """The other is the last primary: remembered before the first of its writes arrives here."""
-    assert t.peer is not None
-    t.memory(lastprim=False, term=t.peer.term)
+    assert t.s.peer is not None
+    t.memory(lastprim=False, term=t.s.peer.term)
 
 
 @condition
 def swap_released(t: Turn) -> bool:
     """The former primary has given the application up, and not taken it back while this server stood still."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     return not s.doubted and _phase(t) == "released" and peer is not None and peer.role is Role.SECOND
 
 
@@ -222,7 +222,7 @@ def swap_released(t: Turn) -> bool:
 def swap_take(t: Turn, _: str) -> None:
     """Remember to be the primary, then be it."""
     s = t.s
-    term = max(s.term, t.peer.term if t.peer is not None else 0) + 1
+    term = max(s.term, t.s.peer.term if t.s.peer is not None else 0) + 1
     s.fence = 0
     t.become(Role.PRIM, Color.MAGENTA, uptodate=True, paired=True, lastprim=True, former="PRIM", term=term)
 
@@ -238,7 +238,7 @@ def swap_end(t: Turn, _: str) -> None:
 
 def take_back(t: Turn) -> bool:
     """The giver released, and the other secondary does not take: one of two up-to-date secondaries acts."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     return (
         s.swap is not None
         and s.swap.giver

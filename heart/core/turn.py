@@ -23,7 +23,7 @@ from heart.core.actions import (
     Vip,
 )
 from heart.core.state import State
-from heart.core.values import Beat, Color, Reason, Role
+from heart.core.values import Color, Reason, Role
 
 LISTEN_PULSES = 5
 """A server that waits listens for so many pulses, even when the other one is known to be stopped."""
@@ -60,7 +60,8 @@ class Turn:
     def remember(self, values: Mapping[str, str]) -> bool:
         """Set resources in one durable write; False when all had these values already."""
         s = self.s
-        changed = tuple((k, v) for k, v in values.items() if s.resources.get(k) != v)
+        known = s.resources.get
+        changed = tuple([(name, value) for name, value in values.items() if known(name) != value])
         if not changed:
             return False
         self._own_resources().update(changed)
@@ -127,11 +128,6 @@ class Turn:
                 self.because("settled", f"{role} {color}")
 
     # -- the peer
-
-    @property
-    def peer(self) -> Beat | None:
-        """The last heartbeat of the peer, None while nothing is heard."""
-        return self.s.peer
 
     def quiet(self) -> bool:
         """No heartbeat is heard, and each has had its time-out."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
 
 from safekit.model.agreement import Agreement
 from safekit.rules.ast import Rule
@@ -30,15 +32,14 @@ class Role(StrEnum):
     UNKNOWN = "UNKNOWN"
     """Only of the peer: nothing is heard from it."""
 
-    @property
-    def primary(self) -> bool:
-        """The application runs in this role."""
-        return self in (Role.ALONE, Role.PRIM)
+    primary: bool
+    """The application runs in this role."""
+    running: bool
+    """Neither stopped nor waiting."""
 
-    @property
-    def running(self) -> bool:
-        """Neither stopped nor waiting."""
-        return self in (Role.ALONE, Role.PRIM, Role.SECOND, Role.UP)
+    def __init__(self, name: str) -> None:
+        self.primary = name in ("ALONE", "PRIM")
+        self.running = self.primary or name in ("SECOND", "UP")
 
 
 class Color(StrEnum):
@@ -59,7 +60,7 @@ class Link:
     timeout: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setup:
     """What the configuration says to the automaton; seconds everywhere.
 
@@ -93,29 +94,29 @@ class Setup:
     hurry: float = 10.0
     """Longest time in which the stop scripts of the application end, or are ended, when the witness says so."""
 
-    @property
+    @cached_property
     def timeout(self) -> float:
         """After this long without any heartbeat the peer is lost."""
         return max((link.timeout for link in self.links), default=0.0)
 
-    @property
+    @cached_property
     def pulse(self) -> float:
         """The longest period between two heartbeats of a link."""
         return max((link.pulse for link in self.links), default=1.0)
 
-    @property
+    @cached_property
     def holds(self) -> float:
         """With a witness: how long this server may run the application at most after the last of its heartbeats that
         the peer has heard (see `heart.core.witness`)."""
         margin = MARGIN + MARGIN_PULSES * self.pulse
         return self.timeout + VERDICT + self.hurry + ADDRESSES + margin if self.witness else 0.0
 
-    @property
+    @cached_property
     def is_default_prim(self) -> bool:
         """isdefaultprim(): the name may be the node's or the host's (any case)."""
         return self.defaultprim.casefold() in (self.node.casefold(), self.hostname.casefold())
 
-    @property
+    @cached_property
     def mirror(self) -> bool:
         """Two servers, a primary and a secondary."""
         return self.mode == "mirror"
@@ -155,8 +156,7 @@ class Decided:
     inputs: tuple[tuple[str, str, str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(NamedTuple):
     """One heartbeat as the automaton sees it.
 
     ``incarnation`` grows with every start of a heart, ``sequence`` within one;

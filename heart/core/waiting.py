@@ -91,7 +91,7 @@ def arrive_in_wait_forced(t: Turn) -> None:
 
 def react_to_claim(t: Turn) -> None:
     """Answer the peer's claim.  Only a server that waits or is stopped can promise not to be primary."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     if s.grant != (0, 0):
         kept = peer is not None and s.grant[0] == peer.incarnation
         if not kept or peer is None or not (peer.claim == s.grant[1] or peer.role.primary):
@@ -169,7 +169,7 @@ def stop(t: Turn, kind: str, word: str) -> None:
 
 
 def _decide(t: Turn) -> bool:
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     forced = s.intent in ("prim", "primforce")
     verdict = machine.verdict(t, uptodate=forced)
     if verdict.verb is not None and verdict.verb.value == "wait" and verdict.winner is not None:
@@ -225,7 +225,7 @@ def _decide(t: Turn) -> bool:
 
 def _set_back(t: Turn) -> bool:
     """Data that was set back, or a copy, replaces nothing and starts nothing before an administrator's word."""
-    s, peer = t.s, t.peer
+    s, peer = t.s, t.s.peer
     found = s.resources.get(lineage.FOUND, lineage.NONE)
     if peer is None or found == lineage.NONE:
         return False
@@ -326,11 +326,11 @@ def become_alone(t: Turn, evidence: Evidence) -> bool:
     """WAIT -> ALONE.  The memory is on disk before anything starts."""
     s = t.s
     forced = s.intent == "primforce"
-    peer_term = t.peer.term if t.peer is not None else 0
+    peer_term = t.s.peer.term if t.s.peer is not None else 0
     # beside a server that may have served without a break, this one begins no term, unless an administrator says so;
     # without data, nothing else than having heard the other server tells that it has not served meanwhile
     unknown = alone.rival(s) != "none" or not s.setup.rfs
-    again = t.peer is None and unknown and s.intent not in ("prim", "primforce")
+    again = t.s.peer is None and unknown and s.intent not in ("prim", "primforce")
     t.because("become_alone", "WAIT -> ALONE", why=evidence.value, uptodate=s.uptodate, intent=s.intent)
     steps = plans.to_alone(Role.WAIT, plans.action_word(s.action), stops=(), starts=("start_both", "start_prim"))
     if forced:
@@ -370,7 +370,7 @@ def become_second(t: Turn) -> bool:
         s.attempts, s.synced_in_doubt = s.attempts + 1, ""
         s.attempt = f"{s.incarnation}.{s.attempts}"
         options: tuple[tuple[str, bool | str], ...] = (("attempt", s.attempt), *((("fullsync", True),) if full else ()))
-        if t.peer is not None and lineage.unsure(s, t.peer):
+        if t.s.peer is not None and lineage.unsure(s, t.s.peer):
             options = (*options, ("unsure", True))
         t.follow(Rfs("secondary", options, on_failure="secondary_failed"), Do("synchronize"))
     else:
@@ -388,7 +388,7 @@ def accepts(s: State) -> bool:
 def follow_primary(t: Turn) -> None:
     """The peer is the last primary.  With <rfs> only when replication has reached it: it may have been heard for the
     last time while it was leaving after a split brain, and then this server knows more."""
-    t.memory(lastprim=False, term=max(t.s.term, t.peer.term if t.peer is not None else 0))
+    t.memory(lastprim=False, term=max(t.s.term, t.s.peer.term if t.s.peer is not None else 0))
 
 
 def wants_primary_back(t: Turn) -> bool:

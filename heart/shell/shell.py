@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import time
 from collections import deque
@@ -201,8 +200,7 @@ class Shell:
 
     def says(self, sequence: int) -> Beat:
         """What the heartbeat of that number says."""
-        return dataclasses.replace(
-            beat(self.state),
+        return beat(self.state)._replace(
             sequence=sequence,
             decided=self.telling.pending() if self.state.peer is not None else (),
             decided_seen=self.telling.seen,

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import msgpack
@@ -38,7 +38,7 @@ _TEXTS = ("node", "uptodate", "former", "action", "signature")
 _RIVALS = ("none", "possible", "served")
 MAX_HOLDS = 1e6
 _PAIRS = ("echo", "grant", "fenced")
-_KNOWN = {item.name for item in fields(Beat)}
+_KNOWN = frozenset(Beat._fields)
 
 
 def pack(beat: Beat, module: str, version: int = protocol.OLDEST) -> bytes:

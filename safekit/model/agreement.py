@@ -86,6 +86,8 @@ def agreement(config: ModuleConfig) -> Agreement:
 
 def differences(mine: Agreement, theirs: Agreement) -> tuple[Difference, ...]:
     """The names that both know and whose values differ, the heaviest first. An unknown name is only told."""
+    if mine == theirs:
+        return ()
     told = dict(theirs)
     found = [
         Difference(name, value, told[name], _WORDS[name][1] if name in _WORDS else Weight.NAMED)

@@ -12,9 +12,10 @@ in and go out as values. Nodes are numbers: positions in a list of names that al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_NODES = 32
@@ -82,7 +83,7 @@ class View:
         return bool(self.members >> node & 1)
 
     def nodes(self) -> tuple[int, ...]:
-        return tuple(bits(self.members))
+        return bits(self.members)
 
 
 class Cause(Enum):
@@ -115,12 +116,15 @@ class Change:
     reasons: tuple[Reason, ...]
 
 
-def bits(mask: int) -> Iterator[int]:
-    """The positions of the ones of a mask, lowest first."""
+@lru_cache(maxsize=1024)
+def bits(mask: int) -> tuple[int, ...]:
+    """The positions of the ones of a mask, lowest first. The masks of a cluster are the same few, pulse after pulse."""
+    found = []
     while mask:
         low = mask & -mask
-        yield low.bit_length() - 1
+        found.append(low.bit_length() - 1)
         mask ^= low
+    return tuple(found)
 
 
 def component(start: int, hears: list[int]) -> int:
@@ -190,8 +194,13 @@ class Membership:
         """Whether this process has listened long enough for silence to mean anything."""
         return now - self._started > self.rules.pulse * (max(self.rules.mlost_count, self.rules.slost_count) + 1)
 
+    @property
+    def rows(self) -> Sequence[Row | None]:
+        """What each node last told of itself, None if it is neither a member nor heard."""
+        return self._rows
+
     def row(self, node: int) -> Row | None:
-        """What a node last told of itself, None if it is neither a member nor heard."""
+        """That of one node."""
         return self._rows[node]
 
     def last_heard(self, node: int) -> float | None:

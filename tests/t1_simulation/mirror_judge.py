@@ -89,7 +89,7 @@ class Judge:
 
     def check_told(self, name: str, before: State, decision: Decision) -> None:
         """Every change of a state is in the log, the last one as it is now."""
-        after, told = decision.state, [a for a in decision.actions if isinstance(a, Log)]
+        after = decision.state
         self._check_wait(name, after)
         said = after.resources.get(lineage.FOUND, lineage.NONE) != lineage.NONE
         if said and not self.touched:
@@ -98,8 +98,11 @@ class Judge:
             ("local_state", (before.role, before.color), (after.role, after.color)),
             ("remote_state", before.remote, after.remote),
         ):
-            lines = [tuple(value for _, value in line.fields) for line in told if line.code == code]
-            if was != now and after.role is not Role.STOP and (not lines or lines[-1] != now):
+            if was == now or after.role is Role.STOP:
+                continue
+            told = [action for action in decision.actions if isinstance(action, Log) and action.code == code]
+            lines = [tuple(value for _, value in line.fields) for line in told]
+            if not lines or lines[-1] != now:
                 raise Violation(f"{name}: {code} {now} is not told, but {lines}")
 
     def _check_wait(self, name: str, state: State) -> None:

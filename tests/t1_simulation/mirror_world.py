@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from heart.core.events import Born, Done, Heard, Ordered, Proved, Replication, R
 from heart.core.hearing import OVERSLEPT_SLACK
 from heart.core.values import Beat, Command, Link, Setup
 from heart.shell.telling import Sent
-from safekit.rules.ast import Rule
+from safekit.rules.ast import And, Compare, Expression, Not, Or, Resource, Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
 from safekit.rules.order import module_rules
 from safekit.rules.source import default_text
@@ -44,26 +45,69 @@ from tests.t1_simulation.mirror_judge import Judge
 from tests.t1_simulation.mirror_parts import DURABLE, PULSE, TIMEOUT, Options, Server, Snapshot, Violation, Wire
 
 DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/failover.xml")
-RULES = module_rules("", DEFAULT_RULES)
-_VERDICTS: dict[tuple[Any, ...], Any] = {}
 
 
-def _remembered(rules: tuple[Rule, ...], view: View) -> Verdict:
-    """`evaluate` is pure, and the servers of all schedules look at the same few values again and again."""
-    remote = None if view.remote is None else tuple(view.remote.items())
-    rest = (view.hostname, view.is_default_prim, view.cluster)
-    key = (id(rules), tuple((k, v) for k, v in view.local.items() if k != "state.term"), remote, rest)
-    found: Verdict
-    known, found = _VERDICTS.get(key, (None, None))
-    if known is not rules:
-        if len(_VERDICTS) > 20_000:
-            _VERDICTS.clear()
-        found = evaluate(rules, view)
-        _VERDICTS[key] = (rules, found)
-    return found
+@lru_cache
+def _rules_of(text: str) -> tuple[Rule, ...]:
+    return module_rules(text, DEFAULT_RULES)
 
 
-machine.evaluate = _remembered  # type: ignore[attr-defined,assignment]
+class Remembered:
+    """`evaluate` for one set of rules. It is pure, and the servers of all schedules have the same few values again and
+    again in what rules look at."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._rules = rules
+        read = [node for rule in rules for node in _resources(rule.condition)]
+        self._patterns = [node for node in read if node.is_pattern]
+        self._looked_at = dict.fromkeys((node.name for node in read if not node.is_pattern), True)
+        self._verdicts: dict[tuple[Any, ...], Verdict] = {}
+
+    def _reads(self, name: str) -> bool:
+        found = self._looked_at.get(name)
+        if found is None:
+            cls, _, ident = name.partition(".")
+            found = any(p.cls in ("?", "*", cls) and p.ident in ("?", "*", ident) for p in self._patterns)
+            self._looked_at[name] = found
+        return found
+
+    def evaluate(self, view: View) -> Verdict:
+        """The verdict, of the rules or of memory."""
+        reads = self._reads
+        local = tuple([item for item in view.local.items() if reads(item[0])])
+        remote = None if view.remote is None else tuple([item for item in view.remote.items() if reads(item[0])])
+        key = (local, remote, view.hostname, view.is_default_prim, view.cluster)
+        found = self._verdicts.get(key)
+        if found is None:
+            found = self._verdicts[key] = evaluate(self._rules, view)
+        return found
+
+
+def _resources(node: Expression) -> list[Resource]:
+    """The operands of a condition that are resources."""
+    match node:
+        case And(left, right) | Or(left, right) | Compare(_, left, right):
+            return [*_resources(left), *_resources(right)]
+        case Not(operand):
+            return _resources(operand)
+        case Resource():
+            return [node]
+        case _:
+            return []
+
+
+_REMEMBERED: dict[int, tuple[tuple[Rule, ...], Remembered]] = {}
+"""By the identity of the rules, which live as long as their entry."""
+
+
+def _evaluate(rules: tuple[Rule, ...], view: View) -> Verdict:
+    known = _REMEMBERED.get(id(rules))
+    if known is None:
+        known = _REMEMBERED[id(rules)] = (rules, Remembered(rules))
+    return known[1].evaluate(view)
+
+
+machine.evaluate = _evaluate  # type: ignore[attr-defined,assignment]
 MAX_EVENTS = 60_000
 HURRY = 2.0
 PROBE = 3.0
@@ -108,11 +152,12 @@ class World:
         heapq.heappush(self.queue, (self.now + delay, self.counter, action))
 
     def run_until(self, end: float) -> None:
-        while self.queue and self.queue[0][0] <= end:
+        queue = self.queue
+        while queue and queue[0][0] <= end:
             self.events += 1
             if self.events > MAX_EVENTS:
                 raise Violation("too many events: something spins")
-            self.now, _, action = heapq.heappop(self.queue)
+            self.now, _, action = heapq.heappop(queue)
             action()
         self.now = end
 
@@ -129,7 +174,7 @@ class World:
             hostname=name,
             links=self.links,
             rfs=self.options.rfs,
-            rules=module_rules(self.options.rules, DEFAULT_RULES) if self.options.rules else RULES,
+            rules=_rules_of(self.options.rules),
             defaultprim=self.options.defaultprim,
             failover=self.options.failover,
             period=2.0,
@@ -300,7 +345,9 @@ class World:
 
     def passes(self, sender: str, index: int) -> bool:
         """Whether what `sender` sends on a link may arrive."""
-        return not self.wires[sender, index].cut and all(server.carrier for server in self.servers.values())
+        if self.wires[sender, index].cut:
+            return False
+        return self.servers["A"].carrier and self.servers["B"].carrier
 
     def part(self, seconds: float) -> None:
         """The servers may not hear each other for so long, although both go on."""

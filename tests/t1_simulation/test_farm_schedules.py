@@ -14,9 +14,11 @@ import heapq
 import os
 import random
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import pytest
 
+from safekit.net.jhash import BUCKETS
 from safekit.wire.membership import Pulse, Rules
 from vipd.farm.buckets import FULL, NOBODY, Shares, bitmap_of
 from vipd.farm.core import Event, FarmCore, News, Plan, repeat_seconds
@@ -26,6 +28,29 @@ COUNT = 5
 SEEDS = int(os.environ.get("SAFEKIT_FARM_SEEDS", "300"))
 Kept = tuple[int, ...]
 REPEAT = repeat_seconds(PULSE)
+
+
+class Connections:
+    """The open connections of a server, by their bucket; `held`: the buckets in which there are some."""
+
+    def __init__(self) -> None:
+        self._buckets: list[int] = []
+        self._counts = [0] * BUCKETS
+        self.held = 0
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def begin(self, bucket: int) -> None:
+        self._buckets.append(bucket)
+        self._counts[bucket] += 1
+        self.held |= 1 << bucket
+
+    def end(self, number: int) -> None:
+        bucket = self._buckets.pop(number)
+        self._counts[bucket] -= 1
+        if not self._counts[bucket]:
+            self.held ^= 1 << bucket
 
 
 @dataclass
@@ -40,7 +65,7 @@ class Server:
     shared: tuple[int, ...] = (0,)
     kept: Kept = (0,)
     powered: bool = True
-    connections: list[int] = field(default_factory=list)
+    connections: Connections = field(default_factory=lambda: Connections())
     recounted: float = 0.0
     news: list[News] = field(default_factory=list)
     done: tuple[FarmCore | None, int] = (None, 0)
@@ -52,13 +77,19 @@ class Server:
         return self.mine[0]
 
 
+@lru_cache(maxsize=64)
+def _shares(powers: tuple[tuple[int, int], ...]) -> Shares:
+    """They remember nothing but answers, which depend on nothing else."""
+    return Shares(dict(powers))
+
+
 class World:
     """Servers, directed cuts between them, a queue of what happens next."""
 
     def __init__(self, seed: int, nodes: int, powers: dict[int, int] | None = None) -> None:
         self.random = random.Random(seed)
         self.nodes, self.powers = nodes, powers or dict.fromkeys(range(nodes), 1)
-        self.shares = [Shares(self.powers)]
+        self.shares = [_shares(tuple(self.powers.items()))]
         self.servers = [Server() for _ in range(nodes)]
         self.cut: set[tuple[int, int]] = set()
         self.now, self.lives, self.counter, self.loss = 0.0, 0, 0, 0.0
@@ -76,7 +107,7 @@ class World:
         self.lives += 1
         server = self.servers[node]
         server.powered, server.applying, server.mine, server.lease_until = True, False, (0,), 0.0
-        server.shared, server.kept, server.connections, server.recounted = (0,), (0,), [], self.now
+        server.shared, server.kept, server.connections, server.recounted = (0,), (0,), Connections(), self.now
         rules = Rules(self.nodes, node, PULSE, COUNT, COUNT)
         server.core = FarmCore(rules, self.shares, self.lives, self.now)
         if join:
@@ -191,7 +222,7 @@ class World:
                 if plan.doubt:
                     self.doubted = True
                 if self.traffic:
-                    server.kept = (held(server) & (~plan.mine[0] | plan.shared[0]),)
+                    server.kept = (server.connections.held & (~plan.mine[0] | plan.shared[0]),)
                 self.renew(server)
                 pulse = core.confirm(plan.number, server.kept, self.now)
                 if pulse is not None:
@@ -218,20 +249,26 @@ class World:
         for bucket in [self.random.randrange(256) for _ in range(max(1, self.nodes // 3))]:
             for server in self.servers:
                 if server.accepts(self.now) >> bucket & 1 and self.random.random() < 0.1:
-                    server.connections.append(bucket)
+                    server.connections.begin(bucket)
         for server in self.servers:
             if server.connections and self.random.random() < 0.03:
-                server.connections.pop(self.random.randrange(len(server.connections)))
+                server.connections.end(self.random.randrange(len(server.connections)))
 
     def check_connections(self) -> None:
         """What a server accepts of a bucket and does not share with others, it resets where it knows no connection; in
         doubt only after a while. Clients are on the side of the server that they have."""
         alone = [server.accepts(self.now) & ~server.shared[0] for server in self.servers]
+        once = twice = 0
+        for accepted in alone:
+            twice |= once & accepted
+            once |= accepted
         for node, holder in enumerate(self.servers):
             if holder.core is None or not holder.connections:
                 continue
-            open_ = held(holder)
+            open_ = holder.connections.held
             self.moved += (open_ & ~holder.mine[0]).bit_count()
+            if not open_ & (twice | once & ~alone[node]):
+                continue  # nobody else accepts any of them
             for other, accepted in enumerate(alone):
                 if (node, other) in self.cut or (self.servers[other].doubt and self.now < self.healed + REPEAT):
                     continue
@@ -262,14 +299,6 @@ class World:
                 union |= self.servers[participant].accepts(self.now)
             able = any(self.powers[n] for n in participants)
             assert union == (FULL if able else 0) and (able or set(owners) == {NOBODY})
-
-
-def held(server: Server) -> int:
-    """The buckets of the open connections of a server."""
-    found = 0
-    for bucket in server.connections:
-        found |= 1 << bucket
-    return found
 
 
 def _takes_part(core: FarmCore | None) -> bool:
@@ -469,7 +498,7 @@ def test_open_connections_of_the_living_are_never_reset_and_those_of_the_dead_al
             join(world, node)
         world.settle()
         victim = max(world.servers, key=lambda server: len(server.connections))
-        orphans, victim.connections = held(victim), []
+        orphans, victim.connections = victim.connections.held, Connections()
         world.power_off(world.servers.index(victim))
         world.settle()
         told = kept = 0
@@ -494,7 +523,7 @@ def test_two_halves_that_meet_again_reset_no_connection_of_each_other(nodes: int
         for _ in range(2):
             for server in world.servers:
                 # The takeover tells the clients of the others that they are cut off from their server.
-                server.connections = []
+                server.connections = Connections()
             world.cut |= between
             world.run(world.now + 2 * COUNT * PULSE + 1.5)
             parts = half, set(range(nodes)) - half

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +210,7 @@ def test_only_news_of_this_synchronisation_make_a_server_up_to_date(news: str) -
         stage.run_until(stage.now + 0.05)
     state = secondary.heart.copy()
     assert state.peer is not None and state.syncing and not state.uptodate
-    state.peer = replace(state.peer, paired=True)
+    state.peer = state.peer._replace(paired=True)
     attempt = state.attempt if news == "of this one" else "0.1"
     after = decide(state, Replication("rfs_synced", attempt=attempt), stage.now).state
     assert (after.uptodate, after.syncing) == ((True, False) if news == "of this one" else (False, True))

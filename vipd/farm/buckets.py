@@ -61,6 +61,9 @@ def _shuffle(*parts: int) -> bytes:
     return blake2b(b"".join(part.to_bytes(4, "big") for part in parts), digest_size=8).digest()
 
 
+_SHUFFLED = sorted(range(BUCKETS), key=_shuffle)
+
+
 @dataclass
 class Shares:
     """One group: the power of each host (nodes are numbers; the order of the numbers is the order of the
@@ -105,7 +108,7 @@ class Shares:
             missing[owner] -= 1
         # Exact shares: in an order that depends on the bucket only, those who have too much give to the one that
         # the bucket prefers among those who have too little.
-        for bucket in sorted(range(BUCKETS), key=_shuffle):
+        for bucket in _SHUFFLED:
             if missing[found[bucket]] < 0:
                 taker = min((node for node in hosts if missing[node] > 0), key=lambda node: _shuffle(bucket, node))
                 missing[found[bucket]] += 1

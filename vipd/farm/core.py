@@ -25,7 +25,7 @@ Time is `now`, monotonic seconds; nodes are numbers in the order of their names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 
@@ -65,15 +65,6 @@ class Plan:
     shared: tuple[int, ...]
     final: bool
     doubt: bool = False
-
-    def same(self, other: Plan) -> bool:
-        return (self.participants, self.mine, self.shared, self.final, self.doubt) == (
-            other.participants,
-            other.mine,
-            other.shared,
-            other.final,
-            other.doubt,
-        )
 
 
 class Event(Enum):
@@ -145,6 +136,7 @@ class FarmCore:
         self._lingering: list[tuple[float, tuple[int, ...]]] = []
         self._kept_here = (0,) * len(self._groups)
         self._kept: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._told_of_claims = False
         self._together: dict[int, int] = {}
         self._excluded: dict[int, float] = {}
         self._gave_way_to: int | None = None
@@ -158,6 +150,7 @@ class FarmCore:
         self._doubt = False
         self._news: list[News] = []
         self._issued = Plan(0, (), self._owners, self._mine, self._claims, False)
+        self._wanted: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, bool] | None = None
         if resumed:
             # The filters have this assignment already: nothing is to be waited for.
             self._participants = self._present()
@@ -197,21 +190,18 @@ class FarmCore:
     @property
     def claims_here(self) -> tuple[int, ...]:
         """What the others are told: the buckets in which this server holds or may hold connections of its own."""
+        if not self._lost:
+            return self._kept_here
         return either((self._kept_here, *(bitmaps for _, bitmaps in self._lost)), len(self._groups))
 
     def plan(self) -> Plan:
         """What the filters have to do now. A new number means a change."""
-        wanted = Plan(
-            self._issued.number,
-            self._participants,
-            self._owners,
-            self._mine,
-            self._shared(),
-            not self._pending,
-            self._doubt,
-        )
-        if not wanted.same(self._issued) or self._issued.number == 0:
-            self._issued = replace(wanted, number=self._issued.number + 1)
+        # The owners follow from the participants.
+        wanted = (self._participants, self._mine, self._shared(), not self._pending, self._doubt)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            participants, mine, shared, final, doubt = wanted
+            self._issued = Plan(self._issued.number + 1, participants, self._owners, mine, shared, final, doubt)
         return self._issued
 
     def take_news(self) -> list[News]:
@@ -226,15 +216,16 @@ class FarmCore:
 
     def next_wakeup(self) -> float:
         """When tick() wants to be called, at the latest."""
-        times = [self.membership.next_wakeup()]
+        at = self.membership.next_wakeup()
         if self._pending and self._applied == self._key:
-            times.append(self._deadline)
-        times += [until for until, _ in (*self._lost, *self._lingering)]
-        if not self._doubt:
-            times += [self._doubtful_from(at) for at in self._silent.values()]
+            at = min(at, self._deadline)
+        for until, _ in (*self._lost, *self._lingering):
+            at = min(at, until)
+        if self._silent and not self._doubt:
+            at = min(at, *map(self._doubtful_from, self._silent.values()))
         if self._joined and not self._taking_part and self._gave_way_to is None:
-            times.append(self._not_before)
-        return min(times)
+            at = min(at, self._not_before)
+        return at
 
     # ------------------------------------------------------------------------------ orders
 
@@ -273,8 +264,9 @@ class FarmCore:
         """An authentic pulse of another server, with the buckets in which it claims connections."""
         self._notice_sleep(now)
         row = pulse.rows[0]
-        if len(kept) == len(self._groups):
+        if len(kept) == len(self._groups) and self._kept.get(row.node) != (row.incarnation, kept):
             self._kept[row.node] = (row.incarnation, kept)
+            self._told_of_claims = True
         self.membership.receive(pulse, now)
         self._decide(now)
 
@@ -303,9 +295,10 @@ class FarmCore:
     def _present(self) -> tuple[int, ...]:
         """Who takes part, as far as we and those we are connected to have told."""
         found = []
+        me, rows = self.rules.me, self.membership.rows
         for node in bits(self.membership.view.members):
-            row = self.membership.row(node)
-            if self._taking_part if node == self.rules.me else (row is not None and row.facts & _TAKES_PART):
+            row = rows[node]
+            if self._taking_part if node == me else (row is not None and row.facts & _TAKES_PART):
                 found.append(node)
         return tuple(found)
 
@@ -343,7 +336,7 @@ class FarmCore:
         If we were together in this life of it, it has lost us. Otherwise the link may be forming.
         """
         view = self.membership.view.members
-        suspects = set(bits(self.membership.heard & ~view))
+        suspects = bits(self.membership.heard & ~view)
         giving = None
         for node in suspects:
             row = self.membership.row(node)
@@ -353,15 +346,15 @@ class FarmCore:
             since = self._excluded.setdefault(node, now)
             if self._together.get(node) == row.incarnation or now - since >= EXCLUDED_PULSES * self.rules.pulse:
                 giving = node if giving is None else min(giving, node)
-        for node in list(self._excluded):
-            if node not in suspects:
-                del self._excluded[node]
-        for node in range(self.rules.nodes):
-            row = self.membership.row(node)
-            if view >> node & 1 and row is not None:
-                self._together[node] = row.incarnation
-            elif node not in suspects:
-                self._together.pop(node, None)
+        for node in [node for node in self._excluded if node not in suspects]:
+            del self._excluded[node]
+        together = {node: life for node, life in self._together.items() if node in suspects} if suspects else {}
+        rows = self.membership.rows
+        for node in bits(view):
+            row = rows[node]
+            if row is not None:
+                together[node] = row.incarnation
+        self._together = together
         self._gave_way_to = giving if self._joined else None
         self._tell_of_giving_way(now)
 
@@ -386,12 +379,13 @@ class FarmCore:
         for node in bits(self._members & ~members):
             if node not in self._said_goodbye:
                 self._silent[node] = now
-        for node in bits(members):
-            self._silent.pop(node, None)
-            self._said_goodbye.discard(node)
-        for node in self._said_goodbye:
-            self._silent.pop(node, None)
         self._members = members
+        if self._silent or self._said_goodbye:
+            for node in bits(members):
+                self._silent.pop(node, None)
+                self._said_goodbye.discard(node)
+            for node in self._said_goodbye:
+                self._silent.pop(node, None)
         self._doubt = any(now >= self._doubtful_from(at) for at in self._silent.values())
 
     def _doubtful_from(self, lost: float) -> float:
@@ -400,11 +394,13 @@ class FarmCore:
 
     def _meet(self) -> None:
         """Find servers which took part without us: there may be connections of theirs in any bucket."""
+        known = (self._key, _NOBODYS_KEY, 0)
+        rows = self.membership.rows
         for node in bits(self._alive()):
-            row = self.membership.row(node)
-            if node == self.rules.me or row is None:
+            row = rows[node]
+            if row is None or node == self.rules.me:
                 continue
-            served = row.facts & _TAKES_PART and row.facts >> 1 not in (self._key, _NOBODYS_KEY, 0)
+            served = row.facts & _TAKES_PART and row.facts >> 1 not in known
             if served and self._together.get(node) != row.incarnation:
                 self._meeting |= node not in self._met
                 self._met.add(node)
@@ -415,11 +411,15 @@ class FarmCore:
 
     def _forget_the_dead(self) -> None:
         """What a dead server kept, or the one before its restart, is kept no more: its clients are to be told."""
-        alive = self._alive()
-        for node, (incarnation, _) in list(self._kept.items()):
-            row = self.membership.row(node)
-            if not alive >> node & 1 or row is None or row.incarnation != incarnation:
-                del self._kept[node]
+        alive, rows = self._alive(), self.membership.rows
+        dead = []
+        for node, (incarnation, _) in self._kept.items():
+            row = rows[node]
+            if row is None or row.incarnation != incarnation or not alive >> node & 1:
+                dead.append(node)
+        for node in dead:
+            del self._kept[node]
+            self._told_of_claims = True
 
     def _assign(self, participants: tuple[int, ...], now: float) -> None:
         """A new assignment: let go at once, take from the dead at once, wait for the living."""
@@ -473,15 +473,18 @@ class FarmCore:
         owns the bucket treat it alike; a few milliseconds apart, therefore a claim on our own buckets lingers:
         as long as another server may still ask around for the holder of a connection, we must know ours by
         name."""
-        claims = either((claimed for _, claimed in self._kept.values()), len(self._groups))
-        gone = tuple(before & ~after for before, after in zip(self._claims, claims, strict=True))
-        # Nothing goes with nearly every pulse, and the bitmap is asked for only where something does.
+        if self._lost:
+            self._lost = [(until, bitmaps) for until, bitmaps in self._lost if now < until]
+        if self._lingering:
+            self._lingering = [(until, bitmaps) for until, bitmaps in self._lingering if now < until]
+        if not self._told_of_claims:
+            return
+        self._told_of_claims = False
+        claims = either([claimed for _, claimed in self._kept.values()], len(self._groups))
         ended = tuple(
-            bitmap and bitmap & bitmap_of(owners, self.rules.me)
-            for bitmap, owners in zip(gone, self._owners, strict=True)
+            bitmap_of(owners, self.rules.me) & before & ~after if before & ~after else 0
+            for before, after, owners in zip(self._claims, claims, self._owners, strict=True)
         )
-        self._lost = [(until, bitmaps) for until, bitmaps in self._lost if now < until]
-        self._lingering = [(until, bitmaps) for until, bitmaps in self._lingering if now < until]
         if any(ended):
             self._lingering.append((now + LINGER_SECONDS, ended))
         self._claims = claims
@@ -489,6 +492,8 @@ class FarmCore:
     def _shared(self) -> tuple[int, ...]:
         if self._met:
             return ((1 << BUCKETS) - 1,) * len(self._groups)
+        if not self._lingering:
+            return self._claims
         return either((self._claims, *(bitmaps for _, bitmaps in self._lingering)), len(self._groups))
 
 
