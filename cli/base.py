@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from safekit.disk.paths import ModulePaths
 
 GROUP = "safekit"
+GENERIC_JSON = "_json"
 ADMIN_TRIES = 10
 ADMIN_INTERVAL = 0.3
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +38,9 @@ class Failure(Exception):
         self.code = code
         self.refusal = ""
         """Code of the refusal on the bus, where that is the cause."""
+        self.said: dict[str, Any] = {}
+        """What the command had written before, and told, for a program (see cli.answers)."""
+        self.told: dict[str, Any] = {}
 
     def show(self) -> None:
         """Print to standard error; where that is full or gone, the exit code has to tell."""
@@ -55,13 +59,19 @@ class Session:
     user: str | None = None
     identity: str | None = None
     admin_state: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the command tells a program beside its lines (see `tell`)."""
 
 
 def session() -> Session:
     """The session of the running command."""
     found = click.get_current_context().find_object(Session)
     return found if found is not None else Session()
+
+
+def tell(**facts: Any) -> None:
+    """Facts for a program that asks with --json; people read the lines."""
+    session().told.update(facts)
 
 
 def os_user() -> str:
@@ -211,7 +221,8 @@ def complete_modules(ctx: click.Context, param: click.Parameter, incomplete: str
 
 class SafekitCommand(click.Command):
     """A command with an example in its help, long options with one or two dashes, and its place in the
-    commands log when it changes the system (guide 10.10): `reads` tells of its parameters whether they only read."""
+    commands log when it changes the system (guide 10.10): `reads` tells of its parameters whether they only read.
+    Without a --json of its own it gets the one of cli.answers, unless `json` is False."""
 
     def __init__(
         self,
@@ -220,9 +231,13 @@ class SafekitCommand(click.Command):
         modifies: bool | Literal["by hand"] = False,
         reads: Callable[[dict[str, Any]], bool] | None = None,
         admin: bool = True,
+        json: bool = True,
         **kw: Any,
     ) -> None:
         super().__init__(*args, **kw)
+        self.answers = json and not any("--json" in parameter.opts for parameter in self.params)
+        if self.answers:
+            self.params.append(click.Option([GENERIC_JSON, "--json"], is_flag=True, help="JSON, for programs."))
         self.example = example
         self.modifies = modifies
         self.reads = reads
@@ -238,6 +253,23 @@ class SafekitCommand(click.Command):
                 formatter.write_text("\b\n" + self.example)
 
     def invoke(self, ctx: click.Context) -> int:
+        if not (self.answers and ctx.params.pop(GENERIC_JSON)):
+            return self._invoke(ctx)
+        from cli.answers import captured, of_success
+
+        failure: Failure | None = None
+        with captured() as said:
+            try:
+                code = self._invoke(ctx)
+            except Failure as error:
+                failure = error
+        if failure is not None:
+            failure.said, failure.told = said.data(), session().told
+            raise failure
+        show_json(of_success(code, said))
+        return code
+
+    def _invoke(self, ctx: click.Context) -> int:
         current = session()
         for name, kept in (("user", "user"), ("identity", "identity")):
             if ctx.params.get(name):

@@ -9,6 +9,7 @@ from cli.base import Failure, command
 
 @command(
     "completion",
+    json=False,
     example="safekit completion bash > /etc/bash_completion.d/safekit\n"
     "safekit completion zsh > /usr/share/zsh/vendor-completions/_safekit\n"
     "safekit completion fish > /etc/fish/completions/safekit.fish",

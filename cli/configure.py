@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import date
 from typing import NoReturn
 
 import click
 
-from cli.base import Failure, ask, command, json_option, module_option, module_paths, require_admin, show_json
+from cli.base import Failure, ask, command, json_option, module_option, module_paths, require_admin, show_json, tell
 from cli.ids import align, elsewhere
 from cli.progress import Live
 from safekit.bus.requests import heart
@@ -28,8 +29,10 @@ from safekit.wire.keys import valid_until
 
 
 def show_findings(findings: Iterable[Finding]) -> None:
-    for finding in findings:
+    told = list(findings)
+    for finding in told:
         click.echo(str(finding), err=True)
+    tell(findings=[asdict(finding) for finding in told])
 
 
 def refuse(error: ConfigError | ConfigureError, module: str) -> NoReturn:
@@ -84,6 +87,7 @@ def config_command(module: str | None) -> int:
         _compare(result.config)
         return 0
     click.echo(f"module {paths.module} is configured (id {result.config.id})")
+    tell(module=paths.module, id=result.config.id, signature=result.config.signature)
     if result.first and result.config.rfs is not None:
         click.echo(
             f"Next step: configure it on the other server too; then safekit prim -m {paths.module} on the server that "

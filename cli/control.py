@@ -21,6 +21,7 @@ from cli.base import (
     on_terminal,
     require_admin,
     session,
+    tell,
     who,
 )
 from safekit.bus.requests.safeadmin.modules import Control
@@ -33,6 +34,9 @@ STOP_SECONDS = 900.0
 """As long as a start waits for the stop before it: more than the stop scripts may take by default."""
 STOPPING = ("refused", "stopping")
 """How heart, and safeadmin while a stop is forced, refuse a start that comes too early."""
+ALREADY = "already"
+"""How heart refuses the start of a module that is started."""
+STOPS = ("stop", "forcestop")
 STARTS = ("start", "prim", "primforce", "second")
 _MIRROR_ONLY = "is for mirror modules only"
 
@@ -54,9 +58,18 @@ def control(
     def order() -> None:
         ask("", told, CONTROL_TIMEOUT, f"safekit state -m {paths.module}")
 
+    tell(module=paths.module, action=action, changed=True)
+    if action in STOPS and "running" in known and not known["running"]:
+        click.echo(f"module {paths.module} is stopped already")
+        tell(changed=False)
     try:
         order()
     except Failure as failure:
+        if failure.refusal == ALREADY:
+            # whoever asks for what is so already has it
+            click.echo(failure.text)
+            tell(changed=False)
+            return 0
         if action not in STARTS or failure.refusal not in STOPPING or not _being_stopped(paths):
             raise
         _wait_for_stop(paths)
@@ -98,7 +111,7 @@ def _wait_for_stop(paths: ModulePaths) -> None:
     from cli.wait import wait_until
 
     click.echo(f"Module {paths.module} is being stopped: the start waits for the end of the stop.", err=True)
-    wait_until(paths.module, lambda view: not view.running, STOP_SECONDS, "the end of the stop", "")
+    wait_until(paths.module, lambda view: not view.running, STOP_SECONDS, "the end of the stop")
 
 
 def _simple(name: str, help_text: str, example: str, *, mirror: bool = False, action: str | None = None) -> Any:
@@ -111,13 +124,24 @@ def _simple(name: str, help_text: str, example: str, *, mirror: bool = False, ac
     return run
 
 
-start_command = _simple(
-    "start",
-    "Start the module. In a mirror, the server with the up-to-date data becomes primary; a server whose data are "
-    "not up to date waits for the other one. While the module still stops, the command waits for that. waitstart waits "
-    "for the end of the start.",
-    "safekit start -m mirror",
-)
+@command("start", example="safekit start -m mirror\nsafekit start --wait -m mirror", modifies=True)
+@module_option
+@click.option("--wait", is_flag=True, help="Wait for the end of the start, and say what became of it.")
+@identity_options
+def start_command(module: str | None, wait: bool, **_: object) -> int:
+    """Start the module. In a mirror, the server with the up-to-date data becomes primary; a server whose data are not
+    up to date waits for the other one. While the module still stops, the command waits for that.
+
+    On a terminal, and with --wait, it waits for the end of the start and says what became of it (Ctrl-C ends the
+    showing only; exit code 1 when the module has stopped instead). Elsewhere it returns when the start has begun:
+    safekit waitstart waits. A module that is started already is no error.
+    """
+    code = control(module, "start")
+    if wait or (on_terminal() and not session().identity):
+        _follow(module, "it could not be started")
+    return code
+
+
 stop_command = _simple(
     "stop",
     "Stop the module. If it was primary, the secondary takes over. The command returns when the stop has begun; "
@@ -186,11 +210,16 @@ def second_command(module: str | None, fullsync: str | None, **_: object) -> int
     """
     control(module, "second", mirror=True, fullsync=fullsync is not None)
     if on_terminal():
-        from cli.wait import started, wait_until
-
-        name = module_paths(module).module
-        try:
-            wait_until(name, started, 0, "start", f"module {name} is stopped: it could not become secondary")
-        except KeyboardInterrupt:
-            click.echo(f"It goes on: safekit waitstart -m {name} shows it again.")
+        _follow(module, "it could not become secondary")
     return 0
+
+
+def _follow(module: str | None, hopeless: str) -> None:
+    """Show a start until it has ended, and what became of it. Raises Failure when the module has stopped instead."""
+    from cli.wait import wait_for_start
+
+    name = module_paths(module).module
+    try:
+        wait_for_start(name, 0, f"module {name} is stopped, {hopeless}")
+    except KeyboardInterrupt:
+        click.echo(f"It goes on: safekit waitstart -m {name} shows it again.")

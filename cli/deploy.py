@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.base import FILE, Failure, ask, command, module_option, module_paths, session
+from cli.base import FILE, Failure, ask, command, module_option, module_paths, session, tell
 from cli.configure import refuse, running_state, show_findings
 from cli.ids import free_id, ids_in_use, module_id
 from safekit.bus.requests import heart
@@ -51,10 +51,22 @@ def deploy_command(module: str | None, number: int | None, configure: bool, arch
             )
         if state != "STOP" and chosen != former:
             raise Failure(f"module {paths.module} runs with id {former}", f"safekit stop -m {paths.module}")
+        before = _stamps(paths)
         _replace(paths, Path(archive), chosen, state, configure=configure)
+        same = before is not None and before == _stamps(paths) and chosen == former
     done = "installed and configured" if configure else "installed"
-    click.echo(f"module {paths.module} is {done} (id {chosen})")
+    told = " already, with the same files and key: nothing has changed" if same else ""
+    click.echo(f"module {paths.module} is {done}{told} (id {chosen})")
+    tell(module=paths.module, id=chosen, changed=not same)
     return 0
+
+
+def _stamps(paths: ModulePaths) -> tuple[str, str] | None:
+    """What is installed and what is applied, None when one of them is not there."""
+    try:
+        return current_signature(paths.module).signature, active(paths.module).signature
+    except (ConfigureError, OSError):
+        return None
 
 
 def _replace(paths: ModulePaths, archive: Path, number: int, state: str, *, configure: bool) -> None:

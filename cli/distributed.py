@@ -57,6 +57,8 @@ class Order:
     words: tuple[str, ...]
     insecure: bool = False
     """Passwords and keys may go in clear, to whoever answers."""
+    as_json: bool = False
+    """Of -E and -G: what became of it on each server, for a program."""
 
 
 def parse_order(words: Sequence[str]) -> Order:
@@ -84,6 +86,9 @@ def parse_order(words: Sequence[str]) -> Order:
         else:
             rest.append(word)
         index += 1
+    as_json = kind != "command" and "--json" in rest
+    if as_json:
+        rest.remove("--json")
     if kind == "deploy" and rest[:1] == ["-m"] and len(rest) == 2:
         rest = []
     if kind != "command" and rest:
@@ -94,7 +99,7 @@ def parse_order(words: Sequence[str]) -> Order:
         for word in [rest[0], _command(rest)]:
             if word in _LOCAL:
                 raise Failure(f"safekit {word} cannot be used with -H: {_LOCAL[word]}", "run it on that server")
-    return Order(kind, servers, module, tuple(rest), insecure)
+    return Order(kind, servers, module, tuple(rest), insecure, as_json)
 
 
 def _command(rest: Sequence[str]) -> str:
@@ -166,10 +171,13 @@ def run_distributed(words: Sequence[str]) -> int:
 
     entry, code = started(*words), 1
     try:
+        collected: dict[str, Any] | None = {} if order.as_json else None
         if order.kind == "cluster":
-            code = _give_cluster(targets, insecure=order.insecure)
+            code = _give_cluster(targets, collected, insecure=order.insecure)
         else:
-            code = _give_module(targets, order.module, insecure=order.insecure)
+            code = _give_module(targets, order.module, collected, insecure=order.insecure)
+        if collected is not None:
+            show_json(collected)
     finally:
         finished(entry, code)
     return code
@@ -349,7 +357,7 @@ def _show(target: Target, outcome: Outcome, done: str, again: bool) -> int:
 # -G and -E
 
 
-def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
+def _give_cluster(targets: Sequence[Target], collected: dict[str, Any] | None, *, insecure: bool) -> int:
     """The cluster's configuration and key, to each server; all or nothing on each."""
     from safekit.bus.keyholders import key_holders
 
@@ -364,7 +372,12 @@ def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
     body = json.dumps({"cluster.xml": xml, "cluster.key": key.hex()}).encode()
     ask = Ask("PUT", CLUSTER_PATH, body, secret=True, seconds=SECONDS)
     holders = key_holders()
-    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
+    worst = _everywhere(
+        targets,
+        lambda target: replace(ask, only_sealed=target.node in holders),
+        collected=collected,
+        insecure=insecure,
+    )
     if worst:
         click.echo("Not every server has the configuration: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)
@@ -373,7 +386,7 @@ def _give_cluster(targets: Sequence[Target], *, insecure: bool) -> int:
     return worst
 
 
-def _give_module(targets: Sequence[Target], module: str, *, insecure: bool) -> int:
+def _give_module(targets: Sequence[Target], module: str, collected: dict[str, Any] | None, *, insecure: bool) -> int:
     """A module, to each server: installed there, and configured when it is configured here."""
     import tempfile
     from urllib.parse import quote
@@ -394,7 +407,12 @@ def _give_module(targets: Sequence[Target], module: str, *, insecure: bool) -> i
     if not configured:
         click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
     holders = key_holders()
-    worst = _everywhere(targets, lambda target: replace(ask, only_sealed=target.node in holders), insecure=insecure)
+    worst = _everywhere(
+        targets,
+        lambda target: replace(ask, only_sealed=target.node in holders),
+        collected=collected,
+        insecure=insecure,
+    )
     if worst:
         click.echo(f"Not every server has module {module} as it is here: those that failed are as they were.", err=True)
         click.echo("Next step: correct the cause, then run the same command again", err=True)

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from cli.base import Failure, ask, command, identity_options, module_option, module_paths, session, who
+from cli.base import Failure, ask, command, identity_options, module_option, module_paths, session, tell, who
 from cli.settings import change_setting
 from safekit.bus.requests import errd as asked
 
@@ -53,7 +53,9 @@ def errd_command(verb: str, proc_class: str | None, module: str | None, **_: obj
         return change_setting(module, "errd", _SETTINGS[verb])
     name = _errd(module)
     if verb == "list":
-        for line in ask(name, asked.ListWatched()).lines:
+        watched = ask(name, asked.ListWatched()).lines
+        tell(module=name, watched=list(watched))
+        for line in watched:
             click.echo(line)
         return 0
     assert proc_class is not None

@@ -151,7 +151,7 @@ def _print(line: Line, language: Language) -> None:
     click.echo(text)
 
 
-@command("logview", example="safekit logview -m mirror -s 300")
+@command("logview", example="safekit logview -m mirror -s 300", json=False)
 @module_option
 @_count
 @log_options
@@ -200,7 +200,7 @@ def _write(module: str | None, level: str, message: tuple[str, ...]) -> int:
 _message: Callable[..., Any] = click.argument("message", nargs=-1, required=True)
 
 
-@command("printi", example='safekit printi -m mirror "the application is started"', admin=False)
+@command("printi", example='safekit printi -m mirror "the application is started"', json=False, admin=False)
 @module_option
 @_message
 def printi_command(module: str | None, message: tuple[str, ...]) -> int:
@@ -208,7 +208,7 @@ def printi_command(module: str | None, message: tuple[str, ...]) -> int:
     return _write(module, "i", message)
 
 
-@command("printe", example='safekit printe -m mirror "the application cannot start"', admin=False)
+@command("printe", example='safekit printe -m mirror "the application cannot start"', json=False, admin=False)
 @module_option
 @_message
 def printe_command(module: str | None, message: tuple[str, ...]) -> int:

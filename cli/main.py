@@ -233,9 +233,11 @@ def run(argv: Sequence[str]) -> int:
             cli.main(list(line.words), prog_name="safekit", standalone_mode=False, obj=session) or 0  # click returns
         )  # what the command returned, or the code given to exit()
     except Failure as failure:
-        failure.show()
-        return _code(line, failure.code)
+        return _failed(line, failure)
     except click.UsageError as error:
+        if answers_in_json(line):
+            path = error.ctx.command_path if error.ctx is not None else "safekit"
+            return _failed(line, Failure(error.format_message(), f"{path} --help"))
         error.show()
         if isinstance(error, click.NoSuchOption) and error.option_name in ("-H", "-E", "-G", "--insecure"):
             click.echo('Next step: these options stand first: safekit -H "*" state', err=True)
@@ -256,16 +258,51 @@ def run(argv: Sequence[str]) -> int:
         standard.discard_output()
         return 0
     except PermissionError as error:
-        Failure(f"{error.filename}: permission denied", "run it as root or as a member of group safekit").show()
-        return _code(line, 1)
+        return _failed(
+            line, Failure(f"{error.filename}: permission denied", "run it as root or as a member of group safekit")
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        Failure(f"{where}{error.strerror or error}", "correct the cause, then run the command again").show()
-        return _code(line, 1)
+        return _failed(
+            line, Failure(f"{where}{error.strerror or error}", "correct the cause, then run the command again")
+        )
+
+
+def _failed(line: Line, failure: Failure) -> int:
+    """Tell what could not be done to whoever reads it: a person, a program, a monitoring system; the exit code."""
+    if _checks(line.words):
+        from cli.state import show_unknown
+
+        return show_unknown(failure)
+    if answers_in_json(line):
+        from cli.answers import show_failure
+
+        try:
+            show_failure(failure)
+        except OSError:
+            # standard output is full or gone: the exit code, and standard error, have to tell
+            failure.show()
+    else:
+        failure.show()
+    return _code(line, failure.code)
+
+
+def answers_in_json(line: Line) -> bool:
+    """Whether a program reads the answer; special commands, and simulate, have options of their own."""
+    if line.special is not None or "--json" not in " ".join(line.words).replace("-json", "--json"):
+        return False
+    from cli.answers import wanted
+
+    return wanted(line.words)
+
+
+def _checks(words: Sequence[str]) -> bool:
+    """`state --check`, whose exit codes are those of a monitoring plugin."""
+    return "state" in words and ("--check" in words or "-check" in words)
 
 
 def _code(line: Line, code: int) -> int:
-    return SEVERAL_ERRORS if _several(line.words) else code
+    return SEVERAL_ERRORS if _several(line.words) else 3 if _checks(line.words) else code
 
 
 def _several(words: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ PROGRAM = "safesimulate"
 
 @command(
     "simulate",
+    json=False,
     example="safekit simulate -m mirror --state PRIM --set tcp.id=down\n"
     "safekit simulate -m mirror --state SECOND --node-down node1",
     admin=False,

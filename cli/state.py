@@ -6,8 +6,10 @@ import time
 
 import click
 
-from cli.base import Failure, command, module_option, module_paths, paint, require_admin, session
+from cli.base import Failure, command, module_option, module_paths, paint, require_admin, session, wrapped
 from safekit.disk.expiry import due as certificates_due
+from safekit.disk.resources import Resource
+from safekit.spelling import from_word
 from safekit.view.module import ModuleView, Progress, as_data, progress_of, read_module
 from safekit.view.words import duration, moment, progress_line
 
@@ -73,6 +75,33 @@ def verdict_line(view: ModuleView, now: float) -> str:
     return f"{view.module} is {paint(kind, _VERDICT_COLOR[kind])}{text[len(kind) :]}"
 
 
+# Exit codes of monitoring plugins (Nagios, Icinga, Checkmk, Zabbix external checks).
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+_CHECK = {"protected": OK, "degraded": WARNING, "data at risk": CRITICAL, "stopped": CRITICAL}
+_CHECK_WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+def check_line(views: list[ModuleView], certificates: list[str]) -> tuple[str, int]:
+    """One line for a monitoring system, the worst module first, with the code of each as performance data; and the
+    exit code."""
+    found = sorted(((_CHECK[v.verdict.kind.value], v) for v in views), key=lambda each: (-each[0], each[1].module))
+    code = max((each for each, _ in found), default=UNKNOWN)
+    told = [f"{view.module} {view.verdict.kind.value}: {view.verdict.reason}" for _, view in found]
+    if certificates:
+        code, told = max(code, WARNING), [*told, *certificates]
+    text = "; ".join(told) or "no module is configured"
+    text = text.replace("|", "/").replace("\n", " ")
+    data = " ".join(f"'{view.module}'={each};0;1;0;2" for each, view in sorted(found, key=lambda e: e[1].module))
+    return f"SAFEKIT {_CHECK_WORDS[code]} - {text}" + (f" | {data}" if data else ""), code
+
+
+def show_unknown(failure: Failure) -> int:
+    """What a monitoring system is told when the state cannot be known; the exit code."""
+    step = f" ({failure.next_step})" if failure.next_step else ""
+    click.echo(f"SAFEKIT UNKNOWN - {failure.text}{step}".replace("|", "/"))
+    return UNKNOWN
+
+
 def _views(module: str | None) -> list[ModuleView]:
     known = require_admin().get("modules", {})
     chosen = module or session().module
@@ -84,10 +113,15 @@ def _views(module: str | None) -> list[ModuleView]:
     return [read_module(paths.module, known[paths.module])]
 
 
+def _shown(resource: Resource) -> str:
+    trouble = resource.name.removeprefix("remote.").startswith("trouble.")
+    return from_word(resource.value) if trouble else resource.value
+
+
 def _resource_lines(view: ModuleView, now: float) -> list[str]:
     """Every resource; those of the other server begin with remote."""
     rows = [
-        (r.name, r.value, f"{moment(r.since, now)}", r.setter)
+        (r.name, _shown(r), f"{moment(r.since, now)}", r.setter)
         for r in sorted(view.resources.values(), key=lambda r: (r.name.startswith("remote."), r.name))
         if not r.name.startswith("state.")
     ]
@@ -117,16 +151,19 @@ def _state_script(view: ModuleView) -> int:
 
 @command(
     "state",
-    example="safekit state\nsafekit state -v -m mirror\nsafekit state --json\nsafekit state -lq -m mirror; echo $?",
+    example="safekit state\nsafekit state -v -m mirror\nsafekit state --json\nsafekit state --check -m mirror\n"
+    "safekit state -lq -m mirror; echo $?",
 )
 @module_option
 @click.option("-v", "verbose", is_flag=True, help="Every resource, and the output of the module's state script.")
 @click.option("-lq", "status_only", is_flag=True, help="Print the state word only; the exit code tells it too.")
+@click.option("--check", is_flag=True, help="One line and the exit codes of a monitoring plugin.")
 @click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
-def state_command(module: str | None, verbose: bool, status_only: bool, as_json: bool) -> int:
+def state_command(module: str | None, verbose: bool, status_only: bool, check: bool, as_json: bool) -> int:
     """Show the state of all modules, or of one, and say whether each one is protected.
 
-    Exit codes with -lq: STOP 0, WAIT 1, ALONE 2, UP 2, PRIM 3, SECOND 4, an error 5.
+    Exit codes with -lq: STOP 0, WAIT 1, ALONE 2, UP 2, PRIM 3, SECOND 4, an error 5. With --check: protected 0,
+    degraded 1, data at risk or stopped 2, not known 3; of several modules the worst.
     """
     if status_only:
         paths = module_paths(module)
@@ -134,6 +171,10 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
         click.echo(view.state)
         return CODES.get(view.state, UNKNOWN_CODE)
     views, now = _views(module), time.time()
+    if check:
+        line, code = check_line(views, certificates_due(now))
+        click.echo(line)
+        return code
     if as_json:
         import json
 
@@ -163,7 +204,7 @@ def state_command(module: str | None, verbose: bool, status_only: bool, as_json:
                 click.echo(line)
             _state_script(view)
     for view in views:
-        click.echo(verdict_line(view, now))
+        click.echo(wrapped(verdict_line(view, now), "  "))
     for line in certificates_due(now):
-        click.echo(f"{paint('Warning', 'magenta')}: {line}")
+        click.echo(wrapped(f"{paint('Warning', 'magenta')}: {line}", "  "))
     return 0

@@ -39,7 +39,8 @@ def order(t: Turn, command: Command) -> None:
     why = refusal(t, command)
     if why:
         t.because("refused", command.action, why=why, who=command.who)
-        t.reply(command.token, False, "refused", why)
+        started = command.action == "start" and not s.stopping
+        t.reply(command.token, False, "already" if started else "refused", why)
         return
     t.reply(command.token)
     if command.action in ("incloop", "resetloop"):
