@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cli.base import Failure, session, show_json
 from safekit.spelling import plain_dashes
 
 
@@ -68,12 +67,11 @@ def captured() -> Iterator[Said]:
                 lines += file.read().decode("utf-8", "replace").splitlines()
 
 
-def of_success(code: int, said: Said) -> dict[str, Any]:
-    """The answer of a command that has done its work."""
-    return {"ok": code == 0, "code": code, **session().told, **said.data()}
+def of_success(code: int, told: dict[str, Any], said: Said) -> dict[str, Any]:
+    """The answer of a command that has ended with this exit code."""
+    return {"ok": code == 0, "code": code, **told, **said.data()}
 
 
-def show_failure(failure: Failure) -> None:
-    """The answer of one that could not."""
-    answer = {"ok": False, "code": failure.code, "error": failure.text, "next_step": failure.next_step}
-    show_json({**answer, **failure.told, **failure.said})
+def of_failure(code: int, error: str, next_step: str, more: dict[str, Any]) -> dict[str, Any]:
+    """The answer of one that could not do its work; `more`: what it had told and said before."""
+    return {"ok": False, "code": code, "error": error, "next_step": next_step, **more}

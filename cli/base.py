@@ -38,9 +38,8 @@ class Failure(Exception):
         self.code = code
         self.refusal = ""
         """Code of the refusal on the bus, where that is the cause."""
-        self.said: dict[str, Any] = {}
-        """What the command had written before, and told, for a program (see cli.answers)."""
         self.told: dict[str, Any] = {}
+        """What the command had told and written before, for a program (see cli.answers)."""
 
     def show(self) -> None:
         """Print to standard error; where that is full or gone, the exit code has to tell."""
@@ -264,9 +263,9 @@ class SafekitCommand(click.Command):
             except Failure as error:
                 failure = error
         if failure is not None:
-            failure.said, failure.told = said.data(), session().told
+            failure.told = {**session().told, **said.data()}
             raise failure
-        show_json(of_success(code, said))
+        show_json(of_success(code, session().told, said))
         return code
 
     def _invoke(self, ctx: click.Context) -> int:

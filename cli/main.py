@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from cli.argv import Line, split
-from cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option
+from cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option, show_json
 from safekit.process import standard
 
 if TYPE_CHECKING:
@@ -275,10 +275,10 @@ def _failed(line: Line, failure: Failure) -> int:
 
         return show_unknown(failure)
     if answers_in_json(line):
-        from cli.answers import show_failure
+        from cli.answers import of_failure
 
         try:
-            show_failure(failure)
+            show_json(of_failure(failure.code, failure.text, failure.next_step, failure.told))
         except OSError:
             # standard output is full or gone: the exit code, and standard error, have to tell
             failure.show()
