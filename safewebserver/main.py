@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import signal
@@ -12,7 +11,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from safekit.bus.asking import Service
 from safekit.bus.endpoint import Endpoint
@@ -24,24 +22,13 @@ from safewebserver.api import Api
 from safewebserver.app import make_app
 from safewebserver.child import Commands
 from safewebserver.directory import directory_of
+from safewebserver.front import Front
 from safewebserver.identity import Gate
-from safewebserver.listening import BACKLOG, Secure
 from safewebserver.modules import Modules
 from safewebserver.settings import SettingsError, load_settings
 
 NAME = "safewebserver"
-CLOSE_SECONDS = 2.0
-IDLE_SECONDS = 20.0
-"""A connection without a whole request: it holds a descriptor, and may be somebody who wants all of them."""
-LINGER_SECONDS = 1.0
-"""How long the rest of a refused body is taken and thrown away, so that the answer is read before the end."""
 DESCRIPTORS = 65536
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    """What is no HTTP is answered with 400; whoever sends it must not fill the journal with what he sends."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)
 
 
 async def _until(stopping: asyncio.Event, others: list[Coroutine[Any, Any, None]]) -> None:
@@ -56,7 +43,6 @@ async def _until(stopping: asyncio.Event, others: list[Coroutine[Any, Any, None]
 
 async def _serve() -> int:
     settings = load_settings()
-    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,23 +52,17 @@ async def _serve() -> int:
     commands = Commands()
     directory = directory_of(settings.values)
     app = make_app(Gate(settings, directory), Api(Modules(bus), commands), bus)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        shutdown_timeout=CLOSE_SECONDS,
-        handle_signals=False,
-        keepalive_timeout=IDLE_SECONDS,
-        lingering_time=LINGER_SECONDS,
-    )
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
-    secure = Secure(runner, settings.https)
+    assert runner.server is not None
+    front = Front(runner.server)
     try:
+        await front.start(secure=settings.secure)
         if settings.secure:
-            await secure.start()
+            front.listen(settings.https, secure=True)
             print(f"{NAME}: TCP port {settings.https}, HTTPS", flush=True)
         for port, role in settings.listen:
-            # Without a host: IPv4 and, where the system has it, IPv6.
-            await web.TCPSite(runner, None, port, backlog=BACKLOG).start()
+            front.listen(port)
             what = "health checks only" if settings.secure else f"at most the role {role.label}"
             print(f"{NAME}: TCP port {port}, {what}", flush=True)
         if not settings.secure and not settings.authenticated:
@@ -92,9 +72,9 @@ async def _serve() -> int:
                 flush=True,
             )
         await commands.start()
-        await _until(stopping, [certificates.watch(), *([secure.follow()] if settings.secure else [])])
+        await _until(stopping, [certificates.watch(), *([front.follow()] if settings.secure else [])])
     finally:
-        await secure.close()
+        await front.close()
         await runner.cleanup()
         await commands.close()
         if directory is not None:

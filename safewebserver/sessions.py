@@ -145,17 +145,14 @@ async def _in_session(gate: Gate, sessions: Sessions, token: str, *, use: bool) 
 
 def asked_of(request: web.Request) -> Asked:
     """What the connection of a request tells."""
-    name = sslobject = None
-    if request.transport is not None:
-        name = request.transport.get_extra_info("sockname")
-        sslobject = request.transport.get_extra_info("ssl_object")
+    name, certificate = (request.get_extra_info(each) for each in ("sockname", "certificate"))
     return Asked(
         request.method,
         request.raw_path,
         port=int(name[1]) if name else 0,
-        secure=sslobject is not None,
+        secure=request.secure,
         address=request.remote or "unknown",
-        certificate=sslobject.getpeercert(True) if sslobject is not None else None,
+        certificate=certificate,
         console=from_console(request),
     )
 

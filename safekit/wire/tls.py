@@ -6,9 +6,11 @@ clcacert.crt is, and never needed for the connection: whoever has none is known 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safekit.disk.files import stamp_of
@@ -38,27 +40,37 @@ class TlsError(Exception):
 CHECK = "SAFE/web/bin/checkcert -t all tells what is wrong (guide 11.3)"
 
 
-def server_context(conf: Path, refused: Callable[[str], None] = lambda why: None) -> ssl.SSLContext:
-    """What the web service speaks. `refused` is told why a client's certificate was. Raises TlsError."""
+@dataclass(frozen=True)
+class Keys:
+    """What the server's side needs, PEM as latin-1: the certificate with those between it and its root, its key, and
+    the authorities of clients ("" where none is asked for a certificate)."""
+
+    chain: str
+    key: str
+    authorities: str
+
+
+def server_keys(conf: Path) -> Keys:
+    """The keys of the web service, which can be used. Raises TlsError."""
+    chain = _read(conf / SERVER_CERTIFICATE).rstrip() + b"\n" + _intermediates(conf)
+    path = conf / CLIENT_AUTHORITIES
+    parts = chain, _read(conf / SERVER_KEY), _read(path) if path.exists() else b""
+    keys = Keys(*(part.decode("latin-1") for part in parts))
+    context_of(keys, conf)
+    return keys
+
+
+def context_of(keys: Keys, conf: Path = Path()) -> ssl.SSLContext:
+    """What the web service speaks. `conf` is for messages only. Raises TlsError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    _load_pair(context, conf / SERVER_CERTIFICATE, conf / SERVER_KEY, _intermediates(conf))
-    authorities = conf / CLIENT_AUTHORITIES
-    if authorities.exists():
+    chain, key, authorities = (part.encode("latin-1") for part in (keys.chain, keys.key, keys.authorities))
+    _load_pair(context, chain, key, conf / SERVER_CERTIFICATE, conf / SERVER_KEY)
+    if authorities:
         context.verify_mode = ssl.CERT_OPTIONAL
-        _load_authorities(context, authorities)
-
-    class Telling(ssl.SSLObject):
-        def do_handshake(self) -> None:
-            try:
-                super().do_handshake()
-            except ssl.SSLCertVerificationError as error:
-                refused(error.verify_message)
-                raise
-
-    context.sslobject_class = Telling
+        _load_authorities(context, authorities, conf / CLIENT_AUTHORITIES)
     return context
 
 
@@ -69,10 +81,11 @@ def client_context(conf: Path) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if authorities.exists():
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _load_authorities(context, authorities)
+        _load_authorities(context, _read(authorities), authorities)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if (conf / ADMIN_CERTIFICATE).exists():
-        _load_pair(context, conf / ADMIN_CERTIFICATE, conf / ADMIN_KEY, b"")
+        certificate, key = conf / ADMIN_CERTIFICATE, conf / ADMIN_KEY
+        _load_pair(context, _read(certificate), _read(key), certificate, key)
     return context
 
 
@@ -103,36 +116,48 @@ def stamp(conf: Path) -> tuple[object, ...]:
     return tuple(stamp_of(conf / name) for name in FILES)
 
 
-def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path, more: bytes) -> None:
-    """A certificate with those between it and its root, and its key, which must not want a password."""
-
-    def password() -> str:
-        raise TlsError(f"{key} is encrypted", f"openssl pkey -in {key} -out {key}: a service has nobody to ask")
-
+def _read(path: Path) -> bytes:
     try:
-        data = certificate.read_bytes()
-        key.open("rb").close()
+        return path.read_bytes()
     except OSError as error:
         raise TlsError(f"{error.filename}: {error.strerror}", CHECK) from None
+
+
+@contextlib.contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A file of that content for OpenSSL, which takes no key but from one; on no disk."""
     descriptor = os.memfd_create("certificates", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, data.rstrip() + b"\n" + more)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", key, password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise TlsError(f"{key} is not the key of {certificate.name}", CHECK) from None
-        raise TlsError(f"{certificate} or {key.name} cannot be used: {error.reason or error}", CHECK) from None
+        os.write(descriptor, data)
+        yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
 
 
-def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
+def _load_pair(context: ssl.SSLContext, chain: bytes, key: bytes, certificate: Path, key_file: Path) -> None:
+    """A certificate with those between it and its root, and its key, which must not want a password."""
+
+    def password() -> str:
+        raise TlsError(
+            f"{key_file} is encrypted", f"openssl pkey -in {key_file} -out {key_file}: a service asks nobody"
+        )
+
+    with _in_memory(chain) as first, _in_memory(key) as second:
+        try:
+            context.load_cert_chain(first, second, password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise TlsError(f"{key_file} is not the key of {certificate.name}", CHECK) from None
+            text = f"{certificate} or {key_file.name} cannot be used: {error.reason or error}"
+            raise TlsError(text, CHECK) from None
+
+
+def _load_authorities(context: ssl.SSLContext, data: bytes, path: Path) -> None:
     try:
-        context.load_verify_locations(path)
+        with _in_memory(data) as file:
+            context.load_verify_locations(file)
     except ssl.SSLError as error:
         raise TlsError(f"{path} cannot be used: {error.reason or error}", CHECK) from None
-    except OSError as error:
-        raise TlsError(f"{path}: {error.strerror}", CHECK) from None
 
 
 def _intermediates(conf: Path) -> bytes:
