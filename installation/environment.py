@@ -29,7 +29,7 @@ CACHE_OF_PACKAGE = f"{SAFE}/private/cache"
 # Programs of third-party packages that the product starts; what else they bring stays out of the way.
 SPEAK_TLS = frozenset(
     """
-    safekit safelab safewebserver safenotify safekairosdbd modulecheck splitbraincheck
+    safekit safelab safewebserver safetls safenotify safekairosdbd modulecheck splitbraincheck
     safecaserv startcaserv stopcaserv initssl makeusercert getipandnames checkcert
     """.split()  # noqa: SIM905 - a table to read
 )

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 from installation.product import pack_module, remove_leftovers
-from installation.system import ACCOUNT, SAFEINI, remove_service, remove_settings
+from installation.system import ACCOUNT, SAFEINI, WEB_ACCOUNT, remove_service, remove_settings
 from installation.target import SAFE, InstallError, Target
 from safekit.disk.files import boot_identity
 
@@ -111,9 +111,11 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
             shutil.rmtree(target.safevar)
         target.at(SAFEINI).unlink(missing_ok=True)
         prefix = [] if target.is_this_system else ["--prefix", str(target.root)]
-        for tool in ("userdel", "groupdel"):  # userdel removes the group too where it is the user's own
-            subprocess.run([tool, *prefix, ACCOUNT], capture_output=True, check=False)
-        done.append(f"{target.safe}, {target.safevar}, {SAFEINI} and the user and group {ACCOUNT} are removed")
+        for account in (ACCOUNT, WEB_ACCOUNT):
+            for tool in ("userdel", "groupdel"):  # userdel removes the group too where it is the user's own
+                subprocess.run([tool, *prefix, account], capture_output=True, check=False)
+        accounts = f"the users and groups {ACCOUNT} and {WEB_ACCOUNT}"
+        done.append(f"{target.safe}, {target.safevar}, {SAFEINI} and {accounts} are removed")
         return done
     done += open_directories(target)
     modules = target.safe / "modules"

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from installation.target import SAFE, InstallError, Target, make_directory, write_file
+from safekit.process.confined import USER as WEB_ACCOUNT
 
 ACCOUNT = "safekit"
 UNIT = "safeadmin.service"
@@ -27,51 +28,50 @@ COMPLETION = "/usr/share/bash-completion/completions/safekit"
 COMMAND = "/usr/local/bin/safekit"
 
 
-def group_id(target: Target) -> int | None:
-    """Number of group safekit in the target; None when it is not there."""
+def group_id(target: Target, account: str = ACCOUNT) -> int | None:
+    """Number of a group in the target; None when it is not there."""
     try:
         text = target.at("/etc/group").read_text()
     except FileNotFoundError:
         return None
     for line in text.splitlines():
         fields = line.split(":")
-        if fields[0] == ACCOUNT and len(fields) > 2:
+        if fields[0] == account and len(fields) > 2:
             return int(fields[2])
     return None
 
 
 def make_account(target: Target) -> int:
-    """User and group safekit: members of the group may run the commands (guide 2.1.6). Returns the group's number.
+    """User and group safekit: members of the group may run the commands (guide 2.1.6). And safekit-web, which owns
+    nothing and is in no other group: as it run the processes that strangers speak to. Returns the number of group
+    safekit.
 
     Raises InstallError when the account tools refuse.
     """
-    prefix = [] if target.is_this_system else ["--prefix", str(target.root)]
-    if group_id(target) is None:
-        _account_tool(["groupadd", "--system", *prefix, ACCOUNT])
-    passwd = target.at("/etc/passwd").read_text()
-    if not any(line.startswith(f"{ACCOUNT}:") for line in passwd.splitlines()):
-        options = [
-            "--system",
-            "--gid",
-            ACCOUNT,
-            "--home-dir",
-            SAFE,
-            "--no-create-home",
-            "--shell",
-            "/usr/sbin/nologin",
-        ]
-        _account_tool(["useradd", *options, *prefix, ACCOUNT])
+    _make_user(target, ACCOUNT, SAFE)
+    _make_user(target, WEB_ACCOUNT, "/nonexistent")
     gid = group_id(target)
     assert gid is not None
     return gid
 
 
-def _account_tool(command: list[str]) -> None:
+def _make_user(target: Target, name: str, home: str) -> None:
+    """A user of the system with a group of that name."""
+    prefix = [] if target.is_this_system else ["--prefix", str(target.root)]
+    if group_id(target, name) is None:
+        _account_tool(["groupadd", "--system", *prefix, name], name)
+    passwd = target.at("/etc/passwd").read_text()
+    if not any(line.startswith(f"{name}:") for line in passwd.splitlines()):
+        options = ["--system", "--gid", name, "--home-dir", home, "--no-create-home", "--shell", "/usr/sbin/nologin"]
+        _account_tool(["useradd", *options, *prefix, name], name)
+
+
+def _account_tool(command: list[str], account: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InstallError(
             f"{command[0]} failed ({done.returncode}): {done.stderr.strip()}",
-            f"create the system user and group '{ACCOUNT}' by hand, then run safekitinstall again",
+            f"create the system user and group '{account}' by hand, then run safekitinstall again",
         )
 
 

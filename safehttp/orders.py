@@ -39,7 +39,10 @@ async def follow(orders: socket.socket, take: Taken) -> None:
                 take(unpacked(Order, data), descriptors)
         except BlockingIOError:
             return
-        except (OSError, FrameError) as error:
+        except ConnectionError:  # it has ended with something unread
+            loop.remove_reader(orders.fileno())
+            ended.set_result(None)
+        except FrameError as error:
             loop.remove_reader(orders.fileno())
             ended.set_exception(error)
 

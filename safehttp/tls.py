@@ -34,7 +34,7 @@ class Tls:
     """Connections of HTTPS. A connection keeps the keys with which it began."""
 
     def __init__(self, tell: Callable[[Told], Awaitable[None]]) -> None:
-        self._tell = tell
+        self._give = tell
         self._context: ssl.SSLContext | None = None
         self._beside = Beside()
 
@@ -48,6 +48,14 @@ class Tls:
                 self._beside.start(self._serve(order.number, *sockets, self._context))
             case _:
                 raise FrameError(f"the order {order.op} with {len(descriptors)} descriptors")
+
+    async def _tell(self, told: Told) -> bool:
+        """False when the web service has ended, and this process is about to."""
+        try:
+            await self._give(told)
+        except OSError:
+            return False
+        return True
 
     async def _serve(self, number: int, outer: socket.socket, inner: socket.socket, context: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()
@@ -68,7 +76,10 @@ class Tls:
             await self._tell(Told("refused", number, why=why))
             return
         proved = transport.get_extra_info("ssl_object").getpeercert(True) or b""
-        await self._tell(Told("shaken", number, base64.b64encode(proved).decode()))
+        if not await self._tell(Told("shaken", number, base64.b64encode(proved).decode())):
+            transport.abort()
+            inner.close()
+            return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         back, forth = await asyncio.open_connection(sock=inner, limit=PIECE)
         await self._between(reader, forth, back, writer)
