@@ -7,9 +7,10 @@ import shutil
 import subprocess
 
 from installation.product import pack_module, remove_leftovers
-from installation.system import ACCOUNT, SAFEINI, WEB_ACCOUNT, remove_service, remove_settings
+from installation.system import ACCOUNT, SAFEINI, remove_service, remove_settings
 from installation.target import SAFE, InstallError, Target
 from safekit.disk.files import boot_identity
+from safekit.process.confined import USER as WEB_ACCOUNT
 
 PACKAGE_LIST = "/var/lib/dpkg/info/safekit.list"
 

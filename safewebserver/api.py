@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from safekit import __version__
-from safekit.disk.paths import cluster_dir, node_name, safevar, valid_module_name
+from safekit.disk.paths import ModulePaths, cluster_dir, node_name, safevar, valid_module_name
 from safekit.disk.resources import load
 from safekit.log.messages import Language
 from safekit.log.module import Line
@@ -30,6 +30,7 @@ from safewebserver.guesses import Busy, Wait
 from safewebserver.identity import Caller, Unauthorized
 from safewebserver.modules import Modules, paths_of
 from safewebserver.permissions import Refusal, Role, judge
+from safewebserver.streams import Streams, TooMany
 
 PREFIX = "/api/v1"
 MAX_JSON = 1 << 20
@@ -71,6 +72,16 @@ def need(request: web.Request, role: Role) -> Caller:
     if who.role < role:
         raise ApiError(403, "forbidden", f"this needs the role {role.label}; {who.name} has {who.role.label}")
     return who
+
+
+@contextlib.contextmanager
+def stream_of(who: Caller, streams: Streams) -> Iterator[None]:
+    """While somebody follows a stream; who was not asked for his name is known by his address. Raises ApiError."""
+    try:
+        with streams.one(who.name if who.anonymous else who.user):
+            yield
+    except TooMany as error:
+        raise ApiError(503, "busy", str(error), "close some of them") from None
 
 
 def reply(request: web.Request, data: Any, status: int = 200) -> web.Response:
@@ -165,7 +176,8 @@ class Api:
     def __init__(self, modules: Modules, commands: Commands) -> None:
         self.modules = modules
         self.commands = commands
-        self._streams = self._uploads = 0
+        self._streams = Streams(MAX_STREAMS, "logs are followed")
+        self._uploads = 0
         self._described = openapi()
 
     def routes(self) -> list[web.RouteDef]:
@@ -234,14 +246,17 @@ class Api:
 
     async def log_events(self, request: web.Request) -> web.StreamResponse:
         """New lines as server-sent events. A comment every few seconds tells that the service lives."""
-        need(request, Role.MONITOR)
+        who = need(request, Role.MONITOR)
         paths = paths_of(request.match_info["module"])
         level, language = _log_options(request)
-        if self._streams >= MAX_STREAMS:
-            raise ApiError(503, "busy", f"{MAX_STREAMS} logs are being followed already")
+        with stream_of(who, self._streams):
+            return await self._follow(request, paths, level, language)
+
+    async def _follow(
+        self, request: web.Request, paths: ModulePaths, level: str, language: Language
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        self._streams += 1
         try:
             tail = Tail(paths.log)
             tail.skip()
@@ -265,8 +280,6 @@ class Api:
         except Unauthorized:
             await response.write(ENDED)
             return response
-        finally:
-            self._streams -= 1
 
     async def timeline(self, request: web.Request) -> web.StreamResponse:
         """Logs and commands of this server by date, with two dates by which the asker compares the clocks."""

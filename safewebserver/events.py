@@ -18,11 +18,23 @@ from aiohttp import web
 
 from safekit.disk.paths import node_name
 from safekit.model.cluster import ClusterError, load_cluster
-from safewebserver.api import COMMENT_SECONDS, ENDED, PREFIX, STREAM_SECONDS, ApiError, Still, need, number_of, reply
+from safewebserver.api import (
+    COMMENT_SECONDS,
+    ENDED,
+    PREFIX,
+    STREAM_SECONDS,
+    ApiError,
+    Still,
+    need,
+    number_of,
+    reply,
+    stream_of,
+)
 from safewebserver.identity import Caller, Unauthorized
 from safewebserver.look import Look, about_cluster
 from safewebserver.permissions import Role
 from safewebserver.relay import Relay, Unreachable, here, targets_of
+from safewebserver.streams import Streams
 
 WAIT_SECONDS = 5.0
 AGAIN_SECONDS = 2.0
@@ -205,7 +217,7 @@ class EventApi:
     def __init__(self, look: Look, hub: Hub) -> None:
         self._look = look
         self._hub = hub
-        self._open = 0
+        self._open = Streams(MAX_FOLLOWERS, "consoles are followed")
 
     def routes(self) -> list[web.RouteDef]:
         """Its routes."""
@@ -222,11 +234,12 @@ class EventApi:
         who = need(request, Role.MONITOR)
         if request.query.get("level") is not None:
             raise ApiError(400, "malformed", "this stream has no level")
-        if self._open >= MAX_FOLLOWERS:
-            raise ApiError(503, "busy", f"{MAX_FOLLOWERS} consoles are followed already", "close some of them")
+        with stream_of(who, self._open):
+            return await self._follow(request, who)
+
+    async def _follow(self, request: web.Request, who: Caller) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        self._open += 1
         follower = None
         try:
             follower = await self._hub.join(here(request))
@@ -237,7 +250,6 @@ class EventApi:
         except Unauthorized:
             await response.write(ENDED)
         finally:
-            self._open -= 1
             if follower is not None:
                 self._hub.leave(follower)
         return response

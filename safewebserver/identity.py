@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -290,8 +291,11 @@ class Gate:
         where = safevar() / "web"
         where.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._journal = Journal(where / "nonces")
-        self._people = People()
+        self._people = People(lambda text: print(f"safewebserver: {text}", file=sys.stderr, flush=True))
+        self._people.refresh()
         self._rules = CertificateRules()
+        with contextlib.suppress(ValueError, OSError):  # told with the first request that has a certificate
+            self._rules.now()
         self._passwords = Passwords()
         self._proofs = Proofs()
         self._certificates: dict[bytes, Certificate] = {}
@@ -394,7 +398,7 @@ class Gate:
         try:
             return self._rules.now()
         except (ValueError, OSError) as error:
-            text = f"no certificate is accepted: SAFE/web/conf/clca.crl cannot be used: {error}"
+            text = f"no certificate is accepted (SAFE/web/conf/sslgroup.conf, clca.crl): {error}"
             raise Unauthorized("certificate", text) from None
 
     def _certificate(self, der: bytes | None) -> Certificate | None:

@@ -59,6 +59,7 @@ class Sessions:
         self._clock = clock
         self._known: dict[str, Session] = {}
         self._people = People()
+        self._people.refresh()
 
     def open(self, user: str, role: Role, *, elsewhere: bool = False) -> str:
         """A new session; what its cookie holds."""
@@ -84,6 +85,8 @@ class Sessions:
             return None
         stamp = self._stamp(found.user)
         role = found.role if found.elsewhere else self._people.role_of(found.user)
+        if self._people.vanished and not found.elsewhere:
+            return None  # for now
         if found.ended(now) or stamp != found.stamp or (not stamp and not found.elsewhere) or role is None:
             del self._known[key]
             return None

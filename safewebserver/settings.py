@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from safewebserver.permissions import Role
 from safewebserver.roles import parse_certificate_groups, parse_groups
 
 MAX_FILE = 1 << 20
+AGAIN = "write it again, or, when that is meant: safekit webserver restart"
 
 
 class SettingsError(Exception):
@@ -115,31 +116,46 @@ def parse_users(text: str) -> dict[str, bytes]:
 
 
 class CertificateRules:
-    """sslgroup.conf and clca.crl, read again when they change."""
+    """sslgroup.conf and clca.crl, read again when they change.
+
+    A file that was there and is not any more is a closed door until the service is started again: what it took from
+    somebody (a role, a lost certificate) must not come back while an editor writes it anew.
+    """
 
     def __init__(self) -> None:
         self._stamp: object = None
         self._now: tuple[tuple[Member, ...], frozenset[tuple[str, int]]] = ((), frozenset())
+        self._had: set[str] = set()
 
     def now(self) -> tuple[tuple[Member, ...], frozenset[tuple[str, int]]]:
         """Who has which role, and which certificates are revoked; neither without its file. Raises ValueError for a
-        list that cannot be trusted, OSError."""
+        list that cannot be trusted, and for a file that has vanished; OSError."""
         groups, lists, authorities = (conf_dir() / name for name in ("sslgroup.conf", REVOKED, CLIENT_AUTHORITIES))
         stamp = tuple(stamp_of(path) for path in (groups, lists, authorities))
         if stamp != self._stamp:
+            members = parse_certificate_groups(_read(groups) or "")
             gone = revoked(lists.read_bytes(), authorities.read_bytes()) if lists.exists() else frozenset()
-            self._now = parse_certificate_groups(_read(groups) or ""), gone
+            for name, there in ((groups.name, bool(members)), (REVOKED, lists.exists())):
+                if there:
+                    self._had.add(name)
+                elif name in self._had:
+                    raise ValueError(f"{name} had lines and has none any more; {AGAIN}")
+            self._now = members, gone
             self._stamp = stamp
         return self._now
 
 
 class People:
-    """user.conf and group.conf, read again when they change."""
+    """user.conf and group.conf, read again when they change. A group.conf that was there and is not any more gives no
+    role to anybody until the service is started again: without one, everybody would be Admin."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """`say` is told when group.conf has vanished."""
+        self._say = say
         self._stamp: object = None
         self._users: dict[str, bytes] = {}
         self._groups: dict[str, Role] | None = None
+        self.vanished = False
 
     def refresh(self) -> bool:
         """Look at the files; True when they changed. Raises OSError."""
@@ -149,9 +165,16 @@ class People:
             return False
         texts = [_read(path) for path in paths]
         self._users = parse_users(texts[0] or "")
-        self._groups = None if texts[1] is None else parse_groups(texts[1])
+        self._take_groups(texts[1])
         self._stamp = stamp
         return True
+
+    def _take_groups(self, text: str | None) -> None:
+        vanished = text is None and (self._groups is not None or self.vanished)
+        if vanished and not self.vanished:
+            self._say(f"group.conf has vanished: nobody has a role by his password; {AGAIN}")
+        self.vanished = vanished
+        self._groups = None if text is None else parse_groups(text)
 
     def hash_of(self, name: str) -> bytes | None:
         """The password's hash; None for an unknown user."""
@@ -159,6 +182,8 @@ class People:
 
     def role_of(self, name: str) -> Role | None:
         """The role of a known user: Admin without a group.conf; None for a user in no group."""
+        if self.vanished:
+            return None
         return Role.ADMIN if self._groups is None else self._groups.get(name)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,8 @@ from safewebserver.roles import (
 )
 from safewebserver.sessions import MAX_OF_USER, MAX_SESSIONS, Sessions
 from safewebserver.settings import Settings
+from safewebserver.streams import Streams, TooMany
+from tests.t2_process.certificates import make
 
 
 @pytest.fixture
@@ -308,6 +312,78 @@ def test_who_logs_in_again_and_again_ends_his_own_sessions(gate: Gate) -> None:
         last = sessions.open("wall", Role.MONITOR, elsewhere=True)
     assert sessions.find(admin) == ("admin", Role.ADMIN) and sessions.find(last) == ("wall", Role.MONITOR)
     assert len(sessions._known) == MAX_OF_USER + 1
+
+
+def test_one_user_has_at_most_half_of_the_streams() -> None:
+    """Whoever he is, others can still look; and a stream that has ended is his to have again."""
+    streams = Streams(4, "logs are followed")
+    with ExitStack() as open_ones:
+        for _ in range(2):
+            open_ones.enter_context(streams.one("mary"))
+        with pytest.raises(TooMany, match="2 logs are followed already by mary"), streams.one("mary"):
+            pass
+        open_ones.enter_context(streams.one("bob"))
+        open_ones.enter_context(streams.one("eve"))
+        with pytest.raises(TooMany, match="4 logs are followed already"), streams.one("fred"):
+            pass
+    with streams.one("mary"):
+        pass
+
+
+def test_a_group_file_that_vanishes_closes_the_door_until_it_is_there_again(
+    gate: Gate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without group.conf everybody is Admin; while an editor writes it anew nobody is."""
+    groups = tmp_path / "SAFE/web/conf/group.conf"
+
+    def role(of: Gate) -> Role | None:
+        return asyncio.run(of.person_of("admin", "a long password", "10.0.0.1")).role
+
+    assert role(gate) is Role.ADMIN, "it was never there"
+    groups.write_text("Monitor: admin\n")
+    sessions = Sessions()
+    token = sessions.open("admin", Role.MONITOR)
+    assert role(gate) is Role.MONITOR
+    groups.unlink()
+    assert role(gate) is None and sessions.find(token) is None
+    assert role(gate) is None, "not for one look only"
+    assert capsys.readouterr().err.count("group.conf has vanished: nobody has a role by his password; write it") == 1
+    groups.write_text("Control: admin\n")
+    assert role(gate) is Role.CONTROL
+    assert sessions.find(token) == ("admin", Role.MONITOR), "who was logged in still is"
+    groups.unlink()
+    assert role(gate) is None and role(Gate(Settings())) is Role.ADMIN, "a start takes what is there"
+
+
+def test_rules_of_certificates_that_vanish_close_the_door(gate: Gate, tmp_path: Path) -> None:
+    """Without sslgroup.conf the OU counts, without clca.crl a lost certificate is good again."""
+    people = make("Company CA", authority=True)
+    conf = tmp_path / "SAFE/web/conf"
+    (conf / "clcacert.crt").write_bytes(people.pem)
+    eve = make("eve", "Admin", by=people)
+    der = ssl.PEM_cert_to_DER_cert(eve.pem.decode())
+
+    def role() -> Role:
+        return asyncio.run(gate.identify(Asked("GET", "/", 9453, True, "10.0.0.1", certificate=der))).role
+
+    gate.settings = Settings(secure=True)
+    assert role() is Role.ADMIN
+    listed = 'Monitor: "eve"\n'
+    (conf / "sslgroup.conf").write_text(listed)
+    assert role() is Role.MONITOR
+    for spoil in ((conf / "sslgroup.conf").unlink, lambda: (conf / "sslgroup.conf").write_text("")):
+        spoil()
+        for _ in range(2):
+            with pytest.raises(Unauthorized, match=r"sslgroup.conf had lines and has none any more; write"):
+                role()
+        (conf / "sslgroup.conf").write_text(listed)
+        assert role() is Role.MONITOR
+    (conf / "clca.crl").write_bytes(people.revoke(eve))
+    with pytest.raises(Unauthorized, match="was revoked"):
+        role()
+    (conf / "clca.crl").unlink()
+    with pytest.raises(Unauthorized, match=r"clca.crl had lines and has none any more"):
+        role()
 
 
 def test_what_only_looks_does_not_hold_up_what_changes_something(
