@@ -194,10 +194,10 @@ class Node:
         lines = (parse_line(line) for line in path.read_text(errors="replace").splitlines())
         return [(line.code, line.english) for line in lines if line is not None]
 
-    def output(self) -> str:
-        """What processes wrote to their error output, for a failing test."""
+    def output(self, most: int = 3000) -> str:
+        """What processes wrote to their error output, for a failing test; the last characters of each."""
         found = sorted((self.var / "modules/AM/log").glob("*"))
-        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-most:]}" for path in found)
 
 
 @contextmanager

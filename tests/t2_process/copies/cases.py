@@ -120,6 +120,8 @@ class Runner:
             copies.settled()
         if cycle.pause:
             time.sleep(cycle.pause)
+        if copies.full and cycle.parting != "none":
+            cycle = replace(cycle, parting="second_stop")  # the pair is none any more
         getattr(self, f"_{cycle.parting}")(cycle)
         self.alone(cycle)
         self.reintegrate(cycle)
@@ -269,6 +271,8 @@ class Runner:
 
     def _swap(self, cycle: Cycle) -> None:
         self.copies.ended()
+        if self.copies.full:
+            return self._second_stop(cycle)
         former, heir = self.primary, self.secondary
         image = self.copies.image(former)
         former.ask("demote")
@@ -286,6 +290,8 @@ class Runner:
         """The application is not stopped: it waits with what it has open, and goes on where it was."""
         copies, former, heir = self.copies, self.primary, self.secondary
         copies.left_behind()
+        if copies.full:
+            return self._second_stop(cycle)
         half = len(cycle.alone) // 2
         for old, new in ((former, heir), (heir, former)):
             old.ask("demote")

@@ -52,6 +52,9 @@ class Application:
         self.base = os.fsencode(base)
         self.handles: list[int] = []
         self.maps: list[mmap.mmap] = []
+        self.done = 0
+        self.now: Change | None = None
+        """What is being made."""
         self._ink = os.memfd_create("ink")
         self.kinds: dict[str, Callable[[int, int, int], Any]] = {
             name[4:]: getattr(self, name) for name in dir(self) if name.startswith("_do_")
@@ -60,7 +63,7 @@ class Application:
     def run(self, change: Change) -> int:
         """0, or the errno of what failed."""
         kind, *numbers = change
-        code = 0
+        code, self.now = 0, change
         try:
             self.kinds[kind](*numbers)
         except OSError as error:
@@ -68,6 +71,7 @@ class Application:
         except ValueError:  # nothing there to map
             code = errno.EINVAL
         MADE[kind, not code] += 1
+        self.done, self.now = self.done + 1, None
         return code
 
     def close(self) -> None:

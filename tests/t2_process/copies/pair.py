@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,11 +29,31 @@ from tests.t2_process.rfs_pair import Node, Pair
 
 ZONE: Final = 1 << 16
 PROCESSES: Final = ("nfsadmin", "reintegre", "nfsbox")
+#: Seconds in which something must move while somebody waits, and in which everything has an end.
+PATIENCE: Final = 60.0
+LONGEST: Final = 900.0
+LOOK: Final = 1.0
+#: Characters of a log in which the stacks of a process are.
+STACKS: Final = 40_000
+#: What ends an attempt to make a server equal.
+ENDS: Final = frozenset({"rfs_synced", "rfs_failed", "nfsbox_died"})
+#: A reintegration that was tried so often, for so long, will not be done.
+TRIES: Final = 10
+#: Reasons for which a pair may break without anybody's doing: the disk of the secondary has less room.
+FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Different(AssertionError):
     """The two servers differ, or lost what was acknowledged."""
+
+
+class Stuck(AssertionError):
+    """Nothing moves any more; the text tells which process waits for what."""
+
+
+class Broken(AssertionError):
+    """The pair broke without anybody's doing."""
 
 
 class Server(Node):
@@ -69,9 +90,9 @@ class Server(Node):
             return None
         return await super()._heart(request)
 
-    def output(self) -> str:
+    def output(self, most: int = 3000) -> str:
         try:
-            return super().output()
+            return super().output(most)
         except OSError as error:
             return f"(no logs: {error})"
 
@@ -91,7 +112,7 @@ class Server(Node):
         for name in PROCESSES:
             process = self.processes.get(name)
             if process is not None:
-                process.wait(20)
+                process.wait(PATIENCE)
             self._forget(name)
 
     def power_off(self) -> None:
@@ -109,6 +130,22 @@ class Server(Node):
         box = self.processes.get("nfsbox")
         return box is not None and box.poll() is None
 
+    def figures(self, timeout: float = 2.0) -> dict[str, Any]:
+        """What its nfsbox tells of itself; empty when it does not."""
+        if not self.alive:
+            return {}
+        try:
+            return self.ask("status", target="nfsbox", timeout=timeout)
+        except BusError as error:
+            return {"silent": error.text}
+
+    def waits(self) -> str:
+        """What each of its processes is at, the sessions of its nfsbox, what its heart was told."""
+        told = f"=== {self.name}: {self.figures()}\nheart was told {self.events[-8:]}"
+        self.signal(signal.SIGUSR1)
+        time.sleep(1.0)  # they write it to their logs
+        return f"{told}\n{self.output(STACKS)}"
+
     def signal(self, number: int) -> None:
         """To every process."""
         for name in PROCESSES:
@@ -123,6 +160,7 @@ class Copies(Pair):
     def __init__(self, base: Path, nursery: Nursery, *, durable: bool = False, border: bool = False) -> None:
         self.memory = self.room()
         self.nursery = nursery
+        self.full = False  # the pair broke because a disk is full
         self.application: Application | None = None
         self._load: threading.Thread | None = None
         self._left: dict[bytes, Application] = {}  # applications that stayed behind, with what they have open
@@ -205,14 +243,63 @@ class Copies(Pair):
         self._load = threading.Thread(target=run, name="application", daemon=True)
         self._load.start()
 
-    def settled(self, timeout: float = 30.0) -> None:
-        """The application has made its changes."""
-        if self._load is not None:
-            self._load.join(timeout)
-            if self._load.is_alive():
-                told = [(server.name, server.events[-5:], server.output()[-3000:]) for server in self.servers]
-                raise AssertionError(f"the application waits for ever: {told}")
-            self._load = None
+    def settled(self) -> None:
+        """The application has made its changes. Raises Stuck, Broken."""
+        load = self._load
+        if load is None:
+            return
+
+        def made() -> bool:
+            load.join(0.05)
+            return not load.is_alive()
+
+        self.patiently(made, "the application has made its changes", paired=True)
+        self._load = None
+
+    def patiently(self, condition: Callable[[], object], what: str, *, paired: bool = False) -> None:
+        """Wait as long as anything moves. `paired`: see to a pair that breaks meanwhile. Raises Stuck, Broken."""
+        begun = since = looked = time.monotonic()
+        known: object = None
+        while not condition():
+            time.sleep(0.02)
+            now = time.monotonic()
+            if now - looked < LOOK:
+                continue
+            figures = {server: server.figures() for server in self.servers}
+            if paired:
+                self._answer_loss(figures)
+            moved = self._moved(figures)
+            looked = time.monotonic()
+            if moved != known:
+                known, since = moved, looked
+            if looked - since > PATIENCE or looked - begun > LONGEST:
+                raise Stuck(f"nothing moves until {what} ({looked - begun:.0f} s)\n{self.waits()}")
+
+    def _moved(self, figures: Mapping[Server, Mapping[str, Any]]) -> object:
+        """Another value whenever something was done; what is tried without effect does not count."""
+        application = self.application
+        names = ("applied", "frames_sent", "session", "role", "dirty_files")
+        shown = [[told.get(name) for name in names] for told in figures.values()]
+        return application.done if application is not None else 0, shown, [len(s.events) for s in self.servers]
+
+    def waits(self) -> str:
+        """Of both servers and of the application."""
+        application = self.application
+        at = f"the application is at {application.now}, {application.done} are done" if application is not None else ""
+        return "\n".join([at, *(server.waits() for server in self.servers)])
+
+    def _answer_loss(self, figures: Mapping[Server, Mapping[str, Any]]) -> None:
+        """As heart does when it is told that a pair broke: the primary goes on alone. Raises Broken when nothing here
+        was the reason."""
+        for server, shown in figures.items():
+            if shown.get("session") == "lost" and shown.get("role") == "primary":
+                reasons = [event["reason"] for event in server.events if event["kind"] == "replication_lost"]
+                reason = reasons[-1] if reasons else "no reason was told"
+                told = "" if any(full in reason for full in FULL) else self.waits()
+                server.ask("alone")
+                if told:
+                    raise Broken(f"{server.name} lost its secondary: {reason}\n{told}")
+                self.full = True
 
     def ended(self) -> None:
         """The application is stopped."""
@@ -252,17 +339,19 @@ class Copies(Pair):
                 server.kill(name, signal.SIGTERM)
                 server._forget(name)
 
-    def follow(self, server: Server, patience: float = 60.0) -> None:
-        """Reintegrate, as often as it takes: heart tries again when it is told of a failure."""
-        deadline, refused = time.monotonic() + patience, ""
+    def follow(self, server: Server) -> None:
+        """Reintegrate, as often as it takes: heart tries again when it is told of a failure. Raises Stuck."""
+        begun, tries, refused = time.monotonic(), 0, ""
+        self.full = False
         while True:
+            tries += 1
             try:
                 if not server.alive:
                     server.up()
                     server.ask("prepare")
                 server.events.clear()
                 server.ask("secondary")
-                self.until(lambda: {"rfs_synced", "rfs_failed", "nfsbox_died"} & set(server.kinds()), 60, server)
+                self.patiently(lambda: ENDS & set(server.kinds()), f"{server.name} is equal")
                 if "rfs_synced" in server.kinds():
                     return
             except BusError as error:
@@ -270,8 +359,8 @@ class Copies(Pair):
                 if "has a secondary already" in error.text:
                     # It did not notice that the former life of this one ended; its heart would tell it.
                     self.other(server).ask("alone")
-            if time.monotonic() > deadline:
-                raise AssertionError(f"no pair within {patience} s: {server.events} {refused}\n{server.output()}")
+            if time.monotonic() - begun > PATIENCE and tries > TRIES:
+                raise Stuck(f"no pair in {tries} tries: {server.events} {refused}\n{self.waits()}")
             if not server.alive:
                 server.kill_all()
 
