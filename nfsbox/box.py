@@ -7,7 +7,6 @@ The order inside each operation is what makes it safe; see the comments.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -15,30 +14,26 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from nfsbox.fs import switch
-from nfsbox.fs.libfuse import MountFailure
-from nfsbox.fs.mount import Mount
-from nfsbox.fs.operations import Operations
-from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
+from nfsbox.fs.directories import Directories
+from nfsbox.pair.engine import Engine, Refused, Role
 from nfsbox.pair.latency import Totals
 from nfsbox.pair.secondary import Applier
 from nfsbox.pair.server import Server
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from nfsbox.place import BoxError, Place, roots_of, settings_of, text_of
 from safekit.bus.asking import Ask, Done
 from safekit.bus.requests import nfsadmin
 from safekit.bus.requests import nfsbox as asked
 from safekit.disk.files import reserve, sync_directory, write_atomic
 from safekit.model.types import Rfs
-from safekit.process import holders
 from safekit.rfs import generations, journal
 from safekit.rfs.changes import Mode
-from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.wire import Kind, Op, WireError, WireRefused, connect
 
 log = logging.getLogger("nfsbox")
@@ -49,61 +44,6 @@ Fields = dict[str, Any]
 
 #: Bandwidth is an average over this many seconds (guide 13.6.4.7).
 _AVERAGE: Final = 3
-
-
-def _text(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-class BoxError(Exception):
-    """An operation that was refused: `code` for programs, text for people."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a box needs to know of its surroundings. `listen` None: no address on the replication network."""
-
-    module: str
-    node: str
-    directory: Path
-    keys: Callable[[], Sequence[bytes]]
-    listen: tuple[str, int] | None
-
-
-def roots_of(rfs: Rfs) -> tuple[Root, ...]:
-    """The replicated directories of a configuration. Raises BoxError('root') for an expression that is wrong."""
-    try:
-        return tuple(
-            Root(
-                index,
-                os.fsencode(item.dir),
-                os.fsencode(rfs.backing(item)),
-                Exclusions(item.notreplicated_paths, item.notreplicated_regex),
-                tuple(os.fsencode(path.strip("/")) for path in item.tocheck),
-            )
-            for index, item in enumerate(rfs.replicated)
-        )
-    except ValueError as error:
-        raise BoxError("root", str(error)) from None
-
-
-def settings_of(rfs: Rfs) -> Settings:
-    """The attributes that concern nfsbox."""
-    return Settings(
-        sendtimeout=float(rfs.sendtimeout),
-        locktimeout=float(rfs.locktimeout),
-        durable=rfs.async_mode == "none",
-        acl=rfs.acl,
-        zone_size=rfs.ruzone_blocksize,
-        packet=rfs.reipacketsize,
-        bandwidth=rfs.reiallowedbw * 1024.0 if rfs.reiallowedbw else None,
-        writeback=rfs.cache == "writeback",
-    )
 
 
 class Box:
@@ -122,13 +62,12 @@ class Box:
         self.settings = settings_of(rfs)
         self.degraded = False
         self.prepared = False
-        self._owned = -1  # the lock of the directories
         self._recording = threading.Lock()  # one state after the other, whoever writes it
         self._notify = notify
         self._ask_pair = pair
         self._tracker = Tracker(place.directory, rfs.ruzone_blocksize)
         self.engine = Engine(self.roots, self._tracker, self.settings, notify)
-        self._mounts: list[Mount] = []
+        self._directories = Directories(self.engine, place.directory, place.module)
         self._server: Server | None = None
         self._listening = threading.Lock()  # whoever makes or ends the server
         self.unnamed = False
@@ -202,106 +141,24 @@ class Box:
         """Mount read-only. Raises BoxError: tocheck, mount, held, root, listen."""
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
-            self._take()
+            self._directories.take()
             with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
                 reserve(self._state_file)
             self.degraded = degraded
-            known = self._places()
-            for root in self.roots:
-                try:
-                    switch.check(root, known.get(root.mount))
-                except switch.SwitchFailure as error:
-                    self._close_trees()
-                    raise BoxError("tocheck", _text(error)) from None
+            self._directories.check()
             try:
-                self.engine.disks.open()
                 self._loaded = journal.load(self.place.directory)
-                switch.clean_hidden(self.place.directory, self.roots)
-                self._close_to_others()
-                self._mount_all()
-                self._refuse_holders(degraded=degraded)
+                self._directories.mount(degraded=degraded)
                 if not degraded:
                     self._begin_to_listen()
             except BaseException:
-                self._unmount_all(failed=True)
-                self._close_trees()
-                self._give_back()
+                self._directories.give_up()
                 raise
-            self._note_places(known)
+            self._directories.note_places()
             self.prepared = True
         files, directories = len(self._loaded.changes.files), len(self._loaded.changes.directories)
         roots = tuple(os.fsdecode(root.mount) for root in self.roots)
         return asked.Prepared(self.state(), self._journal(), files + directories, roots)
-
-    def _close_to_others(self) -> None:
-        for root in self.roots:
-            try:
-                root.tree.close_to_others()
-            except OSError as error:
-                log.warning(
-                    "%s stays reachable beside the mount for those who may enter it (%s): its file system should keep "
-                    "extended attributes of root",
-                    os.fsdecode(root.backing),
-                    _text(error),
-                )
-
-    def _refuse_holders(self, *, degraded: bool) -> None:
-        """Nobody else has anything of the data (R9). Looked at when the data is closed to users and the mounts stand in
-        the place of the links: whoever comes now comes to them. Raises BoxError."""
-        for root in self.roots:
-            problem = holders.objection(root.backing)
-            if problem is None:
-                continue
-            text = ". Next step: ".join(problem)
-            if not degraded:
-                raise BoxError("held", text)
-            log.error("%s", text)  # the application waits for its directory, which it had already
-
-    def _close_trees(self) -> None:
-        """Nothing holds the file systems of the data any more."""
-        self.engine.disks.close()
-        for root in self.roots:
-            root.tree.close()
-
-    def _places(self) -> dict[bytes, bytes]:
-        """Where the file system of each replicated directory was mounted when the module ran here last."""
-        try:
-            lines = (self.place.directory / "places").read_bytes().split(b"\0")
-        except FileNotFoundError:
-            return {}
-        return dict(zip(lines[0::2], lines[1::2], strict=False))
-
-    def _note_places(self, known: dict[bytes, bytes]) -> None:
-        found = {root.mount: switch.mount_point(root.backing) for root in self.roots}
-        if found != known:
-            try:
-                write_atomic(self.place.directory / "places", b"\0".join(b for pair in found.items() for b in pair))
-            except OSError as error:
-                log.warning("it cannot be noted where the file systems are mounted: %s", error)
-
-    def _take(self) -> None:
-        """Nobody else may serve these directories, whatever became of a former life. Raises BoxError."""
-        if self._owned >= 0:
-            return
-        self._owned = os.open(self.place.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        try:
-            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._owned, 20, 0).decode("ascii", "replace").strip()
-            self._give_back()
-            raise BoxError(
-                "mount",
-                f"another nfsbox of this module (process {holder or 'unknown'}) has the replicated directories "
-                f"({error.strerror}): end it, then start the module again",
-            ) from None
-        with contextlib.suppress(OSError):  # on a full disk the lock holds, only its holder's number is not told
-            os.ftruncate(self._owned, 0)
-            os.pwrite(self._owned, b"%d\n" % os.getpid(), 0)
-
-    def _give_back(self) -> None:
-        if self._owned >= 0:
-            os.close(self._owned)
-            self._owned = -1
 
     def _journal(self) -> Literal["clean", "crash", "none", "bad"]:
         if not self._loaded.present:
@@ -309,35 +166,6 @@ class Box:
         if not self._loaded.reliable:
             return "bad"
         return "clean" if self._loaded.closed else "crash"
-
-    def _mount_all(self) -> None:
-        for root in self.roots:
-            try:
-                switch.to_mount_point(root)
-                operations = Operations(self.engine, root)
-                mount = Mount(
-                    operations, root.mount, f"{self.place.module}:{root.index}", writeback=self.settings.writeback
-                )
-                mount.start()
-                self._mounts.append(mount)
-                mount.mounted()
-            except (switch.SwitchFailure, MountFailure) as error:
-                raise BoxError("mount", _text(error)) from None
-            except OSError as error:
-                raise BoxError("mount", f"{os.fsdecode(root.mount)}: {error.strerror}") from None
-
-    def _unmount_all(self, *, failed: bool = False) -> None:
-        mounts, self._mounts = self._mounts, []
-        for mount in mounts:
-            mount.stop()
-        for root in self.roots:
-            if not switch.is_mounted(root.mount):
-                try:
-                    switch.to_link(root, put_aside=not failed)
-                except OSError as error:
-                    if not failed:
-                        raise
-                    log.warning("%s stays as it is: %s", os.fsdecode(root.mount), _text(error))
 
     def _begin_to_listen(self) -> None:
         """A name of cluster.xml that cannot be looked up now stops nobody: at the boot of a server in a cloud its DNS
@@ -396,7 +224,7 @@ class Box:
     def release(self) -> None:
         """Unmount, links restored, journal closed. Raises BoxError."""
         if not self.prepared:
-            self._clear_leftovers()
+            self._directories.clear_leftovers()
             return
         self._end_applier()
         was_primary = self.engine.role is Role.PRIMARY
@@ -404,8 +232,7 @@ class Box:
             self._tracker.alone()
         self.engine.become_readonly(Role.STANDBY)
         try:
-            self._unmount_all()
-            switch.clean_hidden(self.place.directory, self.roots)
+            self._directories.unmount()
             # Only now nothing can change any more.
             on_disk = self._on_disk()
             self._close_record(clean=was_primary and on_disk and self.engine.in_order)
@@ -417,20 +244,9 @@ class Box:
                 if self._server is not None:
                     self._server.close()
                     self._server = None
-        self._close_trees()
-        self._give_back()
+        self._directories.leave()
         self.prepared = False
         self.degraded = False
-
-    def _clear_leftovers(self) -> None:
-        """A nfsbox that was killed left its mounts, and the module is stopped before they are used again."""
-        try:
-            for root in self.roots:
-                if switch.is_mounted(root.mount):
-                    switch.to_mount_point(root)
-                    switch.to_link(root)
-        except OSError as error:
-            raise BoxError("release", f"what was left mounted could not be released: {_text(error)}") from None
 
     # --- roles ----------------------------------------------------------------------------------------------
 
@@ -461,7 +277,7 @@ class Box:
                 )
             except OSError as error:
                 raise BoxError("journal", f"changes cannot be recorded: {error.strerror}") from None
-            for mount in self._mounts:
+            for mount in self._directories.mounts:
                 mount.forget_pages()  # before anybody may change a page of what was there before
         self.engine.become_primary(paired=paired)
         self._awaiting_since = time.monotonic()
@@ -483,9 +299,9 @@ class Box:
                 (ask.address, ask.port), self.place.module, Kind.STREAM, self.place.keys(), hello, source=ask.source
             )
         except WireRefused as error:
-            raise BoxError("refused", _text(error)) from None
+            raise BoxError("refused", text_of(error)) from None
         except WireError as error:
-            raise BoxError("connect", _text(error)) from None
+            raise BoxError("connect", text_of(error)) from None
         # The state may say that this server's data is about to change: durable before the first operation.
         self._session = int(answer.get("session") or 0)
         self._applier = Applier(
@@ -518,7 +334,7 @@ class Box:
         try:
             applier.channel.send(Op.START, timeout=10.0)
         except WireError as error:
-            raise BoxError("connect", _text(error)) from None
+            raise BoxError("connect", text_of(error)) from None
         self._started = True
         applier.start()
         self._notify(nfsadmin.SessionOpen(self._peer, False, "secondary"))
@@ -554,7 +370,7 @@ class Box:
             log.error(
                 "this disk does not take what was written (%s): check it; every file is compared with the other server "
                 "before this one is up to date again",
-                _text(error),
+                text_of(error),
             )
             return False
         return True
@@ -681,7 +497,7 @@ class Box:
                 try:
                     engine.checkpoint()
                 except OSError as error:
-                    log.warning("checkpoint failed: %s; what was changed stays recorded", _text(error))
+                    log.warning("checkpoint failed: %s; what was changed stays recorded", text_of(error))
 
     # --- status ----------------------------------------------------------------------------------------------
 
@@ -742,7 +558,7 @@ class Box:
             bytes_sent=stream.channel.bytes_sent if stream is not None else 0,
             frames_sent=stream.channel.sent if stream is not None else 0,
             applied=self._applier.applied if self._applier is not None else 0,
-            mounts=tuple(os.fsdecode(mount.path) for mount in self._mounts if mount.alive),
+            mounts=self._directories.served,
             journal_reliable=self._tracker.reliable,
             refused=engine.disks.refused,
             progress=self._server.progress if self._server is not None else {},

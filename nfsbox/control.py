@@ -49,7 +49,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nfsbox.box import Box, BoxError
+from nfsbox.box import Box
+from nfsbox.place import BoxError
 from safekit.bus.asking import Ask, Done, Serve, Service
 from safekit.bus.endpoint import BusError, BusTimeout, Endpoint
 from safekit.bus.requests import nfsadmin

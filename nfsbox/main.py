@@ -9,8 +9,9 @@ import resource
 import sys
 from typing import NoReturn
 
-from nfsbox.box import Box, BoxError, Place
+from nfsbox.box import Box
 from nfsbox.control import Announcer, Control
+from nfsbox.place import BoxError, Place
 from safekit.process.frame import Context, run
 from safekit.wire.keys import KeysNow
 

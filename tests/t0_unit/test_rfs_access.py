@@ -21,9 +21,9 @@ RESOLVING = {
 }
 #: What is no data of a replicated directory: (file, function) -> what it opens.
 ELSEWHERE = {
-    ("nfsbox/box.py", "Box._take"): "the lock in SAFEVAR",
     ("nfsbox/check/ask.py", ""): "the mount, as a user of it",
     ("nfsbox/check/main.py", "is_mounted"): "the kernel's table of mounts",
+    ("nfsbox/fs/directories.py", "Directories.take"): "the lock in SAFEVAR",
     ("nfsbox/fs/libfuse.py", "_let_go"): "the null device",
     ("nfsbox/fs/mount.py", "Mount.stop"): "the mount, to wake its own loop",
     ("nfsbox/fs/mount.py", "Mount.mounted"): "the mount, as a user of it",

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nfsbox.box import Box, BoxError, Place
+from nfsbox.box import Box
+from nfsbox.place import BoxError, Place
 from safekit.bus.asking import answer_fields, request_fields
 from safekit.bus.requests import nfsbox as asked
 from safekit.model.types import Replicated, Rfs

@@ -20,7 +20,7 @@ import fuse
 import pytest
 
 from lab.waiting import wait_until
-from nfsbox.box import Box, BoxError, Place
+from nfsbox.box import Box
 from nfsbox.fs import kernel, libfuse
 from nfsbox.fs import mount as mount_module
 from nfsbox.fs.libfuse import MountFailure
@@ -30,6 +30,7 @@ from nfsbox.pair.engine import Engine, Refused, Role, Root, Settings
 from nfsbox.pair.secondary import Applier
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
+from nfsbox.place import BoxError, Place
 from safekit import syscalls
 from safekit.bus.requests import nfsbox as asked
 from safekit.disk import steps

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from nfsbox.box import Box, Place
+from nfsbox.box import Box
 from nfsbox.pair import tracking
 from nfsbox.pair.engine import Engine, Revisit, Settings
 from nfsbox.pair.tracking import Tracker
+from nfsbox.place import Place
 from safekit.disk import steps
 from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import FRAME, RECORD_1, Changes, Kind, Mode
