@@ -358,7 +358,7 @@ class Box:
             self._loaded = journal.load(self.place.directory)
 
     def _leave_pages(self) -> None:
-        for mount in self._mounts:
+        for mount in self._directories.mounts:
             mount.leave_pages()
 
     def _on_disk(self) -> bool:
@@ -473,7 +473,7 @@ class Box:
         engine = self.engine
         if engine.role is not Role.PRIMARY:
             self._samples.clear()
-            for mount in self._mounts:
+            for mount in self._directories.mounts:
                 mount.renew_pages()
             return
         stream = engine.stream
