@@ -163,9 +163,9 @@ def run_distributed(words: Sequence[str]) -> int:
     targets = servers_of(_servers(order))
     if order.kind == "command":
         if "--json" not in order.words:
-            return _everywhere(targets, lambda target: _command_ask(order.words), insecure=order.insecure)
+            return _everywhere(targets, lambda target: command_ask(order.words), insecure=order.insecure)
         told: dict[str, Any] = {}
-        worst = _everywhere(targets, lambda target: _command_ask(order.words), collected=told, insecure=order.insecure)
+        worst = _everywhere(targets, lambda target: command_ask(order.words), collected=told, insecure=order.insecure)
         return show_json(told) or worst
     from safekit.log.commands import finished, started
 
@@ -183,7 +183,8 @@ def run_distributed(words: Sequence[str]) -> int:
     return code
 
 
-def _command_ask(words: tuple[str, ...]) -> Ask:
+def command_ask(words: tuple[str, ...]) -> Ask:
+    """The request by which another server runs a command, in the name of who runs this one."""
     seconds = PATIENT_SECONDS if _command(words) in PATIENT else SECONDS
     body = json.dumps({"arguments": list(words), "timeout": seconds}).encode()
     # Who asks is signed with the request, and stands in the logs there.

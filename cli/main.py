@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "config": ("9.6", "configure", "Apply the configuration of a module."),
     "deconfig": ("9.6", "configure", "Undo the configuration of a module."),
     "confcheck": ("9.6", "configure", "Check a configuration without applying it."),
+    "diff": ("9.6", "diff", "Show in what a module differs between the servers."),
     "confinfo": ("9.6", "configure", "Compare active and current configuration."),
     "module": ("9.6", "module", "Install, list, pack and remove modules."),
     "dump": ("9.7", "support", "Keep logs, processes and network as they are now."),

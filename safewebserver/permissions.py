@@ -17,7 +17,7 @@ _MONITOR = frozenset(
 _CONTROL = frozenset(
     """
     start stop restart swap stopstart stopwait prim primforce second forcestop errd checker failover
-    update kill checkloop resetloop confcheck shutdown
+    update kill checkloop resetloop confcheck shutdown diff
     """.split()  # noqa: SIM905 - a table to read
 )
 _LOCAL_ONLY = {
