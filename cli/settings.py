@@ -9,6 +9,7 @@ from cli.control import CONTROL_TIMEOUT
 from safekit.bus.requests import heart
 from safekit.bus.requests.safeadmin.modules import SetResource
 
+SYNCAT = "rfs.syncat"
 _STATES = ("up", "down", "init", "unknown")
 
 
@@ -98,6 +99,13 @@ def set_command(module: str | None, resource: str, value: str, identity: str | N
     state = value.lower()
     if state not in (*_STATES, "on", "off"):
         raise Failure(f"{value!r} is not a state", "write one of: " + ", ".join((*_STATES, "on", "off")))
+    if resource == SYNCAT:
+        from safekit.view.module import read_module
+
+        running = read_module(paths.module, require_admin().get("modules", {}).get(paths.module, {})).state
+        if running != "WAIT":
+            click.echo(f"{paths.module} is {running}: nothing to do, {SYNCAT} is for a server that waits for its time")
+            return 0
     order = SetResource(paths.module, resource, state, identity or session().identity or who())
     ask("", order, CONTROL_TIMEOUT)
     return 0

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from safekit.disk.files import locked
 from safekit.disk.paths import ModulePaths, node_name, safe, valid_module_name
 from safekit.model import directories, dynamic, programs, store
-from safekit.model.application import LAST_CONFIG, Application, ApplyResult, ConfigureError, run_script
+from safekit.model.application import (
+    LAST_CONFIG,
+    Application,
+    ApplyResult,
+    ConfigureError,
+    run_script,
+    schedule_module,
+)
 from safekit.model.cluster import ClusterError, load_cluster
 from safekit.model.codec import CodecError, from_json
 from safekit.model.findings import ConfigError, Finding, errors, ordered
@@ -22,7 +29,7 @@ from safekit.model.machine import check_machine
 from safekit.model.module import Examined, examine_module
 from safekit.model.rules_check import advice
 from safekit.model.types import ClusterConfig, ModuleConfig
-from safekit.process import vhost
+from safekit.process import crontab, vhost
 from safekit.wire.keys import MODULE_KEY
 
 STABLE_STATES = ("PRIM", "SECOND", "UP")
@@ -304,6 +311,11 @@ def deconfig(module: str, running_state: str = "STOP") -> tuple[str, ...]:
                 f"{error.filename + ': ' if error.filename else ''}{text}; {consequence}",
                 f"then run safekit deconfig -m {module} again",
             ) from error
+        if config.rfs is not None and config.rfs.syncat:
+            try:
+                schedule_module(module, "")
+            except crontab.CrontabError as error:
+                warnings.append(f"the crontab of user safekit: {error}; remove the entry of module {module} by hand")
         try:
             vhost.remove_absolute([config], other_configurations(module).values())
         except OSError as error:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 
-from safekit.process import standard
+from safekit.process import crontab, standard
 
 USAGE = 'usage: gencron del|add USER all|COMMAND -c "COMMENT"'
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z_]\w*\s*=")
@@ -66,20 +65,11 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     action, user, command, _, comment = arguments
     try:
-        shown = subprocess.run(["crontab", "-u", user, "-l"], capture_output=True, text=True, check=False)
-        if shown.returncode and "no crontab" not in shown.stderr:
-            print(f"gencron: {shown.stderr.strip()}", file=sys.stderr)
-            return 1
-        text, count = (disable if action == "del" else enable)(shown.stdout, command, comment)
+        text, count = (disable if action == "del" else enable)(crontab.read(user), command, comment)
         if count:
-            written = subprocess.run(
-                ["crontab", "-u", user, "-"], input=text, capture_output=True, text=True, check=False
-            )
-            if written.returncode:
-                print(f"gencron: {written.stderr.strip()}", file=sys.stderr)
-                return 1
-    except FileNotFoundError:
-        print("gencron: the command crontab is not on this system: install cron", file=sys.stderr)
+            crontab.write(user, text)
+    except crontab.CrontabError as error:
+        print(f"gencron: {error}", file=sys.stderr)
         return 1
     print(f"{count} entries of the crontab of {user} are {'disabled' if action == 'del' else 'enabled'}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from heart.core import former, hearing, leaving, plans, swap, trouble, waiting
+from heart.core import former, hearing, leaving, plans, swap, syncat, trouble, waiting
 from heart.core.actions import Exit, Marker, Processes, Reboot
 from heart.core.turn import Turn, step
 from heart.core.values import Color, Command, Role
@@ -200,6 +200,7 @@ def begin_start(t: Turn, intent: str, word: str = "start") -> None:
     s.failover = s.setup.failover
     t.actions.append(Marker(True))
     former.forget_former(t)
+    syncat.begins(t)
     trouble.begins(t)
     for phase in ("pre", "both", "prim", "second"):
         t.reset_checks(phase)

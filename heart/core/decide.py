@@ -39,6 +39,7 @@ from heart.core import (
     running,
     solo,
     swap,
+    syncat,
     waiting,
     witness,
 )
@@ -115,6 +116,7 @@ def _react(t: Turn) -> None:
     running.announce(t)
     fitting.settle(t)
     lineage.settle(t)
+    syncat.settle(t)
     if t.s.role is Role.PRIM and t.s.peer is not None and pairing.pair_healthy(t):
         lineage.mark(t, t.s.peer)
 

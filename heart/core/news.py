@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from heart.core import commands, former, hearing, leaving, lineage, pairing, plans, trouble, waiting, witness
+from heart.core import commands, former, hearing, leaving, lineage, pairing, plans, syncat, trouble, waiting, witness
 from heart.core.actions import Processes
 from heart.core.events import Born, ClusterView, Done, Replication, ResourceSet, SupervisorDied
 from heart.core.turn import STEPS, Turn, step
@@ -176,6 +176,9 @@ def on_resource(t: Turn, event: ResourceSet) -> None:
     if event.name == "rfs.degraded" and event.value == "up" and not s.role.primary:
         # late news of a primary that has handed over: the rules of the other server would hold it back
         t.because("refused", "set rfs.degraded", who=event.who, role=s.role.value)
+        return
+    if event.name == syncat.NAME and syncat.refused(t):
+        t.because("refused", f"set {event.name}", who=event.who, role=s.role.value)
         return
     before = s.resources.get(event.name)
     changed = t.remember({event.name: event.value})

@@ -7,8 +7,9 @@ mixture:
 2. what must be remembered (full resynchronisation, data not up to date) is recorded;
 3. replicated directories are converted;
 4. one symbolic link is swapped: from here on the new configuration is the active one;
-5. the module's `config` script runs; its failure undoes 4, 3, 2 and 1;
-6. directories that are no longer replicated are turned back, old configurations removed.
+5. the entry of the crontab for a scheduled synchronisation is written or removed;
+6. the module's `config` script runs; its failure undoes 5, 4, 3, 2 and 1;
+7. directories that are no longer replicated are turned back, old configurations removed.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from pathlib import Path
 from safekit.disk.files import locked, sync_directory
 from safekit.disk.paths import ModulePaths, safe
 from safekit.disk.resources import ResourceWriter
-from safekit.model import directories, programs, store
+from safekit.model import directories, programs, schedule, store
 from safekit.model.codec import CodecError, from_json, to_json
 from safekit.model.findings import Finding
 from safekit.model.types import ModuleConfig, Replicated
-from safekit.process import vhost
+from safekit.process import crontab, vhost
 
 LAST_CONFIG = "lastconfig"
 LAST_CONFIG_KEPT = 3
@@ -90,6 +91,7 @@ class Application:
             full = self._remember()
             converted = self._convert()
             self._activate(number)
+            self._schedule()
             self._script()
         except BaseException as error:
             self._roll_back(error)
@@ -165,6 +167,18 @@ class Application:
         store.point(self.paths.active, self.paths.active_store, number)
         vhost.generate_absolute(self.config, self.paths)
 
+    def _schedule(self) -> None:
+        before, after = (_syncat(config) for config in (self.previous, self.config))
+        if before or after:
+            try:
+                former = schedule_module(self.paths.module, after)
+            except crontab.CrontabError as error:
+                raise ConfigureError(
+                    f"the crontab of {schedule.USER} cannot be changed ({error}); nothing is changed",
+                    f"remove the cause, then run safekit config -m {self.paths.module} again",
+                ) from None
+            self.undo.append(("put the crontab back", functools.partial(crontab.write, schedule.USER, former)))
+
     def _script(self) -> None:
         self.tell(f"script config (at most {SCRIPT_SECONDS:.0f} s), replacing the active configuration")
         status = run_script(self.paths, self.paths.userbin / "config", self.config)
@@ -178,7 +192,7 @@ class Application:
         for what, step in reversed(self.undo):
             try:
                 step()
-            except OSError as error:
+            except (OSError, crontab.CrontabError) as error:
                 # The cause is what the user must see; what could not be undone is told with it.
                 self.warnings.append(Finding(str(self.paths.root), 0, "", f"could not {what}: {error}", "error"))
                 cause.add_note(f"could not {what}: {error}")
@@ -252,6 +266,19 @@ class Application:
 
     def _warn(self, message: str) -> None:
         self.warnings.append(Finding(str(self.paths.userconfig), 0, "", message, "warning"))
+
+
+def _syncat(config: ModuleConfig | None) -> str:
+    return (config.rfs.syncat or "") if config is not None and config.rfs is not None else ""
+
+
+def schedule_module(module: str, expression: str) -> str:
+    """Give the module this entry in the crontab, none for "". Returns the text before. Raises CrontabError."""
+    before = crontab.read(schedule.USER)
+    after = schedule.with_entry(before, module, expression) if expression else schedule.without(before, module)
+    if after != before:
+        crontab.write(schedule.USER, after)
+    return before
 
 
 def _replicated(config: ModuleConfig) -> tuple[Replicated, ...]:

@@ -14,6 +14,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from safekit.model import schedule
 from safekit.model.findings import Finding, Places
 from safekit.model.programs import ACTIONS
 from safekit.model.regex import BadExpression, Expression
@@ -76,6 +77,7 @@ class _Checker:
                 self._lan(lan.name, f"farm.lans[{index}].name")
         if config.rfs is not None:
             self._rfs(config.rfs)
+            self._syncat(config.rfs)
         if config.vip is not None:
             self._vip(config.vip)
             self._balancing(config.vip)
@@ -407,6 +409,14 @@ class _Checker:
                     f'"{host.envfile}" is not below SAFEUSERBIN; expected a relative path there, or an absolute one',
                 )
 
+    def _syncat(self, rfs: Rfs) -> None:
+        if rfs.syncat is None:
+            return
+        try:
+            schedule.parse(rfs.syncat)
+        except schedule.ScheduleError as error:
+            self.error("rfs.syncat", str(error))
+
     def _failover(self) -> None:
         failover = self.config.failover
         if failover.handle_time_ms % failover.period_ms:
@@ -445,7 +455,6 @@ def _inside(path: str, parent: str) -> bool:
 
 #: What the product does not do yet: a test of the tree, the place to show, and what to call it.
 UNSUPPORTED: tuple[tuple[Callable[[ModuleConfig], bool], str, str], ...] = (
-    (lambda c: c.rfs is not None and c.rfs.syncat is not None, "rfs.syncat", "scheduled synchronisation"),
     (lambda c: c.rfs is not None and c.rfs.scripts, "rfs.scripts", "external replication by scripts"),
 )
 

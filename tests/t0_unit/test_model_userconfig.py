@@ -389,7 +389,6 @@ EACH_UNSUPPORTED = {
             "</virtual_interface></interface></interface_list></vip>"
         )
     ],
-    "rfs.syncat": [mirror('<rfs syncat="01 0 * * *"><replicated dir="/d"/></rfs>')],
     "rfs.scripts": [mirror('<rfs scripts="on"/>')],
 }
 

@@ -129,5 +129,7 @@ class Options:
     interface: bool = False
     """The interface of each server has a checker."""
     handle_time: float = 4.0
+    syncat: float = 0.0
+    """A scheduled synchronisation every so many seconds; 0: none."""
     mark: float = 60.0
     """Seconds between two marks of a whole pair; see heart.core.lineage."""

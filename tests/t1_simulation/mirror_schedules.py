@@ -29,6 +29,7 @@ def options_of(seed: int) -> Options:
         witness=kind in (10, 11),
         interface=kind in (11, 12, 13),
         mark=MARK,
+        syncat=12.0 if kind == 0 and seed // KINDS_OF_PAIRS % 2 else 0.0,
         handle_time=6.0 if kind == 12 else 2.0 if kind == 13 else 4.0,
     )
 
@@ -46,7 +47,7 @@ def run(seed: int, trace: Callable[[str], None] | None = None, kinds: tuple[Kind
     world.run_until(7.0)
     world.order("B", "second" if options.rfs else "start")
     world.run_until(15.0)
-    if options.rfs:
+    if options.rfs and not options.syncat:
         world.judge.check_settled()
     world.judge.forced = False
     world.chaos = True
@@ -97,14 +98,22 @@ def decide_for_the_original(world: World) -> None:
     chosen = next(s for s in servers if not s.old)
     whole = not chosen.inconsistent
     original = chosen if whole else world.servers[chosen.peer]
-    # what the other one has written by itself is given up by that
-    world.judge.acked -= set(world.servers[original.peer].data) - set(original.data)
+
+    def give_up() -> None:
+        """What the other one has written by itself: until now, and until its application has stopped."""
+        world.judge.acked -= set(world.servers[original.peer].data) - set(original.data)
+
+    def begin() -> None:
+        give_up()
+        world.order(original.name, "prim", decided=whole)
+
+    give_up()
     heart = original.heart
     if heart is not None and not heart.role.primary:
         world.say(original.name, "== the administrator decides for its data")
         for name in "AB":
             world.order(name, "stop")
-        world.at(5.0, lambda: world.order(original.name, "prim", decided=whole))
+        world.at(5.0, begin)
     elif heart is not None:
         world.order(original.peer, "stop")
         world.at(5.0, lambda: world.order(original.peer, "second", decided=whole))

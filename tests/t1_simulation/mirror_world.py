@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from heart.core import lineage, machine
+from heart.core import lineage, machine, syncat
 from heart.core.actions import (
     Abort,
     Effect,
@@ -48,8 +48,8 @@ DEFAULT_RULES = default_text(Path(__file__).parents[2] / "private/conf/include/f
 
 
 @lru_cache
-def _rules_of(text: str) -> tuple[Rule, ...]:
-    return module_rules(text, DEFAULT_RULES)
+def _rules_of(text: str, syncat: bool) -> tuple[Rule, ...]:
+    return module_rules(text, DEFAULT_RULES, syncat=syncat)
 
 
 class Remembered:
@@ -144,6 +144,8 @@ class World:
         self.deciding_until = 0.0
         """Until then an administrator decides, and nobody starts a module besides."""
         self.log: list[tuple[float, str, str]] = []
+        if options.syncat:
+            self.at(options.syncat, self._cron)
 
     # -- time
 
@@ -174,7 +176,8 @@ class World:
             hostname=name,
             links=self.links,
             rfs=self.options.rfs,
-            rules=_rules_of(self.options.rules),
+            rules=_rules_of(self.options.rules, self.options.syncat > 0),
+            syncat=self.options.syncat > 0,
             defaultprim=self.options.defaultprim,
             failover=self.options.failover,
             period=2.0,
@@ -337,6 +340,13 @@ class World:
             self.say(name, "== interface back")
             server.carrier = True
             self._look_at_interface(name)
+
+    def _cron(self) -> None:
+        """It is time to synchronise; cron says it to both servers, whatever they are."""
+        for name, server in self.servers.items():
+            if server.heart is not None:
+                self.feed(name, ResourceSet(syncat.NAME, "up", "cron"))
+        self.at(self.options.syncat, self._cron)
 
     def _look_at_interface(self, name: str) -> None:
         server = self.servers[name]

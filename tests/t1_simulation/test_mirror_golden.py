@@ -3,7 +3,8 @@
 A file begins with lines of the form below, then a line of dashes, then the
 trace: what each server logs, and the scripts and operations that it runs.
 
-    options flow=yes rfs=no links=2 defaultprim=A failover=off witness=yes interface=yes handle=6 rules=<to the end>
+    options flow=yes rfs=no links=2 defaultprim=A failover=off witness=yes interface=yes handle=6 syncat=30
+            rules=<to the end>
     pair                    A prim, B second, until both are green (not traced)
     A stop                  a command (with options: A swap nosync, A stopstart as tcpcheck)
     wait 10                 let 10 seconds pass
@@ -95,6 +96,7 @@ def options_of(words: list[str]) -> Options:
         witness=values.get("witness", "no") == "yes",
         interface=values.get("interface", "no") == "yes",
         handle_time=float(values.get("handle", "4")),
+        syncat=float(values.get("syncat", "0")),
         rules=rules,
     )
 

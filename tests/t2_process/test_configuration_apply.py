@@ -129,6 +129,59 @@ def test_first_configuration_makes_everything_ready(server: Server) -> None:
     assert configuration.active_stamp("AM").signature == configuration.current_signature("AM").signature
 
 
+CRONTAB = """#!/bin/sh
+# crontab -u USER -l|-  as cron's
+[ "$2" = safekit ] || exit 9
+case $3 in
+-l) [ -e "{0}/tab" ] || {{ echo "no crontab for $2" >&2; exit 1; }}; cat "{0}/tab" ;;
+-) [ ! -e "{0}/full" ] || {{ echo "tmp.x: No space left on device" >&2; exit 1; }}; cat > "{0}/tab" ;;
+esac
+"""
+
+
+def test_a_scheduled_synchronisation_comes_and_goes_with_the_configuration(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFS-001: the entry is in the crontab of user safekit, and a configuration that fails leaves the former one."""
+    place, tab = tmp_path / "cron", tmp_path / "cron" / "tab"
+    place.mkdir()
+    (place / "crontab").write_text(CRONTAB.format(place))
+    (place / "crontab").chmod(0o755)
+
+    def schedule(text: str) -> None:
+        path = ModulePaths("AM").userconfig
+        server.write()
+        path.write_text(path.read_text().replace("<rfs ", f"<rfs {text} "))
+
+    schedule('syncat="01 0 * * *"')
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigureError, match="install cron"):
+        configuration.apply("AM")
+    assert not ModulePaths("AM").active.exists() and not server.data.is_symlink(), "nothing is changed"
+    monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
+    tab.write_text("5 4 * * * others\n")
+    configuration.apply("AM")
+    first = tab.read_text()
+    assert first.startswith("5 4 * * * others\n") and "\n01 0 * * * [ -x " in first and " -m AM -r rfs.syncat " in first
+    schedule('syncat="@weekly"')
+    server.script("config", "exit 3\n")
+    with pytest.raises(ConfigureError, match="status 3"):
+        configuration.apply("AM")
+    assert tab.read_text() == first
+    (place / "full").touch()
+    server.script("config", "exit 0\n")
+    with pytest.raises(ConfigureError, match=r"No space left on device.*nothing is changed"):
+        configuration.apply("AM")
+    (place / "full").unlink()
+    configuration.apply("AM")
+    assert "\n0 0 * * 0 [ -x " in tab.read_text() and tab.read_text().count("rfs.syncat") == 1
+    configuration.deconfig("AM")
+    assert tab.read_text() == "5 4 * * * others\n"
+    schedule('syncat="every day"')
+    with pytest.raises(ConfigError, match="five fields"):
+        configuration.apply("AM")
+
+
 PROGRAMS = """<errd><proc name="a" class="mine" action="repair"/><proc name="b" action="stop" class="prim"/></errd>
     <check><custom ident="disk" when="prim" exec="diskcheck"/><custom ident="far" when="prim" exec="/no/such"/></check>
     <failover><![CDATA[d: if (custom.disk == down || custom.far == down) then restart();]]></failover>"""
