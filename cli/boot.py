@@ -121,10 +121,15 @@ def boot_command(module: str | None, word: str | None, as_json: bool) -> int:
         for name, setting in settings.items():
             click.echo(f"{name.ljust(width)}  {setting}")
         return 0
-    paths = module_paths(named)
-    paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
-    write_atomic(paths.boot_file, f"{chosen}\n".encode())
+    set_boot(module_paths(named).module, chosen)
     return 0
+
+
+def set_boot(module: str, word: str) -> None:
+    """Whether a module starts with the server: on or off. Raises OSError."""
+    paths = ModulePaths(module)
+    paths.var.mkdir(mode=0o770, parents=True, exist_ok=True)
+    write_atomic(paths.boot_file, f"{word}\n".encode())
 
 
 def _only_checks(parameters: dict[str, Any]) -> bool:

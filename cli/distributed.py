@@ -387,14 +387,14 @@ def _give_cluster(targets: Sequence[Target], collected: dict[str, Any] | None, *
     return worst
 
 
-def _give_module(targets: Sequence[Target], module: str, collected: dict[str, Any] | None, *, insecure: bool) -> int:
-    """A module, to each server: installed there, and configured when it is configured here."""
+def module_ask(module: str) -> Ask:
+    """The request that gives another server a module of this one: installed there, and configured when it is configured
+    here. Raises Failure."""
     import tempfile
     from urllib.parse import quote
 
     from cli.base import module_paths
     from cli.ids import module_id
-    from safekit.bus.keyholders import key_holders
     from safekit.disk.archive import pack
 
     paths = module_paths(module)
@@ -404,10 +404,16 @@ def _give_module(targets: Sequence[Target], module: str, collected: dict[str, An
         pack(paths.root, archive)
         content = archive.read_bytes()
     path = f"/api/v1/modules/{quote(module)}/archive?id={module_id(paths) or 0}&configure={int(configured)}"
-    ask = Ask("PUT", path, content, "application/zip", secret=True, seconds=SECONDS)
     if not configured:
         click.echo(f"module {module} is not configured here, so it is only installed on the servers", err=True)
-    holders = key_holders()
+    return Ask("PUT", path, content, "application/zip", secret=True, seconds=SECONDS)
+
+
+def _give_module(targets: Sequence[Target], module: str, collected: dict[str, Any] | None, *, insecure: bool) -> int:
+    """A module, to each server."""
+    from safekit.bus.keyholders import key_holders
+
+    ask, holders = module_ask(module), key_holders()
     worst = _everywhere(
         targets,
         lambda target: replace(ask, only_sealed=target.node in holders),

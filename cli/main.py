@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quarantine": ("9.5", "quarantine", "Show what was given up after a split brain."),
     "printi": ("9.5", "logs", "Write an I(nformation) message in the log."),
     "printe": ("9.5", "logs", "Write an E(vent) message in the log."),
+    "protect": ("9.6", "protect.command", "Make a mirror of a service that runs on this server."),
     "config": ("9.6", "configure", "Apply the configuration of a module."),
     "deconfig": ("9.6", "configure", "Undo the configuration of a module."),
     "confcheck": ("9.6", "configure", "Check a configuration without applying it."),

@@ -64,8 +64,8 @@ def complete_archives(ctx: click.Context, param: click.Parameter, incomplete: st
     return known or [CompletionItem(incomplete, type="file")]
 
 
-def _install(name: str, archive: Path, number: int | None, others: tuple[Elsewhere, ...], *, again: bool) -> int:
-    """Install under a lock, so that two installations never take one id. The id."""
+def install_archive(name: str, archive: Path, number: int | None, others: tuple[Elsewhere, ...], *, again: bool) -> int:
+    """Install under a lock, so that two installations never take one id. The id. Raises Failure."""
     try:
         paths = ModulePaths(name)
     except ValueError as error:
@@ -115,7 +115,7 @@ def install_command(module: str | None, again: bool, number: int | None, archive
     path = _archive(archive)
     name = module or session().module or os.environ.get("SAFEMODULE") or path.stem
     others = elsewhere()
-    chosen = _install(name, path, number, others, again=again)
+    chosen = install_archive(name, path, number, others, again=again)
     click.echo(f"module {name} is installed with id {chosen} in {ModulePaths(name).root}")
     other = cluster_id(name, others)
     if other is not None and other.id != chosen:
@@ -242,11 +242,16 @@ def uninstall_command(module: str | None) -> int:
     backup = safe() / "Application_Modules" / "backup"
     backup.mkdir(mode=0o770, parents=True, exist_ok=True)
     pack(paths.root, backup / f"{paths.module}.safe")
+    remove(paths)
+    click.echo(f"module {paths.module} is removed; a copy is in {backup / (paths.module + '.safe')}")
+    return 0
+
+
+def remove(paths: ModulePaths) -> None:
+    """The files of a module that is not configured any more. Raises OSError."""
     shutil.rmtree(paths.root)
     if paths.var.exists():
         shutil.rmtree(paths.var)
-    click.echo(f"module {paths.module} is removed; a copy is in {backup / (paths.module + '.safe')}")
-    return 0
 
 
 for _each in (
