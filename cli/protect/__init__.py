@@ -1,1 +1,1 @@
-"""`safekit protect`: from a service that runs on a server to a mirror module on two."""
+"""From a service that runs on one server to a mirror on two: what has to be known, what would be done, the doing."""

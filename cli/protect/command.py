@@ -27,7 +27,7 @@ _STEPS = ("facts", "make-way", "take-back", "done")
 
 @command(
     "protect",
-    example="safekit protect      asks, with what it finds as defaults\n"
+    example="safekit protect\n"
     "safekit protect --service postgresql --data /var/lib/postgresql --address 10.0.0.50 --with node2\n"
     "safekit protect --service redis-server --data /var/lib/redis --dry-run",
     modifies=True,
@@ -58,6 +58,7 @@ def protect_command(
 ) -> int:  # fmt: skip
     """Make a mirror of a service that runs on this server: its data are replicated, it fails over.
 
+    Without options it asks, with what it finds by looking as defaults.
     The service is stopped for a few seconds and started again by the module. On the other server it is stopped, and
     what is in its directories there is kept under another name. Both are checked before anything is changed. When the
     service does not come up under the module, everything is taken back and it runs as before.

@@ -77,6 +77,7 @@ def _userconfig(plan: Plan) -> str:
         '    <user nicestoptimeout="300" forcestoptimeout="60" logging="userlog">',
         f'      <var name="UNITS" value={quoteattr(" ".join(plan.units))}/>',
     ]
+    lines.append(f'      <var name="AT_BOOT" value={quoteattr(" ".join(plan.disabled))}/>')
     if plan.checked is not None:
         lines.append(f'      <var name="PORT" value="{plan.checked.port}"/>')
     lines += [
@@ -136,13 +137,11 @@ PRESTART = """#!/bin/sh
 
 echo "$(date) prestart $*"
 
-for unit in $UNITS; do
-    case $(systemctl is-enabled "$unit" 2>/dev/null) in
-    enabled | enabled-runtime)
-        echo "$unit started at boot; the module does that now"
+for unit in $AT_BOOT; do
+    if [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ]; then
+        echo "$unit was to start at boot; the module does that"
         systemctl disable "$unit"
-        ;;
-    esac
+    fi
 done
 "$SAFEUSERBIN/stop_prim" "$@" || "$SAFEUSERBIN/stop_prim" force "$@"
 exit 0

@@ -51,7 +51,7 @@ def make(order: Order) -> Done:
     """Do it. Raises Failure; what was done until then is in the note."""
     done = Done(
         tuple(unit for unit in order.units if _said("is-active", unit) in ("active", "activating", "reloading")),
-        tuple(unit for unit in order.disabled if _said("is-enabled", unit) in ("enabled", "enabled-runtime")),
+        tuple(unit for unit in order.disabled if _said("is-enabled", unit) == "enabled"),
     )
     _note(order.module, done)
     for unit in reversed(order.units):

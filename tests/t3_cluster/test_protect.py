@@ -120,6 +120,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             server.run(
                 f"cd {CHECKOUT} && SAFEKIT_PASSWORD=secret-of-the-test bin/safekitinstall -q --no-firewall", timeout=300
             )
+        pair.two.safekit("webserver", "start")
         pair.one.write("/root/cluster.xml", CLUSTER)
         pair.one.safekit("cluster", "config", "/root/cluster.xml")
         pair.one.run("SAFEKIT_PASSWORD=secret-of-the-test /opt/safekit/safekit -H server2 -G")
@@ -129,12 +130,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def _applications(server: Machine, files: list[Path]) -> None:
-    place = server.outside("/root/debs")
+    place = server.outside("/var/debs")
     place.mkdir()
     for file in files:
         shutil.copyfile(file, place / file.name)
     server.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends /root/debs/*.deb", timeout=300
+        "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends /var/debs/*.deb", timeout=300
     )
     server.write("/etc/nginx/sites-enabled/default", SITE)
     server.write("/srv/www/index.html", f"from {server.name}\n")
