@@ -162,14 +162,14 @@ def webserver_command(verb: str, sync: str | None) -> int:
     """
     systemctl(verb, "safewebserver")
     if verb != "stop":
-        _wait_for_web()
+        wait_for_web()
     return 0
 
 
 WEB_SECONDS = 15.0
 
 
-def _wait_for_web() -> None:
+def wait_for_web() -> None:
     """Until every port of httpd.conf accepts connections. Raises Failure."""
     import socket
     import time

@@ -11,24 +11,21 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from cli.base import FILE, Failure, SafekitGroup, ask, command, json_option, require_admin, show_json
-from safekit.bus.requests.safeadmin.modules import GetState
-from safekit.bus.requests.safeadmin.node import GetMembers, Reload
+from cli.clusterapply import apply_file, checked, lock_file, reload_admin, show_findings
+from cli.clustercreate import create_command, join_command
+from safekit.bus.requests.safeadmin.node import GetMembers
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import cluster_dir, safevar
 from safekit.net.firewall import follow_cluster
-from safekit.wire.keys import FORMER_KEYS, NEXT_KEY, cluster_key, make_next_key, remember_former
-
-if TYPE_CHECKING:
-    from safekit.model.types import ClusterConfig
+from safekit.wire.keys import FORMER_KEYS, NEXT_KEY, make_next_key
 
 MAX_CLUSTER_FILE = 1 << 20
-RELOAD_TIMEOUT = 10.0
 LOCKED = "locked by safekit cluster config lock"
 OTHERS = (
     'Next step: safekit -H "*" -G gives it to every server (or, by hand: safekit cluster export /tmp/cluster.zip, '
@@ -47,31 +44,6 @@ def complete_config(ctx: click.Context, param: click.Parameter, incomplete: str)
     return words or [CompletionItem(incomplete, type="file")]
 
 
-def lock_file() -> Path:
-    """Present while `cluster config lock` is in force."""
-    return cluster_dir() / "locked"
-
-
-def _findings(findings: Any) -> None:
-    for finding in findings:
-        click.echo(str(finding), err=True)
-
-
-def _check(path: Path) -> tuple[ClusterConfig, Any]:
-    """The configuration of a file and its warnings. Raises Failure after printing each error."""
-    from safekit.model.cluster import load_cluster_xml
-    from safekit.model.findings import ConfigError
-
-    try:
-        return load_cluster_xml(path)
-    except ConfigError as error:
-        _findings(error.findings)
-        raise Failure(
-            f"{path} is not a usable cluster configuration; nothing was changed",
-            "correct the lines above, then run the command again",
-        ) from None
-
-
 def _unzip(path: Path, directory: Path) -> tuple[Path, str]:
     """cluster.xml of a cluster.zip, extracted, and its key. Raises Failure."""
     try:
@@ -86,83 +58,6 @@ def _unzip(path: Path, directory: Path) -> tuple[Path, str]:
         raise Failure(
             f"{path} is not a zip with cluster.xml and cluster.key: {error}", "make it with: safekit cluster export"
         ) from None
-
-
-def name_of_this_server(config: ClusterConfig) -> str:
-    """The node of the new configuration that this server is. Raises Failure.
-
-    A name kept from the previous configuration does not bind a new one that no longer has it.
-    """
-    from safekit.model.cluster import ClusterError, local_node, system_addresses
-
-    kept = safevar() / "nodename"
-    try:
-        if "SAFENODE" not in os.environ and kept.read_text().strip() not in config.node_names:
-            kept.unlink()
-    except FileNotFoundError:
-        pass
-    try:
-        return local_node(config, system_addresses())
-    except ClusterError as error:
-        text, _, step = str(error).partition("; ")
-        raise Failure(text, step) from None
-
-
-def _apply(path: Path, key: str | None) -> ClusterConfig:
-    from safekit.model.cluster import ClusterError, apply_cluster
-
-    config, warnings = _check(path)
-    node = name_of_this_server(config)
-    former = _present_key()
-    affected = consequences(config, node)
-    try:
-        applied, _ = apply_cluster(path, key=key)
-    except ClusterError as error:
-        text, _, step = str(error).partition("; ")
-        raise Failure(text, step) from None
-    write_atomic(safevar() / "nodename", f"{node}\n".encode(), mode=0o644)
-    (cluster_dir() / NEXT_KEY).unlink(missing_ok=True)
-    if former is not None and former != _present_key():
-        remember_former(former)
-    _findings(warnings)
-    for warning in affected:
-        click.echo(f"Warning: {warning}", err=True)
-    return applied
-
-
-def consequences(config: ClusterConfig, node: str) -> list[str]:
-    """What a new configuration does to modules that run now: here, and on servers that it leaves out."""
-    from cli.clusterimpact import lost_servers, on_module
-    from safekit.bus.asking import ask_sync
-    from safekit.bus.message import BusError
-    from safekit.configuration import ConfigureError, active
-
-    try:
-        nodes = ask_sync("", GetMembers())
-        running = ask_sync("", GetState())["modules"]
-    except BusError:
-        return []  # in no cluster yet: nothing runs
-    found = lost_servers(config, nodes.get("nodes", {}))
-    for module in sorted(name for name, known in running.items() if known.get("running")):
-        try:
-            found += on_module(config, active(module), node)
-        except ConfigureError:
-            continue  # removed by hand under the running module: nothing is known of its lans
-    return found
-
-
-def _present_key() -> bytes | None:
-    try:
-        return cluster_key()
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def reload_admin(*, joined: bool) -> None:
-    """Have safeadmin read the cluster configuration again. Raises Failure when it is not `joined` afterwards."""
-    answer = ask("", Reload(), RELOAD_TIMEOUT)
-    if joined and not answer.cluster:
-        raise Failure(f"safeadmin cannot use the cluster configuration: {answer.problem}", "journalctl -u safeadmin")
 
 
 @command(
@@ -197,7 +92,7 @@ def config_command(words: tuple[str, ...]) -> int:
             key = None
             if source.suffix == ".zip":
                 source, key = _unzip(source, Path(directory))
-            config = _apply(source, key)
+            config = apply_file(source, key)
         problem = follow_cluster()
         if problem:
             click.echo(f"Warning: {problem}", err=True)
@@ -240,8 +135,8 @@ def export_command(file: str) -> int:
 @click.argument("file", type=FILE)
 def confcheck_command(file: str) -> int:
     """Check a cluster configuration without applying it."""
-    config, warnings = _check(Path(file))
-    _findings(warnings)
+    config, warnings = checked(Path(file))
+    show_findings(warnings)
     click.echo(f"{file} is correct: {len(config.node_names)} nodes, {len(config.lans)} networks")
     return 0
 
@@ -362,6 +257,8 @@ def delkey_command() -> int:
 
 
 for _each in (
+    create_command,
+    join_command,
     config_command,
     export_command,
     confcheck_command,

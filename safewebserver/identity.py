@@ -21,7 +21,7 @@ import bcrypt
 from safekit.disk.files import write_atomic
 from safekit.disk.paths import node_name, safevar
 from safekit.model.httpd import Member
-from safekit.wire import proof
+from safekit.wire import invitation, proof
 from safekit.wire.certificates import Certificate, of_der
 from safekit.wire.keys import cluster_key
 from safekit.wire.remote import SCHEME, Nonces, SignatureError, Signed, verify
@@ -260,6 +260,13 @@ class Journal:
             os.close(descriptor)
 
 
+def _invited(asked: Asked) -> Person:
+    """Who proved the code of an invitation: it is for one thing. Raises Unauthorized."""
+    if (asked.method, asked.path) != ("PUT", "/api/v1/cluster") or invitation.present() is None:
+        raise Unauthorized("no_invitation", "the code of safekit cluster join brings a server into a cluster, no more")
+    return Person(invitation.USER, Role.ADMIN)
+
+
 class Strangers:
     """One line a minute for each address that is refused: who tries passwords or repeats requests is seen."""
 
@@ -356,11 +363,16 @@ class Gate:
 
     async def prove(self, name: str, message: bytes, address: str) -> bytes:
         """Our message of a proof. Raises Unauthorized, Busy, Wait, ProofError."""
+        if name == invitation.USER and not await asyncio.to_thread(invitation.spend):
+            raise Unauthorized("no_invitation", "this server waits for no cluster: safekit cluster join there")
         own, key = await self._passwords.prove(name, self._provable(name), message, address)
         self._proofs.add(name, address, key, time.monotonic())
         return own
 
     def _provable(self, name: str) -> bytes | None:
+        if name == invitation.USER:
+            invited = invitation.present()
+            return invited.hashed.encode() if invited is not None else None
         hashed = self.hash_of(name)
         if hashed is None and self.directory is not None:
             raise Unauthorized("no_proof", "passwords of users of a directory cannot be proved, only sent", tried=False)
@@ -384,6 +396,8 @@ class Gate:
         if user is None:
             return signed, None
         self._passwords.proved(user, asked.address)
+        if user == invitation.USER:
+            return signed, _invited(asked)
         return signed, Person(user, self._people.role_of(user) if self.hash_of(user) is not None else None)
 
     async def _with_password(self, header: str, address: str) -> Person:

@@ -16,6 +16,7 @@ from typing import TypeGuard
 from aiohttp import web
 
 from safekit.disk.paths import node_name
+from safekit.wire.invitation import USER as INVITED
 from safekit.wire.proof import PROOF_PATH, ProofError
 from safekit.wire.remote import SCHEME
 from safewebserver.api import PREFIX, ApiError, json_of, reply
@@ -221,7 +222,7 @@ class SessionApi:
         user, message = data.get("user"), data.get("message")
         if not _is_name(user) or not (message is None or (isinstance(message, str) and len(message) <= 4096)):
             raise ApiError(400, "malformed", "expected the texts user and, in the second step, message")
-        if not self._gate.settings.authenticated:
+        if not self._gate.settings.authenticated and user != INVITED:
             raise ApiError(409, "no_proof", "nobody is asked for a password here")
         address = asked_of(request).address
         try:

@@ -119,7 +119,7 @@ def call(
             raise CallError("credentials", text, f"give the password of a user there, or {SEND_IT}")
         try:
             if attempt.credentials is not None and target.protocol == "http" and not insecure:
-                return _proved(target, ask, attempt.credentials), False
+                return proved(target, ask, attempt.credentials), False
             return _once(target, ask, attempt), in_clear
         except CallError as error:
             # `altered` from a server that has just changed its key is worth another key too.
@@ -146,7 +146,7 @@ def _attempts(target: Target, keys: Sequence[bytes], credentials: Credentials | 
     yield _Attempt(credentials=credentials)
 
 
-def _proved(target: Target, ask: Ask, who: Credentials) -> dict[str, Any]:
+def proved(target: Target, ask: Ask, who: Credentials) -> dict[str, Any]:
     """The answer to a request that is signed and sealed with a key which only those two can make that know the
     password. Raises CallError."""
     from safekit.wire.proof import Asking, ProofError, hash_with

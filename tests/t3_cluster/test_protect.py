@@ -22,10 +22,6 @@ ADDRESSES = ("10.77.3.1", "10.77.3.2")
 CLIENT = "10.77.3.200"
 VIPS = {"postgresql": "10.77.3.11", "redis-server": "10.77.3.12", "nginx": "10.77.3.13", "shop": "10.77.3.14",
         "mariadb": "10.77.3.15"}  # fmt: skip
-CLUSTER = f"""<cluster><lans><lan name="default">
-<node name="server1" addr="{ADDRESSES[0]}"/><node name="server2" addr="{ADDRESSES[1]}"/>
-</lan></lans></cluster>
-"""
 PACKAGES = ("redis-server", "nginx-light", "mariadb-server")
 DEBS = CHECKOUT / ".cache/debs-of-applications"
 # A web application as people write them: one file of Python, its data in SQLite, run by systemd.
@@ -84,16 +80,17 @@ class Pair:
     """The servers, and a client on their network."""
 
     def __init__(self, place: Path) -> None:
-        self.network = Network(*ADDRESSES, CLIENT)
+        self.network = Network(CLIENT, *ADDRESSES)
         self.one, self.two = (
-            Machine(place / f"m{number}", f"server{number}", self.network.holders[number - 1]) for number in (1, 2)
+            Machine(place / f"m{number}", f"server{number}", self.network.holders[number]) for number in (1, 2)
         )
 
     def client(self, *words: str, check: bool = True) -> str:
-        enter = ["nsenter", "-t", str(self.network.holders[2].pid), "-n", "--"]
+        enter = ["nsenter", "-t", str(self.network.holders[0].pid), "-n", "--"]
         done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False, timeout=30)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout.strip()
+        said: str = done.stdout
+        return said.strip()
 
     def python(self, code: str, *words: str, check: bool = True) -> str:
         return self.client("python3", "-c", code, *words, check=check)
@@ -101,6 +98,13 @@ class Pair:
     def sql(self, text: str) -> str:
         where = ("-h", VIPS["postgresql"], "-U", "postgres", "-At", "-c", text)
         return self.client("env", "PGCONNECT_TIMEOUT=5", "psql", *where)
+
+    def poweroff_one(self) -> None:
+        """A network name space outlives its server: the addresses go with the power too."""
+        enter = ["nsenter", "-t", str(self.one.holder.pid), "-n", "ip"]
+        self.one.poweroff()
+        subprocess.run([*enter, "addr", "flush", "dev", "default0"], check=True, capture_output=True)
+        subprocess.run([*enter, "addr", "add", f"{ADDRESSES[0]}/24", "dev", "default0"], check=True)
 
     def close(self) -> None:
         for server in (self.one, self.two):
@@ -117,13 +121,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         for server in (pair.one, pair.two):
             server.boot()
             _applications(server, files)
-            server.run(
-                f"cd {CHECKOUT} && SAFEKIT_PASSWORD=secret-of-the-test bin/safekitinstall -q --no-firewall", timeout=300
-            )
+            server.run(f"cd {CHECKOUT} && bin/safekitinstall -q --no-firewall", timeout=300)
         pair.two.safekit("webserver", "start")
-        pair.one.write("/root/cluster.xml", CLUSTER)
-        pair.one.safekit("cluster", "config", "/root/cluster.xml")
-        pair.one.run("SAFEKIT_PASSWORD=secret-of-the-test /opt/safekit/safekit -H server2 -G")
+        code = json.loads(pair.two.safekit("cluster", "join", "--json").stdout)["code"]
+        nodes = [f"server{number}={address}" for number, address in enumerate(ADDRESSES, 1)]
+        made = pair.one.safekit("cluster", "create", *nodes, "--code", code).stdout
+        assert "server2: configured" in made and "all of them hear each other" in made
+        again = pair.one.safekit("cluster", "create", *nodes).stdout
+        assert "server2: in the cluster already" in again
         yield pair
     finally:
         pair.close()
@@ -161,6 +166,10 @@ def protect(
 
 def state(server: Machine, module: str) -> str:
     return server.safekit("state", "-lq", "-m", module, check=False).stdout.strip()
+
+
+def wait_state(server: Machine, module: str, wanted: str) -> None:
+    wait_until(lambda: state(server, module) == wanted, 60, lambda: f"{module} {wanted}: {state(server, module)}")
 
 
 def enabled(server: Machine, unit: str) -> str:
@@ -251,9 +260,9 @@ def test_the_power_of_their_server_fails_and_nothing_acknowledged_is_missing(pai
     assert "OK" in pair.python(REDIS, VIPS["redis-server"], "SAVE")
     pair.one.run("echo 'the page' >/srv/www/index.html")
     pair.one.run("mariadb -e 'create database shop; create table shop.t(n int); insert into shop.t values (42)'")
-    pair.one.poweroff()
+    pair.poweroff_one()
     for module in APPLICATIONS:
-        wait_until(lambda module=module: state(pair.two, module) == "ALONE", 60, f"{module} ALONE")
+        wait_state(pair.two, module, "ALONE")
     wait_until(lambda: pair.python(ASK, f"http://{VIPS['nginx']}/", check=False) == "the page", 30, "the page")
     wait_until(
         lambda: pair.python(ASK, f"http://{VIPS['shop']}:8099/", check=False).split("\n")[-1] == "order 19",
@@ -266,6 +275,6 @@ def test_the_power_of_their_server_fails_and_nothing_acknowledged_is_missing(pai
     assert (pair.two.run("cat /srv/www.before-nginx/index.html")).stdout == "from server2\n", "set aside, not lost"
     pair.one.boot()
     for module in APPLICATIONS:
-        wait_until(lambda module=module: state(pair.one, module) == "SECOND", 60, f"{module} SECOND")
+        wait_state(pair.one, module, "SECOND")
         verdict = json.loads(pair.two.safekit("state", "--json", "-m", module).stdout)["modules"][0]["verdict"]
         assert verdict["kind"] == "protected", verdict
