@@ -114,7 +114,7 @@ def boot_command(module: str | None, word: str | None, as_json: bool) -> int:
     named = module or session().module or os.environ.get("SAFEMODULE")
     if chosen == "status":
         names = [module_paths(named).module] if named else installed_modules()
-        settings = {name: _setting(ModulePaths(name).boot_file, "off") for name in names}
+        settings = {name: boot_setting(name) for name in names}
         if as_json:
             return show_json(settings)
         width = max((len(name) for name in names), default=0)
@@ -123,6 +123,11 @@ def boot_command(module: str | None, word: str | None, as_json: bool) -> int:
         return 0
     set_boot(module_paths(named).module, chosen)
     return 0
+
+
+def boot_setting(module: str) -> str:
+    """Whether a module starts with the server: on or off."""
+    return _setting(ModulePaths(module).boot_file, "off")
 
 
 def set_boot(module: str, word: str) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from cli.base import Failure, ask, command, json_option, module_option, module_paths, require_admin, show_json, tell
+from cli.boot import boot_setting
 from cli.ids import align, elsewhere
 from cli.progress import Live
 from safekit.bus.requests import heart
@@ -88,6 +89,8 @@ def config_command(module: str | None) -> int:
         return 0
     click.echo(f"module {paths.module} is configured (id {result.config.id})")
     tell(module=paths.module, id=result.config.id, signature=result.config.signature)
+    if boot_setting(paths.module) == "off":
+        click.echo(f"It does not start when the server boots; for that: safekit boot -m {paths.module} on")
     if result.first and result.config.rfs is not None:
         click.echo(
             f"Next step: configure it on the other server too; then safekit prim -m {paths.module} on the server that "
@@ -162,6 +165,7 @@ def confcheck_command(module: str | None) -> int:
             "see its messages above",
         )
     click.echo(f"the configuration of module {paths.module} is correct")
+    _compare(result.config)
     return 0
 
 

@@ -31,6 +31,7 @@ from lab.state import (
     load,
     remove_directory,
 )
+from lab.steps import Steps
 from lab.waiting import wait_until
 
 DEFAULT_LANS = ("default", "repli")
@@ -233,22 +234,30 @@ class Lab:
         binds: Sequence[str] = (),
         disks: bool = False,
         bare: bool = False,
+        steps: Steps | None = None,
     ) -> Lab:
         """Make a lab: nodes with the product installed, the cluster configured (not when `bare`), safeadmin running.
+        `steps` tells how far it is.
 
         Raises LabError; nothing is left behind then, nor when the calling process is killed.
         """
         from lab import image  # late: a command in a node shall not wait for the installer's code
 
         check_host(disks)
+        steps = steps or Steps()
         with changing_labs() as labs:
             check_place(labs)
             plan = Plan(name or free_name(), nodes, tuple(lans), tuple(binds), disks)
             remove_dead(plan.name)
             directory = lab_directory(plan.name)
             directory.mkdir(mode=0o755)
+            place = image.place(labs)
+            new = not place.is_dir()
+            steps.expect(*(("image",) if new else ()), "boot", *(() if bare else ("cluster",)))
             try:
-                start_keeper(plan, image.provide(labs), directory)
+                with steps.step("image") if new else contextlib.nullcontext():
+                    made = image.provide(place, labs)
+                start_keeper(plan, made, directory)
                 lab = cls(plan)
                 guard = lab._connect()
                 guard.sendall(b'{"op": "guard"}\n')
@@ -257,10 +266,12 @@ class Lab:
                 remove_dead(plan.name, kill=True)
                 raise
         try:
-            for machine in plan.machines:
-                lab.request("boot", node=machine)
+            with steps.step("boot"):
+                for machine in plan.machines:
+                    lab.request("boot", node=machine)
             if not bare:
-                lab.configure_cluster()
+                with steps.step("cluster"):
+                    lab.configure_cluster()
             guard.sendall(b"complete\n")
         except BaseException:
             lab.down()

@@ -52,13 +52,16 @@ def source_of_product() -> Source | None:
         return None
 
 
-def provide(labs: Path) -> str:
+def place(labs: Path) -> Path:
+    """Where the image for the present code is, or will be."""
+    return labs / IMAGES / key(source_of_product())
+
+
+def provide(place: Path, labs: Path) -> str:
     """Path of the image for the present code; makes it when needed. The caller holds the labs' lock.
 
     Raises LabError with what the installer said.
     """
-    source = source_of_product()
-    place = labs / IMAGES / key(source)
     if place.is_dir():
         place.touch()
         return str(place)

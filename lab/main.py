@@ -18,6 +18,7 @@ from lab.errors import LabError
 from lab.ground import check_place, try_host
 from lab.plan import CLIENT
 from lab.state import NAME_VARIABLE, lab_directory, lab_names, labs_directory, load
+from lab.steps import shown
 from lab.window import open_window
 from safekit.process import standard
 
@@ -99,15 +100,16 @@ def main() -> None:
 def up(nodes: int, lans: str, name: str | None, binds: Sequence[str], disks: bool, bare: bool) -> None:
     """Make a lab, install the product in its nodes, configure the cluster, start safeadmin.
 
-    Prints the lab as JSON: nodes, addresses, process ids, a free address for a virtual IP. The first time takes some
-    seconds for the installation; it is kept, and made again when the product's files change.
+    Prints the lab as JSON: nodes, addresses, process ids, a free address for a virtual IP. It shows how far it is and
+    how long the rest took the last time. The first lab installs the product into an image, which is kept: the next ones
+    take seconds. The image is made again when the product's files change.
 
     /data of each node (and every --bind PATH) lies directly on this host's file system: a good place for replicated
     directories. All other changes of a node go to an overlay. Both survive poweroff and poweron; with --disks they lie
     on a disk of the node (a sparse file), and only what was synced survives, as on a real server.
     """
     networks = [item for item in lans.split(",") if item]
-    lab = Lab.up(name, nodes=nodes, lans=networks, binds=binds, disks=disks, bare=bare)
+    lab = Lab.up(name, nodes=nodes, lans=networks, binds=binds, disks=disks, bare=bare, steps=shown())
     click.echo(json.dumps(lab.summary(), indent=1))
     click.echo(f"The web console, for a browser on this machine: safelab web -n {lab.name}", err=True)
 

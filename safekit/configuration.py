@@ -229,7 +229,7 @@ def apply(module: str, running_state: str = "STOP", tell: Callable[[str], None] 
         previous = _previous(module, running_state)
         others = other_configurations(module)
         tell("checking")
-        config, warnings = _check(module, previous, running_state, others)
+        config, warnings = _check(module, previous, running_state, others, advise=True)
         return Application(paths, config, previous, running_state, others, warnings, tell).run()
 
 

@@ -49,7 +49,7 @@ def check_rules(config: ModuleConfig, places: Places, default: str) -> list[Find
 
 
 def advice(config: ModuleConfig, places: Places) -> list[Finding]:
-    """Single points of a mirror: what one fault takes away. For `confcheck`, which is asked for them."""
+    """Single points of a mirror: what one fault takes away. For `config` and `confcheck`."""
     found = []
     if config.service.mode == "mirror" and config.heart is not None:
         if len(config.heart.heartbeats) == 1:

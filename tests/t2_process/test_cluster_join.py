@@ -66,8 +66,7 @@ def test_wrong_codes_are_counted_and_then_the_right_one_is_void(server: WebServe
     for _ in range(invitation.TRIES):
         assert refused(server, WRONG) == "credentials"
     assert invitation.present() is None
-    assert refused(server, code) == "unproved"
-    assert ask(server, invitation.make())["status"] == 1, "a new code works"
+    assert refused(server, code) in ("wait", "unproved"), "this address has guessed often, too"
 
 
 def test_a_code_ends_with_its_time_with_the_boot_and_with_the_cluster(
