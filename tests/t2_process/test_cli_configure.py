@@ -18,8 +18,9 @@ def signatures(server: Server) -> tuple[str, str]:
 def test_config_deconfig(server: Server, data: Path) -> None:
     assert signatures(server)[0] == "not"
     done = server.run("config", "-m", "mirror")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "safekit prim -m mirror" in done.stdout
+    assert done.returncode == 0 and done.stderr.count("warning") == 2, done.stderr
+    assert "there is one heartbeat" in done.stderr and "there is no witness" in done.stderr, "as confcheck tells"
+    assert "safekit boot -m mirror on" in done.stdout and "safekit prim -m mirror" in done.stdout
     assert data.is_symlink()
     assert (data / "file").read_text() == "content"
     assert signatures(server)[0] == signatures(server)[1]

@@ -455,7 +455,7 @@ def test_two_modules_share_neither_directory_nor_address(server: Server) -> None
 
 def test_address_without_a_network_here_is_a_warning(server: Server) -> None:
     result = configuration.apply("AM")
-    (warning,) = result.warnings
+    (warning,) = [each for each in result.warnings if each.element == "virtual_addr addr"]
     assert (warning.line, warning.element) == (10, "virtual_addr addr")
     assert "10.9.0.9: no interface is in its network" in str(warning)
 
