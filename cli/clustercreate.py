@@ -223,8 +223,8 @@ def _told(
     code = int(bool(failures or silent))
     if as_json:
         errors = {name: {"error": e.kind, "text": e.text, "next_step": e.next_step} for name, e in failures.items()}
-        show_json({"node": node_name(), "nodes": list(config.node_names), "results": results, "errors": errors,
-                   "silent": list(silent)})  # fmt: skip
+        data = {"node": node_name(), "nodes": list(config.node_names), "results": results, "errors": errors}
+        show_json({"ok": not code, "code": code, **data, "silent": list(silent)})
         return code
     click.echo(f"this server is node {node_name()}")
     for name, result in results.items():

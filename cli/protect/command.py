@@ -216,9 +216,8 @@ def _protected_already(wish: Wish, as_json: bool) -> bool:
     if view.verdict.kind is not Kind.PROTECTED:
         return False
     if as_json:
-        show_json(
-            {"module": wish.name, "result": "protected", "verdict": _verdict_data(view.verdict), "changed": False}
-        )
+        told = {"ok": True, "code": 0, "module": wish.name, "result": "protected", "changed": False}
+        show_json({**told, "verdict": _verdict_data(view.verdict)})
     else:
         click.echo(f"{wish.name} is protected already: {view.verdict.reason}")
     return True
@@ -305,8 +304,10 @@ def _by_program(plan: Plan, target: Target, began: float, *, dry_run: bool) -> i
         "waived": to_data(plan.waived),
     }
     if dry_run or plan.obstacles:
-        show_json({**told, "files": files_of(plan)})
-        return 1 if plan.obstacles else 0
+        code = 1 if plan.obstacles else 0
+        first = {"error": plan.obstacles[0].text, "next_step": plan.obstacles[0].next_step} if code else {}
+        show_json({"ok": not code, "code": code, **first, **told, "files": files_of(plan)})
+        return code
     from cli.protect.run import carry_out
 
     steps: list[str] = []
@@ -314,7 +315,8 @@ def _by_program(plan: Plan, target: Target, began: float, *, dry_run: bool) -> i
         verdict = carry_out(plan, target, steps.append)
     except Failure as failure:
         text = {"error": failure.text, "next_step": failure.next_step}
-        return show_json({**told, "result": "failed", "steps": steps, **text}) or 1
+        return show_json({"ok": False, "code": 1, **told, "result": "failed", "steps": steps, **text}) or 1
     told |= {"result": verdict.kind.value, "changed": True, "steps": steps, "verdict": _verdict_data(verdict)}
-    show_json({**told, "seconds": round(time.monotonic() - began, 1)})
-    return 0 if verdict.kind is Kind.PROTECTED else 1
+    code = 0 if verdict.kind is Kind.PROTECTED else 1
+    show_json({"ok": not code, "code": code, **told, "seconds": round(time.monotonic() - began, 1)})
+    return code
