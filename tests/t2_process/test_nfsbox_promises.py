@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -342,6 +343,41 @@ def test_a_thread_that_outlives_its_mount_answers_into_no_file(
     assert os.readlink(f"/proc/self/fd/{number}") == "/dev/null"
     for descriptor in (*opened, number):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("made", ["create", "mkdir", "symlink", "mknod"])
+def test_what_cannot_be_given_to_its_owner_leaves_nothing(
+    alone: tuple[Engine, Operations, Path], monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """The quota of the caller is used up after the entry was made: no entry, no descriptor, no word to the peer."""
+    engine, operations, backing = alone
+    peer = engine.stream = Peer(strict=True)  # type: ignore[assignment]
+    monkeypatch.setattr("fuse.fuse_get_context", lambda: (1000, 1000, 1))
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as quota:
+        quota.setattr(steps, "data_owner", exceeded)
+        quota.setattr(Tree, "chown", exceeded)
+        for number in range(3):
+            path = f"/new{number}"
+            with pytest.raises(OSError, match="quota exceeded"):
+                match made:
+                    case "create":
+                        operations.create(path, 0o644, Info(os.O_RDWR | os.O_CREAT))
+                    case "mkdir":
+                        operations.mkdir(path, 0o755)
+                    case "symlink":
+                        operations.symlink(path, "target")
+                    case "mknod":
+                        operations.mknod(path, stat.S_IFIFO | 0o644, 0)
+    assert not os.listdir(backing) and not operations.handles and not len(engine.files)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "the directory itself may stay open"
+    assert not peer.sent and not peer.failed
+    operations.mkdir("/later", 0o755)
+    assert peer.sent == [Op.MKDIR]
+
+
+def exceeded(*_: object, **__: object) -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 @pytest.mark.parametrize("fails", ["record", "look", "role"])

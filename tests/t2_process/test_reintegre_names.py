@@ -126,6 +126,52 @@ def test_sessions_leave_nothing_open(pair: Pair) -> None:
     assert max(counts) - counts[0] <= 1, counts
 
 
+@pytest.mark.parametrize("lost", ["stop", "power"])
+def test_links_made_while_the_secondary_was_away_stay_links(pair: Pair, lost: str) -> None:
+    """Their inodes have numbers of files that were removed; later writes through one name are found under the other,
+    also when the first names are gone, after another absence, and by whoever takes over."""
+    n1, n2 = pair.n1, pair.n2
+    files, directories = 120, 12
+
+    def at(number: int, step: int) -> Path:
+        return n1.dir / f"t{number * step % directories}"
+
+    for number in range(directories):
+        (n1.backing / f"t{number}").mkdir()
+    pair.start_primary(n1)
+    for number in range(files):
+        (at(number, 1) / f"m{number}").write_text("old")
+        os.link(at(number, 1) / f"m{number}", at(number, 7) / f"n{number}")
+    pair.start_secondary(n2)
+    if lost == "stop":
+        leave(pair, n1, n2)
+    else:
+        n2.power_off()
+        n1.ask("alone")
+    for number in range(files):
+        (at(number, 1) / f"m{number}").unlink()
+        (at(number, 7) / f"n{number}").unlink()
+        (at(number, 1) / f"m{number}").write_text("newer")
+    for number in range(files):
+        (at(number, 11) / f"x{number}").write_text("x")
+        os.link(at(number, 11) / f"x{number}", at(number, 5) / f"y{number}")
+    pair.start_secondary(n2)
+    equal(pair)
+    for number in range(files):
+        with open(at(number, 11) / f"x{number}", "a") as handle:
+            handle.write(" written")
+    equal(pair)
+    for number in range(files):
+        (at(number, 11) / f"x{number}").unlink()
+    leave(pair, n1, n2)
+    pair.start_secondary(n2)
+    equal(pair)
+    n1.power_off()
+    n2.ask("primary")
+    found = {(n2.dir / at(number, 5).name / f"y{number}").read_text() for number in range(files)}
+    assert found == {"x written"}
+
+
 def test_exchanged_names_are_compared(pair: Pair) -> None:
     """What changed places has equal sizes and times, so that nothing but the record tells; below directories too, and
     beside writes to one zone through a handle of before."""
