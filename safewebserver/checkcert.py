@@ -24,6 +24,7 @@ from safekit.wire.tls import (
     ADMIN_CERTIFICATE,
     ADMIN_KEY,
     CLIENT_AUTHORITIES,
+    PROXY,
     REVOKED,
     SERVER_AUTHORITIES,
     SERVER_CERTIFICATE,
@@ -32,7 +33,6 @@ from safekit.wire.tls import (
 from safewebserver.roles import certified, parse_certificate_groups
 from safewebserver.settings import conf_dir
 
-PROXY = "proxy.crtkey"
 USAGE = """usage: checkcert -t all|server|client|CA|CLCA    check the files of SAFE/web/conf
        checkcert -h NAME                          whether server.crt is for that DNS name
        checkcert -i ADDRESS                       whether server.crt is for that IP address

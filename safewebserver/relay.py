@@ -39,6 +39,8 @@ LONG_SECONDS = 86400.0
 FORMER_SECONDS = 600.0
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,15})?", re.ASCII)
 PROBE_SECONDS = 3.0
+PROXY_HEADER = "X-SafeKit-Proxy"
+"""Of a console that was opened with proxy=true in its address (guide 11.3.2.2.2)."""
 PATIENT = ("/snapshot", "/deploy", "/archive", "cluster/apply", "/configurations")
 PATIENT_SECONDS = 300.0
 
@@ -99,37 +101,39 @@ class Relay:
     """Asks other servers; one connection is used again and again."""
 
     def __init__(self) -> None:
-        self._client: aiohttp.ClientSession | None = None
-        self._files: object = None
+        self._clients: dict[bool, tuple[object, aiohttp.ClientSession]] = {}
+        """With proxy.crtkey and without: the files that the connections were made with, and these."""
         self._former: set[asyncio.Task[None]] = set()
 
-    async def _session(self) -> aiohttp.ClientSession:
+    async def session(self, *, proxy: bool = False) -> aiohttp.ClientSession:
         """The connections; new ones after certificates were renewed. Raises Unreachable."""
         files = stamp(conf_dir()) if speaks_https() else None
-        if self._client is not None and files != self._files:
-            self._former.add(asyncio.create_task(_close_later(self._client)))
-            self._client = None
-        if self._client is None:
-            context: ssl.SSLContext | bool = True
-            if files is not None:
-                try:
-                    context = client_context(conf_dir())
-                except TlsError as error:
-                    raise Unreachable("certificate", error.text, error.next_step) from None
-            self._files = files
-            connector = aiohttp.TCPConnector(limit=0, limit_per_host=20, keepalive_timeout=30, ssl=context)
-            self._client = aiohttp.ClientSession(
-                connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-            )
-        return self._client
+        made = self._clients.get(proxy)
+        if made is not None and made[0] == files:
+            return made[1]
+        context: ssl.SSLContext | bool = True
+        if made is not None:
+            self._former.add(asyncio.create_task(_close_later(made[1])))
+            del self._clients[proxy]
+        if files is not None:
+            try:
+                context = client_context(conf_dir(), proxy=proxy)
+            except TlsError as error:
+                raise Unreachable("certificate", error.text, error.next_step) from None
+        connector = aiohttp.TCPConnector(limit=0, limit_per_host=20, keepalive_timeout=30, ssl=context)
+        client = aiohttp.ClientSession(
+            connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
+        self._clients[proxy] = files, client
+        return client
 
     async def close(self) -> None:
         """Leave no connection."""
         for task in self._former:
             task.cancel()
         await asyncio.gather(*self._former, return_exceptions=True)
-        if self._client is not None:
-            await self._client.close()
+        for _, client in self._clients.values():
+            await client.close()
 
     async def ask(
         self,
@@ -140,11 +144,12 @@ class Relay:
         *,
         content_type: str = "application/json",
         secret: bool = False,
+        proxy: bool = False,
         seconds: float = LONG_SECONDS,
         silent: float = IDLE_SECONDS,
     ) -> Reply:
         """One signed request, tried at the addresses in turn until one takes the connection, and with the keys that
-        the server may have. Raises Unreachable."""
+        the server may have; over HTTPS with the certificate of proxy.crtkey, or admin.crt. Raises Unreachable."""
         problem: Unreachable | None = None
         keys = asking_keys()
         if not keys:
@@ -152,7 +157,9 @@ class Relay:
         for target in targets:
             for key in keys:
                 try:
-                    return await self._once(target, key, method, path, body, content_type, secret, seconds, silent)
+                    return await self._once(
+                        target, key, method, path, body, content_type, secret, proxy, seconds, silent
+                    )
                 except Unreachable as error:
                     problem = error
                     if error.kind != "key":
@@ -170,6 +177,7 @@ class Relay:
         body: bytes,
         content_type: str,
         secret: bool,
+        proxy: bool,
         seconds: float,
         silent: float,
     ) -> Reply:
@@ -178,7 +186,7 @@ class Relay:
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=silent)
         web_there = f"safekit webserver start, on {target.node}"
         try:
-            session = await self._session()
+            session = await self.session(proxy=proxy)
             async with session.request(
                 method,
                 URL(target.url + path, encoded=True),
@@ -266,6 +274,7 @@ class RelayApi:
                 body,
                 content_type=request.content_type if body else "application/json",
                 secret=bool(body) and request.method == "PUT",
+                proxy=PROXY_HEADER in request.headers,
                 # A command says every second that it lives; a snapshot or a deployment is silent until its end.
                 silent=PATIENT_SECONDS if path.endswith(PATIENT) else IDLE_SECONDS,
             )
@@ -293,7 +302,7 @@ class RelayApi:
             raise ApiError(400, "malformed", "this is not an address") from None
         name = ""
         with contextlib.suppress(Unreachable, aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            session = await self.relay._session()
+            session = await self.relay.session()
             async with asyncio.timeout(PROBE_SECONDS), session.get(url, allow_redirects=False) as response:
                 data = json.loads(await response.content.read(4096))
                 name = str(data.get("node", ""))[:MAX_NAME] if isinstance(data, dict) else ""

@@ -18,11 +18,15 @@ from safekit.disk.files import stamp_of
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 ADMIN_CERTIFICATE, ADMIN_KEY = "admin.crt", "admin.key"
 SERVER_AUTHORITIES, CLIENT_AUTHORITIES = "cacert.crt", "clcacert.crt"
+PROXY = "proxy.crtkey"
+"""Certificate and key with which a server asks the others for a console that was opened with proxy=true (guide
+11.3.2.2.2)."""
 REVOKED = "clca.crl"
 """Certificates of clients that are no longer good, as their authorities say. It is looked at with each request: OpenSSL
 would refuse everybody whose authority has no such list."""
 FILES = (
     SERVER_CERTIFICATE, SERVER_KEY, ADMIN_CERTIFICATE, ADMIN_KEY, SERVER_AUTHORITIES, CLIENT_AUTHORITIES,
+    PROXY,
 )  # fmt: skip
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of 1.3 are all of this kind."""
@@ -74,16 +78,19 @@ def context_of(keys: Keys, conf: Path = Path()) -> ssl.SSLContext:
     return context
 
 
-def client_context(conf: Path) -> ssl.SSLContext:
+def client_context(conf: Path, *, proxy: bool = False) -> ssl.SSLContext:
     """What a distributed command speaks: it trusts cacert.crt, or the system where there is none, and shows admin.crt
-    when a server asks for it. Raises TlsError."""
+    when a server asks for it; with `proxy` the certificate of proxy.crtkey, which must be there. Raises TlsError."""
     authorities = conf / SERVER_AUTHORITIES
     context = ssl.create_default_context()
     if authorities.exists():
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         _load_authorities(context, _read(authorities), authorities)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if (conf / ADMIN_CERTIFICATE).exists():
+    if proxy:
+        both = _read(conf / PROXY)
+        _load_pair(context, both, both, conf / PROXY, conf / PROXY)
+    elif (conf / ADMIN_CERTIFICATE).exists():
         certificate, key = conf / ADMIN_CERTIFICATE, conf / ADMIN_KEY
         _load_pair(context, _read(certificate), _read(key), certificate, key)
     return context

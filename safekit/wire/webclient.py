@@ -59,8 +59,8 @@ class CallError(Exception):
 @dataclass(frozen=True)
 class Ask:
     """A request. `secret`: its body is sealed with the cluster key where the server has it. `only_sealed`: never in
-    clear, nor over HTTP with a former key, because that server is known to have the present one. `sent` is told, by the
-    thread that asks, how many bytes of the body are under way."""
+    clear, nor over HTTP with a former key even when it is `insecure`, because that server is known to have the present
+    one. `sent` is told, by the thread that asks, how many bytes of the body are under way."""
 
     method: str
     path: str
@@ -102,9 +102,11 @@ def call(
     for attempt in _attempts(target, keys, target.credentials or credentials):
         open_wire = target.protocol == "http" and (insecure or attempt.credentials is None)
         in_clear = ask.secret and attempt.key is None and open_wire
-        if attempt.key not in (None, *keys[:1]) and ask.secret and ask.only_sealed and target.protocol == "http":
-            # A key was changed because somebody has the former one, perhaps: he must not be able to ask for it.
-            continue
+        if attempt.key not in (None, *keys[:1]) and ask.secret and target.protocol == "http":
+            # A key was changed because somebody has the former one, perhaps. He may stand in between, keep heartbeats
+            # away, say that the key is another one, and would open what is sealed with the one that he has.
+            if ask.only_sealed or not insecure:
+                continue
         if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
             raise CallError(
                 "downgrade",
@@ -115,6 +117,8 @@ def call(
             )
         if in_clear and not insecure:
             said = f"{refusal.text}; " if refusal is not None else ""
+            if len(keys) > 1 and ask.secret and target.node:
+                said += "it may have a former one, and so may whoever it was changed for; "
             text = f"{said}keys would go in clear to {target.url}, which has not shown who it is; none was sent"
             raise CallError("credentials", text, f"give the password of a user there, or {SEND_IT}")
         try:

@@ -14,6 +14,7 @@ from safekit.disk.files import boot_identity, write_atomic
 from safekit.log.module import ModuleLog
 from safekit.wire import seal
 from tests.ports import free_port
+from tests.t2_process.unit_filter import under
 from tests.t2_process.web_server import CHECKOUT
 
 SETTINGS = "agentaddress 127.0.0.1:{port}\nrocommunity public\nrwcommunity private\n"
@@ -67,7 +68,7 @@ class AgentServer:
     def start(self) -> AgentServer:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "safeagent.main"], cwd=CHECKOUT,
+                [*self.prefix, *under("safeagent"), sys.executable, "-m", "safeagent.main"], cwd=CHECKOUT,
                 env={**os.environ, **self.env}, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_until(lambda: b" port " in self.output.read_bytes(), 30, lambda: self.output.read_text())

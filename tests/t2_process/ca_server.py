@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ports import free_port
+from tests.t2_process.unit_filter import under
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PASSWORD = "PasW0rD"
@@ -127,7 +128,7 @@ class CaServer:
         )
         with (self.root / "output").open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, password], env=self._environment(), cwd=self.root,
+                [*under("safecaserv"), sys.executable, "-c", code, password], env=self._environment(), cwd=self.root,
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         deadline = time.monotonic() + 90

@@ -21,6 +21,7 @@ from safekairosdb.points import MAX_POINTS, NUMBERS, Buffer, Changes
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.disk.resources import Resource
 from tests.ports import free_port
+from tests.t2_process.unit_filter import under
 from tests.t2_process.web_server import CHECKOUT
 
 
@@ -104,7 +105,7 @@ class Node:
             (var / "running").unlink(missing_ok=True)
 
     def start(self, url: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "safekairosdb.main", url]
+        command = [*under("safeKairosDBd"), sys.executable, "-m", "safekairosdb.main", url]
         with (self.root / "said").open("w") as said:
             return subprocess.Popen(
                 command, cwd=CHECKOUT, env={**os.environ, **self.env}, stdout=said, stderr=said, text=True

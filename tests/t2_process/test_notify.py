@@ -26,6 +26,7 @@ from lab.waiting import wait_until
 from safekit.disk.files import boot_identity, write_atomic
 from safekit.wire import seal
 from tests.ports import free_port
+from tests.t2_process.unit_filter import under
 from tests.t2_process.web_server import CHECKOUT
 
 aiosmtpd = pytest.importorskip("aiosmtpd.controller")
@@ -140,8 +141,8 @@ class Node:
     def start(self) -> None:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "safenotify.main"], cwd=CHECKOUT, env={**os.environ, **self.env}, stdout=output,
-                stderr=subprocess.STDOUT,
+                [*under("safenotify"), sys.executable, "-m", "safenotify.main"], cwd=CHECKOUT,
+                env={**os.environ, **self.env}, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_until(lambda: "tells by" in self.output.read_text(), 20, self.output.read_text)
         time.sleep(3)  # its first look: what it finds then is no event

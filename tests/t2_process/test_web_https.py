@@ -322,7 +322,8 @@ def test_distributed_commands_speak_https_with_the_certificate_of_the_server(
 def test_the_servers_ask_each_other_over_https(
     web: tuple[WebServer, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pki: Pki
 ) -> None:
-    """What the console shows of other servers comes so; renewed certificates count without a restart."""
+    """What the console shows of other servers comes so; renewed certificates count without a restart. WCO-056: with
+    proxy=true it is asked with proxy.crtkey, and not at all without it."""
     server, https = web
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
@@ -338,14 +339,19 @@ def test_the_servers_ask_each_other_over_https(
     async def scene() -> list[str]:
         relay, told = Relay(), []
 
-        async def ask() -> None:
+        async def ask(*, proxy: bool = False) -> None:
             try:
-                told.append(str((await relay.ask(targets, "GET", "/api/v1/node")).json()["role"]))
+                told.append(str((await relay.ask(targets, "GET", "/api/v1/node", proxy=proxy)).json()["role"]))
             except Unreachable as error:
                 told.append(f"{error.kind}: {error.text}")
 
         await ask()
         pki.clients["admin"].put(conf, "admin")
+        await ask()
+        await ask(proxy=True)
+        control = pki.clients["control"]
+        (conf / "proxy.crtkey").write_bytes(control.pem + control.key())
+        await ask(proxy=True)
         await ask()
         (conf / "cacert.crt").write_bytes(pki.other.pem)
         await ask()
@@ -356,8 +362,19 @@ def test_the_servers_ask_each_other_over_https(
 
     told = asyncio.run(scene())
     assert told[:2] == ["Monitor", "Admin"], "the certificate limits what the signature would give"
-    assert told[2].startswith("certificate: ") and "its certificate is refused" in told[2], told
-    assert told[3].startswith("certificate: ") and "admin.crt" in told[3], told
+    assert told[2].startswith("certificate: ") and "proxy.crtkey: No such file" in told[2], told
+    assert told[3:5] == ["Control", "Admin"], "proxy.crtkey counts with proxy=true only"
+    assert told[5].startswith("certificate: ") and "its certificate is refused" in told[5], told
+    assert told[6].startswith("certificate: ") and "admin.crt" in told[6], told
+
+
+def test_a_console_with_proxy_true_needs_proxy_crtkey(web: tuple[WebServer, int]) -> None:
+    """SHS-007: the header is what such a page sends (console/api.js)."""
+    path = "/api/v1/nodes/n2/node"
+    refused = ask(web, "admin", "GET", path, headers={"X-SafeKit-Proxy": "1"})
+    assert refused.status == 502 and refused.error == "certificate" and "proxy.crtkey" in refused.json["text"]
+    without = ask(web, "admin", "GET", path)
+    assert without.status == 502 and without.error == "connect"
 
 
 def test_the_logs_name_who_and_from_where(web: tuple[WebServer, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,14 @@ from cli.main import cli as safekit
 from safewebserver.api import openapi
 from safewebserver.permissions import Refusal, Role, judge
 from tests.ports import free_ports
+from tests.t2_process.ldap_server import ROLES, USERS, LdapServer, there
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "web_rights.txt"
 GREEN = {"state.local": "ALONE", "state.color": "green"}
-PASSWORD = {"admin": "admin-secret", "operator": "operator-secret", "viewer": "viewer-secret", "nobody": "no-group"}
+PASSWORD = {
+    "admin": "admin-secret", "operator": "operator-secret", "viewer": "viewer-secret", "nobody": "no-group", **USERS,
+}  # fmt: skip
+IN_DIRECTORY = frozenset(USERS)
 SSLGROUP = 'Control: "MARY SMITH" issuer="Company CA"\nMonitor: "both"\n'
 BEHALF = "?on_behalf=alice@n2&role="
 
@@ -37,7 +41,14 @@ IDENTITIES = (
     "password of operator (group Control)",
     "password of viewer (group Monitor)",
     "password of nobody (in no group)",
+    "password of mary (admingroup of the directory)",
+    "password of bob (a group within controlgroup)",
+    "password of wall (monitorgroup)",
+    "password of lost (in no group of the directory)",
+    "a wrong password of mary",
+    "an empty password of mary",
     "session of operator",
+    "session of bob",
     "a session that has ended",
     "signature of server n2",
     "signature of n2 for alice, Control",
@@ -62,7 +73,11 @@ PLACES = (
     "http, no passwords, Monitor's port",
     "https, passwords",
     "https, no passwords",
+    "http, directory",
+    "https, directory",
+    "https, passwords and directory",
 )
+"""The last three only where slapd is."""
 
 
 class World:
@@ -70,7 +85,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.pki = Pki()
-        second = make("Second CA", authority=True)
+        second = self.second = make("Second CA", authority=True)
         people = self.pki.people
         self.certificates: dict[str, Pair] = {
             "OU=Admin": self.pki.clients["admin"],
@@ -97,24 +112,38 @@ class World:
         never, https_never = secure_server(root / "https-never", self.pki)
         self.servers += [asks, never]
         for server in (asks, never):
-            conf = server.safe / "web/conf"
-            (conf / "sslgroup.conf").write_text(SSLGROUP)
-            (conf / "clcacert.crt").write_bytes(people.pem + second.pem)
-            (conf / "clca.crl").write_bytes(people.revoke(self.pki.clients["gone"]))
+            self._rules(server)
         open_ = self.servers[1]
-        self.places = dict(
-            zip(
-                PLACES,
-                [(self.servers[0], http), (open_, opened), (open_, control), (open_, monitor), (asks, https_asks),
-                 (never, https_never)],
-                strict=True,
-            )
-        )  # fmt: skip
+        ways = [(self.servers[0], http), (open_, opened), (open_, control), (open_, monitor), (asks, https_asks),
+                (never, https_never), *self._with_directory()]  # fmt: skip
+        self.places = dict(zip(PLACES, ways, strict=False))
         for server in self.servers:
             server.module("mirror", GREEN)
             server.start()
 
+    def _with_directory(self) -> list[tuple[WebServer, int]]:
+        """Services that ask a real slapd; none where that is not installed."""
+        self.slapd = LdapServer(self.root / "slapd") if there() else None
+        if self.slapd is None:
+            return []
+        define = self.slapd.define(*ROLES)
+        plain = WebServer(self.root / "ldap", define)
+        alone, https_alone = secure_server(self.root / "https-ldap", self.pki, define)
+        both, https_both = secure_server(self.root / "https-both", self.pki, f"Define usefile\n{define}")
+        for server in (alone, both):
+            self._rules(server)
+        self.servers += [plain, alone, both]
+        return [(plain, plain.port), (alone, https_alone), (both, https_both)]
+
+    def _rules(self, server: WebServer) -> None:
+        conf = server.safe / "web/conf"
+        (conf / "sslgroup.conf").write_text(SSLGROUP)
+        (conf / "clcacert.crt").write_bytes(self.pki.people.pem + self.second.pem)
+        (conf / "clca.crl").write_bytes(self.pki.people.revoke(self.pki.clients["gone"]))
+
     def stop(self) -> None:
+        if self.slapd is not None:
+            self.slapd.stop()
         for server in self.servers:
             said = server.stop()
             assert "Traceback" not in said and "defect" not in said, said
@@ -123,31 +152,34 @@ class World:
         """A request of that identity at that place."""
         server, port = self.places[place]
         sent, certificate = {"Content-Type": "application/json"}, ""
+        # From an address of its own for each identity at each place: who guesses much has to wait.
+        source = f"127.2.{PLACES.index(place) + 1}.{IDENTITIES.index(identity) + 1}"
         if found := re.fullmatch(r"certificate (.*?)(?: and (.*))?", identity):
             certificate, identity = found[1], found[2] or "nothing"
-        if identity == "a wrong password":
-            sent |= _basic("admin", "wrong")
+        if found := re.fullmatch(r"(a wrong|an empty) password(?: of (\w+))?", identity):
+            sent |= _basic(found[2] or "admin", "wrong" if found[1] == "a wrong" else "")
         elif found := re.match(r"password of (\w+)", identity):
             sent |= _basic(found[1], PASSWORD[found[1]])
-        elif identity == "session of operator":
-            sent |= {"Cookie": self._session(place)}
+        elif found := re.fullmatch(r"session of (\w+)", identity):
+            sent |= {"Cookie": self._session(place, found[1], source)}
         elif identity == "a session that has ended":
             sent |= {"Cookie": "safekit_session=x"}
         elif identity.startswith("signature"):
             path += f"{BEHALF}{identity.rpartition(' ')[2]}" if "alice" in identity else ""
             options = {"key": bytes(32)} if "another" in identity else {}
             sent |= server.signed(method, path, body, **options)[0]  # type: ignore[arg-type]
-        return self._send(port, place, certificate, method, path, body, sent)
+        return self._send(port, place, certificate, method, path, body, sent, source)
 
-    def _session(self, place: str) -> str:
-        body = json.dumps({"user": "operator", "password": PASSWORD["operator"]}).encode()
+    def _session(self, place: str, user: str, source: str) -> str:
+        body = json.dumps({"user": user, "password": PASSWORD[user]}).encode()
         kind = {"Content-Type": "application/json"}
-        answer = self._send(self.places[place][1], place, "", "POST", "/api/v1/session", body, kind)
+        answer = self._send(self.places[place][1], place, "", "POST", "/api/v1/session", body, kind, source)
         return answer.headers.get("Set-Cookie", "").partition(";")[0]
 
     def _send(
-        self, port: int, place: str, certificate: str, method: str, path: str, body: bytes, sent: dict[str, str]
-    ) -> Answer:
+        self, port: int, place: str, certificate: str, method: str, path: str, body: bytes, sent: dict[str, str],
+        source: str,
+    ) -> Answer:  # fmt: skip
         if place.startswith("https"):
             server = self.places[place][0]
             context = ssl.create_default_context(cafile=server.safe / "web/conf/cacert.crt")
@@ -157,9 +189,7 @@ class World:
             connection: HTTPConnection = HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
         else:
             connection = HTTPConnection("127.0.0.1", port, timeout=30)
-        if "Authorization" in sent and sent["Authorization"] == _basic("admin", "wrong")["Authorization"]:
-            # From an address of its own at each place: who guesses much has to wait.
-            connection.source_address = (f"127.2.0.{PLACES.index(place) + 1}", 0)
+        connection.source_address = (source, 0)
         try:
             connection.request(method, path, body=body, headers=sent)
             response = connection.getresponse()
@@ -183,9 +213,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def needs(identity: str, place: str) -> bool:
     """Whether an identity can be brought there at all: certificates need HTTPS, sessions a password."""
-    if identity.startswith("certificate"):
-        return place.startswith("https")
-    return "session" not in identity or "no passwords" not in place
+    if identity.startswith("certificate") and not place.startswith("https"):
+        return False
+    if "session" in identity and "no passwords" in place:
+        return False
+    if found := re.search(r"(?:password|session) of (\w+)", identity):
+        theirs = "directory" if found[1] in IN_DIRECTORY else "passwords"
+        return theirs in place or identity.startswith("password of admin")
+    return True
 
 
 def known(world: World, place: str, identity: str) -> tuple[str, Role | None]:
@@ -208,7 +243,7 @@ PROBES = (
 def identities(world: World) -> list[str]:
     """A line for each identity at each place, and every line tried with a request of each role."""
     lines = []
-    for place in PLACES:
+    for place in world.places:
         lines += ["", f"{place}:"]
         for identity in IDENTITIES:
             if not needs(identity, place):
@@ -279,4 +314,7 @@ def test_rights_are_as_they_were_read_by_a_person(world: World) -> None:
     text = "\n".join(lines)
     if os.environ.get("SAFEKIT_GOLDEN") == "write":
         GOLDEN.write_text(text)
-    assert text == GOLDEN.read_text()
+    golden = GOLDEN.read_text()
+    if world.slapd is None:
+        golden = re.sub(r"^\S.*directory:\n(?:  .*\n)*\n", "", golden, flags=re.MULTILINE)
+    assert text == golden

@@ -558,4 +558,15 @@ def test_no_key_goes_in_clear_to_a_server_that_is_known_to_have_it(
     assert error.value.kind == "downgrade", "whoever has a former key could open what is sealed with it"
     with pytest.raises(CallError) as error:
         call(target, ask, [bytes(32), KEY])
-    assert error.value.kind == "malformed", "a server that missed the change of the key is reached with the former one"
+    assert error.value.kind == "credentials", (
+        "the same where heartbeats are kept away, so that nobody knows what it has"
+    )
+    assert "it may have a former one" in error.value.text and "none was sent" in error.value.text
+    assert "give the password" in error.value.next_step
+    with pytest.raises(CallError) as error:
+        call(target, ask, [bytes(32), KEY], Credentials("admin", PASSWORDS["admin"]))
+    assert error.value.kind == "malformed", "a server that missed the change of the key is reached by its password"
+    with pytest.raises(CallError) as error:
+        call(target, ask, [bytes(32), KEY], insecure=True)
+    assert error.value.kind == "malformed", "or with the former one, by who says so"
+    assert call(target, Ask("GET", "/api/v1/node"), [bytes(32), KEY])[0]["node"] == "n1", "what is no secret, as ever"
