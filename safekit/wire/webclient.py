@@ -102,11 +102,11 @@ def call(
     for attempt in _attempts(target, keys, target.credentials or credentials):
         open_wire = target.protocol == "http" and (insecure or attempt.credentials is None)
         in_clear = ask.secret and attempt.key is None and open_wire
-        if attempt.key not in (None, *keys[:1]) and ask.secret and target.protocol == "http":
+        former = attempt.key not in (None, *keys[:1])
+        if former and ask.secret and target.protocol == "http" and (ask.only_sealed or not insecure):
             # A key was changed because somebody has the former one, perhaps. He may stand in between, keep heartbeats
             # away, say that the key is another one, and would open what is sealed with the one that he has.
-            if ask.only_sealed or not insecure:
-                continue
+            continue
         if in_clear and ask.only_sealed and target.credentials is None and refusal is not None:
             raise CallError(
                 "downgrade",

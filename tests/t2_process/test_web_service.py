@@ -558,9 +558,7 @@ def test_no_key_goes_in_clear_to_a_server_that_is_known_to_have_it(
     assert error.value.kind == "downgrade", "whoever has a former key could open what is sealed with it"
     with pytest.raises(CallError) as error:
         call(target, ask, [bytes(32), KEY])
-    assert error.value.kind == "credentials", (
-        "the same where heartbeats are kept away, so that nobody knows what it has"
-    )
+    assert error.value.kind == "credentials", "the same where nobody knows what it has: heartbeats can be kept away"
     assert "it may have a former one" in error.value.text and "none was sent" in error.value.text
     assert "give the password" in error.value.next_step
     with pytest.raises(CallError) as error:
