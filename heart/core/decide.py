@@ -154,15 +154,15 @@ def _said(s: State) -> tuple[Any, ...]:
 
 
 def deadline(s: State) -> float:
-    """When `decide` must be called with a Tick at the latest, whatever else happens."""
-    times = [s.seen_at + TICK_PULSES * s.setup.pulse]
+    """When `decide` must be called with a Tick at the latest, whatever else happens.  Never in the past: what is due
+    already and was not done waits for something else than time."""
+    times = [s.seen_at + TICK_PULSES * s.setup.pulse, s.listening_since + s.setup.timeout, s.verdict_deadline]
     times += [at + link.timeout for link, at in _open_links(s)]
     if s.role is Role.WAIT and s.listening:
-        times += [t for t in (s.listen_until, s.retry_at) if t > s.seen_at]
-    times += [t for t in (s.listening_since + s.setup.timeout, s.verdict_deadline) if t > s.seen_at]
-    if s.setup.witness and s.role.primary and s.confirmed_at + s.setup.timeout > s.seen_at:
+        times += [s.listen_until, s.retry_at]
+    if s.setup.witness and s.role.primary:
         times.append(s.confirmed_at + s.setup.timeout)
-    if s.verdict == "up" and s.verdict_from > s.seen_at:
+    if s.verdict == "up":
         times.append(s.verdict_from)
     if s.role is Role.WAIT and s.verdict == "down":
         times.append(s.verdict_retry)
@@ -172,7 +172,7 @@ def deadline(s: State) -> float:
         times.append(s.break_deadline)
     elif s.alone_due():
         times.append(s.break_retry)
-    return min(times)
+    return min(at for at in times if at > s.seen_at)
 
 
 def _open_links(s: State) -> list[tuple[Any, float]]:

@@ -90,8 +90,7 @@ class Setup:
     mode: str = "mirror"
     signature: str = ""
     agrees: Agreement = ()
-    syncat: str = ""
-    """When the secondary is synchronised, as in a crontab; "": at once, and always."""
+    syncat: bool = False
     mark: float = MARK
     hurry: float = 10.0
     """Longest time in which the stop scripts of the application end, or are ended, when the witness says so."""

@@ -11,17 +11,11 @@ from heart.core.actions import Run, Scripts, Step, Vip
 from heart.core.decide import Decision, decide, new_state
 from heart.core.degraded import DELAY, TRIES
 from heart.core.events import Born, Heard, Ordered, Proved, Replication, ResourceSet
-from heart.core.values import ADDRESSES, VERDICT, Beat, Color, Command, Link, Role, Setup
+from heart.core.values import ADDRESSES, VERDICT, Beat, Color, Command, Role, Setup
 from heart.scenario import Scenario
 from safekit.rules.order import module_rules
 from safekit.rules.source import default_rules, default_text
-
-PAIR = Setup(node="n1", peer="n2", links=(Link("l0", 0.5, 2.0),), period=1.0, handle_time=1.0)
-
-
-def pair(setup: Setup = PAIR) -> Scenario:
-    """Two servers with this setup."""
-    return Scenario([setup, replace(setup, node="n2", peer="n1")])
+from tests.t0_unit.scenarios import PAIR, pair
 
 
 def announced(scenario: Scenario, node: str) -> int:

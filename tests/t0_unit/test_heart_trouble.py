@@ -12,8 +12,7 @@ from heart.core.events import ClusterView, Done, Ended, Replication
 from heart.core.values import Role, Sibling
 from heart.scenario import Scenario
 from safekit.spelling import as_word, from_word
-from tests.t0_unit.test_golden import Block, play
-from tests.t0_unit.test_heart_promises import pair
+from tests.t0_unit.scenarios import Block, pair, play
 
 
 def resources(scenario: Scenario, node: str) -> dict[str, str]:

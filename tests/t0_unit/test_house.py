@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from installation.source import this_checkout
+from tests.sources import CHECKOUT, FOLDERS, Source, nodes, sources
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED = "safekit"
-FOLDERS = this_checkout().packages
 
 EXCEPTIONS = {
     ("safewebserver.forks", "cli"): "commands that only read run in forks of a process that has imported them",
@@ -50,33 +48,6 @@ class Import:
     line: int
 
 
-@dataclass(frozen=True)
-class Source:
-    """One file of ours."""
-
-    name: str
-    path: Path
-    tree: ast.Module
-
-    @property
-    def package(self) -> str:
-        """What relative imports start from."""
-        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
-
-
-@cache
-def sources() -> dict[str, Source]:
-    """Every module of the product by its dotted name."""
-    found = {}
-    for folder in FOLDERS:
-        for path in sorted((CHECKOUT / folder).rglob("*.py")):
-            parts = path.relative_to(CHECKOUT).with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            found[name] = Source(name, path, ast.parse(path.read_text(encoding="utf-8")))
-    assert len(found) > 200
-    return found
-
-
 @cache
 def imports() -> tuple[Import, ...]:
     """Every import, wherever it stands: in a function, for type checkers only, by a name put together at run time."""
@@ -84,7 +55,7 @@ def imports() -> tuple[Import, ...]:
 
 
 def _imports_of(source: Source) -> Iterator[Import]:
-    for node in ast.walk(source.tree):
+    for node in nodes(source.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(source.name, alias.name, node.lineno)
@@ -222,7 +193,7 @@ def _loaded_by(importer: str) -> frozenset[str]:
 
 
 def _lines_for_type_checkers(tree: ast.Module) -> set[int]:
-    blocks = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    blocks = (node for node in nodes(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
     return {line for block in blocks for line in range(block.lineno, (block.end_lineno or 0) + 1)}
 
 
@@ -307,7 +278,7 @@ def test_every_label_is_used() -> None:
     used = {
         node.attr
         for module in RECORDING
-        for node in ast.walk(sources()[module].tree)
+        for node in nodes(sources()[module].tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "steps"
     }
     assert labels == used and len(labels) > 50
@@ -321,7 +292,7 @@ def test_what_nobody_awaits_is_kept_and_told_in_one_place() -> None:
     found = [
         f"{source.path.relative_to(CHECKOUT)}:{node.lineno}"
         for name, source in sources().items()
-        for node in ast.walk(source.tree)
+        for node in nodes(source.tree)
         if name != "safekit.process.tasks"
         and isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith("add_done_callback")
@@ -365,7 +336,7 @@ def test_nobody_sends_a_request_by_bare_words() -> None:
     found = [
         f"{source.path.relative_to(CHECKOUT)}:{node.lineno}"
         for source in outside_the_bus()
-        for node in ast.walk(source.tree)
+        for node in nodes(source.tree)
         if (isinstance(node, ast.Attribute) and node.attr.startswith("by_word"))
         or (isinstance(node, ast.ImportFrom) and any(each.name.startswith("by_word") for each in node.names))
     ]
@@ -373,7 +344,7 @@ def test_nobody_sends_a_request_by_bare_words() -> None:
     assert {"by_word", "by_word_sync"} <= {
         node.name
         for name in (f"{BUS}.endpoint", f"{BUS}.message")
-        for node in ast.walk(sources()[name].tree)
+        for node in nodes(sources()[name].tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }, "the law does not know what sends words any more"
 
@@ -382,17 +353,17 @@ def words_of_a_request(tree: ast.Module) -> Iterator[ast.Attribute]:
     """Where a function looks into the request of the bus that it was given."""
     imported = [
         (each.name, each.asname or each.name)
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(BUS)
         for each in node.names
     ]
     known = {own if name == "Request" else f"{own}.Request" for name, own in imported}
-    for node in ast.walk(tree):
+    for node in nodes(tree) if known else ():
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
         named = {a.arg for a in arguments if a.annotation is not None and ast.unparse(a.annotation) in known}
-        for inner in ast.walk(node):
+        for inner in ast.walk(node) if named else ():
             if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id in named:
                 yield inner
 
@@ -517,7 +488,7 @@ def test_whoever_runs_an_event_loop_writes_its_stacks_on_a_signal() -> None:
     for source in sources().values():
         if "asyncio.run" not in source.path.read_text(encoding="utf-8"):
             continue
-        called = {ast.unparse(node.func) for node in ast.walk(source.tree) if isinstance(node, ast.Call)}
+        called = {ast.unparse(node.func) for node in nodes(source.tree) if isinstance(node, ast.Call)}
         if "asyncio.run" in called and "stacks.write_on_signal" not in called:
             missing.append(source.name)
     assert not missing

@@ -6,47 +6,37 @@
 from __future__ import annotations
 
 import ast
-import re
 import string
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-from cli.main import COMMANDS
-from installation.source import this_checkout
-from safekit.log import advice
-from safekit.log.messages import MESSAGES, Language, render
+from safekit.log.messages import MESSAGES, render
+from tests.sources import Source, nodes, sources
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-CATALOGUE = ("safekit/log/messages.py", "safekit/log/advice.py")
+CATALOGUE = "safekit.log.messages"
 WRITERS = ("event", "log")
 """What writes a message into the log; other calls with a code hand it on."""
 
 
-@cache
-def sources() -> tuple[tuple[str, ast.Module], ...]:
-    paths = (path for package in this_checkout().packages for path in sorted((CHECKOUT / package).rglob("*.py")))
-    named = ((path.relative_to(CHECKOUT).as_posix(), path) for path in paths)
-    return tuple(
-        (name, ast.parse(path.read_text(encoding="utf-8"), name)) for name, path in named if name not in CATALOGUE
-    )
+def emitting() -> list[Source]:
+    """What may emit a message: all but the catalogue."""
+    return [source for source in sources().values() if source.name != CATALOGUE]
 
 
 @pytest.fixture(scope="module")
 def uses() -> dict[str, list[str]]:
     """Message code -> the places of the source that name it."""
     found: dict[str, list[str]] = {code: [] for code in MESSAGES}
-    for name, tree in sources():
-        for node in ast.walk(tree):
+    for source in emitting():
+        for node in nodes(source.tree):
             if isinstance(node, ast.Constant) and node.value in found:
-                found[node.value].append(f"{name}:{node.lineno}")
+                found[node.value].append(f"{source.path}:{node.lineno}")
             elif isinstance(node, ast.JoinedStr):  # log.event(f"print{level}")
                 first = node.values[0]
                 if isinstance(first, ast.Constant) and first.value == "print":
                     for code in ("printi", "printe"):
-                        found[code].append(f"{name}:{node.lineno}")
+                        found[code].append(f"{source.path}:{node.lineno}")
     return found
 
 
@@ -61,7 +51,7 @@ def fields(template: str) -> set[str]:
 
 
 def written(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
             first = node.args[0] if node.args else None
             branches = (first.body, first.orelse) if isinstance(first, ast.IfExp) else (first,)
@@ -72,16 +62,16 @@ def written(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
 
 def test_who_writes_a_message_gives_every_field_of_it() -> None:
     wrong, seen = [], 0
-    for name, tree in sources():
-        for call, code in written(tree):
+    for source in emitting():
+        for call, code in written(source.tree):
             given = {keyword.arg for keyword in call.keywords}
             if code not in MESSAGES:
                 if call.func.attr == "event":  # type: ignore[attr-defined]
-                    wrong.append(f"{name}:{call.lineno}: there is no message {code!r}")
+                    wrong.append(f"{source.path}:{call.lineno}: there is no message {code!r}")
                 continue
             seen += 1
             if None not in given and (missing := fields(MESSAGES[code].en) - given):
-                wrong.append(f"{name}:{call.lineno}: {code} lacks {', '.join(sorted(missing))}")
+                wrong.append(f"{source.path}:{call.lineno}: {code} lacks {', '.join(sorted(missing))}")
     assert not wrong, "\n".join(wrong)
     assert seen > 100, "the search no longer finds what writes messages"
 
@@ -179,38 +169,3 @@ def test_french_is_not_english(code: str) -> None:
     words = "".join(text for text, *_ in string.Formatter().parse(message.en))
     if code != "script" and words.strip():  # a script is one in both languages
         assert message.fr != message.en
-
-
-# ------------------------------------------------------------------------------- no error without a next step
-
-_LANGUAGES: tuple[Language, ...] = ("en", "fr")
-
-
-@pytest.mark.parametrize("code", [code for code, message in MESSAGES.items() if message.level == "E"])
-def test_an_event_is_news_or_has_a_next_step(code: str) -> None:
-    """Each message that people see is exactly one of: news, a fault with its next step, or one that says it itself."""
-    kinds = [code in advice.NEWS, code in advice.NEXT_STEPS, code in advice.SAYS_ITSELF]
-    assert sum(kinds) == 1, code
-
-
-def test_what_advises_exists_and_names_commands_that_exist() -> None:
-    known = {*advice.NEWS, *advice.NEXT_STEPS, *advice.SAYS_ITSELF}
-    assert known <= set(MESSAGES)
-    for code in advice.NEXT_STEPS:
-        english, french = (advice.next_step(code, "db", language) for language in _LANGUAGES)
-        assert english and french and english != french and "{" not in english + french, code
-        for word in re.findall(r"safekit (?!-)([a-z]+)", english + " " + french):
-            assert word in COMMANDS, (code, word)
-
-
-def test_every_error_of_a_command_names_a_next_step() -> None:
-    """Whoever raises a Failure says what to do; where the step is computed, that is the business of its own tests."""
-    found = 0
-    for path in sorted((CHECKOUT / "cli").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Failure":
-                found += 1
-                steps = [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "next_step")]
-                assert steps, f"{path.name}:{node.lineno} has no next step"
-                assert not (isinstance(steps[0], ast.Constant) and not steps[0].value), f"{path.name}:{node.lineno}"
-    assert found > 100

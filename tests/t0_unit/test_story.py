@@ -12,7 +12,7 @@ from heart.scenario import Scenario
 from safekit.view import story
 from safekit.view.decisions import Decision
 from safekit.view.story import sentence
-from tests.t0_unit.test_golden import Block, blocks, play
+from tests.t0_unit.scenarios import Block, blocks, play
 
 CORE = Path(__file__).resolve().parents[2] / "heart" / "core"
 STORIES = list(blocks("stories.txt"))

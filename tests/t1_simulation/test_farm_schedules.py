@@ -26,6 +26,8 @@ from vipd.farm.core import Event, FarmCore, News, Plan, repeat_seconds
 PULSE = 0.1
 COUNT = 5
 SEEDS = int(os.environ.get("SAFEKIT_FARM_SEEDS", "300"))
+PARTS = 6
+"""Processes share them."""
 Kept = tuple[int, ...]
 REPEAT = repeat_seconds(PULSE)
 
@@ -632,8 +634,9 @@ def play(seed: int) -> World:
     return world
 
 
-def test_random_schedules_converge_to_exact_shares() -> None:
-    for seed in range(SEEDS):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_schedules_converge_to_exact_shares(part: int) -> None:
+    for seed in range(part, SEEDS, PARTS):
         try:
             play(seed)
         except AssertionError as error:

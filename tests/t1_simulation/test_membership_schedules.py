@@ -21,6 +21,8 @@ from safekit.wire.membership import Cause, Membership, Pulse, Rules, bits, compo
 
 PULSE = 1.0
 SEEDS = int(os.environ.get("SAFEKIT_MEMBERSHIP_SEEDS", "2500"))
+PARTS = 3
+"""Processes share them."""
 
 
 @dataclass
@@ -183,8 +185,9 @@ def play(seed: int, factory: type[Membership] = Membership, sizes: tuple[int, ..
     return world
 
 
-def test_random_schedules_converge_to_equal_views_with_one_leader() -> None:
-    for seed in range(SEEDS):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_schedules_converge_to_equal_views_with_one_leader(part: int) -> None:
+    for seed in range(part, SEEDS, PARTS):
         play(seed)
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from heart.core import alone, doubt, hearing, news, pairing, running, waiting
-from heart.core.decide import _HANDLERS
+from heart.core.decide import _HANDLERS, Decision, deadline
 from heart.core.events import Born
+from heart.core.state import State
 from heart.core.turn import CONDITIONS, Turn
+from tests.t1_simulation.mirror_judge import Judge
 from tests.t1_simulation.mirror_schedules import crash, crash_both, cut_both_ways, found, freeze, run
 from tests.t1_simulation.mirror_world import World
 
@@ -26,6 +28,7 @@ COUNT = int(os.environ.get("SAFEKIT_SCHEDULES", "2500"))
 FIRST = int(os.environ.get("SAFEKIT_SEED", "0"))
 SLICES = 10
 TRACE_LINES = 120
+STANDING_STILL = (freeze, crash, cut_both_ways)
 
 
 def replay(seed: int) -> str:
@@ -62,9 +65,27 @@ def test_long_campaign(part: int) -> None:
     campaign(1_000_000 + part * 10_000, 10_000)
 
 
+@pytest.mark.slow
+def test_long_campaign_of_servers_that_stand_still() -> None:
+    assert found(range(5000), STANDING_STILL) == ""
+
+
 def test_a_seed_replays_exactly() -> None:
     for seed in (3, 8, 17):
         assert replay(seed) == replay(seed)
+
+
+def test_no_heart_asks_to_be_woken_for_what_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be woken again and again, and burn a processor for as long as a wait lasts."""
+    real = Judge.check_told
+
+    def check(judge: Judge, name: str, before: State, decision: Decision) -> None:
+        real(judge, name, before, decision)
+        assert deadline(decision.state) > judge.world.now, f"{name}, {decision.state.role}, at {judge.world.now:.2f}"
+
+    monkeypatch.setattr(Judge, "check_told", check)
+    for seed in range(45):
+        run(seed)
 
 
 # -- rules broken on purpose: each must be found
@@ -99,8 +120,9 @@ def test_finds_a_primary_without_a_grant(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(waiting, "settle", hasty)
     monkeypatch.setattr(alone, "proved", lambda t, evidence: True)
-    # two servers wait at the same time, both with good data, after both had no power: there is no other fault
-    assert "M1" in found(range(700, 2000), (crash_both,))
+    # Two servers wait at the same time, both with good data, after both had no power: there is no other fault.
+    # The one of a thousand schedules in which they meet is another one with each change of the core.
+    assert "M1" in found(range(1200, 2500), (crash_both,))
 
 
 def test_finds_a_secondary_that_takes_over_with_old_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +140,9 @@ def test_finds_a_swap_without_release(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_finds_a_server_that_trusts_its_data_after_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh time-out is all that a server that stood still gives its peer."""
-    kinds = (freeze, crash, cut_both_ways)
-    assert found(range(500), kinds) == ""
+    assert found(range(250), STANDING_STILL) == ""
     monkeypatch.setattr(hearing, "doubt", lambda t, seconds: None)
-    assert "acknowledged writes" in found(range(1500), kinds)
+    assert "acknowledged writes" in found(range(1500), STANDING_STILL)
 
 
 def test_finds_a_primary_that_overlooks_that_it_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
