@@ -13,11 +13,12 @@ import click
 
 from cli.base import FILE, Failure, colored, command, json_option, module_option, module_paths, show_json
 from safekit.disk.paths import ModulePaths, node_name
+from safekit.log.advice import next_step
 from safekit.log.messages import Language
 from safekit.log.module import Line
 from safekit.log.select import DEFAULT_COUNT, LEVELS, levels_of, select
 from safekit.log.tail import Tail
-from safekit.view.words import moment
+from safekit.view.words import local_stamp, moment
 
 FOLLOW_INTERVAL = 0.1
 SCRIPT_COUNT, USERLOG_COUNT = 20, 100
@@ -26,8 +27,8 @@ MAX_USERLOG = 8 << 20
 
 
 def show(line: Line, language: Language) -> str:
-    """A line for people: date | node | level | process | text (B6)."""
-    return f"{line.date} | {line.node} | {line.level} | {line.process:<9} | {line.text(language)}"
+    """A line for people: date | node | level | process | text (B6); local time, as everywhere that people read it."""
+    return f"{local_stamp(line.date)} | {line.node} | {line.level} | {line.process:<9} | {line.text(language)}"
 
 
 def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,19 +65,26 @@ def log_command(
 ) -> int:
     """Show the last NB messages of the module log (300 by default), E(vent) messages only unless asked.
 
-    The JSON is one message a line, with its code and fields, which do not depend on the language. With --scripts: the
-    last NB runs of scripts (20 by default), each with its exit status and the last lines that were written meanwhile.
+    The next step of the last fault among them follows. The JSON is one message a line, with its code and fields, which
+    do not depend on the language. With --scripts: the last NB runs of scripts (20 by default), each with its exit
+    status and the last lines that were written meanwhile.
     """
     paths = module_paths(module)
     if of_scripts:
         return _show_runs(paths, count or SCRIPT_COUNT, as_json=as_json)
+    last: Line | None = None
     for line in select(paths, levels_of(information, everything), count or DEFAULT_COUNT):
         if as_json:
             import json
 
-            click.echo(json.dumps(_data(line, language)))
-        else:
-            _print(line, language)
+            click.echo(json.dumps(_data(paths.module, line, language)))
+            continue
+        _print(line, language)
+        last = line if next_step(line.code, paths.module) else last
+    if last is not None:
+        sys.stdout.flush()
+        click.echo(f"After the last fault ({last.text(language)})", err=True)
+        click.echo(f"Next step: {next_step(last.code, paths.module, language)}", err=True)
     return 0
 
 
@@ -132,7 +140,7 @@ def userlog_command(module: str | None, count: int, as_json: bool) -> int:
     return 0
 
 
-def _data(line: Line, language: Language) -> dict[str, Any]:
+def _data(module: str, line: Line, language: Language) -> dict[str, Any]:
     return {
         "date": line.date,
         "node": line.node,
@@ -141,6 +149,7 @@ def _data(line: Line, language: Language) -> dict[str, Any]:
         "code": line.code,
         "fields": dict(line.fields),
         "text": line.text(language),
+        "next_step": next_step(line.code, module, language),
     }
 
 

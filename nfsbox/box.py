@@ -1,5 +1,7 @@
-"""The replicated directories of a module on this server, as a whole: mounts, role, peer, durable state.
+"""The replicated directories of a module on this server, as a whole: what becomes of them when nfsadmin says so.
 
+The parts: the directories themselves (`fs/directories.py`), the state file (`state.py`), where a secondary finds this
+server (`pair/listening.py`), this server as a secondary (`pair/follower.py`), the order of changes (`pair/engine.py`).
 Everything here blocks; the bus side (control.py) calls it in threads, one operation at a time except `status`.
 The order inside each operation is what makes it safe; see the comments.
 """
@@ -10,40 +12,29 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from nfsbox.fs.directories import Directories
 from nfsbox.pair.engine import Engine, Refused, Role
-from nfsbox.pair.latency import Totals
-from nfsbox.pair.secondary import Applier
+from nfsbox.pair.follower import Follower
+from nfsbox.pair.latency import Bandwidth, Totals
+from nfsbox.pair.listening import Listening
 from nfsbox.pair.server import Server
 from nfsbox.pair.stream import State, Stream
 from nfsbox.pair.tracking import Tracker
-from nfsbox.place import BoxError, Place, roots_of, settings_of, text_of
+from nfsbox.place import BoxError, Fields, Place, roots_of, settings_of, text_of
+from nfsbox.state import StateFile
 from safekit.bus.asking import Ask, Done
 from safekit.bus.requests import nfsadmin
 from safekit.bus.requests import nfsbox as asked
-from safekit.disk.files import reserve, sync_directory, write_atomic
+from safekit.disk.files import sync_directory
 from safekit.model.types import Rfs
-from safekit.rfs import generations, journal
+from safekit.rfs import journal
 from safekit.rfs.changes import Mode
-from safekit.rfs.wire import Kind, Op, WireError, WireRefused, connect
 
 log = logging.getLogger("nfsbox")
-UNNAMED: Final = "unnamed"
-"""Code of an address that could not be looked up."""
-
-Fields = dict[str, Any]
-
-#: Bandwidth is an average over this many seconds (guide 13.6.4.7).
-_AVERAGE: Final = 3
 
 
 class Box:
@@ -62,67 +53,41 @@ class Box:
         self.settings = settings_of(rfs)
         self.degraded = False
         self.prepared = False
-        self._recording = threading.Lock()  # one state after the other, whoever writes it
+        self._state = StateFile(place.directory / "state")
         self._notify = notify
         self._ask_pair = pair
         self._tracker = Tracker(place.directory, rfs.ruzone_blocksize)
         self.engine = Engine(self.roots, self._tracker, self.settings, notify)
         self._directories = Directories(self.engine, place.directory, place.module)
-        self._server: Server | None = None
-        self._listening = threading.Lock()  # whoever makes or ends the server
-        self.unnamed = False
-        """This server's own name on the replication network could not be looked up: nobody listens yet."""
-        self._applier: Applier | None = None
+        self.listening = Listening(place.listen, self._serve)
+        self._follower = Follower(place, self.engine, notify, self._take_token)
         self._loaded = journal.Loaded()
         self._token: bytes | None = None  # of a hand-over, on both sides of it
         self._peer = ""
-        self._address = ""
-        self._port = 0
-        self._attempt = ""
-        self._session = 0
-        self._started = False
-        self._samples: deque[tuple[int, int]] = deque(maxlen=_AVERAGE + 1)
-        self._shown = (0, 0)
+        self._bandwidth = Bandwidth()
         self._totals = Totals()
         self._next_checkpoint = 0.0
         self._awaiting_since = 0.0
 
     # --- durable state --------------------------------------------------------------------------------------
 
-    @property
-    def _state_file(self) -> Path:
-        return self.place.directory / "state"
-
     def state(self) -> Fields | None:
-        """What the state file says; None when there is none. A damaged one is a map without its fields, which nobody
-        takes for a state."""
-        try:
-            return generations.to_fields(generations.decode(self._state_file.read_bytes()))
-        except FileNotFoundError:
-            return None
-        except generations.StateError as error:
-            return {"damaged": str(error)}
+        """See `StateFile.read`."""
+        return self._state.read()
 
     def set_state(self, fields: Mapping[str, Any]) -> None:
         """Durable when it returns. Raises BoxError."""
-        with self._recording:
+        with self._state.recording:
             self._record(fields)
 
     def _record(self, fields: Mapping[str, Any]) -> None:
-        try:
-            state = generations.from_fields(fields)
-            write_atomic(self._state_file, generations.encode(state))
-        except generations.StateError as error:
-            raise BoxError("state", str(error)) from None
-        except OSError as error:
-            raise BoxError("state", f"{self._state_file} cannot be written: {error.strerror}") from None
+        state = self._state.write(fields)
         if self.engine.role is Role.SECONDARY:
             if not state.consistent:
-                self._begin_stream()
-            elif self._applier is not None and self._applier.strict:
+                self._follower.begin()
+            elif self._follower.strict:
                 self._forget_journal()
-                if self._applier.compared:
-                    self.engine.disks.proved(self._applier.refusals)
+                self._follower.proved()
 
     def _save(self, fields: Fields | None) -> None:
         if fields is not None:
@@ -142,15 +107,14 @@ class Box:
         if not self.prepared:
             self.place.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._directories.take()
-            with contextlib.suppress(OSError):  # no room to put by: it works as long as there is room
-                reserve(self._state_file)
+            self._state.reserve()
             self.degraded = degraded
             self._directories.check()
             try:
                 self._loaded = journal.load(self.place.directory)
                 self._directories.mount(degraded=degraded)
                 if not degraded:
-                    self._begin_to_listen()
+                    self.listening.begin()
             except BaseException:
                 self._directories.give_up()
                 raise
@@ -167,66 +131,24 @@ class Box:
             return "bad"
         return "clean" if self._loaded.closed else "crash"
 
-    def _begin_to_listen(self) -> None:
-        """A name of cluster.xml that cannot be looked up now stops nobody: at the boot of a server in a cloud its DNS
-        may come later. Without the name no secondary finds this server either."""
-        try:
-            self._listen()
-        except BoxError as error:
-            if error.code != UNNAMED:
-                raise
-            self.unnamed = True
-            log.warning("no secondary can come yet: %s; tried again until it can be looked up", error.text)
-
-    def listen_when_named(self) -> None:
-        """Try again what `unnamed` tells of. May wait for the DNS, and is called from one thread. Never raises."""
-        place = self.place.listen
-        if place is None:
-            return
-        try:
-            socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
-        except OSError:
-            return
-        with self._listening:
-            if not (self.unnamed and self.prepared):
-                return
-            try:
-                self._listen()
-            except BoxError as error:
-                log.warning("no secondary can come yet: %s", error.text)
-                return
-            self.unnamed = False
-        log.info("listens on %s port %d now", *place)
-
-    def _listen(self) -> None:
-        former = self._server
-        if self.place.listen is None:
-            raise BoxError("listen", "this server has no address on the network of the replication flow")
-        try:
-            self._server = Server(
-                self.engine,
-                self.place.module,
-                self.place.keys,
-                self.place.listen,
-                on_open=self._on_open,
-                state=self.state,
-                pair=self._pair,
-                token=lambda: self._token,
-            )
-        except socket.gaierror as error:
-            raise BoxError(UNNAMED, f"{self.place.listen[0]}: {error.strerror}") from None
-        except OSError as error:
-            raise BoxError("listen", f"{error.strerror}: another program uses it, or the address is not here") from None
-        if former is not None:
-            self._server.succeed(former)
-            former.close()
+    def _serve(self, address: tuple[str, int]) -> Server:
+        return Server(
+            self.engine,
+            self.place.module,
+            self.place.keys,
+            address,
+            on_open=self._on_open,
+            state=self.state,
+            pair=self._pair,
+            token=lambda: self._token,
+        )
 
     def release(self) -> None:
         """Unmount, links restored, journal closed. Raises BoxError."""
         if not self.prepared:
             self._directories.clear_leftovers()
             return
-        self._end_applier()
+        self._follower.end()
         was_primary = self.engine.role is Role.PRIMARY
         if self.engine.stream is not None and self.engine.stream.state is State.LOST:
             self._tracker.alone()
@@ -234,16 +156,12 @@ class Box:
         try:
             self._directories.unmount()
             # Only now nothing can change any more.
-            on_disk = self._on_disk()
+            on_disk = self.engine.disks.try_sync()
             self._close_record(clean=was_primary and on_disk and self.engine.in_order)
         except OSError as error:
             raise BoxError("release", f"the replicated directories could not be released: {error.strerror}") from None
         finally:
-            with self._listening:
-                self.unnamed = False
-                if self._server is not None:
-                    self._server.close()
-                    self._server = None
+            self.listening.end()
         self._directories.leave()
         self.prepared = False
         self.degraded = False
@@ -260,9 +178,9 @@ class Box:
         paired = ask.paired
         if paired and self.engine.role is Role.PRIMARY:
             return  # the hand-over did not come about: the stream, or what is held for it, is as it was
-        if paired and self._token is None and (self._applier is None or self._applier.token is None):
+        if paired and self._token is None and self._follower.token is None:
             raise BoxError("not_paired", "there was no hand-over: start as primary without a peer")
-        self._end_applier()
+        self._follower.end()
         self._save(ask.state)
         if not paired:
             self._token = None
@@ -288,61 +206,25 @@ class Box:
         connect, refused."""
         self._require()
         paired = ask.paired
-        self._end_applier()
+        self._follower.end()
         self._to_readonly(Role.SECONDARY, keep_journal=not paired)
-        self._peer, self._address, self._port, self._attempt = ask.peer, ask.address, ask.port, ask.attempt
-        hello: Fields = {"node": self.place.node, "paired": paired, "exchanges": True}
-        if paired:
-            hello["token"] = self._token or b""
-        try:
-            channel, answer = connect(
-                (ask.address, ask.port), self.place.module, Kind.STREAM, self.place.keys(), hello, source=ask.source
-            )
-        except WireRefused as error:
-            raise BoxError("refused", text_of(error)) from None
-        except WireError as error:
-            raise BoxError("connect", text_of(error)) from None
-        # The state may say that this server's data is about to change: durable before the first operation.
-        self._session = int(answer.get("session") or 0)
-        self._applier = Applier(
-            channel,
-            self.roots,
-            self.engine.disks,
-            strict=paired,
-            durable=bool(answer.get("durable")),
-            place_holders=self.engine.place_holders,
-            on_end=self._stream_ended,
-            on_strict=lambda _: None,
-        )
-        self._started = paired
+        self._peer = ask.peer
+        connected = self._follower.connect(ask, self._token)
         if paired:
             self._save(ask.state)
             self._token = None
             self._forget_journal()
-            self._applier.start()
-            self._notify(nfsadmin.SessionOpen(ask.peer, True, "secondary"))
+            self._follower.go_on()
         elif ask.state is not None:
             # An interrupted reintegration left the mark already; the stream waits for the new verdict all the same.
-            write_atomic(self._state_file, generations.encode(generations.from_fields(ask.state)))
-        return asked.Connected(self._session, self._applier.durable, self.engine.disks.refused)
-
-    def _begin_stream(self) -> None:
-        """The mark `inconsistent` is durable: take the stream."""
-        applier = self._applier
-        if applier is None or self._started:
-            return
-        try:
-            applier.channel.send(Op.START, timeout=10.0)
-        except WireError as error:
-            raise BoxError("connect", text_of(error)) from None
-        self._started = True
-        applier.start()
-        self._notify(nfsadmin.SessionOpen(self._peer, False, "secondary"))
+            with self._state.recording:
+                self._state.write(ask.state)
+        return connected
 
     def standby(self, *, state: Fields | None) -> None:
         """Read-only without a peer."""
         self._require()
-        self._end_applier()
+        self._follower.end()
         self._to_readonly(Role.STANDBY, keep_journal=True)
         self._save(state)
 
@@ -352,7 +234,7 @@ class Box:
         if was_primary:
             self._leave_pages()
         if was_primary and keep_journal:
-            self._on_disk()
+            self.engine.disks.try_sync()
         self._close_record(clean=was_primary and self.engine.in_order)
         if keep_journal:
             self._loaded = journal.load(self.place.directory)
@@ -360,20 +242,6 @@ class Box:
     def _leave_pages(self) -> None:
         for mount in self._directories.mounts:
             mount.leave_pages()
-
-    def _on_disk(self) -> bool:
-        """Put the data on disk. A disk that refuses keeps no server in a role that it is leaving: every file is
-        compared the next time."""
-        try:
-            self.engine.sync_backing()
-        except OSError as error:
-            log.error(
-                "this disk does not take what was written (%s): check it; every file is compared with the other server "
-                "before this one is up to date again",
-                text_of(error),
-            )
-            return False
-        return True
 
     def _close_record(self, *, clean: bool) -> None:
         """The record of changes ends. One that does not say how is read as after a crash: more is compared."""
@@ -412,37 +280,11 @@ class Box:
             raise BoxError("timeout", f"the secondary did not follow: {error}") from None
         self._token = token
         self._leave_pages()
-        on_disk = self._on_disk()
+        on_disk = self.engine.disks.try_sync()
         self._close_record(clean=on_disk and not self.engine.disk_refused)
 
-    # --- the stream of a secondary --------------------------------------------------------------------------
-
-    def _end_applier(self) -> None:
-        applier, self._applier = self._applier, None
-        if applier is None:
-            return
-        if self._started:
-            if not applier.stop():
-                self._applier = applier
-                raise BoxError("busy", "the disk does not take what the peer had sent: check the disk of this server")
-            if applier.token is not None:
-                self._token = applier.token
-            # The peer was told that its changes are in the memory here, and for what its application synced its own
-            # disk stood. From now on nothing but this disk may be left; a takeover does not wait for it.
-            threading.Thread(target=self._inherit, name="inherit", daemon=True).start()
-        else:
-            applier.channel.close()
-
-    def _inherit(self) -> None:
-        self._on_disk()
-
-    def _stream_ended(self, reason: str, token: bytes | None) -> None:
-        applier = self._applier
-        if token is not None:
-            self._token = token
-            return  # handed over: the next role comes from heart
-        if applier is not None:
-            self._notify(nfsadmin.SessionLost(reason, self._peer, "secondary"))
+    def _take_token(self, token: bytes) -> None:
+        self._token = token
 
     # --- called by the server's threads ----------------------------------------------------------------------
 
@@ -456,7 +298,7 @@ class Box:
         stream = self.engine.stream
         try:
             state = self._ask_pair(peer, server, stream.identity if stream is not None else 0)
-            with self._recording:
+            with self._state.recording:
                 # It was asked for in a thread of its own: the peer may have been lost meanwhile, and `alone` written.
                 if stream is None or stream.lost:
                     raise Refused("the stream to the secondary broke")
@@ -472,18 +314,14 @@ class Box:
         disk that refuses."""
         engine = self.engine
         if engine.role is not Role.PRIMARY:
-            self._samples.clear()
+            self._bandwidth.stop()
             for mount in self._directories.mounts:
                 mount.renew_pages()
             return
         stream = engine.stream
-        self._samples.append((stream.replicated, stream.reintegrated) if stream is not None else (0, 0))
-        first, last = self._samples[0], self._samples[-1]
-        spread = max(1, len(self._samples) - 1)
-        shown = tuple(max(0, (new - old) // spread // 1024) for old, new in zip(first, last, strict=True))
-        if shown != self._shown:
-            self._shown = (shown[0], shown[1])
-            self._notify(nfsadmin.Bandwidth(replication=shown[0], reintegration=shown[1]))
+        if self._bandwidth.add(*((stream.replicated, stream.reintegrated) if stream is not None else (0, 0))):
+            replication, reintegration = self._bandwidth.shown
+            self._notify(nfsadmin.Bandwidth(replication=replication, reintegration=reintegration))
         with contextlib.suppress(OSError):  # it has told that; whoever changes something is refused meanwhile
             self._tracker.watch_clock()
         engine.flush_times()
@@ -504,16 +342,13 @@ class Box:
     def configure(self, durable: bool, listen: str | None = None) -> None:
         """Dynamic attributes, and where this server listens now. Raises BoxError."""
         self.settings.durable = durable
-        if listen is None or self.place.listen is None:
-            return
-        self.place = replace(self.place, listen=(listen, self.place.listen[1]))
-        if self._server is not None and self._server.listens_elsewhere(listen):
-            self._listen()
+        if listen is not None:
+            self.listening.move(listen)
 
     def figures(self) -> Fields:
         """For monitoring, see safekit.disk.stats: what a primary has sent since it started."""
         engine = self.engine
-        progress = self._server.progress if self._server is not None else {}
+        progress = self.listening.progress
         files, directories = self._tracker.counts() if self._tracker.active else (0, 0)
         operations, sent = self._totals.add(engine.stream)
         return {
@@ -533,8 +368,8 @@ class Box:
         session = "none"
         if stream is not None:
             session = stream.state.value
-        elif self._applier is not None:
-            session = self._applier.session
+        elif self._follower.session is not None:
+            session = self._follower.session
         elif engine.awaiting:
             session = "awaited"
         files, directories = self._tracker.counts() if self._tracker.active else (0, 0)
@@ -542,24 +377,24 @@ class Box:
             role=engine.role.value if self.prepared else "none",
             degraded=self.degraded,
             peer=self._peer,
-            address=self._address,
-            port=self._port,
+            address=self._follower.attempt.address,
+            port=self._follower.attempt.port,
             session=session,
-            attempt=self._attempt,
+            attempt=self._follower.attempt.attempt,
             durable=self.settings.durable,
-            session_id=stream.identity if stream is not None else self._session,
+            session_id=stream.identity if stream is not None else self._follower.number,
             held=engine.held,
             pending=stream.pending if stream is not None else 0,
             revisit=len(engine.revisit.entries),
             dirty_files=files,
             dirty_dirs=directories,
-            replication_kbs=self._shown[0],
-            reintegration_kbs=self._shown[1],
+            replication_kbs=self._bandwidth.shown[0],
+            reintegration_kbs=self._bandwidth.shown[1],
             bytes_sent=stream.channel.bytes_sent if stream is not None else 0,
             frames_sent=stream.channel.sent if stream is not None else 0,
-            applied=self._applier.applied if self._applier is not None else 0,
+            applied=self._follower.applied,
             mounts=self._directories.served,
             journal_reliable=self._tracker.reliable,
             refused=engine.disks.refused,
-            progress=self._server.progress if self._server is not None else {},
+            progress=self.listening.progress,
         )

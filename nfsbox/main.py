@@ -28,8 +28,8 @@ async def _names(box: Box) -> None:
     """Beside the ticks, which must not wait for a DNS."""
     while True:
         await asyncio.sleep(1.0)
-        if box.unnamed:
-            await asyncio.to_thread(box.listen_when_named)
+        if box.listening.unnamed:
+            await asyncio.to_thread(box.listening.begin_when_named)
 
 
 async def _main(context: Context) -> int:

@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nfsbox.pair.engine import Root, Settings
 from safekit.model.types import Rfs
 from safekit.rfs.exclusions import Exclusions
+
+Fields = dict[str, Any]
 
 
 def text_of(error: OSError) -> str:

@@ -22,7 +22,7 @@ UNLOGGED = ("rfs_bandwidth.", "rfs.inconsistent", "member.")
 """Figures that change by themselves, and what a message of its own tells: shown by `safekit state -v`."""
 FARM = ("member.", "farm.")
 """Who takes part in a farm, and the shares of this server: decided by vipd, told by `safekit why`."""
-FROZEN = ("state.", "heartbeat.", "usersetting.", "config.", "trouble.")
+FROZEN = ("state.", "heartbeat.", "usersetting.", "config.", "trouble.", "rfs.schedule")
 """Resources that nobody sets from outside."""
 MEMORY = ("rfs.uptodate", "rfs.lastprimstate", "rfs.paired", "rfs.swapping")
 

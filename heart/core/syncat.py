@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from heart.core.turn import Turn
 from heart.core.values import Color, Role
+from safekit.spelling import as_word
 
 NAME = "rfs.syncat"
+SCHEDULE = "rfs.schedule"
+"""Resource: the times, for whoever tells when the next one is (`safekit.spelling.from_word`)."""
 
 
 def begins(t: Turn) -> None:
     """The module starts: it synchronises, whenever the last time was."""
     if t.s.setup.syncat:
-        t.remember({NAME: "init"})
+        t.remember({NAME: "init", SCHEDULE: as_word(t.s.setup.syncat)})
     else:
-        t.forget((NAME,))
+        t.forget((NAME, SCHEDULE))
 
 
 def settle(t: Turn) -> None:

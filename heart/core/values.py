@@ -90,7 +90,8 @@ class Setup:
     mode: str = "mirror"
     signature: str = ""
     agrees: Agreement = ()
-    syncat: bool = False
+    syncat: str = ""
+    """When the secondary is synchronised, as in a crontab; "": at once, and always."""
     mark: float = MARK
     hurry: float = 10.0
     """Longest time in which the stop scripts of the application end, or are ended, when the witness says so."""

@@ -80,7 +80,7 @@ def read(config: ModuleConfig, cluster: ClusterConfig, node: str) -> Plan:
         mode=service.mode,
         signature=config.signature,
         agrees=agreement(config),
-        syncat=bool(rfs and rfs.syncat),
+        syncat=(rfs.syncat or "") if rfs else "",
         hurry=min(HURRY, config.user.nicestoptimeout + config.user.forcestoptimeout)
         if config.user is not None
         else 0.0,

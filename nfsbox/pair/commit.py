@@ -86,6 +86,20 @@ class Disks:
                 self.refuse(error)
                 raise
 
+    def try_sync(self) -> bool:
+        """The same for who leaves a role, which a disk that refuses keeps nobody in: every file is compared the next
+        time. False when it refused."""
+        try:
+            self.sync()
+        except OSError as error:
+            log.error(
+                "this disk does not take what was written (%s): check it; every file is compared with the other server "
+                "before this one is up to date again",
+                error.strerror or error,
+            )
+            return False
+        return True
+
     def close(self) -> None:
         """Nothing is changed any more: the file systems can be unmounted."""
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -78,8 +78,8 @@ def utc(text: str) -> float | None:
 
 
 def shown(at: float) -> str:
-    """A date as in the module log: UTC with milliseconds."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    """A date as `safekit log` shows it: local time with milliseconds."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def of_log(module: str, lines: Iterable[Line], language: Language) -> Iterator[Entry]:

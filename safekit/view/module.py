@@ -78,8 +78,24 @@ class ModuleView:
                 self.given_up,
                 self.boot,
                 {name: resource.since for name, resource in self.resources.items()},
+                _next_synchronisation(self.resources),
             )
         )
+
+
+def _next_synchronisation(resources: Mapping[str, Resource]) -> str:
+    planned = resources.get("rfs.schedule")
+    if planned is None:
+        return ""
+    from datetime import datetime
+
+    from safekit.model.schedule import ScheduleError, next_time
+    from safekit.spelling import from_word
+
+    try:
+        return f"{next_time(from_word(planned.value), datetime.now()):%Y-%m-%d %H:%M}"
+    except ScheduleError:
+        return ""  # the schedule of another release
 
 
 def view_of(module: str, known: Mapping[str, Any], resources: Mapping[str, Resource]) -> ModuleView:

@@ -50,6 +50,8 @@ class Situation:
     """The module is started when the server boots, or that is not known."""
     times: Mapping[str, float] = field(default_factory=dict)
     """Since when each resource has its value."""
+    next_synchronisation: str = ""
+    """With scheduled synchronisation: when the secondary is synchronised next, for people."""
 
     def is_(self, name: str, value: str) -> bool:
         """True when the resource has that value."""
@@ -279,6 +281,13 @@ def _waiting(s: Situation) -> Verdict:
             f"{_start_there(s)}; only if its data are lost: safekit stop -m {s.module}, "
             f"then safekit prim -m {s.module} here",
         )
+    if s.resources.get("state.waitsfor") == "rfs.syncat=down" and s.remote_state in ("ALONE", "PRIM"):
+        return Verdict(
+            Kind.DEGRADED,
+            s.since,
+            f"this server has the data of its last synchronisation, and waits for the next one{_at(s)}",
+            f"wait for it, or now: safekit set -m {s.module} -r rfs.syncat -v up",
+        )
     what = _waits_for(s)
     if s.remote_state in ("ALONE", "PRIM"):
         if s.is_("rfs.remote_degraded", "up") or s.is_("remote.rfs.degraded", "up"):
@@ -292,6 +301,10 @@ def _waiting(s: Situation) -> Verdict:
             Kind.DEGRADED, s.since, f"the application runs on the other server; this one waits {what}", _why(s)
         )
     return Verdict(Kind.STOPPED, s.since, f"the module waits {what}", _why(s))
+
+
+def _at(s: Situation, words: str = ",") -> str:
+    return f"{words} at {s.next_synchronisation}" if s.next_synchronisation else ""
 
 
 def _waits_for(s: Situation) -> str:
@@ -369,7 +382,7 @@ def _alone(s: Situation) -> Verdict:
         return Verdict(
             Kind.DEGRADED,
             s.since,
-            f"the application runs here; the other server waits{only}",
+            f"the application runs here; the other server waits{_at(s, '; it is synchronised next')}{only}",
             f"safekit why -m {s.module} on the other server",
         )
     if s.remote_state == "UNKNOWN" and (s.peer_up or s.elsewhere[0] == "STOP"):

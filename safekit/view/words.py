@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 from safekit.view.module import Progress
 
@@ -34,6 +35,15 @@ def moment(when: float, now: float | None = None) -> str:
     then = time.localtime(when)
     same_day = (then.tm_year, then.tm_yday) == (current.tm_year, current.tm_yday)
     return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", then)
+
+
+def local_stamp(date: str) -> str:
+    """A date of a log in local time with milliseconds, 2026-01-31 10:02:03.123; as it is when it is damaged."""
+    try:
+        at = datetime.fromisoformat(date).astimezone()
+    except ValueError:
+        return date
+    return at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def progress_line(p: Progress) -> str:

@@ -16,7 +16,7 @@ from cli.why import explain
 from safekit.disk.resources import Resource
 from safekit.view.decisions import history, parse
 from safekit.view.module import Progress, as_data, progress_of, view_of
-from safekit.view.words import duration, moment, progress_line, size
+from safekit.view.words import duration, local_stamp, moment, progress_line, size
 
 NOW = time.mktime((2026, 1, 15, 12, 0, 0, 0, 0, -1))
 
@@ -178,3 +178,16 @@ def test_why_does_not_blame_a_later_setter() -> None:
 @pytest.mark.parametrize("line", ["", "[]", "1", '{"time": "x", "rule": "r"}', '{"rule": "r"}'])
 def test_why_passes_over_damaged_lines(line: str) -> None:
     assert parse(line) is None
+
+
+def test_dates_of_logs_are_local_as_those_of_state_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert local_stamp("2026-01-31T20:00:01.250Z") == "2026-02-01 05:00:01.250"
+        assert moment(1769889601.25, 1769889700.0) == "05:00:01"
+        assert moment(1769889601.25, 1769889700.0 + 86400) == "2026-02-01 05:00:01", "a date when it is not today"
+        assert local_stamp("damaged") == "damaged"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from collections.abc import Iterator
 
 import pytest
 
-from safekit.log.messages import MESSAGES, render
-from tests.sources import Source, nodes, sources
+from cli.main import COMMANDS
+from safekit.log import advice
+from safekit.log.messages import MESSAGES, Language, render
+from tests.sources import CHECKOUT, Source, nodes, sources
 
-CATALOGUE = "safekit.log.messages"
+CATALOGUE = ("safekit.log.messages", "safekit.log.advice")
 WRITERS = ("event", "log")
 """What writes a message into the log; other calls with a code hand it on."""
 
 
 def emitting() -> list[Source]:
     """What may emit a message: all but the catalogue."""
-    return [source for source in sources().values() if source.name != CATALOGUE]
+    return [source for source in sources().values() if source.name not in CATALOGUE]
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,38 @@ def test_french_is_not_english(code: str) -> None:
     words = "".join(text for text, *_ in string.Formatter().parse(message.en))
     if code != "script" and words.strip():  # a script is one in both languages
         assert message.fr != message.en
+
+
+# ------------------------------------------------------------------------------- no error without a next step
+
+_LANGUAGES: tuple[Language, ...] = ("en", "fr")
+
+
+@pytest.mark.parametrize("code", [code for code, message in MESSAGES.items() if message.level == "E"])
+def test_an_event_is_news_or_has_a_next_step(code: str) -> None:
+    """Each message that people see is exactly one of: news, a fault with its next step, or one that says it itself."""
+    kinds = [code in advice.NEWS, code in advice.NEXT_STEPS, code in advice.SAYS_ITSELF]
+    assert sum(kinds) == 1, code
+
+
+def test_what_advises_exists_and_names_commands_that_exist() -> None:
+    known = {*advice.NEWS, *advice.NEXT_STEPS, *advice.SAYS_ITSELF}
+    assert known <= set(MESSAGES)
+    for code in advice.NEXT_STEPS:
+        english, french = (advice.next_step(code, "db", language) for language in _LANGUAGES)
+        assert english and french and english != french and "{" not in english + french, code
+        for word in re.findall(r"safekit (?!-)([a-z]+)", english + " " + french):
+            assert word in COMMANDS, (code, word)
+
+
+def test_every_error_of_a_command_names_a_next_step() -> None:
+    """Whoever raises a Failure says what to do; where the step is computed, that is the business of its own tests."""
+    found = 0
+    for path in sorted((CHECKOUT / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Failure":
+                found += 1
+                steps = [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "next_step")]
+                assert steps, f"{path.name}:{node.lineno} has no next step"
+                assert not (isinstance(steps[0], ast.Constant) and not steps[0].value), f"{path.name}:{node.lineno}"
+    assert found > 100

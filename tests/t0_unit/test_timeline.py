@@ -24,6 +24,7 @@ from safekit.log.timeline import (
     to_fields,
     utc,
 )
+from safekit.view.words import local_stamp
 
 EXACT = Clock(0.0, 0.0)
 
@@ -65,7 +66,7 @@ def test_a_difference_within_the_bound_moves_nothing_and_equal_dates_keep_their_
 
 def test_dates() -> None:
     at = utc("2026-11-24T19:39:37.842Z")
-    assert at is not None and shown(at) == "2026-11-24T19:39:37.842Z"
+    assert at is not None and shown(at) == local_stamp("2026-11-24T19:39:37.842Z"), "as safekit log shows it"
     assert utc("2026-11-24T19:39:37.842") is not None, "the commands log has local time"
     assert utc("yesterday") is None and utc("") is None
 

@@ -208,3 +208,16 @@ def test_every_golden_verdict_that_is_not_protected_or_passing_has_a_next_step()
     assert len(found) >= 25
     for given, said in found:
         assert said.startswith("protected") or "Next step: " in said, given
+
+
+def test_a_secondary_that_waits_for_its_next_synchronisation() -> None:
+    """(guide 13.6.4.10: it has older data by the administrator's wish.)"""
+    waits = {"rfs.uptodate": "down", "rfs.syncat": "down", "state.waitsfor": "rfs.syncat=down"}
+    planned = replace(situation("WAIT red", "ALONE green", waits), next_synchronisation="2026-12-01 00:01")
+    verdict = judge(planned)
+    assert verdict.kind is Kind.DEGRADED and "waits for the next one, at 2026-12-01 00:01" in verdict.reason
+    assert verdict.next_step.endswith("safekit set -m AM -r rfs.syncat -v up")
+    other = judge(replace(situation("ALONE green", "WAIT red"), next_synchronisation="2026-12-01 00:01"))
+    assert "it is synchronised next at 2026-12-01 00:01; the newest data are only here" in other.reason
+    lost = judge(situation("WAIT red", "UNKNOWN grey", waits))
+    assert lost.kind is Kind.AT_RISK and "only if its data are lost" in lost.next_step

@@ -177,7 +177,7 @@ class World:
             links=self.links,
             rfs=self.options.rfs,
             rules=_rules_of(self.options.rules, self.options.syncat > 0),
-            syncat=self.options.syncat > 0,
+            syncat="* * * * *" if self.options.syncat else "",
             defaultprim=self.options.defaultprim,
             failover=self.options.failover,
             period=2.0,

@@ -534,19 +534,18 @@ def test_a_name_that_comes_later_is_listened_on_then(tmp_path: Path, monkeypatch
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     rfs = Rfs((Replicated(str(tmp_path / "data")),), flow="default", port=port)
     box = Box(Place("AM", "A", tmp_path, lambda: (), ("node.internal", port)), rfs, lambda _: None, lambda *_: {})
-    box._begin_to_listen()
-    box.prepared = True
-    box.listen_when_named()
-    assert box.unnamed and box._server is None
+    box.listening.begin()
+    box.listening.begin_when_named()
+    assert box.listening.unnamed and box.listening.server is None
     known["node.internal"] = "127.0.0.1"
-    box.listen_when_named()
-    assert not box.unnamed and box._server is not None
+    box.listening.begin_when_named()
+    assert not box.listening.unnamed and box.listening.server is not None
     socket.create_connection(("127.0.0.1", port), 5).close()
     second = Box(Place("AN", "A", tmp_path, lambda: (), ("node.internal", port)), rfs, lambda _: None, lambda *_: {})
     with pytest.raises(BoxError, match="another program uses it"):
-        second._begin_to_listen()
-    assert not second.unnamed
-    box._server.close()
+        second.listening.begin()
+    assert not second.listening.unnamed
+    box.listening.end()
 
 
 @pytest.mark.parametrize("fails", ["data", "record"])
@@ -617,11 +616,14 @@ def test_the_role_may_come_before_the_stream_of_a_hand_over_has_ended(
 
     def end(reason: str, token: bytes | None) -> None:
         assert telling.wait(10)
-        box._stream_ended(reason, token)
+        follower._ended(reason, token)
 
-    box._applier = Applier(channel, (), disks, strict=True, durable=False, on_end=end, on_strict=lambda _: None)
-    box._started = box.prepared = True
-    box._applier.start()
+    follower = box._follower
+    follower._applier = applier = Applier(
+        channel, (), disks, strict=True, durable=False, on_end=end, on_strict=lambda _: None
+    )
+    follower._started = box.prepared = True
+    applier.start()
     assert channel.acknowledged.wait(10)
     assert box._token is None
     if ended:

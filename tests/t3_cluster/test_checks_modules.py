@@ -225,6 +225,67 @@ def test_syncdelta_lets_a_server_start_on_young_data_when_it_is_alone(lab: Lab) 
         pair.wait(node, "STOP red")
 
 
+CRONTAB = """#!/bin/sh
+# crontab -u USER -l|-, as cron's: the image of the lab has no cron
+tab=/var/spool/crontab.$2
+case $3 in -l) cat "$tab" 2>/dev/null || { echo "no crontab for $2" >&2; exit 1; } ;; -) cat >"$tab" ;; esac
+"""
+
+
+def test_a_scheduled_synchronisation(lab: Lab) -> None:
+    """RUL-014, RFS-002 to RFS-005 (guide 13.6.4.10); the test is cron."""
+    pair = Pair(lab, "later", "/later")
+    pair.begin_test()
+    pair.expect("not_uptodate", "advice_prim", *EXPECTED)
+    for node in lab:
+        node.write("/usr/local/bin/crontab", CRONTAB, mode=0o755)
+    pair.install(userconfig(rfs='syncat="01 0 * * *"', directory="/later"), number=9)
+    one, two = pair.nodes
+    entry = one.read("/var/spool/crontab.safekit").splitlines()[-1]
+    at_its_time = entry.partition(" * * * ")[2]
+    assert entry.startswith("01 0 * * * [ -x ") and "set -m later -r rfs.syncat -v up" in at_its_time
+
+    two.run(at_its_time)
+    assert "rfs.syncat" not in two.safekit("state", "-v", "-m", "later").stdout, "a stopped module: no effect"
+    one.safekit("prim", "-m", "later")
+    pair.wait(one, "ALONE green")
+    one.run("echo first >/later/file")
+    two.safekit("second", "-m", "later")
+    wait_until(lambda: pair.value(two, "rfs.syncat") == "down", 60, "the first synchronisation")
+    pair.wait(two, "WAIT red", 60)
+    assert "syncat_wait" in two.safekit("why", "-v", "-m", "later").stdout
+    assert two.run("cat /later_For_SafeKit_Replication/file").stdout == "first\n"
+    assert "00:01" in two.safekit("state", "-m", "later", check=False).stdout, "when the next one is"
+
+    one.run("echo second >/later/file")
+    one.run(at_its_time)
+    assert "nothing to do" in one.safekit("set", "-m", "later", "-r", "rfs.syncat", "-v", "up").stdout
+    pair.wait(one, "ALONE green")
+    assert pair.value(one, "rfs.syncat") == "init", "the schedule says nothing to a primary"
+    mark = pair.mark()
+    for command in (at_its_time, "/opt/safekit/safekit set -m later -r rfs.syncat -v up"):
+        two.run(command)
+        wait_until(lambda: pair.value(two, "rfs.syncat") == "up", 10, "it is time")
+        wait_until(lambda: pair.value(two, "rfs.syncat") == "down", 60, "the synchronisation has ended")
+        pair.wait(two, "WAIT red", 60)
+        assert two.run("cat /later_For_SafeKit_Replication/file").stdout == "second\n"
+    assert sum(line.code == "resource_set" and "rfs.syncat" in str(line) for line in pair.log(two, mark)) >= 2
+
+    one.poweroff()
+    wait_until(lambda: "data at risk" in two.safekit("state", "-m", "later", check=False).stdout, 40, "nobody serves")
+    assert pair.state(two) == "WAIT red", "a server with older data does not take over"
+    two.safekit("stop", "-m", "later")
+    pair.wait(two, "STOP red")
+    two.safekit("prim", "-m", "later")
+    pair.wait(two, "ALONE green", 60)
+    two.safekit("stop", "-m", "later")
+    pair.wait(two, "STOP red")
+    two.safekit("deconfig", "-m", "later")
+    assert "later" not in two.read("/var/spool/crontab.safekit")
+    one.poweron()
+    wait_until(lambda: one.safekit("state", "-m", "later", check=False).returncode == 0, 30, "safeadmin of node1")
+
+
 def test_an_automatic_stopstart_reboots_and_its_count_outlives_the_reboot(module: Checked) -> None:
     """automatic_reboot="on", with a program that only notes that the machine should have been restarted."""
     one, _ = module.nodes
