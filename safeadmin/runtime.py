@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from safeadmin.forcing import Forcing
+from safeadmin.guard import Guard
 from safeadmin.mapper import Mapper
 from safeadmin.modules import Registry
 from safeadmin.processes import SUPERVISORD, Member, describe_status, end_processes, find, product
@@ -24,6 +25,7 @@ from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths
 from safekit.disk.resources import load
 from safekit.log.module import ModuleLog
+from safekit.model.types import ModuleConfig
 from safekit.process.tasks import Beside, told
 
 ANSWER_SECONDS = 5.0
@@ -53,6 +55,8 @@ class ModuleRuntime:
         self._forcing = Forcing(name, self.log, registry, bus, self._watched, self._beside, self.forward)
         self._lock = asyncio.Lock()
         self._respawns: deque[float] = deque(maxlen=MAX_RESPAWNS)
+        guard = Guard(name, bus, lambda: self._config(registry), self._served_by_primary, self._give_up)
+        self._beside.start(guard.run())
 
     # What is known
 
@@ -89,6 +93,18 @@ class ModuleRuntime:
             return False
         return mark == boot_identity() and not self._stopped()
 
+    def _config(self, registry: Registry) -> ModuleConfig | None:
+        module = registry.get(self.name)
+        return module.config if module is not None else None
+
+    def _served_by_primary(self) -> bool:
+        """Whether another server takes over when nobody decides here any more: one that is ALONE has none that could.
+        A module that is being stopped by force has ended what matters."""
+        if self.forcing or not self.interrupted():
+            return False
+        state = load(self.paths.resources).get("state.local")
+        return state is not None and state.value == "PRIM"
+
     def adopt(self, members: list[Member] | None = None) -> None:
         """Watch the supervisord and the heart that run already, at the start of safeadmin or before a start."""
         self._watched.adopt(find(self.name) if members is None else members)
@@ -124,21 +140,39 @@ class ModuleRuntime:
         async with self._lock:
             if self.running or not self.interrupted():
                 return
-            now = time.monotonic()
-            if len(self._respawns) == MAX_RESPAWNS and now - self._respawns[0] < RESPAWN_SECONDS:
-                self.log.event(
-                    "internal",
-                    text=f"supervisord and heart died {MAX_RESPAWNS} times within {RESPAWN_SECONDS / 60:.0f} minutes:"
-                    f" they are not started again; safekit forcestop -m {self.name}, then start",
-                )
+            if self._too_often():
                 return
-            self._respawns.append(now)
             # nfsbox and vipd serve the application: what becomes of them is heart's decision, not ours.
             await end_processes(product(self.name, lambda name: name == "circlog"))
             try:
                 await self._begin()
             except BusError as error:
                 self.log.event("internal", text=f"the module's processes could not be started again: {error.text}")
+
+    def _too_often(self) -> bool:
+        """Count one more start that nobody asked for; True when there were so many that it is not made."""
+        now = time.monotonic()
+        if len(self._respawns) == MAX_RESPAWNS and now - self._respawns[0] < RESPAWN_SECONDS:
+            self.log.event(
+                "internal",
+                text=f"supervisord and heart died, or were silent, {MAX_RESPAWNS} times within"
+                f" {RESPAWN_SECONDS / 60:.0f} minutes: they are not started again; safekit forcestop -m {self.name},"
+                " then start",
+            )
+            return True
+        self._respawns.append(now)
+        return False
+
+    async def _give_up(self, seconds: float) -> None:
+        """M1: heart has been silent for as long as the other server waits."""
+        self.log.event("heart_silent", seconds=f"{seconds:.0f}")
+        await self._forcing.run("safeadmin", announce=True)
+        if self._too_often():
+            return
+        try:
+            await self.start(Control("start", "automatic"))
+        except BusError as error:
+            self.log.event("internal", text=f"the module could not be started again: {error.text}")
 
     # Starting and ending
 

@@ -310,6 +310,10 @@ register(
                 " puis arrêter et démarrer le module"),
         Message("parts_lost", "E", "heart was restarted and finds that these died: {names}; they are started again",
                 "heart a été relancé et constate la mort de : {names} ; ils sont relancés"),
+        Message("heart_silent", "E", "heart has been silent for {seconds} s, after which the other server goes on"
+                " alone: the application is stopped here by force, then the module is started again",
+                "heart est muet depuis {seconds} s, délai après lequel l'autre serveur continue seul : arrêt forcé de"
+                " l'application ici, puis démarrage du module"),
         Message("rfs_unusable", "E", "Replicated directories cannot be used ({operation}): {reason}",
                 "Les répertoires répliqués sont inutilisables ({operation}) : {reason}"),
         Message("supervisor_died", "E", "supervisord of the module died: the module is stopped and started under a"

@@ -14,6 +14,7 @@ from safeadmin_node import Node, cluster
 from lab.waiting import wait_until
 from safekit.bus.message import BusError
 from safekit.disk.resources import load
+from safekit.model.types import Heart, Heartbeat
 from safekit.wire.seal import new_key
 from tests.ports import free_port
 
@@ -212,6 +213,54 @@ def test_forcestop_of_a_heart_that_hangs(node: Node, tmp_path: Path) -> None:
     assert not [t for t in texts if f"(pid {heart}) died" in t], "a forced stop is no death"
     node.control("am", "start")
     wait_until(lambda: node.module("am")["heart"], 15, "it runs again")
+
+
+@pytest.mark.parametrize("how", ["hangs", "is gone"])
+def test_the_application_of_a_primary_without_a_heart_is_stopped(node: Node, tmp_path: Path, how: str) -> None:
+    """The other server goes on alone after the time-out: nobody else is here to stop it."""
+    trace = tmp_path / "trace"
+    node.configure_module("am", heart=Heart((Heartbeat("default", "default", 8888, timeout_ms=2000),)))
+    node.script("am", "stop_prim", f'echo "stop_prim $*" >> {trace}')
+    node.start()
+    node.started("am")
+    node.request("am/heart", "set", resource="state.local", value="PRIM", who="heart")
+    hung = node.pid("am", "heart")
+    begun = time.monotonic()
+    if how == "hangs":
+        os.kill(hung, signal.SIGSTOP)
+    else:
+        node.program("heart", "sys.exit(1)")
+        os.kill(hung, signal.SIGKILL)
+    wait_until(trace.exists, 15, "the application is stopped")
+    assert time.monotonic() - begun >= 2, "a heart that is back in time finds everything as it was"
+    assert trace.read_text() == "stop_prim force PRIM STOP stop\n"
+    wait_until(lambda: "End of stop" in node.texts("am"), 15, "the module is stopped")
+    assert any(text.startswith("heart has been silent for ") for text in node.texts("am"))
+    if how == "hangs":
+        wait_until(lambda: "Action start called automatically" in node.texts("am"), 15, "it is started again")
+        assert node.pid("am", "heart") not in (0, hung)
+    else:
+        wait_until(lambda: any("could not be started again" in text for text in node.texts("am")), 30, "it says why")
+        assert not node.module("am")["running"]
+
+
+@pytest.mark.parametrize("state", ["ALONE", "back in time"])
+def test_a_heart_that_another_server_does_not_replace_is_left_alone(node: Node, tmp_path: Path, state: str) -> None:
+    trace = tmp_path / "trace"
+    node.configure_module("am", heart=Heart((Heartbeat("default", "default", 8888, timeout_ms=2000),)))
+    node.script("am", "stop_prim", f'echo "stop_prim $*" >> {trace}')
+    node.start()
+    node.started("am")
+    if state != "ALONE":
+        node.request("am/heart", "set", resource="state.local", value="PRIM", who="heart")
+    heart = node.pid("am", "heart")
+    for _ in range(2):
+        os.kill(heart, signal.SIGSTOP)
+        time.sleep(3.0 if state == "ALONE" else 1.0)
+        os.kill(heart, signal.SIGCONT)
+        wait_until(lambda: answers(node, "am/heart"), 10, "heart goes on")
+        time.sleep(1.0)  # it is asked in that time
+    assert not trace.exists() and node.pid("am", "heart") == heart
 
 
 def test_forcestop_spares_a_shell_with_the_same_environment(node: Node, tmp_path: Path) -> None:

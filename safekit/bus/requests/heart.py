@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from safekit.bus import asking
 from safekit.bus.asking import Ask, Document, Done
 
 HEART = "heart"
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(asking.Ping):
+    """Whether its loop turns, which sends the heartbeats."""
+
+    process = HEART
 
 
 @dataclass(frozen=True, slots=True)
