@@ -136,6 +136,7 @@ NEXT_STEPS: Mapping[str, tuple[str, str]] = {
         "ce programme doit laisser les tables de SafeKit : nft list ruleset",
     ),
     "process_died": _LOG,
+    "heart_silent": _LOG,
     "process_not_started": _CAUSE_START,
     "peer_rejected": (
         'give both servers the same key and time: safekit cluster confinfo, safekit -H "*" -G',

@@ -241,7 +241,7 @@ def test_the_application_of_a_primary_without_a_heart_is_stopped(node: Node, tmp
         assert node.pid("am", "heart") not in (0, hung)
     else:
         wait_until(lambda: any("could not be started again" in text for text in node.texts("am")), 30, "it says why")
-        assert not node.module("am")["running"]
+        wait_until(lambda: not node.module("am")["running"], 30, "nothing is left")
 
 
 @pytest.mark.parametrize("state", ["ALONE", "back in time"])
