@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logview": ("9.5", "logs", "Follow the messages of a module."),
     "logsave": ("9.5", "logs", "Save the messages of a module in a file."),
     "timeline": ("9.5", "timeline", "Show what happened on all servers, in one order."),
+    "rfsdiff": ("9.5", "rfsdiff", "Estimate what a secondary that starts would copy."),
     "quarantine": ("9.5", "quarantine", "Show what was given up after a split brain."),
     "printi": ("9.5", "logs", "Write an I(nformation) message in the log."),
     "printe": ("9.5", "logs", "Write an E(vent) message in the log."),
