@@ -304,10 +304,16 @@ class SafekitGroup(click.Group):
             import difflib
 
             path = ctx.command_path
+            if known_elsewhere := self.hint(args[0]):
+                raise Failure(f"{path} has no command {args[0]!r}", known_elsewhere)
             near = difflib.get_close_matches(args[0], known, n=1)
             hint = f"did you mean: {path} {near[0]}" if near else f"{path} --help lists the commands"
             raise Failure(f"{path} has no command {args[0]!r}", hint)
         return super().resolve_command(ctx, args)
+
+    def hint(self, word: str) -> str:
+        """How a word that is none of ours is said here; "" when nobody knows."""
+        return ""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         path, last = ctx.command_path, self.list_commands(ctx)[-1]

@@ -12,6 +12,7 @@ import click
 
 from cli.argv import Line, split
 from cli.base import Failure, SafekitGroup, Session, check_access, complete_modules, module_option, show_json
+from safekit import __version__
 from safekit.process import standard
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "resetloop": ("14.5", "loops", "Set the maxloop counter to 0."),
     "uninstall": ("2.5", "uninstall", "Take the product away from this server."),
     "update": ("internal", "control", "Evaluate the failover rules again."),
+    "help": ("", "help", "Show the help of a command, or of an element of userconfig.xml."),
     "completion": ("", "completion", "Print the completion script of a shell."),
 }
 SECTIONS = (
@@ -92,11 +94,70 @@ SECTIONS = (
 SEVERAL_ERRORS = 5  # `state -lq` uses 0 to 4 for states
 
 
+WORDS_OF_OTHERS: dict[str, str] = {
+    "status": "safekit state",
+    "info": "safekit state -v",
+    "show": "safekit state -v",
+    "ps": "safekit state -v",
+    "list": "safekit module list, or safekit state",
+    "health": "safekit state --check",
+    "drain": "safekit swap -m AM (a mirror moves to the other server), safekit stop -m AM (a farm server leaves)",
+    "switchover": "safekit swap -m AM",
+    "relocate": "safekit swap -m AM",
+    "migrate": "safekit swap -m AM",
+    "move": "safekit swap -m AM",
+    "promote": "safekit prim -m AM on a stopped server, safekit swap -m AM on a secondary",
+    "demote": "safekit swap -m AM",
+    "takeover": "safekit swap -m AM; when the other server is lost it happens by itself",
+    "failback": "safekit swap -m AM",
+    "standby": "safekit stop -m AM on the server that is to rest",
+    "unstandby": "safekit start -m AM",
+    "enable": "safekit boot -m AM on",
+    "disable": "safekit boot -m AM off",
+    "reload": "safekit config -m AM",
+    "apply": "safekit config -m AM",
+    "validate": "safekit confcheck -m AM",
+    "verify": "safekit confcheck -m AM",
+    "init": "safekit cluster create NODE=ADDRESS NODE=ADDRESS",
+    "join": "safekit cluster join",
+    "create": "safekit cluster create NODE=ADDRESS NODE=ADDRESS, then safekit protect",
+    "setup": "safekit protect",
+    "deploy": "safekit -H SERVERS -E AM",
+    "push": "safekit -H SERVERS -E AM",
+    "sync": "safekit -H SERVERS -E AM (a module to other servers; its files are replicated by themselves)",
+    "resync": "safekit second fullsync -m AM on the stopped secondary",
+    "fence": "safekit forcestop -m AM",
+    "kill-module": "safekit forcestop -m AM",
+    "cleanup": "safekit resetloop -m AM, safekit clean -m AM",
+    "logs": "safekit log -m AM",
+    "tail": "safekit logview -m AM",
+    "history": "safekit why -m AM, safekit timeline",
+    "explain": "safekit why -m AM",
+    "events": "safekit log -m AM, safekit timeline",
+    "version": "safekit --version, safekit level",
+    "about": "safekit level",
+    "nodes": "safekit cluster confinfo",
+    "node": "safekit cluster confinfo",
+    "backup": "safekit module package -m AM FILE.safe (the module; not the data)",
+    "report": "safekit snapshot -m AM FILE.zip",
+    "man": "safekit help, safekit help userconfig",
+}
+"""What people type who know another product, and how it is said here."""
+
+
+def commands_of(section: str) -> list[str]:
+    """The commands of a section of the guide."""
+    return [word for word, (place, _, _) in COMMANDS.items() if place == section]
+
+
 class LazyGroup(SafekitGroup):
     """A group whose commands are imported when they are used, listed by section of the guide."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def hint(self, word: str) -> str:
+        return f"here that is: {WORDS_OF_OTHERS[word]}" if word in WORDS_OF_OTHERS else ""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -195,6 +256,7 @@ def complete_special(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.option("-u", "user", metavar="WHO", help="Identity to write in the logs.")
 @click.option("-i", "identity", metavar="ID", help="Name of the handler that asks.")
 @click.option("-p", "show_paths", is_flag=True, help="Show SAFE, SAFEVAR and SAFEBIN, then exit.")
+@click.version_option(__version__, "--version", message="SafeKit %(version)s", help="Show the version, then exit.")
 @click.pass_context
 def cli(ctx: click.Context, module: str | None, user: str | None, identity: str | None, show_paths: bool) -> int:
     """Control and monitor the SafeKit modules of this server.
@@ -229,7 +291,8 @@ def run(argv: Sequence[str]) -> int:
             from cli.special import run_special
 
             return run_special(line.special, line.module)
-        if not {"-h", "--help", "completion"} & set(line.words) and "_SAFEKIT_COMPLETE" not in os.environ:
+        only_shows = {"-h", "--help", "--version", "completion"} & set(line.words) or line.words[:1] == ("help",)
+        if not only_shows and "_SAFEKIT_COMPLETE" not in os.environ:
             check_access()
         session = Session(argv=line.words)
         return int(

@@ -20,6 +20,7 @@ from safekit.model.findings import ConfigError, Finding
 from safekit.model.xmlload import Node
 
 _XS = "{http://www.w3.org/2001/XMLSchema}"
+_MEANING = "{urn:safekit:meaning}is"
 _ATTRIBUTE = re.compile(r"Element '[^']*', attribute '([^']+)': ")
 _MISSING = re.compile(r"The attribute '([^']+)' is required but missing")
 _NOT_ALLOWED = re.compile(r"The attribute '([^']+)' is not allowed")
@@ -28,11 +29,18 @@ _MAX_ROUNDS = 500
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the schema allows in one element: children, and attributes with the text of their type."""
+    """What the schema allows in one element: children, and attributes with the text of their type.
+
+    `about` and `meanings` tell people what the element and its attributes are for; `defaults` has those of the
+    attributes that have one.
+    """
 
     children: dict[str, Shape] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    about: str = ""
+    meanings: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,23 +79,30 @@ def _shape(element: etree._Element, docs: dict[str, str], named: dict[str, etree
     kind = element.find(f"{_XS}complexType")
     if kind is None:
         kind = named.get(element.get("type", ""))
+    about = str(element.get(_MEANING) or "")
     if kind is None:
-        return Shape()
+        return Shape(about=about)
     children: dict[str, Shape] = {}
     attributes: dict[str, str] = {}
     required: list[str] = []
+    meanings: dict[str, str] = {}
+    defaults: dict[str, str] = {}
     stack = list(kind)
     while stack:
         item = stack.pop(0)
         if item.tag == f"{_XS}element":
             children[str(item.get("name"))] = _shape(item, docs, named)
         elif item.tag == f"{_XS}attribute":
-            attributes[str(item.get("name"))] = docs.get(str(item.get("type")), "a text")
+            name = str(item.get("name"))
+            attributes[name] = docs.get(str(item.get("type")), "a text")
+            meanings[name] = str(item.get(_MEANING) or "")
+            if item.get("default") is not None:
+                defaults[name] = str(item.get("default"))
             if item.get("use") == "required":
-                required.append(str(item.get("name")))
+                required.append(name)
         else:
             stack.extend(item)
-    return Shape(children, attributes, tuple(required))
+    return Shape(children, attributes, tuple(required), about, meanings, defaults)
 
 
 def check(root: Node, schema: Schema, file: str) -> list[Finding]:
