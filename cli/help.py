@@ -15,7 +15,6 @@ from cli.base import Failure, SafekitCommand, Session, command
     example="safekit help swap\nsafekit help cluster create\nsafekit help userconfig tcp\n"
     "safekit help --man > /usr/local/share/man/man1/safekit.1",
     admin=False,
-    json=False,
 )
 @click.option("--man", "man", is_flag=True, help="The manual page safekit(1), made of the help of all commands.")
 @click.argument("words", metavar="[COMMAND | userconfig [ELEMENT...]]", nargs=-1)
