@@ -1,5 +1,6 @@
-"""When the certificates of this server end: known to `safekit state` and to Prometheus, and told in the journal from
-30 days before on. Expired ones stop the console and the distributed commands, not the modules."""
+"""When the certificates of this server end: known to `safekit state` and to Prometheus, and told in the journal and in
+the logs of the modules from 30 days before on. Expired ones stop the console and the distributed commands, not the
+modules."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safekit.configuration import list_modules
 from safekit.disk.expiry import FILE, WARN_SECONDS, Expiry, expiry_file, line_of, to_text
 from safekit.disk.files import write_atomic
+from safekit.disk.paths import ModulePaths, node_name
+from safekit.log.module import ModuleLog
 from safekit.model.cluster import give_to_group
 from safekit.wire.certificates import of_pem
 from safekit.wire.tls import ADMIN_CERTIFICATE, CLIENT_AUTHORITIES, SERVER_AUTHORITIES, SERVER_CERTIFICATE
+from safewebserver.modules import runs
 from safewebserver.settings import conf_dir
 
 FILES = (SERVER_CERTIFICATE, ADMIN_CERTIFICATE, SERVER_AUTHORITIES, CLIENT_AUTHORITIES)
@@ -47,6 +52,7 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self._logs: dict[str, ModuleLog] = {}
         self._known: tuple[Expiry, ...] | None = None
         self._told: dict[str, float] = {}
 
@@ -60,6 +66,15 @@ class Watch:
             if each.ends - now < WARN_SECONDS and now - self._told.get(each.file, 0.0) >= TELL_SECONDS:
                 self._told[each.file] = now
                 self._say(f"Warning: {line_of(each, now)}")
+                self._log(each)
+
+    def _log(self, each: Expiry) -> None:
+        """In the log of each module that runs: who looks there may look nowhere else."""
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.ends))
+        for name in list_modules():
+            if runs(ModulePaths(name)):
+                log = self._logs.setdefault(name, ModuleLog(name, "safewebserver", node_name()))
+                log.event("certificate", file=each.file, name=each.name, date=date)
 
 
 async def watch() -> None:

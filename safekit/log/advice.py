@@ -156,7 +156,7 @@ NEXT_STEPS: Mapping[str, tuple[str, str]] = {
 SAYS_ITSELF = frozenset(
     """
     advice_prim advice_primforce advice_served advice_data quarantined custom_missing farm_gave_way farm_not_flooded
-    farm_learned rfs_recovery_over errd_silent
+    farm_learned rfs_recovery_over errd_silent certificate
     """.split()  # noqa: SIM905 - a table to read
 )
 """Messages that are a next step, or end with one."""

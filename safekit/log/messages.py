@@ -261,6 +261,12 @@ _TABLE = (
             "Le processus {name} ne peut pas verrouiller sa mémoire ({reason}) : retards possibles"),
     Message("no_realtime", "I", "Process {name} cannot run with real-time priority ({reason})",
             "Le processus {name} ne peut pas avoir une priorité temps réel ({reason})"),
+    Message("certificate", "E", "The certificate SAFE/web/conf/{file} ({name}) is good until {date} only: renew it"
+            " (SAFE/web/bin/initssl renew, or your PKI); the console and distributed commands need it, the module does"
+            " not",
+            "Le certificat SAFE/web/conf/{file} ({name}) n'est valable que jusqu'au {date} : le renouveler"
+            " (SAFE/web/bin/initssl renew, ou votre PKI) ; la console et les commandes réparties en ont besoin, le"
+            " module non"),
     Message("peer_rejected", "E", "Datagrams of {peer} are rejected on {wire}: {reason}",
             "Les datagrammes de {peer} sont rejetés sur {wire} : {reason}"),
 )  # fmt: skip

@@ -26,6 +26,7 @@ from web_https import Pki, secure_server
 from web_server import KEY, PASSWORDS, Answer, WebServer, command
 
 from cli import distributed
+from lab.waiting import wait_until
 from safekit.wire import webclient
 from safekit.wire.certificates import revoked
 from safekit.wire.targets import Target
@@ -512,6 +513,9 @@ def test_the_end_of_a_certificate_is_known_before(tmp_path: Path, pki: Pki, monk
         assert "server.crt (n1) ends in 12 days, on " in line and "initssl renew" in line
         (line, *_) = due(time.time() + 13 * 86400)
         assert "ended on" in line
+        log = server.var / "modules/mirror/log/module.log"
+        wait_until(lambda: log.exists() and "certificate" in log.read_text(), 10, "the module log tells it")
+        assert log.read_text().count("server.crt (n1) is good until") == 1
     finally:
         said = server.stop()
     assert said.count("Warning: the certificate") == 1
