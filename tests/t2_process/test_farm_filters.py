@@ -178,7 +178,10 @@ def test_shares_follow_the_powers(net: FarmNetwork, tmp_path: Path, powers: tupl
         bucket = client_bucket("on_port", ipaddress.ip_address(net.client.ip), int(port))
         assert f"n{owners[bucket] + 1}" == name
     assert len(answered) == 600
-    assert all(set(server.resources()) == {"farm.web"} for server in net.servers)
+    for server in net.servers:
+        told = server.resources()
+        members = {f"member.{other.name}" for other in net.servers if other is not server}
+        assert set(told) == {"farm.web", *members} and {told[name] for name in members} == {"up"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

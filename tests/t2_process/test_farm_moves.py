@@ -210,6 +210,9 @@ def test_split_and_merge(both: FarmNetwork) -> None:
     assert alone.log("farm_membership")[-1] == "farm membership: n1 (group FarmProto)"
     assert alone.log("farm_load")[-1] == "farm load: 256/256 (group FarmProto)"
     wait_until(lambda: alone.resources()["farm.FarmProto"] == "100%", 5, "heart is told")
+    gone = f"member.{alone.name}"
+    assert {alone.resources()[f"member.{server.name}"] for server in rest} == {"down"}
+    wait_until(lambda: {server.resources()[gone] for server in rest} == {"down"}, 5, "the others know who is missing")
     both.unplug(alone, plugged=True)
     wait_until(both.agreed, 5, "one farm again")
     assert union(*both.servers) == FULL
