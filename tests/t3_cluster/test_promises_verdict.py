@@ -1,4 +1,4 @@
-"""The verdict never lies: whoever is paged is told the truth, the cause and the next step by the first command he types.
+"""The verdict never lies: the first command that somebody types tells the truth, its cause and the next step.
 
 Two nodes; each test takes the pair that the one before left, or makes it anew.
 """
