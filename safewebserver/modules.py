@@ -11,10 +11,10 @@ from typing import Any
 from safekit.bus.endpoint import BusError, Endpoint
 from safekit.bus.requests.safeadmin.modules import GetState
 from safekit.configuration import list_modules
-from safekit.disk.files import boot_identity, of_another_boot
+from safekit.disk.files import boot_identity
 from safekit.disk.paths import ModulePaths, valid_module_name
 from safekit.disk.resources import load
-from safekit.view.module import ModuleView, as_data, view_of
+from safekit.view.module import ModuleView, as_data, read_module
 
 ADMIN_SECONDS = 1.0
 READY_STATES = frozenset({"PRIM", "ALONE", "UP"})
@@ -86,9 +86,10 @@ class Modules:
 
     async def view(self, paths: ModulePaths) -> ModuleView:
         """One module."""
-        known: Mapping[str, Any] = (await self.admin()).get("modules", {}).get(paths.module, {})
-        facts = {**(known or {"running": runs(paths)}), "past": of_another_boot(paths.marker)}
-        return view_of(paths.module, facts, load(paths.resources))
+        answer = await self.admin()
+        known: Mapping[str, Any] = answer.get("modules", {}).get(paths.module, {})
+        seen = answer.get("cluster", {}).get(paths.module)
+        return read_module(paths.module, {**known, "cluster": seen} if known else {"running": runs(paths)})
 
     async def describe(self, paths: ModulePaths) -> dict[str, Any]:
         """The JSON form of one module, as `safekit state --json` prints it."""

@@ -177,6 +177,8 @@ def sentence(decision: Decision) -> str:
 def _of_rule(decision: Decision, inputs: dict[str, str]) -> str:
     """What a failover rule decided."""
     rule, action = decision.rule, decision.action
+    if not action:
+        return decision.text or rule
     if action.endswith("() withdrawn"):
         after = inputs.pop("after", "some time")
         verb = action.removesuffix("() withdrawn")

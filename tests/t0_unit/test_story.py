@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import base
 from heart.core.values import Reason
 from heart.scenario import Scenario
 from safekit.view import story
@@ -98,3 +99,14 @@ def test_what_came_of_it_is_not_taken_from_the_other_server_or_from_another_day(
     assert [event.outcome for event in story.story([begun, later])] == ["", ""]
     near = Decision(3.0, "n1", "settled", "PRIM green")
     assert [event.outcome for event in story.story([begun, near])] == ["PRIM green 2 s later"]
+
+
+def test_lines_are_wrapped_at_the_width_of_a_terminal_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "10:00:01  node1  rule tcp_failure asks for restart, because tcp.web is down; it is done if that lasts"
+    assert base.wrapped(line, "          ") == line
+    monkeypatch.setattr(base, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    shown = base.wrapped(line, "          ").splitlines()
+    assert len(shown) > 1 and all(len(each) <= 50 for each in shown)
+    assert all(each.startswith("          ") for each in shown[1:])
+    assert " ".join(each.strip() for each in shown).split() == line.split()
