@@ -203,10 +203,12 @@ def _stopped(s: Situation) -> Verdict:
         loop = s.is_("state.stopcause", "maxloop")
         what = "the module was stopped here after too many automatic restarts (maxloop)"
         reason = what if loop else "the module stopped by itself"
-        reason += f": {asked}" if (asked := s.trouble("trouble.stop")) else ""
+        cause, _, step = s.trouble("trouble.stop").partition("; ")
+        reason += f": {cause}" if cause else ""
         reason += f"; its last start: {script}" if (script := s.trouble("trouble.script")) else ""
         where = f"safekit why -m {s.module} and safekit log --scripts -m {s.module}"
-        return Verdict(Kind.STOPPED, s.since, reason, f"find the cause with {where}, remove it, then {_start_here(s)}")
+        find = f"find the cause with {where}, remove it, then {_start_here(s)}"
+        return Verdict(Kind.STOPPED, s.since, reason, f"{step}: {_start_here(s)}" if step else find)
     if s.is_("rfs.uptodate", "down"):
         return Verdict(
             Kind.STOPPED,
@@ -238,12 +240,14 @@ def _decide_data(s: Situation) -> str:
 
 def _not_synchronised(s: Situation) -> Verdict | None:
     """The secondary cannot be made equal, in whichever of its attempts it is just now."""
-    step = f"remove the cause; it is tried again by itself, and safekit log -m {s.module}"
-    if s.state in ("WAIT", "SECOND") and s.color != "green" and (what := s.trouble("trouble.sync")):
+    name = "trouble.sync" if s.state in ("WAIT", "SECOND") else "remote.trouble.sync"
+    what, _, told = s.trouble(name).partition("; ")
+    step = f"{told or 'remove the cause'}; it is tried again by itself, and safekit log -m {s.module}"
+    if s.state in ("WAIT", "SECOND") and s.color != "green" and what:
         only = "; the newest data are only on the other server" if s.replicates else ""
         reason = f"the last synchronisation of this server failed: {what}{only}"
         return Verdict(Kind.DEGRADED, s.times.get("trouble.sync", s.since), reason, f"{step} tells more")
-    if s.state in ("ALONE", "PRIM") and s.remote_color != "green" and (what := s.trouble("remote.trouble.sync")):
+    if s.state in ("ALONE", "PRIM") and s.remote_color != "green" and what:
         only = "; the newest data are only here" if s.replicates else ""
         reason = f"the last synchronisation of the other server failed: {what}{only}"
         since = s.times.get("remote.trouble.sync", s.since)

@@ -146,6 +146,13 @@ def test_a_full_disk_of_the_secondary_keeps_its_reason_in_the_verdict(pair: Pair
     pair.one.run(["dd", "if=/dev/urandom", f"of={pair.directory}/big", "bs=1M", "count=24", "status=none"])
     pair.two.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", pair.backing])
     try:
+        # an empty file system where there was another one is refused, and said so
+        done = pair.two.safekit("start", "--wait", "-m", pair.module, check=False)
+        assert done.returncode == 1 and "is empty, and its file system" in done.stderr, done.stdout + done.stderr
+        says(
+            pair, pair.two, "is stopped: the module stopped by itself: ", "is empty", "put any file into the directory"
+        )
+        pair.two.run(["touch", f"{pair.backing}/file"])
         pair.two.safekit("start", "-m", pair.module)
         says(pair, pair.two, "the last synchronisation of this server failed: ", "No space left", within=60)
         seen = set()
