@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nfsbox.check import ask
@@ -18,6 +19,17 @@ from safekit.process.frame import Context, run
 
 #: A child that was killed while the kernel holds it can stay for ever; so many are left behind at most.
 MOST_STUCK = 8
+AGAIN = 3.0
+"""Seconds after which a mount that answered with an error is asked once more: longer than a module takes to unmount."""
+SILENT = "no answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A mount, and what it answered; SILENT: nothing in time."""
+
+    directory: str
+    answer: str
 
 
 class Checker:
@@ -27,33 +39,51 @@ class Checker:
         self.context = context
         self._stuck: list[asyncio.subprocess.Process] = []
 
-    async def probe(self, directory: str, timeout_ms: int) -> bool:
-        """One null request in a process of its own: whoever waits for a dead mount cannot be interrupted."""
+    async def probe(self, directory: str, timeout_ms: int) -> str:
+        """One null request in a process of its own: whoever waits for a dead mount cannot be interrupted. "" when it is
+        answered, SILENT, or the error that is the answer."""
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-S", "-E", "-P", ask.__file__ or "", directory, stdin=asyncio.subprocess.DEVNULL
-        )
+            sys.executable, "-S", "-E", "-P", ask.__file__ or "", directory,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
         try:
-            return await asyncio.wait_for(child.wait(), timeout_ms / 1000) == 0
+            said, _ = await asyncio.wait_for(child.communicate(), timeout_ms / 1000)
         except TimeoutError:
             child.kill()
             self._stuck.append(child)
-            return False
+            return SILENT
+        return (
+            "" if child.returncode == 0 else said.decode(errors="replace").strip() or f"exit status {child.returncode}"
+        )
 
     def room(self) -> bool:
         """Whether another child may be started."""
         self._stuck = [child for child in self._stuck if child.returncode is None]
         return len(self._stuck) < MOST_STUCK
 
-    async def round(self, directories: Sequence[str], timeout_ms: int) -> str | None:
-        """Ask all mounts at once; the first that does not answer."""
+    async def round(self, directories: Sequence[str], timeout_ms: int) -> Failed | None:
+        """Ask all mounts at once; the first that fails."""
         if not self.room():
-            return directories[0]
+            return Failed(directories[0], SILENT)
         answers = await asyncio.gather(*(self.probe(directory, timeout_ms) for directory in directories))
-        return next((d for d, ok in zip(directories, answers, strict=True) if not ok), None)
+        return next((Failed(d, answer) for d, answer in zip(directories, answers, strict=True) if answer), None)
 
-    async def react(self, directory: str, timeout_ms: int) -> None:
+    async def twice(self, directories: Sequence[str], timeout_ms: int, pause: float = AGAIN) -> Failed | None:
+        """What fails, and fails again when it has answered with an error: a mount that is taken away answers so too,
+        and is not there any more when the module has stopped."""
+        found = await self.round(directories, timeout_ms)
+        if found is None or found.answer == SILENT:
+            return found
+        await asyncio.sleep(pause)
+        again = [directory for directory in directories if is_mounted(directory)]
+        return await self.round(again, timeout_ms) if again else None
+
+    async def react(self, failed: Failed, timeout_ms: int) -> None:
         """stopstart in the name of nfscheck."""
-        self.context.log.event("nfscheck_timeout", dir=directory, ms=timeout_ms)
+        if failed.answer == SILENT:
+            self.context.log.event("nfscheck_timeout", dir=failed.directory, ms=timeout_ms)
+        else:
+            self.context.log.event("nfscheck_error", dir=failed.directory, text=failed.answer)
         module, me = self.context.module, self.context.name
         orders: tuple[Ask[Any], ...] = (
             heart.Control("stopstart", me, me),
@@ -78,10 +108,10 @@ async def serve(context: Context) -> int:
             await asyncio.wait_for(context.stopping.wait(), rfs.checkintv)
         except TimeoutError:
             mounted = [r.dir for r in rfs.replicated if is_mounted(r.dir)]
-            failed = await checker.round(mounted, rfs.checktime) if mounted else None
+            failed = await checker.twice(mounted, rfs.checktime) if mounted else None
             context.log.debug(
                 f"nfscheck: null request on {', '.join(mounted) or 'no mount'}: "
-                f"{'no answer of ' + failed if failed else 'answered'}"
+                f"{f'{failed.directory}: {failed.answer}' if failed else 'answered'}"
             )
             if failed is not None:
                 await checker.react(failed, rfs.checktime)

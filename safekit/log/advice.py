@@ -115,9 +115,9 @@ NEXT_STEPS: Mapping[str, tuple[str, str]] = {
     "rfs_state_fault": _RETRIED,
     "rfs_unusable": _CAUSE_START,
     "rfs_recovery": _WHY,
-    "nfscheck_timeout": (
-        "look at the disk below: dmesg, iostat -x",
-        "regarder le disque au-dessous : dmesg, iostat -x",
+    **dict.fromkeys(
+        ("nfscheck_timeout", "nfscheck_error"),
+        ("look at the disk below: dmesg, iostat -x", "regarder le disque au-dessous : dmesg, iostat -x"),
     ),
     **dict.fromkeys(("vip_duplicate", "vip_conflict", "vip_taken_over"), _ADDRESS),
     **dict.fromkeys(("vip_not_set", "vip_no_reset", "vip_failed"), _RETRIED),

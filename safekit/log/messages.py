@@ -161,6 +161,7 @@ _TABLE = (
     Message("rfs_state_fault", "E", "{reason}: the next reintegration copies everything",
             "{reason} : la prochaine réintégration copie tout"),
     Message("nfscheck_timeout", "E", "{dir} does not answer within {ms} ms", "{dir} ne répond pas en {ms} ms"),
+    Message("nfscheck_error", "E", "{dir} answers with an error: {text}", "{dir} répond par une erreur : {text}"),
     # Virtual IP
     Message("vip_set", "E", "Virtual IP {addr} set", "IP virtuelle {addr} positionnée"),
     Message("vip_unset", "I", "Virtual IP {addr} unset", "IP virtuelle {addr} retirée"),

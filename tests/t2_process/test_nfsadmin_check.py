@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from nfsbox.check.main import MOST_STUCK, Checker, is_mounted
+from nfsbox.check.main import MOST_STUCK, SILENT, Checker, Failed, is_mounted
 from safekit.bus.asking import Ask, name_of, request_fields
 from safekit.bus.endpoint import BusError
 from safekit.log.messages import MESSAGES, render
@@ -43,13 +43,13 @@ def mount(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     subprocess.run(["umount", "-l", str(point)], check=True)
 
 
-def probe(directory: Path | str, milliseconds: int) -> bool:
+def probe(directory: Path | str, milliseconds: int) -> str:
     checker = Checker(cast(Context, None))
     return asyncio.run(checker.probe(str(directory), milliseconds))
 
 
 def test_a_mount_that_answers(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
-    assert probe(mount[0], 5000)
+    assert probe(mount[0], 5000) == ""
 
 
 def test_a_frozen_mount_does_not_hold_us(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
@@ -57,7 +57,7 @@ def test_a_frozen_mount_does_not_hold_us(mount: tuple[Path, subprocess.Popen[byt
     process.send_signal(signal.SIGSTOP)
     begin = time.monotonic()
     try:
-        assert not probe(point, 400)
+        assert probe(point, 400) == SILENT
         assert time.monotonic() - begin < 5
     finally:
         process.send_signal(signal.SIGCONT)
@@ -67,7 +67,27 @@ def test_a_mount_whose_server_died(mount: tuple[Path, subprocess.Popen[bytes]]) 
     point, process = mount
     process.kill()
     process.wait()
-    assert not probe(point, 5000)
+    assert probe(point, 5000) == "Transport endpoint is not connected"
+    (failed,) = [asyncio.run(Checker(cast(Context, None)).twice([str(point)], 5000, 0.05))]
+    assert failed == Failed(str(point), "Transport endpoint is not connected"), "asked twice"
+
+
+def test_a_mount_that_is_taken_away_meanwhile_has_not_failed(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    """The module stops: the request meets a mount whose file system has just ended."""
+    point, process = mount
+    process.kill()
+    process.wait()
+
+    async def meanwhile() -> Failed | None:
+        asked = asyncio.create_task(Checker(cast(Context, None)).twice([str(point)], 5000, 0.5))
+        await asyncio.sleep(0.25)
+        subprocess.run(["umount", "-l", str(point)], check=True)
+        return await asked
+
+    try:
+        assert asyncio.run(meanwhile()) is None
+    finally:
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(point)], check=True)  # for the end of the fixture
 
 
 def test_children_that_cannot_be_killed_are_bounded() -> None:
@@ -76,7 +96,7 @@ def test_children_that_cannot_be_killed_are_bounded() -> None:
 
     checker = Checker(cast(Context, None))
     checker._stuck = [cast(asyncio.subprocess.Process, Stuck()) for _ in range(MOST_STUCK)]
-    assert asyncio.run(checker.round(["/"], 1000)) == "/", "no more are started, and that is no answer"
+    assert asyncio.run(checker.round(["/"], 1000)) == Failed("/", SILENT), "no more are started, and that is no answer"
 
 
 def test_a_mount_that_does_not_answer_is_a_stopstart_and_a_message() -> None:
@@ -104,9 +124,14 @@ def test_a_mount_that_does_not_answer_is_a_stopstart_and_a_message() -> None:
 
     for deaf, asked in (((), ["AM/heart"]), (("AM/heart",), ["AM/heart", "safeadmin"])):
         noted = Noted(*deaf)
-        asyncio.run(Checker(cast(Context, noted)).react("/data", 5000))
+        asyncio.run(Checker(cast(Context, noted)).react(Failed("/data", SILENT), 5000))
         assert noted.said == [("E", "/data does not answer within 5000 ms")]
         assert noted.asked == [(target, "control", "stopstart", "nfscheck") for target in asked]
+    noted = Noted()
+    asyncio.run(Checker(cast(Context, noted)).react(Failed("/data", "Input/output error"), 5000))
+    assert noted.said == [("E", "/data answers with an error: Input/output error")], (
+        "what it does, not what it does not"
+    )
 
 
 def test_mounted_is_read_from_the_table(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
