@@ -10,6 +10,18 @@ import click
 from cli.base import Failure, SafekitCommand, Session, command
 
 
+def complete_topic(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion: the commands, and the elements of userconfig.xml."""
+    given = ctx.params.get("topic") or ()
+    root = ctx.find_root().command
+    words = [*root.list_commands(ctx), "userconfig"] if isinstance(root, click.Group) and not given else []
+    if tuple(given[:1]) == ("userconfig",):
+        from cli.reference import names
+
+        words = names()
+    return [word for word in words if word.startswith(incomplete)]
+
+
 @command(
     "help",
     example="safekit help swap\nsafekit help cluster create\nsafekit help userconfig tcp\n"
@@ -17,9 +29,9 @@ from cli.base import Failure, SafekitCommand, Session, command
     admin=False,
 )
 @click.option("--man", "man", is_flag=True, help="The manual page safekit(1), made of the help of all commands.")
-@click.argument("words", metavar="[COMMAND | userconfig [ELEMENT...]]", nargs=-1)
+@click.argument("topic", metavar="[COMMAND | userconfig [ELEMENT...]]", nargs=-1, shell_complete=complete_topic)
 @click.pass_context
-def help_command(ctx: click.Context, words: tuple[str, ...], man: bool) -> int:
+def help_command(ctx: click.Context, topic: tuple[str, ...], man: bool) -> int:
     """Show the help of a command, or of an element of userconfig.xml: meaning, attributes, defaults and an example.
 
     Without words it lists the commands; `safekit help userconfig` lists the elements.
@@ -28,10 +40,10 @@ def help_command(ctx: click.Context, words: tuple[str, ...], man: bool) -> int:
     if man:
         click.echo(manual(root), nl=False)
         return 0
-    if words[:1] == ("userconfig",):
-        return _userconfig(words[1:])
+    if topic[:1] == ("userconfig",):
+        return _userconfig(topic[1:])
     found, context = root.command, root
-    for word in words:
+    for word in topic:
         if not isinstance(found, click.Group):
             raise Failure(f"{context.command_path} has no commands of its own", f"{context.command_path} --help")
         _, child, _ = found.resolve_command(context, [word])

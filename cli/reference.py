@@ -35,11 +35,16 @@ def find(words: Sequence[str]) -> list[tuple[tuple[str, ...], Shape]]:
     if not found:
         import difflib
 
-        names = sorted({path[-1] for path, _ in everything})
-        near = difflib.get_close_matches(wanted[-1], names, n=1)
+        near = difflib.get_close_matches(wanted[-1], names(), n=1)
         hint = f"did you mean: safekit help userconfig {near[0]}" if near else "safekit help userconfig lists them"
         raise Failure(f"userconfig.xml has no element <{' '.join(wanted)}>", hint)
     return found
+
+
+def names() -> list[str]:
+    """The names of all elements."""
+    root = load("userconfig")
+    return sorted({path[-1] for path, _ in _walk(root.shape, (root.root,))})
 
 
 def tree() -> list[str]:
