@@ -42,6 +42,7 @@ class Loop:
         self._session = session
         self._fd = session.fd
         self._operations = operations
+        self._content = operations.content
         self._answers = answers
         self._relief = relief
         self._known = known
@@ -129,7 +130,7 @@ class Loop:
     def _write(self, unique: int) -> None:
         handle, offset, count, flags = kernel.WRITE_IN.unpack_from(self._buffer, kernel.HEADER)
         try:
-            done = self._operations.write_request(handle, offset, self._view[: kernel.WRITE_DATA + count], flags)
+            done = self._content.write(handle, offset, self._view[: kernel.WRITE_DATA + count], flags)
             os.write(self._fd, kernel.WRITE_OUT.pack(kernel.WRITE_OUT.size, 0, unique, done, 0))
         except OSError as error:
             self._refuse(unique, error.errno)
@@ -164,7 +165,7 @@ class Loop:
 
     def _fallocate(self, _size: int) -> bytes:
         handle, offset, length, mode = kernel.FALLOCATE_IN.unpack_from(self._buffer, kernel.HEADER)
-        self._operations.fallocate(handle, mode, offset, length)
+        self._content.allocate(handle, mode, offset, length)
         return b""
 
     def _flush(self, _size: int) -> bytes:

@@ -143,7 +143,7 @@ class Mount:
 
     def leave_pages(self) -> None:
         """The role of a primary was left: files that stay open change underneath from now on."""
-        self._known.leave(self.operations.replicated_handles())
+        self._known.leave(self.operations.former.replicated().keys())
         self.renew_pages()
 
     def renew_pages(self) -> None:
@@ -155,7 +155,7 @@ class Mount:
     def forget_pages(self) -> None:
         """The data of open files may have changed underneath: the kernel shall read it again. Waits for pages that were
         changed, which the loop takes meanwhile."""
-        nodes, paths = self._known.forget(self.operations.forget_replicated)
+        nodes, paths = self._known.forget(self.operations.former.forget)
         for node in nodes:
             self._session.invalidate(node, pages=True)
         if not paths:

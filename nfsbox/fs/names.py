@@ -66,7 +66,7 @@ class Names(Base):
         if self._excluded(relative):
             local()
             return
-        self._change(
+        self._changes.make(
             (relative,),
             local,
             lambda stream: stream.send(
@@ -87,7 +87,7 @@ class Names(Base):
         if self._excluded(relative):
             self.tree.chown(relative, uid, gid)
             return
-        self._change((relative,), lambda: self.tree.chown(relative, uid, gid), send)
+        self._changes.make((relative,), lambda: self.tree.chown(relative, uid, gid), send)
 
     def utimens(self, path: str, times: tuple[int | None, int | None] | None = None) -> None:
         """Times in ns; None leaves one as it is, -1 means now."""
@@ -104,7 +104,9 @@ class Names(Base):
             return
         mask = (Set.ATIME if atime is not None else 0) | (Set.MTIME if mtime is not None else 0)
         attr = pack_attr(mask, atime=atime or 0, mtime=mtime or 0)
-        self._change((relative,), local, lambda stream: stream.send(Op.PSETATTR, self.index, body=attr + relative))
+        self._changes.make(
+            (relative,), local, lambda stream: stream.send(Op.PSETATTR, self.index, body=attr + relative)
+        )
 
     # --- extended attributes --------------------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class Names(Base):
         if self._excluded(relative):
             self.tree.setxattr(relative, raw, value, options)
             return
-        self._change((relative,), lambda: self.tree.setxattr(relative, raw, value, options), send)
+        self._changes.make((relative,), lambda: self.tree.setxattr(relative, raw, value, options), send)
 
     def removexattr(self, path: str, name: str) -> None:
         """Remove an extended attribute."""
@@ -151,7 +153,7 @@ class Names(Base):
             attr = pack_attr(Set.MODE, stat.S_IMODE(self.tree.lstat(relative).st_mode))
             return stream.send(Op.PSETATTR, self.index, body=attr + relative)
 
-        self._change((relative,), lambda: self.tree.removexattr(relative, raw), send)
+        self._changes.make((relative,), lambda: self.tree.removexattr(relative, raw), send)
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class Names(Base):
             try:
                 self._give(relative, mode)
             except OSError:
-                self._undo(self.tree.rmdir if stat.S_ISDIR(mode) else self.tree.unlink, relative)
+                self._changes.undo(self.tree.rmdir if stat.S_ISDIR(mode) else self.tree.unlink, relative)
                 raise
 
         def send(stream: Stream) -> int:
@@ -176,9 +178,9 @@ class Names(Base):
             attr = pack_attr(
                 Set.MODE | Set.UID | Set.GID | Set.MTIME, now.st_mode, now.st_uid, now.st_gid, 0, now.st_mtime_ns, rdev
             )
-            return self._send_name(stream, op, relative, attr + relative, b=mode)
+            return self._changes.send_name(stream, op, relative, attr + relative, b=mode)
 
-        self._change((relative,), apply, send, record=lambda: self._record_names(relative))
+        self._changes.make((relative,), apply, send, record=lambda: self._changes.record_names(relative))
 
     def mkdir(self, path: str, mode: int) -> None:
         """Make a directory."""
@@ -203,15 +205,15 @@ class Names(Base):
             try:
                 self._give(relative, stat.S_IFLNK)
             except OSError:
-                self._undo(self.tree.unlink, relative)
+                self._changes.undo(self.tree.unlink, relative)
                 raise
 
         def send(stream: Stream) -> int:
             now = self.tree.lstat(relative)
             attr = pack_attr(Set.UID | Set.GID | Set.MTIME, 0, now.st_uid, now.st_gid, 0, now.st_mtime_ns)
-            return self._send_name(stream, Op.SYMLINK, relative, attr + relative + text, extra=len(relative))
+            return self._changes.send_name(stream, Op.SYMLINK, relative, attr + relative + text, extra=len(relative))
 
-        self._change((relative,), apply, send, record=lambda: self._record_names(relative))
+        self._changes.make((relative,), apply, send, record=lambda: self._changes.record_names(relative))
 
     def link(self, target: str, source: str) -> None:
         """Make `target` another name of `source` (the order of fusepy)."""
@@ -225,10 +227,10 @@ class Names(Base):
         if self._excluded(new):
             self.tree.link(old, new)
             return
-        file = Identity(0) if local else self._identity(old, self.tree.lstat(old)) or Identity(0)
+        file = Identity(0) if local else self._changes.identity(old, self.tree.lstat(old)) or Identity(0)
 
         def record() -> None:
-            self._record_names(new)
+            self._changes.record_names(new)
             self.engine.tracker.linked(self.index, file, old, new)
 
         if local:
@@ -247,7 +249,7 @@ class Names(Base):
                     stream.rebind(temporary, new)  # the file that the peer knew by that number may have lost its names
                 return number
 
-            self._change(
+            self._changes.make(
                 (new,),
                 apply,
                 send,
@@ -256,10 +258,10 @@ class Names(Base):
                 always_revisit=True,
             )
             return
-        self._change(
+        self._changes.make(
             (old, new),
             lambda: self.tree.link(old, new),
-            lambda stream: self._send_name(stream, Op.LINK, new, old + new, extra=len(old)),
+            lambda stream: self._changes.send_name(stream, Op.LINK, new, old + new, extra=len(old)),
             record=record,
             always_revisit=True,
         )
@@ -281,7 +283,7 @@ class Names(Base):
         if is_hidden(relative):
             # The name was given up long ago: the directory must not look changed now, and only here.
             self._no_place_holder(self.tree.lstat(relative).st_ino)
-            with self._unseen(relative):
+            with self._changes.unseen(relative):
                 self.tree.unlink(relative)
             self.engine.place_holders.forget(self.index, relative)
             return
@@ -296,11 +298,11 @@ class Names(Base):
             self.tree.unlink(relative)
             self._lost_name(status)
 
-        self._change(
+        self._changes.make(
             (relative,),
             apply,
-            lambda stream: self._send_name(stream, Op.UNLINK, relative, relative),
-            record=lambda: self._record_names(relative),
+            lambda stream: self._changes.send_name(stream, Op.UNLINK, relative, relative),
+            record=lambda: self._changes.record_names(relative),
         )
 
     def rmdir(self, path: str) -> None:
@@ -309,11 +311,11 @@ class Names(Base):
         if self._excluded(relative):
             self.tree.rmdir(relative)
             return
-        self._change(
+        self._changes.make(
             (relative,),
             lambda: self.tree.rmdir(relative),
-            lambda stream: self._send_name(stream, Op.RMDIR, relative, relative),
-            record=lambda: self._record_names(relative),
+            lambda stream: self._changes.send_name(stream, Op.RMDIR, relative, relative),
+            record=lambda: self._changes.record_names(relative),
         )
 
     def rename(self, old: str, new: str) -> None:
@@ -352,7 +354,7 @@ class Names(Base):
         opened = self.engine.files.get(self.index, status.st_ino)
         crossing = border.crossing(self.root, opened, source, target, status)
         directory = stat.S_ISDIR(status.st_mode)
-        file = self._identity(source, status)
+        file = self._changes.identity(source, status)
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
         if directory and self.engine.due_directories:
             self.engine.flush_times()  # times that are due are kept by path
@@ -361,7 +363,7 @@ class Names(Base):
             self._bind_before_loss(replaced)
 
         def record() -> None:
-            self._record_names(*kept)
+            self._changes.record_names(*kept)
             self.engine.tracker.renamed(self.index, file, source, target)
 
         def apply() -> None:
@@ -374,13 +376,13 @@ class Names(Base):
 
         def send(stream: Stream) -> int:
             if into:
-                return self._send_name(stream, Op.REMOVE, source, source)
+                return self._changes.send_name(stream, Op.REMOVE, source, source)
             if out:
                 return self._export(stream, target)
             self.engine.due_directories.add((self.index, parent(source)))
-            return self._send_name(stream, Op.RENAME, target, source + target, extra=len(source))
+            return self._changes.send_name(stream, Op.RENAME, target, source + target, extra=len(source))
 
-        self._change(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
+        self._changes.make(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
 
     def exchange(
         self, first: bytes, second: bytes, swap: Callable[[Callable[[], None]], None], paths_lock: threading.Lock
@@ -412,11 +414,11 @@ class Names(Base):
         directory = any(stat.S_ISDIR(status.st_mode) for status in found)
         if directory and engine.due_directories:
             engine.flush_times()  # times that are due are kept by path
-        files = self._identity(one, found[0]), self._identity(other, found[1])
+        files = self._changes.identity(one, found[0]), self._changes.identity(other, found[1])
         moves = ((files[0], one, aside), (files[1], other, one), (files[0], aside, other))
 
         def record() -> None:
-            self._record_names(one, other)
+            self._changes.record_names(one, other)
             for file, old, new in moves:
                 engine.tracker.renamed(self.index, file, old, new)
 
@@ -430,9 +432,9 @@ class Names(Base):
 
         def send(stream: Stream) -> int:
             engine.due_directories.add((self.index, above))
-            return self._send_name(stream, Op.EXCHANGE, other, one + other, extra=len(one))
+            return self._changes.send_name(stream, Op.EXCHANGE, other, one + other, extra=len(one))
 
-        self._change(
+        self._changes.make(
             (one, other), apply, send,
             record=record, recursive=directory, always_revisit=True, paths_lock=paths_lock,
         )  # fmt: skip
@@ -471,9 +473,9 @@ class Names(Base):
         def send(stream: Stream) -> int:
             if replaced:
                 return 0
-            return self._send_name(stream, Op.UNLINK, source, source)
+            return self._changes.send_name(stream, Op.UNLINK, source, source)
 
-        self._change((source,), apply, send, record=lambda: self._record_names(source))
+        self._changes.make((source,), apply, send, record=lambda: self._changes.record_names(source))
 
     def _bind_before_loss(self, status: os.stat_result) -> None:
         """A name is about to go: an open file that has others must be known to the peer by its fid first."""

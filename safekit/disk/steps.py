@@ -50,7 +50,7 @@ tree_unlink = os.unlink
 tree_rmdir = os.rmdir
 tree_rename = os.rename
 
-# open files, on the server where the application is (nfsbox.fs.operations)
+# open files, on the server where the application is (nfsbox.fs.operations, nfsbox.fs.content)
 data_write = os.pwrite
 data_read = os.pread
 data_truncate = os.ftruncate

@@ -219,6 +219,9 @@ def test_every_core_is_there() -> None:
 STEPS = "safekit.disk.steps"
 RECORDING = (
     "nfsbox.fs.base",
+    "nfsbox.fs.changes",
+    "nfsbox.fs.content",
+    "nfsbox.fs.former",
     "nfsbox.fs.names",
     "nfsbox.fs.operations",
     "nfsbox.pair.apply",

@@ -239,9 +239,9 @@ def test_what_fails_at_the_peer_is_noted_before_the_end(alone: tuple[Engine, Ope
         case "truncate":
             operations.truncate("/f", 100, handle)
         case "fallocate":
-            operations.fallocate(handle, 0, 0, 9000)
+            operations.content.allocate(handle, 0, 0, 9000)
         case "write":
-            operations.write_request(handle, 0, request(b"record"), 0)
+            operations.content.write(handle, 0, request(b"record"), 0)
     other.join(10)
     assert ends == [None], "the end did not wait for what had failed"
     assert (0, b"f") in engine.revisit.entries
@@ -254,7 +254,7 @@ def test_nothing_is_forgotten_before_the_disk_here_has_it(
     """A power failure right after the end would take from this server what only its memory and the peer have."""
     engine, operations, backing = alone
     (backing / "f").write_bytes(b"x" * 5000)
-    operations.write_request(opened(operations, "f"), 0, request(b"record"), 0)
+    operations.content.write(opened(operations, "f"), 0, request(b"record"), 0)
     peer = Peer()
     engine.stream = peer  # type: ignore[assignment]
 
@@ -283,7 +283,7 @@ def test_a_checkpoint_forgets_nothing_of_a_disk_that_has_refused(
     engine, operations, backing = alone
     engine.tracker.paired(0)
     (backing / "f").write_bytes(b"x" * 5000)
-    operations.write_request(opened(operations, "f"), 0, request(b"record"), 0)
+    operations.content.write(opened(operations, "f"), 0, request(b"record"), 0)
     engine.stream = Peer(strict=True)  # type: ignore[assignment]
     if refuses:
         with monkeypatch.context() as disk, pytest.raises(OSError, match="No space"):
@@ -400,7 +400,7 @@ def test_a_file_that_keeps_its_name_is_replicated_on(
             patch.setattr(engine, "writable", False)
         with pytest.raises(OSError):
             operations.rename("/other", "/kept")
-    operations.write_request(handle, 0, request(b"new"), 0)
+    operations.content.write(handle, 0, request(b"new"), 0)
     file = operations.handles[handle]
     assert (backing / "kept").read_text() == "new"
     assert not file.orphan and engine.visible(file) == b"kept"
@@ -423,7 +423,7 @@ def test_a_file_is_found_by_its_other_name_whatever_the_first_one_has_become(
     file = operations.handles[second]
     assert engine.visible(file) == b"two"
     engine.stream = peer = Peer(strict=True)  # type: ignore[assignment]
-    operations.write_request(second, 0, request(b"new"), 0)
+    operations.content.write(second, 0, request(b"new"), 0)
     engine.flush_times()
     assert peer.sent.count(Op.SETATTR) == 1, "the time of a file is sent while it stays open"
     operations.release("", second)
@@ -433,11 +433,11 @@ def test_the_time_of_a_file_that_was_open_before_the_pair_is_sent(alone: tuple[E
     engine, operations, backing = alone
     (backing / "f").write_text("old")
     handle = opened(operations, "f")
-    operations.write_request(handle, 0, request(b"alone"), 0)
+    operations.content.write(handle, 0, request(b"alone"), 0)
     engine.flush_times()
     engine.stream = peer = Peer(strict=True)  # type: ignore[assignment]
     for count in (1, 2):
-        operations.write_request(handle, 0, request(b"pair"), 0)
+        operations.content.write(handle, 0, request(b"pair"), 0)
         engine.flush_times()
         assert peer.sent.count(Op.SETATTR) == count
     operations.release("", handle)
@@ -452,7 +452,7 @@ def test_the_time_of_a_new_file_is_sent_while_it_stays_open(
     info = Info(os.O_RDWR | os.O_CREAT)
     operations.create("/f", 0o644, info)
     for count in (1, 2):
-        operations.write_request(info.fh, 0, request(b"line"), 0)
+        operations.content.write(info.fh, 0, request(b"line"), 0)
         engine.flush_times()
         assert peer.sent.count(Op.SETATTR) == count
     operations.release("", info.fh)
@@ -715,9 +715,9 @@ def test_a_checkpoint_between_record_and_change_forgets_nothing(
         case "truncate":
             operations.truncate("/f", 40_000, handle)
         case "fallocate":
-            operations.fallocate(handle, 0, 40_000, 100)
+            operations.content.allocate(handle, 0, 40_000, 100)
         case "write":
-            operations.write_request(handle, 40_000, request(b"record"), 0)
+            operations.content.write(handle, 40_000, request(b"record"), 0)
     zones = [zone for found in engine.tracker.snapshot().files.values() for zone in found.zones]
     assert 40_000 // 4096 in zones
     operations.ended()
@@ -769,7 +769,7 @@ def test_a_change_of_more_zones_than_memory_holds_costs_one_record(
         if change == "truncate":
             operations.truncate("/f", 1 << 58, handle)
         else:
-            operations.fallocate(handle, 3, 4096, 1 << 58)
+            operations.content.allocate(handle, 3, 4096, 1 << 58)
     except OSError:
         pass  # the file system below has limits of its own
     (found,) = engine.tracker.snapshot().files.values()
@@ -794,7 +794,7 @@ def test_a_write_over_small_zones_records_those_between(alone: tuple[Engine, Ope
     (backing / "f").write_bytes(b"x" * 50_000)
     handle = opened(operations, "f")
     for offset, size in ((0, 1), (3 * 4096, 1), (0, 4 * 4096)):
-        operations.write_request(handle, offset, request(b"y" * size), 0)
+        operations.content.write(handle, offset, request(b"y" * size), 0)
     (found,) = engine.tracker.snapshot().files.values()
     assert found.zones >= {0, 1, 2, 3}
     operations.ended()
@@ -823,7 +823,7 @@ def test_a_write_that_cannot_be_taken_back_ends_the_pair(
     engine, operations, backing = alone
     (backing / "f").write_bytes(b"x" * 5000)
     handle = opened(operations, "f")
-    operations.write_request(handle, 0, request(b"y" * 100), 0)  # its zone is recorded
+    operations.content.write(handle, 0, request(b"y" * 100), 0)  # its zone is recorded
     peer = Peer(strict=True)
     engine.stream = peer  # type: ignore[assignment]
 
@@ -833,11 +833,11 @@ def test_a_write_that_cannot_be_taken_back_ends_the_pair(
     with monkeypatch.context() as patch:
         patch.setattr("safekit.disk.steps.data_write", broken)
         with pytest.raises(OSError, match="Input/output"):
-            operations.write_request(handle, 0, request(b"y" * 100), 0)
+            operations.content.write(handle, 0, request(b"y" * 100), 0)
         assert not peer.failed and peer.sent == [Op.WRITE, Op.WRITE, Op.TRUNCATE]
         patch.setattr("safekit.disk.steps.data_read", broken)
         with pytest.raises(OSError, match="Input/output"):
-            operations.write_request(handle, 0, request(b"y" * 100), 0)
+            operations.content.write(handle, 0, request(b"y" * 100), 0)
         assert "disk of the primary failed" in peer.failed
     operations.ended()
 

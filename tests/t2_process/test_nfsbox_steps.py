@@ -116,7 +116,7 @@ class Server:
 
     def write(self, handle: int, data: bytes, offset: int = 0) -> int:
         buffer = bytearray(kernel.WRITE_DATA) + bytearray(data)
-        return self.operations.write_request(handle, offset, memoryview(buffer), kernel.WRITE_KILL_SUIDGID)
+        return self.operations.content.write(handle, offset, memoryview(buffer), kernel.WRITE_KILL_SUIDGID)
 
     def recorded(self) -> set[bytes]:
         """The files that would be compared if this server ended now."""
@@ -158,7 +158,7 @@ def _truncated(server: Server, word: str) -> bytes:
 
 
 def _punched(server: Server, word: str) -> bytes:
-    server.operations.fallocate(server.opened(server.made(word)), 3, 0, ZONE)
+    server.operations.content.allocate(server.opened(server.made(word)), 3, 0, ZONE)
     return word.encode()
 
 
