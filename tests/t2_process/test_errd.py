@@ -70,8 +70,9 @@ def test_a_death_is_an_action_within_a_moment(tmp_path: Path) -> None:
             died = time.monotonic()
             application.kill()
             await server.until(lambda: controls(server) == [("restart", "errd")], "the action", 5)
-            when = next(when for when, op, _ in server.told if op == "control")
+            when, order = next((when, fields) for when, op, fields in server.told if op == "control")
             assert when - died < 2.0, "the pidfd was not used: the poll takes 30 s"
+            assert order["why"] == f"0 of process {unique('e1')} run, at least 1 should", "for safekit why"
             assert server.values("proc." + unique("e1")) == ["init", "up", "down"]
             assert f"event atleast on proc {unique('e1')}" in [line.text() for line in server.log()]
 
@@ -156,6 +157,8 @@ def test_a_special_handler(tmp_path: Path, status: int, expected: list[tuple[str
             await server.until(lambda: any(line.code == "errd_handler" for line in server.log()), "its end is logged")
             await asyncio.sleep(0.2)
             assert controls(server) == expected
+            told = [fields["why"] for _, op, fields in server.told if op == "control"]
+            assert told == [f"handler handler of process {unique('e4')}: 4" for _ in expected]
 
     asyncio.run(scenario())
 

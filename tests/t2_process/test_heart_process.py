@@ -320,8 +320,9 @@ def test_commands_are_refused_with_a_sentence_and_the_loop_is_counted(tmp_path: 
             ("swap", "needs PRIM green"),
             ("dance", "unknown action"),
         ):
-            with pytest.raises(BusError, match=word):
+            with pytest.raises(BusError, match=word) as refused:
                 await n1.control(action)
+            assert (refused.value.code == "already") == (action == "start"), "whoever wants what is so has it"
         assert (await n1.tell("set", resource="custom.x", value="down", who="customscript"))["changed"]
         assert not (await n1.tell("set", resource="custom.x", value="down", who="customscript"))["changed"]
         assert n1.events().count("Resource custom.x set to down by customscript") == 1
