@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 
-from heart.core import commands, hearing, news
+from heart.core import commands, hearing, lineage, news
+from heart.core.lineage import SetBack
 from heart.core.state import State
 from heart.core.turn import Turn
 from heart.core.values import Beat, Role
@@ -43,7 +44,8 @@ def left_behind(s: State, peer: Beat) -> bool:
     if peer.role not in (Role.WAIT, Role.STOP):
         return False
     ours = s.setup.rfs and s.role.running and s.paired and s.uptodate
-    return ours and peer.uptodate == "up" and not peer.paired
+    # one that was set back may remember a time in which it was alone, before it was in this pair
+    return ours and peer.uptodate == "up" and not peer.paired and lineage.set_back(s, peer) is not SetBack.THERE
 
 
 def gone_on(s: State, peer: Beat) -> bool:

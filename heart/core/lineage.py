@@ -16,7 +16,9 @@ A server in no pair has broken its last one with an entry G, in the write that s
   that pair: it was set back;
 - so has the primary that does not know the entry of its secondary;
 - so has the one that knows fewer marks of their last common entry, by more than the one that may be on its way;
-- when both started from one entry, or both were the primary or the secondary of one pair, one is a copy of the other.
+- so has the one that does not know a later entry of the other one that has a mark: it had noted that entry;
+- when both started from one entry, or both were the primary or the secondary of one pair, one is a copy of the other;
+- so it is when both are in no pair, up to date, and have one last entry: who has that has begun it.
 
 Such a server does not start the application, and none becomes its secondary, before an administrator says which data
 counts. What was set back by less than two marks cannot be told from a power failure.
@@ -101,13 +103,14 @@ def longer(s: State) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Two histories at their last common entry: its marks, the entry of each after it (None: there is none), and
-    whether each has the word of an administrator since."""
+    """Two histories at their last common entry: its marks, the entry of each after it (None: there is none), whether
+    each has the word of an administrator since, and whether each has an entry since that the other one had noted."""
 
     marks: tuple[int, int]
     mine: Entry | None
     theirs: Entry | None
     words: tuple[bool, bool]
+    noted: tuple[bool, bool]
 
 
 def meeting(mine: tuple[Entry, ...], theirs: tuple[Entry, ...]) -> Meeting | None:
@@ -119,9 +122,19 @@ def meeting(mine: tuple[Entry, ...], theirs: tuple[Entry, ...]) -> Meeting | Non
                 (entry.mark, theirs[place].mark),
                 mine[number - 1] if number else None,
                 theirs[place - 1] if place else None,
-                tuple(any(each.kind == "W" for each in after) for after in (mine[:number], theirs[:place])),  # type: ignore[arg-type]
+                (_has_word(mine[:number]), _has_word(theirs[:place])),
+                (_has_mark(mine[:number]), _has_mark(theirs[:place])),
             )
     return None
+
+
+def _has_word(after: tuple[Entry, ...]) -> bool:
+    return any(entry.kind == "W" for entry in after)
+
+
+def _has_mark(after: tuple[Entry, ...]) -> bool:
+    """A primary counts only when its secondary has noted the entry (`mark`)."""
+    return any(entry.mark > 0 for entry in after)
 
 
 def set_back(s: State, peer: Beat) -> SetBack:
@@ -155,7 +168,12 @@ def _proved(s: State, peer: Beat, met: Meeting) -> SetBack:
     mine, theirs = _broke(met.mine, paired=s.paired), _broke(met.theirs, paired=peer.paired)
     both_started = mine == theirs == "S" and met.mine is not None and met.theirs is not None
     both_one = mine == theirs == "pair" and s.lastprim == peer.lastprim and s.term == peer.term
-    if both_started:
+    if met.noted[0] != met.noted[1]:
+        return SetBack.THERE if met.noted[0] else SetBack.HERE
+    both_began = (
+        met.mine is met.theirs is None and not (s.paired or peer.paired) and s.uptodate and peer.uptodate == "up"
+    )
+    if both_started or both_began or all(met.noted):
         return SetBack.COPIES
     if gap > TOLERATED or (mine in ("G", "pair") and theirs == "S"):
         return SetBack.THERE

@@ -81,6 +81,9 @@ def heard(history: str, *, paired: bool = False, lastprim: bool = True, term: in
         pytest.param(("Sa:5", True), ("Sc:0,Sa:5", False), SetBack.THERE, 1, id="forgot a pair that is not broken"),
         pytest.param(("Sa:5", True), ("Sa:3", True), SetBack.THERE, 1, id="fewer marks"),
         pytest.param(("Sa:5", True), ("Sa:4", True), SetBack.NOBODY, 0, id="a mark on its way"),
+        pytest.param(("Gb:3,Sa:5", True), ("Gc:0,Sa:5", False), SetBack.THERE, 1, id="forgot what it had noted"),
+        pytest.param(("Sb:1,Sa:5", False), ("Sc:0,Sa:5", False), SetBack.THERE, 1, id="forgot a pair and started"),
+        pytest.param(("Gb:1,Sa:5", False), ("Gc:2,Sa:5", False), SetBack.COPIES, 0, id="both forgot what they noted"),
         pytest.param(("Sb:0,Sa:0", False), ("Sc:0,Sa:0", False), SetBack.COPIES, 0, id="both started"),
         pytest.param(("Gb:0,Sa:5", False), ("Gc:0,Sa:5", False), SetBack.NOBODY, 0, id="split brain"),
         pytest.param(("Gb:0,Sa:5", False), ("Sa:5", True), SetBack.NOBODY, 1, id="went on after a crash"),
@@ -144,3 +147,13 @@ def test_a_primary_goes_on_to_count(mine: str, theirs: str, wanted: str) -> None
     state = server(mine, paired=True)
     lineage.mark(Turn(state, 1000.0), heard(theirs, paired=True, lastprim=False))
     assert write(lineage.own(state)) == wanted
+
+
+@pytest.mark.parametrize("there", ["up", "down"])
+def test_two_in_no_pair_that_both_began_their_last_entry_are_copies(there: str) -> None:
+    """A copy of a server that went on alone, while that server decides anew; not the secondary that it left behind."""
+    here = server("Gb:0,Sa:5")
+    here.resources["rfs.uptodate"] = "up"
+    beat = Beat("B", 1, lineage="Gb:0,Sa:5", lastprim=True, term=1, uptodate=there)
+    found = lineage.set_back(here, beat)
+    assert found is (SetBack.COPIES if there == "up" else SetBack.NOBODY)
