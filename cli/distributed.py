@@ -185,7 +185,7 @@ def run_distributed(words: Sequence[str]) -> int:
 
 def command_ask(words: tuple[str, ...]) -> Ask:
     """The request by which another server runs a command, in the name of who runs this one."""
-    seconds = PATIENT_SECONDS if _command(words) in PATIENT else SECONDS
+    seconds = PATIENT_SECONDS if _command(words) in PATIENT or "--wait" in words else SECONDS
     body = json.dumps({"arguments": list(words), "timeout": seconds}).encode()
     # Who asks is signed with the request, and stands in the logs there.
     behalf = urlencode({"on_behalf": f"{os_user()}@{node_name()}", "role": "Admin"})
