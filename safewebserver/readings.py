@@ -28,6 +28,7 @@ from safekit.model.lastconfig import DamagedCopy, copies_of
 from safekit.model.module import examine_module
 from safekit.model.types import ClusterConfig
 from safekit.view.decisions import Decision, history, last
+from safekit.view.story import sentence
 from safewebserver.api import PREFIX, ApiError, json_of, need, number_of, reply
 from safewebserver.forms import form_of
 from safewebserver.modules import paths_of
@@ -252,6 +253,7 @@ def _decision(decision: Decision) -> Row:
         "rule": decision.rule,
         "action": decision.action,
         "text": decision.text,
+        "sentence": sentence(decision),
         "inputs": inputs,
     }
 

@@ -179,7 +179,7 @@ export function Why(props) {
     ${(/** @type {any} */ data) => html`<ol class="why">${[...data.decisions].reverse().map((/** @type {any} */ each, /** @type {number} */ i) => html`
       <li key=${i}><div class="why-head"><time>${when(each.time)}</time> <b>${each.node}</b> <span class="action">${each.action || t("why.noaction")}</span>
         <span class="muted">${t("why.rule", { rule: each.rule })}</span></div>
-        ${each.text && !each.text.startsWith(`${each.rule}: ${each.action}`) && html`<p>${each.text}</p>`}
+        ${each.sentence ? html`<p>${each.sentence}</p>` : each.text && !each.text.startsWith(`${each.rule}: ${each.action}`) && html`<p>${each.text}</p>`}
         ${each.inputs.length > 0 && html`<table class="inputs"><tbody>${each.inputs.map((/** @type {any} */ input) => html`<tr><td><span title=${input.name} class="hint">${resourceLabel(input.name)}</span></td>
           <td><span class="value ${{ up: "green", down: "red" }[/** @type {"up"} */ (input.value)] ?? ""}">${input.value}</span></td>
           <td class="muted">${input.setter && t("why.setter", { setter: input.setter })} ${input.since > 0 ? when(input.since) : ""}</td></tr>`)}</tbody></table>`}</li>`)}</ol>`}<//>`;
