@@ -37,6 +37,7 @@ _LANDLOCK_READ = 1 << 2 | 1 << 3  # files, directories
 _LANDLOCK_FILES: Final = ((5, (1 << 16) - 1), (3, (1 << 15) - 1), (2, (1 << 14) - 1), (1, (1 << 13) - 1))
 """Since which version which rights to files can be taken away."""
 _LANDLOCK_TCP, _LANDLOCK_SCOPES = 0b11, 0b11
+_SECCOMP_ALLOW, _SECCOMP_ERRNO = 0x7FFF0000, 0x00050000
 
 _int, _long, _text = ctypes.c_int, ctypes.c_long, ctypes.c_char_p
 
@@ -203,3 +204,28 @@ def restrict_files(readable: Iterable[str | Path]) -> None:
         _call(_syscall3, _LANDLOCK_RESTRICT, descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def refuse_calls(names: Iterable[str]) -> None:
+    """From now on these system calls fail with EPERM in this process; one that this machine does not have is passed
+    over (libseccomp, which systemd needs too). After `forgo_privileges`. Raises OSError: ENOSYS where it is missing."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError:
+        raise OSError(errno.ENOSYS, "libseccomp.so.2 is not there") from None
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_SECCOMP_ALLOW)))
+    try:
+        for name in names:
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if number >= 0:
+                _seccomp(library.seccomp_rule_add(context, ctypes.c_uint32(_SECCOMP_ERRNO | errno.EPERM), number, 0))
+        _seccomp(library.seccomp_load(context))
+    finally:
+        library.seccomp_release(context)
+
+
+def _seccomp(result: int) -> None:
+    """It returns the number of an error, negative."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))

@@ -15,6 +15,19 @@ from safekit import syscalls
 USER = "safekit-web"
 """Made by the installer. It owns no file, and is in no other group."""
 NOBODY = 65534
+REFUSED = tuple(
+    """
+    execve execveat fork vfork clone clone3 ptrace process_vm_readv process_vm_writev pidfd_open pidfd_getfd kcmp
+    socket connect bind listen accept accept4
+    unshare setns chroot pivot_root mount umount umount2 mount_setattr move_mount open_tree fsopen fsmount fspick
+    fsconfig open_by_handle_at name_to_handle_at fanotify_init quotactl quotactl_fd swapon swapoff acct
+    bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key
+    init_module finit_module delete_module kexec_load kexec_file_load reboot iopl ioperm syslog lookup_dcookie
+    setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset personality
+    sched_setscheduler sched_setattr setpriority mlock mlockall shmget shmat msgget semget mq_open
+    """.split()  # noqa: SIM905 - a table to read
+)
+"""System calls that a process which only passes bytes on needs none of: most of what the kernel was ever broken by."""
 _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x04000000, 0x08000000, 0x40000000
 
 
@@ -32,9 +45,9 @@ def account() -> tuple[int, int]:
 def confine() -> list[str]:
     """What this process has from now on: descriptors that are open or are sent to it, and its own code to read.
 
-    It is another user, in a network with no interface; it starts no process, opens no file but those of Python for
-    reading, sends signals to nobody, and no process of its user can look into it. What the kernel of this system
-    cannot do is left out, and told: one line each. Raises OSError when not even the user can be changed.
+    It is another user, in a network with no interface; it starts no process, makes no socket, opens no file but those
+    of Python for reading, sends signals to nobody, and no process of its user can look into it. What the kernel of this
+    system cannot do is left out, and told: one line each. Raises OSError when not even the user can be changed.
     """
     lacks = []
     if os.geteuid() == 0:
@@ -58,6 +71,10 @@ def confine() -> list[str]:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
         lacks.append(f"it can read what everybody can: no Landlock in this kernel ({error.strerror})")
+    try:
+        syscalls.refuse_calls(REFUSED)
+    except OSError as error:
+        lacks.append(f"no filter of system calls: {error.strerror}")
     return lacks
 
 

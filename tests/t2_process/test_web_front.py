@@ -34,6 +34,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to 
 ATTEMPTS = """
 import os, socket, sys, tempfile
 from pathlib import Path
+from safekit import syscalls
 from safekit.process.confined import confine
 
 parent, port, secret = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -59,6 +60,8 @@ tries("end its parent", lambda: os.kill(parent, 15))
 tries("become root", lambda: os.setuid(0))
 tries("look into its parent", lambda: Path(f"/proc/{parent}/mem").open("rb"))
 tries("mount", lambda: os.chroot("/tmp"))
+tries("make a socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+tries("be root in a name space of its own", lambda: syscalls.unshare(0x10000000))
 print("lacks", lacks)
 """
 
@@ -73,7 +76,7 @@ def test_a_confined_process_can_do_nothing(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     *tried, lacks = done.stdout.splitlines()
-    assert len(tried) == 11 and all(line.endswith("refused") for line in tried), done.stdout
+    assert len(tried) == 13 and all(line.endswith("refused") for line in tried), done.stdout
     assert lacks == "lacks []", "this kernel can do all of it"
 
 
@@ -122,6 +125,7 @@ def test_no_process_that_reads_what_strangers_send_is_root(secure: tuple[WebServ
     for name in ("safehttp", "safetls"):
         wait_until(lambda name=name: 0 not in found[name].uids(), 20)
         status = Path(f"/proc/{found[name].pid}/status").read_text()
+        assert re.search(r"^Seccomp:\s2$", status, re.MULTILINE)
         assert re.search(r"^Groups:\s*$", status, re.MULTILINE) and re.search(r"^NoNewPrivs:\s1$", status, re.MULTILINE)
         assert all(int(each, 16) == 0 for each in re.findall(r"^Cap(?:Prm|Eff|Inh|Amb):\s(\w+)", status, re.MULTILINE))
         assert os.readlink(f"/proc/{found[name].pid}/ns/net") != os.readlink("/proc/self/ns/net")
