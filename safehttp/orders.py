@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from safekit.bus.front import FrameError, Order, unpacked
+from safekit.bus.front import FrameError, Order, Told, packed, unpacked
 from safekit.process import stacks
 from safekit.process.confined import confine
 from safekit.process.frame import set_process_name
@@ -24,7 +24,8 @@ Taken = Callable[[Order, list[int]], None]
 
 
 async def follow(orders: socket.socket, take: Taken) -> None:
-    """Give each order to `take`, with its descriptors, until the web service has ended. Raises FrameError."""
+    """Say that this process is ready, then give each order to `take`, with its descriptors, until the web service has
+    ended. Raises FrameError."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
@@ -48,6 +49,7 @@ async def follow(orders: socket.socket, take: Taken) -> None:
 
     orders.setblocking(False)
     loop.add_reader(orders.fileno(), readable)
+    orders.send(packed(Told("ready")))
     await ended
 
 

@@ -31,7 +31,7 @@ from safekit.process.tasks import Beside
 from safekit.wire import tls
 from safewebserver.identity import Strangers
 from safewebserver.settings import conf_dir
-from safewebserver.workers import AGAIN_SECONDS, Worker
+from safewebserver.workers import AGAIN_SECONDS, NotStarted, Worker
 
 BACKLOG = 256
 LOOK_SECONDS = 2.0
@@ -225,13 +225,14 @@ class Front:
         self._strangers = Strangers(lambda text: print(f"safewebserver: {text}", file=sys.stderr, flush=True))
 
     async def start(self, *, secure: bool) -> None:
-        """Start the processes; safetls with `secure` only. Raises TlsError, OSError."""
-        if secure:
-            self._stamp = tls.stamp(conf_dir())
-            self._keys = await asyncio.to_thread(tls.server_keys, conf_dir())
-            await self._tls.start()
-            await self._give_keys(self._keys)
-        await self._http.start()
+        """Start the processes; safetls with `secure` only. Raises TlsError, OSError, NotStarted."""
+        if not secure:
+            await self._http.start()
+            return
+        self._stamp = tls.stamp(conf_dir())
+        self._keys = await asyncio.to_thread(tls.server_keys, conf_dir())
+        await asyncio.gather(self._http.start(), self._tls.start())
+        await self._give_keys(self._keys)
 
     def listen(self, port: int, *, secure: bool = False) -> None:
         """Accept at a port, of IPv4 and, where the system has it, IPv6. Raises OSError."""
@@ -332,7 +333,7 @@ class Front:
                 if worker is self._tls and self._keys is not None:
                     await self._give_keys(self._keys)
                 return
-            except OSError as error:
+            except (OSError, NotStarted) as error:
                 self._say(f"{worker.name} cannot be started: {error}")
 
     async def _give_keys(self, keys: tls.Keys) -> None:

@@ -26,6 +26,7 @@ from safewebserver.front import Front
 from safewebserver.identity import Gate
 from safewebserver.modules import Modules
 from safewebserver.settings import SettingsError, load_settings
+from safewebserver.workers import NotStarted
 
 NAME = "safewebserver"
 DESCRIPTORS = 65536
@@ -97,6 +98,9 @@ def main() -> int:
     except (SettingsError, TlsError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
+    except NotStarted as error:
+        print(f"{NAME}: {error}; see the lines before this one", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"{NAME}: {error}; see who has the port: ss -ltnp", file=sys.stderr)
         return 1

@@ -85,11 +85,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Told:
-    """By safetls: `shaken` hands with the connection of that number, and what certificate (base64 of DER, "" for none)
-    was proved; or `refused` it, and why."""
+    """By both: `ready` for orders. By safetls: `shaken` hands with the connection of that number, and what certificate
+    (base64 of DER, "" for none) was proved; or `refused` it, and why."""
 
     op: str
-    number: int
+    number: int = 0
     certificate: str = ""
     why: str = ""
 

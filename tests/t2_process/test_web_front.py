@@ -28,6 +28,7 @@ from web_server import CHECKOUT, PASSWORDS, WebServer
 from lab.waiting import wait_until
 from safekit.bus.front import AnswerHead, FrameError, Kind, Link, RequestHead, packed, unpacked
 from safewebserver.front import Connection, Conversation
+from safewebserver.workers import NotStarted, Worker
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
 
@@ -157,6 +158,17 @@ def test_a_process_that_was_killed_is_there_again(secure: tuple[WebServer, HTTPS
 
     wait_until(answered, 20)
     assert f"{name} has ended (-9); it is started again" in server.output.read_text()
+
+
+def test_a_process_that_cannot_start_is_told_and_nobody_is_accepted() -> None:
+    async def run() -> None:
+        lost: list[str] = []
+        worker = Worker("safehttp", "safehttp.nosuch", lambda told: None, lambda: lost.append("lost"))
+        with pytest.raises(NotStarted, match="safehttp has ended at its start"):
+            await worker.start()
+        assert await worker.ended() == 1 and lost == [], "who starts it is told by the error alone"
+
+    asyncio.run(run())
 
 
 def test_a_body_comes_only_when_it_is_wanted_and_whole(tmp_path: Path) -> None:
