@@ -33,6 +33,8 @@ from safekit.wire.webclient import Ask, CallError, proved
 
 LAN_NAMES = ("default", "repli", "lan3", "lan4")
 HEAR_SECONDS = 15.0
+TRIES = 3
+AGAIN_SECONDS = 3.0
 POLL = 0.2
 Nodes = dict[str, tuple[str, ...]]
 """Name of a node -> its address on each network."""
@@ -114,7 +116,7 @@ def create_command(nodes: tuple[str, ...], codes: tuple[str, ...], lans: str, as
     failures: dict[str, CallError] = {}
     for name in missing:
         try:
-            _give(config, name, text, given.get(name) or _asked_code(name, as_json))
+            _bring(config, name, text, given.get(name) or _asked_code(name, as_json))
             results[name] = "configured"
         except CallError as error:
             failures[name] = error
@@ -176,6 +178,20 @@ def _present() -> ClusterConfig | None:
         return None
 
 
+def _bring(config: ClusterConfig, name: str, text: str, code: str) -> None:
+    """One server, whose web service may just have been started, or end the connection before its answer has come: then
+    what counts is whether the server is heard. Raises CallError."""
+    for left in reversed(range(TRIES)):
+        try:
+            return _give(config, name, text, code)
+        except CallError as error:
+            if error.kind not in ("connect", "silent") or not left:
+                raise
+        if not _wait([name], AGAIN_SECONDS):
+            return None
+    return None
+
+
 def _give(config: ClusterConfig, name: str, text: str, code: str) -> None:
     """The file and the key, to one server. Raises CallError."""
     lan = config.command_lan
@@ -205,9 +221,9 @@ def _hears(name: str) -> bool:
     return bool(_members().get(name, {}).get("answers"))
 
 
-def _wait(names: Sequence[str]) -> list[str]:
+def _wait(names: Sequence[str], seconds: float = HEAR_SECONDS) -> list[str]:
     """Until all of them are heard, in a bounded time; those that are not."""
-    deadline = time.monotonic() + HEAR_SECONDS
+    deadline = time.monotonic() + seconds
     with Live() as live:
         while silent := [name for name in names if not _hears(name)]:
             if time.monotonic() > deadline:

@@ -17,6 +17,11 @@ ROOM = 1.1
 """Of the size of the data, what must be free where it will be copied to."""
 SET_ASIDE = ".before-{module}"
 """The end of the name under which what stood on the other server in the place of a directory is kept."""
+SYSTEM = frozenset(
+    "/ /bin /boot /dev /etc /home /lib /lib64 /opt /proc /root /run /sbin /sys /tmp /usr /var /var/lib /var/log".split()  # noqa: SIM905 - a list to read
+)
+"""Directories that the server itself lives in."""
+WITHIN = ("/dev/", "/proc/", "/run/", "/sys/", "/usr/", "/boot/", "/opt/safekit", "/var/safekit")
 _NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _PAIR = 2
 
@@ -310,6 +315,10 @@ def _ports(wish: Wish, here: Server, there: Server) -> Iterator[Obstacle]:
 
 
 def _directory(path: str, here: Server, there: Server) -> Iterator[Obstacle]:
+    if path in SYSTEM or path.startswith(WITHIN):
+        text = f"{path} belongs to the system, or to this product, and not to a service"
+        yield Obstacle("directory", text, "name the directory of the service's data below it")
+        return
     mine, other = here.directory(path), there.directory(path)
     for server, found in ((here, mine), (there, other)):
         if found.module:

@@ -111,6 +111,11 @@ def test_clocks_and_addresses() -> None:
     assert codes(plan(replace(WISH, address="10.5.0.1"))) == ["network", "network"]
 
 
+@pytest.mark.parametrize("path", ["/", "/etc", "/var/lib", "/usr/share/app", "/var/safekit/modules", "/opt/safekit"])
+def test_what_the_server_lives_in_is_no_data(path: str) -> None:
+    assert codes(plan(replace(WISH, directories=(path,)))) == ["directory"]
+
+
 def test_a_network_of_three_servers_is_no_network_of_a_mirror() -> None:
     three = ClusterConfig((lan("default", 0, "node1", "node2", "node3"),))
     assert codes(make(WISH, three, HERE, THERE)) == ["lan"]
