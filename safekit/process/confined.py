@@ -68,9 +68,10 @@ def confine() -> list[str]:
     try:
         syscalls.restrict_files(_own_code())
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        # EPERM: the filter of a container (systemd-nspawn, Docker) that does not know these calls.
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM):
             raise
-        lacks.append(f"it can read what everybody can: no Landlock in this kernel ({error.strerror})")
+        lacks.append(f"it can read what everybody can: no Landlock in this kernel or container ({error.strerror})")
     try:
         syscalls.refuse_calls(REFUSED)
     except OSError as error:

@@ -81,6 +81,28 @@ def test_a_confined_process_can_do_nothing(tmp_path: Path) -> None:
     assert lacks == "lacks []", "this kernel can do all of it"
 
 
+IN_A_CONTAINER = """
+import errno, sys
+from safekit import syscalls
+from safekit.process.confined import confine
+
+def refused(readable):
+    raise OSError(getattr(errno, sys.argv[1]), "refused")
+
+syscalls.restrict_files = refused
+print(confine())
+"""
+
+
+@as_root
+@pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "EPERM"])
+def test_what_a_kernel_or_the_filter_of_a_container_refuses_is_told_and_left_out(error: str) -> None:
+    command = [sys.executable, "-c", IN_A_CONTAINER, error]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "no Landlock in this kernel or container" in done.stdout
+
+
 def children(server: WebServer) -> dict[str, psutil.Process]:
     """The processes below the service by their names."""
     assert server.process is not None

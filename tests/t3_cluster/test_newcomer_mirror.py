@@ -262,6 +262,7 @@ def test_the_first_module_of_the_readme() -> None:
     finally:
         subprocess.run([CHECKOUT / "bin/safelab", "down", "--name", name], check=False, capture_output=True)
     assert "hello is protected: the application runs here, its secondary is ready" in said
+    assert "the other server is not heard any more" in said, "why the second server took over"
     assert re.search(r"node1\n.*\nnode2\n", said), "start_prim ran on node1, then on node2"
 
 
