@@ -23,6 +23,20 @@ from tests.waiting import until
 CLUSTER = ClusterConfig(lans=(Lan("default", nodes=(LanNode("n1", "127.0.0.1"), LanNode("n2", "127.0.0.2"))),))
 
 
+class Mapper:
+    """safeadmin, as far as it knows who has which port."""
+
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+
+    async def serve(self, request: Request) -> dict[str, Any] | None:
+        """Answers processes that register, and those that look for one."""
+        if request.op == "map_register":
+            self.ports[request.text("name")] = request.fields["_port"]
+            return None
+        return {"port": self.ports.get(request.text("name"), 0)}
+
+
 class FakeServer:
     """Directories and environment of a server with one configured module; starts its processes."""
 
@@ -48,7 +62,8 @@ class FakeServer:
         (root / "var" / "cluster" / "cluster.json").write_text(to_json(CLUSTER))
         self.paths.active_json.write_text(to_json(config))
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.ports: dict[str, int] = {}
+        self._mapper = Mapper()
+        self.ports = self._mapper.ports
         self.told: list[tuple[float, str, dict[str, Any]]] = []
         self.endpoints: list[Endpoint] = []
 
@@ -61,19 +76,15 @@ class FakeServer:
         self.processes.append(process)
         return process
 
-    async def _mapper(self, request: Request) -> dict[str, Any] | None:
-        if request.op == "map_register":
-            self.ports[request.text("name")] = request.fields["_port"]
-            return None
-        return {"port": self.ports.get(request.text("name"), 0)}
-
     async def _heart(self, request: Request) -> dict[str, Any] | None:
         fields = {key: value for key, value in request.fields.items() if not key.startswith("_")}
         self.told.append((time.monotonic(), request.op, fields))
         return {"changed": True, "accepted": True}
 
     async def __aenter__(self) -> FakeServer:
-        self.endpoints.append(await Endpoint.open("safeadmin", self._mapper, port=int(self.environment["SAFEMAPPER"])))
+        self.endpoints.append(
+            await Endpoint.open("safeadmin", self._mapper.serve, port=int(self.environment["SAFEMAPPER"]))
+        )
         self.endpoints.append(await Endpoint.open(f"{self.module}/heart", self._heart))
         return self
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lab.waiting import wait_until
-from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import (
     ClusterConfig,
@@ -34,6 +33,7 @@ from safekit.model.types import (
     Vip,
     VirtualAddr,
 )
+from tests.logs import said
 from tests.t2_process.vip_network import Host as VipHost
 from tests.t2_process.vip_network import sh
 
@@ -225,8 +225,13 @@ class FarmHost(VipHost):
 
     def count(self, address: str, port: int, count: int, **options: Any) -> dict[str, int]:
         """Which server answered how many of that many short connections."""
-        found: dict[str, int] = figures(self.short(address, port, count, **options))["found"]
-        return found
+        return served(self.short(address, port, count, **options))
+
+
+def served(process: subprocess.Popen[str]) -> dict[str, int]:
+    """Which server answered how many connections of a client."""
+    found: dict[str, int] = figures(process)["found"]
+    return found
 
 
 def figures(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -307,8 +312,7 @@ class FarmServer(FarmHost):
 
     def log(self, code: str) -> list[str]:
         """Texts of the module log's lines with this code."""
-        lines = (parse_line(text) for text in (self.var / "log" / "module.log").read_text().splitlines())
-        return [line.english for line in lines if line is not None and line.code == code]
+        return said(self.var, code)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Replicated, Rfs
 from safekit.wire import seal
+from tests.fakes import Mapper
 from tests.ports import free_port
 from tests.t2_process.reintegre_primary import tree
 
@@ -55,7 +56,7 @@ class Node:
         self.refuse_pair = False
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.endpoints: list[Endpoint] = []
-        self.ports: dict[str, int] = {}
+        self._ports = Mapper()
         self.netns = pair.netns.get(name, "")
         self.prefix: Sequence[str] = ("nsenter", f"--net={self.netns}") if self.netns else ()
         self.mapper = free_port()
@@ -145,14 +146,10 @@ class Node:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
     async def _open(self) -> None:
-        self.endpoints.append(await Endpoint.open("safeadmin", self._map, port=self.mapper, admin_port=self.mapper))
+        self.endpoints.append(
+            await Endpoint.open("safeadmin", self._ports.serve, port=self.mapper, admin_port=self.mapper)
+        )
         self.endpoints.append(await Endpoint.open("AM/heart", self._heart, admin_port=self.mapper))
-
-    async def _map(self, request: Request) -> Fields | None:
-        if request.op == "map_register":
-            self.ports[request.text("name")] = request.fields["_port"]
-            return None
-        return {"port": self.ports.get(request.text("name"), 0)}
 
     async def _heart(self, request: Request) -> Fields | None:
         fields = request.fields

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,7 @@ from safekit.disk.resources import ResourceWriter
 from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, Replicated, Rfs, TcpCheck
 from tests.fakes import FakeServer
 
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    saved = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(saved)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def module(check: Check) -> ModuleConfig:

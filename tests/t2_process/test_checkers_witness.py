@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import ssl
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,7 @@ from safekit.disk.resources import Resource, ResourceWriter
 from safekit.model.types import Check, ModuleCheck, ModuleConfig, SplitbrainCheck
 from tests.fakes import FakeServer
 
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    saved = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(saved)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 class Web:

@@ -26,8 +26,8 @@ from safekit.model import directories
 from safekit.model.codec import to_json
 from safekit.model.types import ModuleConfig, Replicated, Rfs
 from safekit.process import holders
+from tests.t2_process.users import USER, as_user
 
-USER = 2001
 MakeNode = Callable[..., Node]
 
 
@@ -62,10 +62,6 @@ def running(*command: str, **options: object) -> Iterator[subprocess.Popen[bytes
 
 def python(text: str) -> tuple[str, ...]:
     return sys.executable, "-c", f"import ctypes, os, sys, time\n{text}\nprint('ready', flush=True)\ntime.sleep(60)"
-
-
-def as_user(*command: str) -> bool:
-    return subprocess.run(command, user=USER, group=USER, extra_groups=[], capture_output=True).returncode == 0
 
 
 # --- who holds it -------------------------------------------------------------------------------------------

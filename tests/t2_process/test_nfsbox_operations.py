@@ -20,6 +20,7 @@ import pytest
 
 from lab.waiting import wait_until
 from tests.t2_process.nfsbox_pair import Pair, assert_equal_soon
+from tests.t2_process.unnamed import give_name
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -407,11 +408,6 @@ def test_exchange(m: Path, pair: Pair) -> None:
 
 def hidden_names(pair: Pair) -> list[Path]:
     return [*pair.a.backing.rglob(".fuse_hidden*"), *pair.b.backing.rglob(".fuse_hidden*")]
-
-
-def give_name(descriptor: int, path: Path) -> None:
-    """What O_TMPFILE is for: the finished file appears at once."""
-    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)  # with a directory it follows links
 
 
 def test_files_without_a_name(m: Path, pair: Pair) -> None:

@@ -42,6 +42,7 @@ from safekit.rfs.generations import DataState, to_fields
 from safekit.rfs.journal import expand, load
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import HEADER, Flag, Op, WireClosed
+from tests.t2_process.fuse_info import Info
 from tests.t2_process.nfsbox_pair import DriverError, Pair, finish
 
 MakePair = Callable[..., Pair]
@@ -179,13 +180,6 @@ class Peer:
 
     def wait(self, _number: int, _timeout: float | None = None) -> int:
         return self.answer()
-
-
-class Info:
-    """fuse_file_info as far as it is used."""
-
-    def __init__(self, flags: int) -> None:
-        self.flags, self.fh, self.direct_io, self.keep_cache = flags, 0, 0, 0
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.tree import Tree
 from safekit.rfs.wire import Op, Set, pack_attr
 from tests.t2_process.applier_bench import Bench, frame, write
+from tests.t2_process.fuse_info import Info
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR)
 SHORT = -1
@@ -80,13 +81,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made = Server(tmp_path)
     yield made
     made.close()
-
-
-class Info:
-    """fuse_file_info as far as it is used."""
-
-    def __init__(self, flags: int) -> None:
-        self.flags, self.fh, self.direct_io, self.keep_cache = flags, 0, 0, 0
 
 
 class Server:

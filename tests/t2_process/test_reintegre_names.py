@@ -7,23 +7,15 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reintegre.local import LocalTree
-from safekit.model.types import Replicated, Rfs
 from tests.t2_process.rfs_pair import ZONE, Pair, equal, leave
+from tests.t2_process.unnamed import give_name
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    rfs = Rfs((Replicated("/replicated"),), ruzone_blocksize=ZONE, reipacketsize=ZONE)
-    with Pair(tmp_path, rfs) as found:
-        yield found
 
 
 def write(path: Path, data: bytes, offset: int) -> None:
@@ -211,10 +203,6 @@ def test_exchanged_names_are_compared(pair: Pair) -> None:
     os.pwrite(unnamed, b"through the handle of before", ZONE)
     os.close(unnamed)
     equal(pair)
-
-
-def give_name(descriptor: int, path: Path) -> None:
-    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)  # with a directory it follows links
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -6,22 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from safekit.bus.endpoint import BusError
-from safekit.model.types import Replicated, Rfs
 from tests.t2_process.rfs_pair import ZONE, Node, Pair, equal, leave, told
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    rfs = Rfs((Replicated("/replicated"),), ruzone_blocksize=ZONE, reipacketsize=ZONE)
-    with Pair(tmp_path, rfs) as found:
-        yield found
 
 
 def populate(node: Node, files: int = 60) -> None:

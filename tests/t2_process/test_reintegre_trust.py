@@ -9,23 +9,15 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from safekit.model.types import Replicated, Rfs
 from tests.t2_process.rfs_pair import ZONE, Node, Pair, equal, leave
 
 SAME = 10**18  # the time of every file
 MARK_S = 2.2  # a directory is marked two seconds back: what is older than the change must not look new
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    rfs = Rfs((Replicated("/replicated"),), ruzone_blocksize=ZONE, reipacketsize=ZONE)
-    with Pair(tmp_path, rfs) as found:
-        yield found
 
 
 def write(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 
 from safekit.rfs import top
 from safekit.rfs.tree import Tree
+from tests.t2_process.users import USER, as_user
 
-USER = 2001
 _libc_calls = ("setxattr", "fchmod", "fchown", "removexattr", "fsync")
 
 
@@ -36,10 +35,6 @@ def tree(data: Path) -> Iterator[Tree]:
     found.open()
     yield found
     found.close()
-
-
-def as_user(*command: str) -> bool:
-    return subprocess.run(command, user=USER, group=USER, extra_groups=[], capture_output=True).returncode == 0
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:

@@ -9,7 +9,6 @@ import re
 import socket
 import time
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from cli_server import NotedAdmin
-from web_server import KEY, PASSWORDS, WebServer, command
+from web_server import GREEN, KEY, PASSWORDS, WebServer, command
 
 from safekit.disk.files import write_atomic
 from safewebserver import files
@@ -26,19 +25,6 @@ from safewebserver.api import ApiError
 from safewebserver.htpasswd import hashed
 from safewebserver.permissions import Role
 from safewebserver.sessions import IDLE_SECONDS, WATCH_SECONDS, Sessions
-
-GREEN = {"state.local": "ALONE", "state.color": "green"}
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    server = WebServer(tmp_path_factory.mktemp("web"))
-    server.module("mirror", GREEN)
-    server.start()
-    yield server
-    said = server.stop()
-    assert "Traceback" not in said and "defect" not in said, said
-
 
 # Sessions
 

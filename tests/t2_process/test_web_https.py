@@ -33,8 +33,6 @@ from safekit.wire.targets import Target
 from safewebserver import checkcert
 from safewebserver.relay import Relay, Unreachable
 
-GREEN = {"state.local": "ALONE", "state.color": "green"}
-
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from certificates import Pair, make
 from web_https import Pki, secure_server
-from web_server import Answer, WebServer
+from web_server import GREEN, Answer, WebServer
 
 from cli.main import cli as safekit
 from safewebserver.api import openapi
@@ -26,7 +26,6 @@ from tests.ports import free_ports
 from tests.t2_process.ldap_server import ROLES, USERS, LdapServer, there
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "web_rights.txt"
-GREEN = {"state.local": "ALONE", "state.color": "green"}
 PASSWORD = {
     "admin": "admin-secret", "operator": "operator-secret", "viewer": "viewer-secret", "nobody": "no-group", **USERS,
 }  # fmt: skip

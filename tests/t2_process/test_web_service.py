@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from web_server import KEY, PASSWORDS, WebServer, command
+from web_server import GREEN, KEY, PASSWORDS, WebServer, command
 
 from safekit.disk.paths import ModulePaths
 from safekit.wire import remote
@@ -30,18 +29,6 @@ from safewebserver.api import openapi
 from safewebserver.forks import reads
 from safewebserver.permissions import Role
 from tests.ports import free_ports
-
-GREEN = {"state.local": "ALONE", "state.color": "green"}
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    server = WebServer(tmp_path_factory.mktemp("web"))
-    server.module("mirror", GREEN)
-    server.start()
-    yield server
-    said = server.stop()
-    assert "Traceback" not in said and "defect" not in said, said
 
 
 def _filled(path: str) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from lab.waiting import wait_until
-from safekit.log.module import parse_line
 from safekit.model.codec import to_json
 from safekit.model.types import ClusterConfig, Lan, LanNode, ModuleConfig, Vip
+from tests.logs import said
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "mirror"
@@ -188,8 +188,7 @@ class Server(Host):
 
     def log(self, code: str) -> list[str]:
         """Texts of the module log's lines with this code."""
-        lines = (parse_line(text) for text in (self.var / "log" / "module.log").read_text().splitlines())
-        return [line.english for line in lines if line is not None and line.code == code]
+        return said(self.var, code)
 
 
 @dataclass

@@ -27,6 +27,10 @@ KEY = bytes(range(32))
 PASSWORDS = {"admin": "admin-secret", "operator": "operator-secret", "viewer": "viewer-secret", "nobody": "no-group"}
 
 
+GREEN = {"state.local": "ALONE", "state.color": "green"}
+"""Resources of a module that runs here alone."""
+
+
 @dataclass
 class Answer:
     status: int

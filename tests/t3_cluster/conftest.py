@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from checked import Checked
+from labs import lab_of_the_file
+from pair import Pair
 
 from lab.cluster import Lab
 from lab.state import lab_directory
@@ -14,12 +16,7 @@ from tests.conftest import unique_lab_name
 _LINES = 60
 
 
-@pytest.fixture(scope="module")
-def module_lab() -> Iterator[Lab]:
-    """Two nodes with a configured cluster, for all tests of a file; every test leaves it as it found it."""
-    lab = Lab.up(unique_lab_name())
-    yield lab
-    lab.down()
+module_lab = lab_of_the_file()
 
 
 @pytest.fixture
@@ -41,6 +38,15 @@ def module(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Checked]:
     for node in made.nodes:
         made.stop(node)
     made.check_logs()
+
+
+@pytest.fixture
+def pair(installed: Pair) -> Iterator[Pair]:
+    """The mirror that the file has installed, whose logs say nothing unexpected. Files that install one for each test
+    have a fixture of that name of their own."""
+    installed.begin_test()
+    yield installed
+    installed.check_logs()
 
 
 @pytest.hookimpl(hookwrapper=True)

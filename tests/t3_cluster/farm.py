@@ -19,7 +19,7 @@ from checked import BOTH, FAST, SCRIPTS, Checked
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.t2_process.farm_network import LONG, SERVER, SHORT, figures
+from tests.t2_process.farm_network import LONG, SERVER, SHORT, figures, served
 
 MODULE = "farm"
 PULSE_MS = 100
@@ -152,8 +152,7 @@ class FarmLab(Checked):
 
     def count(self, address: str, port: int, count: int, **options: Any) -> dict[str, int]:
         """Which server answered how many of that many short connections of the client."""
-        found: dict[str, int] = figures(self.short(address, port, count, **options))["found"]
-        return found
+        return served(self.short(address, port, count, **options))
 
     def long(self, address: str, port: int, count: int) -> tuple[subprocess.Popen[str], list[str]]:
         """Open connections of the client that exchange something all the time, and who serves each of them."""

@@ -124,6 +124,10 @@ class Machine:
     def safekit(self, *words: str, check: bool = True, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         return self.run(["/opt/safekit/safekit", *words], check=check, timeout=timeout)
 
+    def state(self, module: str) -> str:
+        """PRIM, SECOND and so on; empty when there is no answer."""
+        return self.safekit("state", "-lq", "-m", module, check=False).stdout.strip()
+
     def write(self, path: str, text: str) -> None:
         self.run(["sh", "-c", f'mkdir -p "$(dirname {path})" && cat >{path}'], input=text)
 

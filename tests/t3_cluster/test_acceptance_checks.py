@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from checked import ACTING, BOTH, SWITCH, Checked, config
+from labs import lab_of_the_file
 from pair import assert_in_order
 
 from lab.cluster import Lab
@@ -19,11 +19,7 @@ CUSTOM = '<check><custom ident="id" when="{when}" exec="customscript" arg="{arg}
 EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "failover_no_heartbeat")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 def test_t4_4_1a_a_dead_process_restarts_the_application(module: Checked) -> None:

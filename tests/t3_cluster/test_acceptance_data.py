@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import Pair, assert_in_order, userconfig
 
 from lab.cluster import Lab
@@ -16,11 +17,7 @@ ADVICE_FORCE = "If you are sure that this server has valid data, run safekit pri
 SLOW = 'reiallowedbw="2048"'
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from farm import FULL, NORMAL, FarmLab, farm_config
+from labs import lab_of_the_file
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 # The second group is for two of the three servers: they share it in halves, as the guide prints it.
 GROUPS = """<group name="FarmProto"><rule port="9010" proto="tcp" filter="on_port"/>
@@ -24,11 +24,7 @@ GROUPS = """<group name="FarmProto"><rule port="9010" proto="tcp" filter="on_por
 KINDS = [(kind, engine) for engine in ("nftables", "nfqueue") for kind in ("vmac_invisible", "vmac_directed")]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Lab]:
-    lab = Lab.up(unique_lab_name(), nodes=3)
-    yield lab
-    lab.down()
+cluster = lab_of_the_file(nodes=3)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import userconfig
 
 from lab.archive import archive
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
 
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @pytest.fixture

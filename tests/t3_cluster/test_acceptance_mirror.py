@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import Pair, assert_in_order, userconfig
 
 from lab.cluster import Lab, Node
@@ -19,11 +19,7 @@ VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_inter
   </real_interface></interface></interface_list></vip>"""
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +28,6 @@ def installed(lab: Lab) -> Pair:
     pair.install(userconfig(vip=VIP.format(vip=lab.vip)))
     pair.first_start(pair.one)
     return pair
-
-
-@pytest.fixture
-def pair(installed: Pair) -> Iterator[Pair]:
-    installed.begin_test()
-    yield installed
-    installed.check_logs()
 
 
 def protected(pair: Pair) -> tuple[Node, Node]:

@@ -6,35 +6,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
+from labs import blocks, lab_of_the_file
 
 from lab.cluster import Completed, Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 PASSWORD = "PasW0rD"
 BIN, CONF = "/opt/safekit/web/bin", "/opt/safekit/web/conf"
 USERS = {"administrator": "Admin", "manager": "Control", "operator": "Monitor"}
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab.up(unique_lab_name(), nodes=3, bare=True)
-    yield lab
-    lab.down()
+lab = lab_of_the_file(nodes=3, bare=True)
 
 
 def tool(node: Node, *words: str, given: str = "", check: bool = True) -> Completed:
     """One of SAFE/web/bin."""
     return node.run([f"{BIN}/{words[0]}", *words[1:]], input=given, check=check, timeout=120)
-
-
-def blocks(text: str) -> dict[str, str]:
-    """What each server said, by node."""
-    parts = re.split(r"^--- (\S+).*\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def everybody_answers(lab: Lab) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 from checked import ACTING, BOTH, FAST, SWITCH, Checked, Fault, config
+from labs import lab_of_the_file
 
 from lab.cluster import Lab
 from lab.waiting import wait_until
@@ -30,11 +30,7 @@ FARM = """<!DOCTYPE safe>
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 def test_t4_3_start_restart_stop_and_a_closed_port(module: Checked, lab: Lab) -> None:

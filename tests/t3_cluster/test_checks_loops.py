@@ -5,11 +5,11 @@ Each row has a module of its own on one server; all faults come at the same time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pytest
 from checked import SCRIPTS, SWITCH, Checked, config
+from labs import lab_of_the_file
 from pair import in_order
 
 from lab.cluster import Lab, Node
@@ -29,11 +29,7 @@ END_SERVICE = "#!/bin/sh\nkill -9 $(cat /run/{port}.pid) 2>/dev/null\nexit 0\n"
 EXPECTED = ("action_rule", "transition_rule", "stopping_loop", "failover_remote_stop")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @dataclass(frozen=True)

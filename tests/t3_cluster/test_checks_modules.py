@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from checked import BOTH, SWITCH, Checked, config
+from labs import lab_of_the_file
 from pair import Mark, Pair, userconfig
 
 from lab.cluster import Lab
@@ -15,11 +15,7 @@ from lab.waiting import wait_until
 EXPECTED = ("action_rule", "transition_rule", "errd_event", "stopping_loop", "script_timeout", "failover_no_heartbeat")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 def test_t4_4_6_a_module_that_depends_on_another(module: Checked) -> None:

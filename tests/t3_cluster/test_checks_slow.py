@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from burners import saturated
 from checked import BOTH, EVERY_CHECKER, SWITCH, Checked, config
+from labs import lab_of_the_file
 from pair import in_order
 
 from lab.cluster import Lab, Node
@@ -29,11 +30,7 @@ setsid /var/tmp/other 100000 </dev/null >/dev/null 2>&1 &
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,18 @@ from collections.abc import Iterator
 
 import pytest
 from farm import NORMAL, FarmLab, farm_config
+from labs import lab_of_the_file
 from pair import Pair, userconfig
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 VIP = """<vip><interface_list><interface check="off" arpreroute="on"><real_interface>
   <virtual_addr addr="{vip}" where="one_side_alias" check="off"/></real_interface></interface></interface_list></vip>"""
 NEEDS = '<check><module name="mirror"><to addr="{vip}" interval="1" timeout="1"/></module></check>'
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Lab]:
-    made = Lab.up(unique_lab_name())
-    yield made
-    made.down()
+cluster = lab_of_the_file()
 
 
 @pytest.fixture

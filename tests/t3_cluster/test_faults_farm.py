@@ -11,20 +11,16 @@ from typing import Any
 
 import pytest
 from farm import FULL, NORMAL, FarmLab, farm_config, figures
+from labs import lab_of_the_file
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 PULSE_MS, COUNT = 500, 6
 LEASE = PULSE_MS * COUNT / 1000
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Lab]:
-    lab = Lab.up(unique_lab_name(), nodes=3)
-    yield lab
-    lab.down()
+cluster = lab_of_the_file(nodes=3)
 
 
 def installed(cluster: Lab, config: str) -> FarmLab:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import WITNESS, Pair, userconfig
 
 from lab.cluster import Lab, Node
@@ -51,11 +51,7 @@ COMMIT = "import os; f = os.open('/var/tmp/commit', os.O_CREAT | os.O_WRONLY); o
 PROCESSES = ("heart", "nfsbox", "nfsadmin", "vipd", "circlog", "safesupervisord", "safeadmin", "arpreroute")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up(disks=True, binds=[WITNESS])
-    yield made
-    made.down()
+lab = lab_of_the_file(disks=True, binds=[WITNESS])
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +60,6 @@ def installed(lab: Lab) -> Pair:
     configure(pair, SHORT)
     pair.first_start(pair.one)
     return pair
-
-
-@pytest.fixture
-def pair(installed: Pair) -> Iterator[Pair]:
-    installed.begin_test()
-    yield installed
-    installed.check_logs()
 
 
 def configure(pair: Pair, rfs: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pair import Pair
 
 from lab.archive import archive
 from lab.cluster import Lab, Node
@@ -31,9 +32,9 @@ def lab() -> Iterator[Lab]:
     first.write("/root/cluster.xml", f"<cluster><lans>{lans}</lans></cluster>")
     first.safekit("cluster", "config", "/root/cluster.xml")
     first.safekit("cluster", "export", "/root/cluster.zip")
-    data = _outside(first, "/root/cluster.zip").read_bytes()
+    data = Pair.outside(first, "/root/cluster.zip").read_bytes()
     for node in list(lab)[1:]:
-        _outside(node, "/root/cluster.zip").write_bytes(data)
+        Pair.outside(node, "/root/cluster.zip").write_bytes(data)
         node.safekit("cluster", "config", "/root/cluster.zip")
     yield lab
     lab.down()
@@ -42,10 +43,6 @@ def lab() -> Iterator[Lab]:
 def _lan(lab: Lab, name: str, members: tuple[str, ...], console: str) -> str:
     nodes = "".join(f'<node name="{m}" addr="{lab.nodes[m].address()}"/>' for m in members)
     return f'<lan name="{name}" console="{console}">{nodes}</lan>'
-
-
-def _outside(node: Node, path: str) -> Path:
-    return Path(f"/proc/{node.process.pid}/root{path}")
 
 
 def _config(beats: str, directories: str = "", more: str = "", service: str = "") -> str:
@@ -63,7 +60,7 @@ def _config(beats: str, directories: str = "", more: str = "", service: str = ""
 
 
 def _install(node: Node, module: str, number: int, config: str) -> None:
-    _outside(node, f"/root/{module}.safe").write_bytes(archive(config, {}))
+    Pair.outside(node, f"/root/{module}.safe").write_bytes(archive(config, {}))
     node.safekit("module", "install", "-m", module, "-M", str(number), f"/root/{module}.safe")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from labs import lab_of_the_file
 from pair import BACKING, DIRECTORY, WITNESS, Pair, userconfig
 
 from lab.cluster import Lab, Node
@@ -21,11 +22,7 @@ HOLD = (
 ALICE = 2001
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up(disks=True, binds=[WITNESS])
-    yield made
-    made.down()
+lab = lab_of_the_file(disks=True, binds=[WITNESS])
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +34,6 @@ def installed(lab: Lab) -> Pair:
         node.run(f"useradd -m -u {ALICE} alice")
     pair.one.run(f"mkdir {DIRECTORY}/alice && chown alice: {DIRECTORY}/alice")
     return pair
-
-
-@pytest.fixture
-def pair(installed: Pair) -> Iterator[Pair]:
-    installed.begin_test()
-    yield installed
-    installed.check_logs()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import Pair, userconfig
 
 from lab.cluster import Lab, Node
@@ -29,11 +30,7 @@ EXPECTED = ("process_died", "process_again", "previous_halt", "parts_lost", "vip
             "supervisor_died", "process_not_started", "unwatched", "stood_still", "second_aborted")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @pytest.fixture

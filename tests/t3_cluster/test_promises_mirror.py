@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import BACKING, DIRECTORY, MODULE, VAR, Pair, userconfig
 
 from lab.cluster import Lab, Node
@@ -48,11 +49,7 @@ ROUNDS = 2
 ROW = 8
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up()
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 @pytest.fixture

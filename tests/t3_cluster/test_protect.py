@@ -165,17 +165,13 @@ def protect(
     return server.safekit(*words, "--timeout", "4", *more, check=check, timeout=180)
 
 
-def state(server: Machine, module: str) -> str:
-    return server.safekit("state", "-lq", "-m", module, check=False).stdout.strip()
-
-
 def protected(server: Machine, module: str) -> bool:
     told = json.loads(server.safekit("state", "--json", "-m", module).stdout)
     return bool(told["modules"][0]["verdict"]["kind"] == "protected")
 
 
 def wait_state(server: Machine, module: str, wanted: str) -> None:
-    wait_until(lambda: state(server, module) == wanted, 60, lambda: f"{module} {wanted}: {state(server, module)}")
+    wait_until(lambda: server.state(module) == wanted, 60, lambda: f"{module} {wanted}: {server.state(module)}")
 
 
 def enabled(server: Machine, unit: str) -> str:
@@ -248,7 +244,7 @@ def test_one_command_protects_a_service(pair: Pair, service: str) -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert f"{service} is protected: the application runs here, its secondary is ready" in done.stdout
     print(f"{service}: {time.monotonic() - began:.1f} s")
-    assert (state(pair.one, service), state(pair.two, service)) == ("PRIM", "SECOND")
+    assert (pair.one.state(service), pair.two.state(service)) == ("PRIM", "SECOND")
     for server in (pair.one, pair.two):
         assert enabled(server, service) == "disabled"
         assert server.safekit("boot", "status", "-m", service).stdout.split() == [service, "on"]

@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 from burners import saturated
 from pair import Pair, userconfig
 
 from lab.cluster import Lab
-from tests.conftest import unique_lab_name
 
 MINUTES = float(os.environ.get("SAFE_SOAK_MINUTES") or 10)
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    made = Lab.up(unique_lab_name())
-    yield made
-    made.down()
 
 
 @pytest.mark.slow

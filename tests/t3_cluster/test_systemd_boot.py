@@ -72,12 +72,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         network.close()
 
 
-def state(server: Machine, module: str) -> str:
-    return server.safekit("state", "-lq", "-m", module, check=False).stdout.strip()
-
-
 def wait_state(server: Machine, module: str, wanted: str) -> None:
-    wait_until(lambda: state(server, module) == wanted, 40, lambda: f"{module} {wanted}: {state(server, module)!r}")
+    wait_until(lambda: server.state(module) == wanted, 40, lambda: f"{module} {wanted}: {server.state(module)!r}")
 
 
 def module_log(server: Machine, module: str) -> str:
@@ -176,7 +172,7 @@ def test_modules_start_at_boot_and_stop_in_order_at_shutdown(server: Machine) ->
     server.boot()
     wait_state(server, "data", "ALONE")
     wait_state(server, "app", "UP")
-    assert state(server, "idle") == "STOP"
+    assert server.state("idle") == "STOP"
     for module in ("data", "app"):
         text = module_log(server, module)
         assert "Action start called at boot time" in text and "Previous halt unexpected" not in text
@@ -204,7 +200,7 @@ def test_a_killed_safeadmin_is_started_again_and_its_modules_go_on(server: Machi
         return now not in (first, "0") and server.safekit("state", check=False).returncode == 0
 
     wait_until(another, 20, "systemd starts safeadmin again")
-    assert state(server, "data") == "ALONE" and server.run("cat /replicated/starts").stdout == starts
+    assert server.state("data") == "ALONE" and server.run("cat /replicated/starts").stdout == starts
     assert active(server, "application") == "active"
 
 
@@ -255,7 +251,7 @@ def test_the_daemon_of_kairosdb_as_its_readme_says(server: Machine) -> None:
 def test_an_upgrade_keeps_what_starts_at_boot_and_starts_the_services_again(server: Machine) -> None:
     refused = server.run(["dpkg", "-i", "/root/2.deb"], check=False, timeout=300)
     assert refused.returncode != 0 and "running: app" in refused.stderr and "safekit shutdown" in refused.stderr
-    assert state(server, "data") == "ALONE"
+    assert server.state("data") == "ALONE"
     server.safekit("boot", "-m", "app", "off")
     server.safekit("boot", "weboff")
     server.safekit("shutdown")
@@ -266,7 +262,7 @@ def test_an_upgrade_keeps_what_starts_at_boot_and_starts_the_services_again(serv
     server.shutdown()
     server.boot()
     wait_state(server, "data", "ALONE")
-    assert state(server, "app") == "STOP" and active(server, "safewebserver") == "inactive"
+    assert server.state("app") == "STOP" and active(server, "safewebserver") == "inactive"
     server.safekit("boot", "webon")
     assert server.run(["systemctl", "is-enabled", "safewebserver"]).stdout == "enabled\n"
 

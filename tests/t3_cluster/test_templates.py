@@ -4,14 +4,13 @@ for MariaDB and MySQL runs a database through a swap, the death of its process a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
+from labs import lab_of_the_file
 from pair import Pair
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 TEMPLATES = "/opt/safekit/Application_Modules"
 DELIVERED = {
@@ -21,11 +20,7 @@ DELIVERED = {
 MACROS = {"MYSQL_DIR": "/srv/my", "PULSE": "150", "TIMEOUT": "2000"}
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    made = Lab.up(unique_lab_name())
-    yield made
-    made.down()
+lab = lab_of_the_file()
 
 
 def test_each_template_is_installed_and_configured(lab: Lab) -> None:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 
-import pytest
+from labs import blocks, lab_of_the_file
 
 from lab.cluster import Lab, Node
 from lab.waiting import wait_until
-from tests.conftest import unique_lab_name
 
 PASSWORD = "/var/safekit/admin-password"
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab.up(unique_lab_name(), nodes=3, bare=True)
-    yield lab
-    lab.down()
+lab = lab_of_the_file(nodes=3, bare=True)
 
 
 def cluster_xml(where: Lab, names: dict[str, tuple[str, ...]]) -> str:
@@ -31,12 +25,6 @@ def cluster_xml(where: Lab, names: dict[str, tuple[str, ...]]) -> str:
         nodes = "".join(f'<node name="{name}" addr="{where.nodes[name].address(lan)}"/>' for name in members)
         lans += f'<lan name="{lan}" console="{console}">{nodes}</lan>'
     return f"<cluster><lans>{lans}</lans></cluster>"
-
-
-def blocks(text: str) -> dict[str, str]:
-    """What each server said, by node."""
-    parts = re.split(r"^--- (\S+).*\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def confinfo(node: Node) -> set[str]:
