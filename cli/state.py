@@ -27,7 +27,7 @@ def progress(view: ModuleView) -> Progress | None:
         return None
     from safekit.bus.asking import ask_sync
     from safekit.bus.message import BusError
-    from safekit.bus.requests.nfsadmin import GetStatus
+    from safekit.bus.requests.nfsadmin_status import GetStatus
 
     try:
         return progress_of(ask_sync(view.module, GetStatus(), 0.5))

@@ -16,7 +16,7 @@ from typing import Any
 
 from safekit import __version__
 from safekit.bus.endpoint import BusError, Endpoint
-from safekit.bus.requests.nfsadmin import GetStatus
+from safekit.bus.requests.nfsadmin_status import GetStatus
 from safekit.configuration import list_modules
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name
 from safekit.disk.resources import load

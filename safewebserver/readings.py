@@ -15,7 +15,7 @@ from lxml import etree
 
 from safekit.bus.asking import Ask, Document
 from safekit.bus.endpoint import BusError, Endpoint
-from safekit.bus.requests import nfsadmin, vipd
+from safekit.bus.requests import nfsadmin_status, vipd
 from safekit.configuration import ConfigureError, active_stamp, current_signature, module_id
 from safekit.disk.archive import ArchiveError, unpack
 from safekit.disk.paths import ModulePaths, cluster_dir, node_name, safe, valid_module_name
@@ -181,7 +181,7 @@ class Readings:
     async def replication(self, request: web.Request) -> web.StreamResponse:
         """What nfsadmin says of the replicated directories."""
         need(request, Role.MONITOR)
-        return reply(request, await self._ask(paths_of(request.match_info["module"]), nfsadmin.GetStatus()))
+        return reply(request, await self._ask(paths_of(request.match_info["module"]), nfsadmin_status.GetStatus()))
 
     async def farm(self, request: web.Request) -> web.StreamResponse:
         """What vipd says of the sharing of the load."""

@@ -21,7 +21,7 @@ from nfsbox.admin.roles import Roles
 from nfsbox.admin.standing import TRIES, Standing
 from safekit.bus.asking import Ask, Document, Serve, Service, answer_fields
 from safekit.bus.endpoint import BusError
-from safekit.bus.requests import nfsadmin, nfsbox
+from safekit.bus.requests import nfsadmin, nfsadmin_status, nfsbox
 from safekit.process.frame import Context
 from safekit.rfs import generations
 
@@ -70,10 +70,10 @@ class Admin:
     def requests(self) -> Service:
         """What nfsadmin serves: heart, nfsbox and reintegre."""
         return Service(
-            nfsadmin.NFSADMIN,
+            nfsadmin_status.NFSADMIN,
             [
                 *((kind, self._one_at_a_time) for kind in self._roles),
-                (nfsadmin.GetStatus, self._status),
+                (nfsadmin_status.GetStatus, self._status),
                 (nfsadmin.Reconfigure, self._reconfigure),
                 (nfsadmin.Pair, self._pair),
                 (nfsadmin.ReplicationLost, self._replication_lost),
@@ -125,7 +125,7 @@ class Admin:
         if rfs is not None and self.standing.role != "none":
             await self.asking.nfsbox(nfsbox.Configure(rfs.async_mode == "none", self.flow.source()))
 
-    async def _status(self, _: nfsadmin.GetStatus) -> Document:
+    async def _status(self, _: nfsadmin_status.GetStatus) -> Document:
         standing, box = self.standing, None
         if standing.role != "none":
             with contextlib.suppress(BusError):

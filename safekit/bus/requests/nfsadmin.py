@@ -8,20 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safekit.bus.asking import Ask, Document, Done
-
-NFSADMIN = "nfsadmin"
+from safekit.bus.asking import Ask, Done
+from safekit.bus.requests.nfsadmin_status import NFSADMIN
 
 State = dict[str, Any]
 """Fields of a `safekit.rfs.generations.DataState`, which whoever uses them checks."""
-
-
-@dataclass(frozen=True, slots=True)
-class GetStatus(Ask[Document]):
-    """State of the replication, and how far a reintegration is."""
-
-    process = NFSADMIN
-    op = "status"
 
 
 @dataclass(frozen=True, slots=True)
