@@ -18,7 +18,8 @@ A server in no pair has broken its last one with an entry G, in the write that s
 - so has the one that knows fewer marks of their last common entry, by more than the one that may be on its way;
 - so has the one that does not know a later entry of the other one that has a mark: it had noted that entry;
 - when both started from one entry, or both were the primary or the secondary of one pair, one is a copy of the other;
-- so it is when both are in no pair, up to date, and have one last entry: who has that has begun it.
+- so it is when one of them is up to date and in no pair, so that it has begun its last entry by itself, and the other
+  one has, too, or has started (S) from there.
 
 Such a server does not start the application, and none becomes its secondary, before an administrator says which data
 counts. What was set back by less than two marks cannot be told from a power failure.
@@ -170,9 +171,11 @@ def _proved(s: State, peer: Beat, met: Meeting) -> SetBack:
     both_one = mine == theirs == "pair" and s.lastprim == peer.lastprim and s.term == peer.term
     if met.noted[0] != met.noted[1]:
         return SetBack.THERE if met.noted[0] else SetBack.HERE
-    both_began = (
-        met.mine is met.theirs is None and not (s.paired or peer.paired) and s.uptodate and peer.uptodate == "up"
+    began = (
+        met.mine is None and s.uptodate and not s.paired,
+        met.theirs is None and peer.uptodate == "up" and not peer.paired,
     )
+    both_began = (began[0] and (began[1] or _started(met.theirs))) or (began[1] and _started(met.mine))
     if both_started or both_began or all(met.noted):
         return SetBack.COPIES
     if gap > TOLERATED or (mine in ("G", "pair") and theirs == "S"):
@@ -188,6 +191,10 @@ def _proved(s: State, peer: Beat, met: Meeting) -> SetBack:
     if peer.paired and not peer.lastprim and met.theirs is not None:
         return SetBack.HERE
     return SetBack.NOBODY
+
+
+def _started(after: Entry | None) -> bool:
+    return after is not None and after.kind == "S"
 
 
 def _broke(after: Entry | None, *, paired: bool) -> str:

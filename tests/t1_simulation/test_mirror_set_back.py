@@ -149,6 +149,14 @@ def test_a_primary_goes_on_to_count(mine: str, theirs: str, wanted: str) -> None
     assert write(lineage.own(state)) == wanted
 
 
+def test_a_copy_that_has_started_beside_the_server_that_it_is_a_copy_of() -> None:
+    here = server("Gb:0,Sa:5")
+    here.resources["rfs.uptodate"] = "up"
+    assert lineage.set_back(here, heard("Sc:0,Gb:0,Sa:5")) is SetBack.COPIES
+    there = Beat("B", 1, lineage="Gb:0,Sa:5", lastprim=True, term=1, uptodate="up")
+    assert lineage.set_back(server("Sc:0,Gb:0,Sa:5"), there) is SetBack.COPIES
+
+
 @pytest.mark.parametrize("there", ["up", "down"])
 def test_two_in_no_pair_that_both_began_their_last_entry_are_copies(there: str) -> None:
     """A copy of a server that went on alone, while that server decides anew; not the secondary that it left behind."""
