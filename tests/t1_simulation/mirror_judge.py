@@ -75,7 +75,9 @@ class Judge:
             # it cannot know better, and must replace nothing
             return
         if missing:
-            if server.yielded and not self.forced and (heart is None or heart.peer is None):
+            # after a split, whoever was told that it is out of date has given up what it acknowledged by itself
+            given_up = self.split and other.disk.get("rfs.uptodate") != "up"
+            if server.yielded and not (self.forced or given_up) and (heart is None or heart.peer is None):
                 raise Violation(f"{server.name}, which had left the application, lacks acknowledged writes (doubt)")
             if self.forced or (self.split and self.world.options.partitions):
                 self.acked -= missing
