@@ -95,7 +95,7 @@ def cross(engine: Engine, root: Root, found: Crossing) -> None:
             stream.forget(file)
         if local:
             file.times_due = False
-            engine.due_files.discard(file)
+            engine.times.files.discard(file)
         engine.files.cross(file, path, local=local)
 
 

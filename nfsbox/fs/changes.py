@@ -113,16 +113,10 @@ class Changes:
 
     def send_name(self, stream: Stream, op: Op, path: bytes, body: bytes, **fields: int) -> int:
         """Send an operation on a name; the time of its directory follows within a second."""
-        self._engine.due_directories.add((self._index, parent(path)))
+        self._engine.times.directories.add((self._index, parent(path)))
         return stream.send(op, self._index, body=body, **fields)
 
     def record_names(self, *paths: bytes) -> None:
         """Entries of their directories are about to change. Raises OSError."""
         for path in paths:
             self._engine.tracker.touch_directory(self._index, parent(path))
-
-    def time_due(self, file: File) -> None:
-        """The peer gets the time of a change within a second, also of a file that stays open. Under the order lock."""
-        if not file.times_due:
-            file.times_due = True
-            self._engine.due_files.add(file)

@@ -98,7 +98,7 @@ class Content:
                 if not stream.strict:
                     lenient = engine.lenient(stream)
             file.version += 1
-            self._changes.time_due(file)
+            engine.times.changed(file)
         if stream is not None:
             try:
                 code = engine.settle(stream, number)
@@ -249,7 +249,7 @@ class Content:
                 local()
             finally:
                 file.version += 1
-            self._changes.time_due(file)
+            engine.times.changed(file)
             stream = None if file.orphan else engine.stream
             if stream is not None and not stream.bind(file):
                 stream = None

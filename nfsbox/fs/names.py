@@ -340,7 +340,7 @@ class Names(Base):
             status = self.tree.status(path)
             if status is not None and status.st_ino == file.inode:
                 file.orphan, file.path = False, path
-                self.engine.due_directories.add((self.index, parent(path)))
+                self.engine.times.directories.add((self.index, parent(path)))
 
     def _rename(self, source: bytes, target: bytes) -> None:
         out, into = self._excluded(source), self._excluded(target)
@@ -356,7 +356,7 @@ class Names(Base):
         directory = stat.S_ISDIR(status.st_mode)
         file = self._changes.identity(source, status)
         kept = tuple(path for path, local in ((source, out), (target, into)) if not local)
-        if directory and self.engine.due_directories:
+        if directory and self.engine.times.directories:
             self.engine.flush_times()  # times that are due are kept by path
         replaced = self.tree.status(target)
         if replaced is not None:
@@ -379,7 +379,7 @@ class Names(Base):
                 return self._changes.send_name(stream, Op.REMOVE, source, source)
             if out:
                 return self._export(stream, target)
-            self.engine.due_directories.add((self.index, parent(source)))
+            self.engine.times.directories.add((self.index, parent(source)))
             return self._changes.send_name(stream, Op.RENAME, target, source + target, extra=len(source))
 
         self._changes.make(kept, apply, send, record=record, recursive=directory or out, always_revisit=True)
@@ -412,7 +412,7 @@ class Names(Base):
         for old, new, status in ((one, other, found[0]), (other, one, found[1])):
             border.crossing(self.root, None, old, new, status)
         directory = any(stat.S_ISDIR(status.st_mode) for status in found)
-        if directory and engine.due_directories:
+        if directory and engine.times.directories:
             engine.flush_times()  # times that are due are kept by path
         files = self._changes.identity(one, found[0]), self._changes.identity(other, found[1])
         moves = ((files[0], one, aside), (files[1], other, one), (files[0], aside, other))
@@ -431,7 +431,7 @@ class Names(Base):
                 engine.files.renamed(self.index, old, new)
 
         def send(stream: Stream) -> int:
-            engine.due_directories.add((self.index, above))
+            engine.times.directories.add((self.index, above))
             return self._changes.send_name(stream, Op.EXCHANGE, other, one + other, extra=len(one))
 
         self._changes.make(

@@ -252,7 +252,7 @@ class Operations(Names):
 
     def _send_create(self, stream: Stream, file: File, status: os.stat_result, mode: int) -> int:
         file.fid, file.session = stream.new_fid(), stream.identity
-        self._changes.time_due(file)
+        self.engine.times.changed(file)
         attr = pack_attr(Set.MODE | Set.UID | Set.GID, status.st_mode, status.st_uid, status.st_gid)
         return self._changes.send_name(stream, Op.CREATE, file.path, attr + file.path, fid=file.fid, b=mode)
 
@@ -295,7 +295,7 @@ class Operations(Names):
         ("second") or on its disk ("none"); only the times remain to be sent, within a second."""
         file = self.handles[fh]
         if file.times_due:
-            self.engine.due_files.add(file)
+            self.engine.times.files.add(file)
         if datasync:
             steps.data_commit(fh)
         else:
@@ -313,7 +313,7 @@ class Operations(Names):
         engine = self.engine
         last = engine.files.closed(file)
         if last:
-            engine.due_files.discard(file)
+            engine.times.files.discard(file)
         if self._known_to_peer(file):  # else there is nothing to say, and nothing to wait for
             with engine.order:
                 stream = engine.stream
@@ -326,7 +326,7 @@ class Operations(Names):
                             mtime = 0
                         stream.send(Op.CLOSE, self.index, file.fid, mtime, flags=Flag.NONE)
                     elif file.times_due:
-                        engine.due_files.add(file)
+                        engine.times.files.add(file)
         os.close(fh)
         if last and file.temporary:
             self._remove_temporary(file)

@@ -19,7 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Final
@@ -28,7 +28,9 @@ from nfsbox.pair.commit import Disks
 from nfsbox.pair.files import File, Files
 from nfsbox.pair.hidden import PlaceHolders
 from nfsbox.pair.latency import Latency
+from nfsbox.pair.revisit import Revisit
 from nfsbox.pair.stream import State, Stream
+from nfsbox.pair.times import Times
 from nfsbox.pair.tracking import Tracker
 from safekit import syscalls
 from safekit.bus.asking import Ask, Done
@@ -36,9 +38,8 @@ from safekit.bus.requests.nfsadmin import ReplicationLost, SessionLost
 from safekit.disk import steps
 from safekit.rfs.changes import Mode
 from safekit.rfs.exclusions import Exclusions
-from safekit.rfs.identity import Identity
 from safekit.rfs.tree import KEPT, Tree
-from safekit.rfs.wire import Channel, Op, Set, pack_attr
+from safekit.rfs.wire import Channel, Op
 
 log = logging.getLogger("nfsbox")
 
@@ -80,40 +81,6 @@ class Settings:
     bandwidth: float | None = None  # bytes per second of a resynchronisation
     writeback: bool = False
     checkpoint: float = 120.0
-
-
-@dataclass
-class Revisit:
-    """Entries that must be compared again before a resynchronisation can end: (root, path) -> also below it. doubts:
-    files whose content the secondary may lack, although it was found equal before."""
-
-    entries: dict[tuple[int, bytes], bool] = field(default_factory=dict)
-    doubts: set[tuple[int, Identity]] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, root: int, path: bytes, *, recursive: bool = False) -> None:
-        """From any thread: one that adds the entry alone must not undo that another asked for what is below it."""
-        with self._lock:
-            self.entries[root, path] = recursive or self.entries.get((root, path), False)
-
-    def doubt(self, root: int, file: Identity) -> None:
-        """The secondary may lack what was written to a file."""
-        with self._lock:
-            self.doubts.add((root, file))
-
-    def take_doubts(self) -> set[tuple[int, Identity]]:
-        """Take the doubts. Behind the entries: a doubt is noted before its entry."""
-        with self._lock:
-            taken, self.doubts = self.doubts, set()
-        return taken
-
-    def take(self, most: int) -> dict[tuple[int, bytes], bool]:
-        """Take entries off the list."""
-        with self._lock:
-            taken = dict(list(self.entries.items())[:most])
-            for key in taken:
-                del self.entries[key]
-        return taken
 
 
 #: Seconds within which a paired peer acknowledges what is under way when this server leaves its role.
@@ -168,8 +135,7 @@ class Engine:
         self.stream: Stream | None = None
         self.awaiting = False  # paired, but the peer has not connected yet: changes wait
         self.revisit = Revisit()
-        self.due_files: set[File] = set()  # open files and directories whose times the peer lacks
-        self.due_directories: set[tuple[int, bytes]] = set()
+        self.times = Times(lambda root: self.roots[root].tree)
         self.held = 0  # threads whose change waits for the fate of a lost peer
         self._holding = threading.Lock()
         self.latency = Latency()
@@ -280,44 +246,10 @@ class Engine:
         return file.named
 
     def flush_times(self) -> None:
-        """Send the times that have changed since the last call. They are no part of what is acknowledged: a peer
-        that takes over has its own times of the last second's changes."""
-        while self.due_files or self.due_directories:
+        """Send the times that are due."""
+        while self.times:
             with self.order:
-                self._flush_some(self.stream, 200)
-
-    def _flush_some(self, stream: Stream | None, most: int) -> None:
-        told = stream if self.writable else None
-        for _ in range(most):
-            if self.due_directories:
-                root, path = self.due_directories.pop()
-                mtime = self._mtime(root, path) if told is not None else None
-                if told is not None and mtime is not None:
-                    told.send(Op.PSETATTR, root, body=pack_attr(Set.MTIME, mtime=mtime) + path, flags=0)
-            elif self.due_files:
-                file = self.due_files.pop()
-                if told is None or file.session != told.identity or file.orphan:
-                    file.times_due = False  # whoever does not know the file yet gets its time with its content
-                    continue
-                mtime = self._mtime_of(file)
-                if mtime is not None:  # else its CLOSE tells it
-                    file.times_due = False
-                    told.send(Op.SETATTR, file.root, file.fid, body=pack_attr(Set.MTIME, mtime=mtime), flags=0)
-            else:
-                return
-
-    def _mtime(self, root: int, path: bytes) -> int | None:
-        """None for an entry that is gone: nobody asks for its time."""
-        try:
-            return self.roots[root].tree.lstat(path).st_mtime_ns
-        except OSError:
-            return None
-
-    def _mtime_of(self, file: File) -> int | None:
-        """None when the names by which it is known are gone: the others are not searched for a time."""
-        tree = self.roots[file.root].tree
-        found = (tree.status(path) for path in (file.path, file.named) if path is not None)
-        return next((status.st_mtime_ns for status in found if status and status.st_ino == file.inode), None)
+                self.times.send(self.stream if self.writable else None, 200)
 
     # --- streams --------------------------------------------------------------------------------------------
 
@@ -427,8 +359,8 @@ class Engine:
             stream = self.stream
             if stream is None or stream.state is not State.PAIRED:
                 return False
-            while self.due_files or self.due_directories:
-                self._flush_some(stream, 1000)
+            while self.times:
+                self.times.send(stream if self.writable else None, 1000)
             self.writable = False
             number = stream.send(Op.HANDOVER, 0, body=token)
         code = stream.wait(number, timeout)
@@ -483,8 +415,8 @@ class Engine:
         with self.order:
             stream = self.stream
             if stream is not None and stream.state is State.PAIRED:
-                while self.due_files or self.due_directories:
-                    self._flush_some(stream, 1000)
+                while self.times:
+                    self.times.send(stream if self.writable else None, 1000)
                 number = stream.send(Op.PING, 0)
             if last:
                 self.writable = False

@@ -14,7 +14,8 @@ import pytest
 
 from nfsbox.box import Box
 from nfsbox.pair import tracking
-from nfsbox.pair.engine import Engine, Revisit, Settings
+from nfsbox.pair.engine import Engine, Settings
+from nfsbox.pair.revisit import Revisit
 from nfsbox.pair.tracking import Tracker
 from nfsbox.place import Place
 from safekit.disk import steps
@@ -430,10 +431,10 @@ def test_a_disk_that_refuses_what_the_clock_wants_recorded_ends_no_tick(
     box.engine.become_primary(paired=False)
     box._tracker.touch_directory(0, b"a", 100 * 10**9)
     set_back(box._tracker, 60)
-    box.engine.due_directories.add((0, b"a"))
+    box.engine.times.directories.add((0, b"a"))
     seen = failing(monkeypatch, step, errno.EIO)
     box.tick()
-    assert seen and not box.engine.due_directories
+    assert seen and not box.engine.times.directories
     seen.append(-1)
     box.tick()
     assert abs(again(box._tracker).changes.directories[0, b"a"] - 40 * 10**9) < 10**9
