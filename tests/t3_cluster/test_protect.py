@@ -96,9 +96,9 @@ class Pair:
     def python(self, code: str, *words: str, check: bool = True) -> str:
         return self.client("python3", "-c", code, *words, check=check)
 
-    def sql(self, text: str) -> str:
+    def sql(self, text: str, check: bool = True) -> str:
         where = ("-h", VIPS["postgresql"], "-U", "postgres", "-At", "-c", text)
-        return self.client("env", "PGCONNECT_TIMEOUT=5", "psql", *where)
+        return self.client("env", "PGCONNECT_TIMEOUT=5", "psql", *where, check=check)
 
     def poweroff_one(self) -> None:
         """A network name space outlives its server: the addresses go with the power too."""
@@ -271,6 +271,10 @@ def test_the_power_of_their_server_fails_and_nothing_acknowledged_is_missing(pai
         30,
         "orders",
     )
+    # Each recovers first, as after every loss of power.
+    wait_until(lambda: pair.sql("select 1", check=False) == "1", 60, "PostgreSQL")
+    wait_until(lambda: "PONG" in pair.python(REDIS, VIPS["redis-server"], "PING", check=False), 60, "Redis")
+    wait_until(lambda: pair.two.run("mariadb -Ne 'select 1'", check=False).stdout == "1\n", 60, "MariaDB")
     assert pair.sql("select count(*), max(n) from ledger") == "20|19"
     assert "value" in pair.python(REDIS, VIPS["redis-server"], "GET", "key")
     assert pair.two.run("mariadb -Ne 'select n from shop.t'").stdout == "42\n"
