@@ -39,6 +39,8 @@ HANDSHAKE_SECONDS = 15.0
 """More than safetls takes for one."""
 FULL_SECONDS = 1.0
 """After which a connection is accepted again when there was no descriptor for it."""
+TELL_SECONDS = 60.0
+"""Between two lines about it."""
 CLOSE_SECONDS = 2.0
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -241,13 +243,15 @@ class Front:
             self._accepting.start(self._accept(sock, secure))
 
     async def _accept(self, listening: socket.socket, secure: bool) -> None:
-        loop = asyncio.get_running_loop()
+        loop, told = asyncio.get_running_loop(), float("-inf")
         while True:
             try:
                 sock, remote = await loop.sock_accept(listening)
             except OSError as error:
                 if error.errno in _FULL:
-                    self._say(f"no connection can be accepted for now: {error.strerror}")
+                    if loop.time() - told > TELL_SECONDS:
+                        told = loop.time()
+                        self._say(f"no connection can be accepted for now: {error.strerror}")
                     await asyncio.sleep(FULL_SECONDS)
                 continue  # else who connected has gone again
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
