@@ -21,7 +21,8 @@ class Cost(Enum):
     NOTHING = "nothing: the application is not touched"
     RESTART = "the application is started again, here or on the other server"
     OVERLAP = (
-        "for a moment two servers run it: nobody is there who could stop it on one that stands still or lost heart"
+        "for a moment two servers run it: safeadmin stops it on one that lost heart for the time-out, nobody on one "
+        "that stands still"
     )
     SPLIT = "a split without a witness: both servers run it, and what one of them acknowledged is given up"
 

@@ -3,7 +3,7 @@
 const HEADER = {
   "X-SafeKit-Console": "1",
   // The address of the page may ask that this server shows the others the certificate of proxy.crtkey.
-  ...(new URLSearchParams(location.search).get("proxy") === "true" ? { "X-SafeKit-Proxy": "1" } : {}),
+  ...(new URLSearchParams(globalThis.location?.search).get("proxy") === "true" ? { "X-SafeKit-Proxy": "1" } : {}),
 };
 
 /** What the service refused or could not do. */

@@ -23,8 +23,8 @@ from safekit.model.types import Replicated, Rfs
 from safekit.rfs.changes import FRAME, RECORD_1, Changes, Kind, Mode
 from safekit.rfs.identity import Identity
 from safekit.rfs.journal import PREFIX, Loaded, expand, load, moved_directories
-from safekit.rfs.system import generation
 from safekit.rfs.tree import Tree
+from tests.t2_process.identities import real
 
 
 @pytest.fixture
@@ -37,14 +37,6 @@ def tracker(tmp_path: Path) -> Tracker:
 
 def file(inode: int, generation: int = 1) -> Identity:
     return Identity(inode, generation)
-
-
-def real(path: Path) -> Identity:
-    above = os.open(path.parent, os.O_RDONLY)
-    try:
-        return Identity(os.stat(path).st_ino, generation(above, os.fsencode(path.name)))
-    finally:
-        os.close(above)
 
 
 def again(tracker: Tracker) -> Loaded:

@@ -15,20 +15,11 @@ from nfsbox.pair.tracking import Tracker
 from safekit.disk.paths import ModulePaths
 from safekit.rfs.changes import Mode
 from safekit.rfs.difference import Changed, changed, everything, rates, to_copy
-from safekit.rfs.identity import Identity
 from safekit.rfs.journal import load
-from safekit.rfs.system import generation
 from safekit.rfs.tree import Tree
+from tests.t2_process.identities import real
 
 ZONE = 65536
-
-
-def real(path: Path) -> Identity:
-    above = os.open(path.parent, os.O_RDONLY)
-    try:
-        return Identity(os.stat(path).st_ino, generation(above, os.fsencode(path.name)))
-    finally:
-        os.close(above)
 
 
 def test_what_zones_of_a_file_cost() -> None:
