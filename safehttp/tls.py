@@ -25,6 +25,8 @@ HANDSHAKE_SECONDS = 10.0
 """Then a connection without a handshake is closed: it may be somebody who wants all descriptors."""
 CLOSE_SECONDS = 5.0
 """For what was answered last to reach who asked, and for his good bye."""
+END_SECONDS = 0.3
+"""The same when the web service has ended."""
 MAX_KEYS = 4 << 20
 SILENT_SECONDS = 60.0
 """A client who takes nothing for so long has gone."""
@@ -93,8 +95,12 @@ class Tls:
     ) -> None:
         """Until either side has ended; then the other one ends too."""
         ways = [asyncio.create_task(_pass(reader, forth)), asyncio.create_task(_pass(back, writer))]
+        seconds = CLOSE_SECONDS
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # this process ends
+            seconds = END_SECONDS
+            raise
         finally:
             for way in ways:
                 way.cancel()
@@ -102,7 +108,7 @@ class Tls:
             forth.transport.abort()
             writer.close()
             try:
-                async with asyncio.timeout(CLOSE_SECONDS):
+                async with asyncio.timeout(seconds):
                     await writer.wait_closed()
             except TimeoutError:  # he does not take the rest
                 writer.transport.abort()
