@@ -12,7 +12,7 @@ MAX_WORDS = 100
 MAX_WORD = 4096
 
 _MONITOR = frozenset(
-    {"state", "level", "log", "userlog", "why", "confinfo", "waitstart", "waitstop", "waitstate", "simulate", "farm"}
+    "state level log userlog why confinfo waitstart waitstop waitstate simulate farm help".split()  # noqa: SIM905
 )
 _CONTROL = frozenset(
     """
