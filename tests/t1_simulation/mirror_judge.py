@@ -132,6 +132,11 @@ class Judge:
         elif self.world.now - server.red_since > SPEECHLESS:
             raise Violation(f"{name} has waited for {SPEECHLESS:.0f} s and does not say what for")
 
+    def left_and_came_back(self, server: Server) -> None:
+        """It was alone, left the application, and took it again in one decision: not without a break."""
+        server.broken_at = server.broken_at if server.broken else self.world.now
+        server.broken = True
+
     def check_role(self, name: str, before: Role, state: State) -> None:
         """A server becomes primary, or is not any more."""
         server = self.world.servers[name]

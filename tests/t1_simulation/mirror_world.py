@@ -16,6 +16,7 @@ from typing import Any
 from heart.core import lineage, machine, syncat
 from heart.core.actions import (
     Abort,
+    Action,
     Effect,
     Exit,
     Forget,
@@ -34,7 +35,7 @@ from heart.core.actions import (
 from heart.core.decide import beat, decide, new_state
 from heart.core.events import Born, Done, Heard, Ordered, Proved, Replication, ResourceSet, Tick
 from heart.core.hearing import OVERSLEPT_SLACK
-from heart.core.values import Beat, Command, Link, Setup
+from heart.core.values import Beat, Command, Link, Role, Setup
 from heart.shell.telling import Sent
 from safekit.rules.ast import And, Compare, Expression, Not, Or, Resource, Rule
 from safekit.rules.evaluator import Verdict, View, evaluate
@@ -113,6 +114,10 @@ HURRY = 2.0
 PROBE = 3.0
 """Seconds that a witness is asked before it counts as one that does not answer."""
 INTERFACE = "intf.eth0"
+
+
+def _in_wait(action: Action) -> bool:
+    return isinstance(action, Log) and action.code == "local_state" and ("state", "WAIT") in action.fields
 
 
 class World:
@@ -470,6 +475,8 @@ class World:
                 return
         if before.role is not decision.state.role:
             self.judge.check_role(name, before.role, decision.state)
+        elif before.role is Role.ALONE and any(_in_wait(action) for action in decision.actions):
+            self.judge.left_and_came_back(server)
 
     def _perform(self, name: str, action: Any) -> None:
         server = self.servers[name]
