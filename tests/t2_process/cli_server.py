@@ -53,6 +53,7 @@ class NotedAdmin:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refusal: tuple[str, str] | None = None
+        self.states_asked = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),))
@@ -77,6 +78,7 @@ class NotedAdmin:
 
     async def _answer(self, request: bus.Request) -> dict[str, Any]:
         if request.op == "state":
+            self.states_asked += 1
             return {"node": "n1", "modules": self.modules}
         if request.op == "map_lookup":
             name = request.text("name")

@@ -147,7 +147,7 @@ for n in range(count):
 print(json.dumps({"found": found, "slowest": slowest, "failed": times, "ports": ports}), flush=True)
 """
 
-# Open connections that exchange something every 20 ms until a line arrives: address, port, how many.
+# Open connections that exchange something every 20 ms until a line arrives and once more: address, port, how many.
 LONG = r"""
 import json, select, socket, sys, time
 address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -157,8 +157,9 @@ for s in open_:
     s.sendall(b"Lhello"); who.append(s.recv(99).split(b":")[0].decode())
 print("ready", flush=True)
 print(json.dumps(who), flush=True)
-broken, exchanges = {}, 0
-while not select.select([sys.stdin], [], [], 0)[0]:
+broken, exchanges, ending = {}, 0, False
+while not ending:
+    ending = bool(select.select([sys.stdin], [], [], 0)[0])
     for n, s in enumerate(open_):
         if n in broken: continue
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.waiting import wait_until
 from safekit.disk.paths import ModulePaths
 from safekit.spelling import as_word
 from tests.t2_process.cli_server import PRIM, RUNNING, NotedAdmin, Server, install_mirror, make_module, put_state
@@ -90,7 +91,12 @@ def test_a_state_that_cannot_come_is_not_waited_for(server: Server, admin: Noted
 def test_a_module_whose_processes_are_replaced_is_waited_for(server: Server, admin: NotedAdmin) -> None:
     put_state(make_module(), **PRIM)
     admin.modules = {"mirror": {**RUNNING, "running": False}}
-    timer = threading.Timer(1.2, lambda: admin.modules.update(mirror=RUNNING))
+
+    def replace() -> None:
+        wait_until(lambda: admin.states_asked, 20, "the command has seen a module without processes")
+        admin.modules = {"mirror": RUNNING}
+
+    timer = threading.Thread(target=replace)
     timer.start()
     try:
         assert server.run("waitstate", "-m", "mirror", "PRIM", "--timeout", "20").returncode == 0

@@ -76,5 +76,5 @@ def test_config_tells_what_differs_on_other_servers(server: Server, admin: Noted
     assert f"the replicated directories ({data} here, /elsewhere on n2)" in done.stderr
     admin.nodes = {"n2": facts(module("mirror", 1, id="1", directories=str(data), files="x"))}
     done = server.run("config", "-m", "mirror")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and "replicated directories" not in done.stderr
     assert "n2 has another configuration of module mirror: the files of the module" in done.stdout

@@ -407,7 +407,6 @@ def test_what_is_open_at_the_end_of_a_stop_is_told(net: FarmNetwork, tmp_path: P
     assert stopping.order("vip_unset")["ok"]
     assert len(stopping.log("vip_reset")) == (2 if reset else 0)
     for process, who in open_:
-        time.sleep(0.5)
         result = figures(process)
         assert set(result["broken"]) == {str(n) for n, name in enumerate(who) if name == "n1"}, result
         assert all("Reset" in reason for reason in result["broken"].values()), result

@@ -103,8 +103,9 @@ def test_certificates_say_what_they_are_for(first: CaServer) -> None:
     for name in ("server.crt", "admin.crt"):
         checked = openssl("verify", "-x509_strict", "-CAfile", str(first.conf / "cacert.crt"), str(first.conf / name))
         assert checked.endswith(": OK\n")
-    serials = {certificate(path).serial_number for path in first.certs.glob("*.crt")}
-    assert len(serials) == 6 and min(serials).bit_length() > 100
+    issued = list(first.certs.glob("*.crt"))
+    serials = {certificate(path).serial_number for path in issued}
+    assert len(serials) == len(issued) >= 6 and min(serials).bit_length() > 100
 
 
 def test_p12_files_open_with_their_passwords_in_openssl(first: CaServer) -> None:

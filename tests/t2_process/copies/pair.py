@@ -98,7 +98,7 @@ class Server(Node):
 
     def _forget(self, name: str) -> None:
         """The port of a process that is gone is nobody's."""
-        self.ports.pop(f"AM/{name}", None)
+        self._ports.ports.pop(f"AM/{name}", None)
         for endpoint in self.endpoints:
             endpoint._addresses.pop(f"AM/{name}", None)
 
