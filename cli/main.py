@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -375,11 +376,19 @@ def _several(words: Sequence[str]) -> bool:
     return "-lq" in words or "--lq" in words
 
 
+def _interrupted(number: int, frame: object) -> NoReturn:
+    """As Python's own handler, which an event loop would replace: a Ctrl-C that comes when its task has just ended was
+    lost there."""
+    raise KeyboardInterrupt
+
+
 def main() -> NoReturn:
     """Entry point of the script `safekit`."""
     # What root and the members of group safekit make belongs to both of them, and to nobody else.
     os.umask(0o007)
     standard.prepare()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     words = sys.argv[1:]
     standard.leave(run(words), SEVERAL_ERRORS if _several(words) else 1)
 

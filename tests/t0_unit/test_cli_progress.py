@@ -3,13 +3,16 @@ blocks, each with its own time."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import sys
 import threading
 
 import pytest
 
+from cli import main
 from cli.distributed import as_data
 from cli.progress import Live, Meter
 from safekit.wire import webclient
@@ -122,3 +125,16 @@ def test_a_server_that_does_not_answer_is_in_the_json() -> None:
     told = as_data(Target("n1", "http", "10.0.0.1", 9010), CallError("connect", "no connection", "start it"))
     said = [told[name] for name in ("status", "error", "text", "next_step")]
     assert said == [1, "connect", "no connection", "start it"]
+
+
+def test_an_event_loop_does_not_take_ctrl_c_away() -> None:
+    """Its own handler only cancels the task: one that has just ended ends all the same, and the command goes on."""
+
+    async def handler() -> object:
+        return signal.getsignal(signal.SIGINT)
+
+    former = signal.signal(signal.SIGINT, main._interrupted)
+    try:
+        assert asyncio.run(handler()) is main._interrupted
+    finally:
+        signal.signal(signal.SIGINT, former)
