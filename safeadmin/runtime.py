@@ -225,7 +225,8 @@ class ModuleRuntime:
                     await self._begin()
                 await self.forward(order)
             except BusError as error:
-                self.log.event("internal", text=f"the module could not be started again: {error.text}")
+                if error.code != "already":  # it was, by the new processes themselves
+                    self.log.event("internal", text=f"the module could not be started again: {error.text}")
 
     # Asking
 

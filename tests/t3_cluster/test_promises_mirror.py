@@ -161,7 +161,7 @@ KEPT = (f"{VAR}/{MODULE}", BACKING)
 
 def test_a_server_that_was_set_back_overwrites_nothing_without_a_word(pair: Pair) -> None:
     """It comes back from a snapshot of a time when it was alone, and starts first; the other one has served since."""
-    pair.expect("copies", "advice_data")
+    pair.expect("set_back_here", "set_back_there", "advice_data")
     pair.expect("quarantined", "reintegration_overwrites", "reintegration_lost_file", "failover_remote_stop")
     one, two = pair.nodes
     pair.install(userconfig())
@@ -191,10 +191,11 @@ def test_a_server_that_was_set_back_overwrites_nothing_without_a_word(pair: Pair
     mark = pair.mark()
     two.safekit("start", "-m", pair.module)
     pair.wait(two, "WAIT red")
-    wait_until(lambda: [line for line in pair.log(one, mark) if line.code == "copies"], 10, "node1 says it")
+    wait_until(lambda: [line for line in pair.log(one, mark) if line.code == "set_back_here"], 10, "node1 says it")
     for node in (one, two):
         told = node.safekit("state", "-m", pair.module).stdout
-        assert "one server was set back, or is a copy of the other" in told and "safekit prim" in told, told
+        whose = "this server" if node is one else "the other server"
+        assert f"the data of {whose} was set back" in told and "safekit prim" in told, told
 
     for node in (one, two):
         stop(pair, node)
