@@ -80,7 +80,7 @@ def apply(lab: Lab, xml: str) -> str:
     one = next(iter(lab))
     one.write("/root/cluster.xml", xml)
     warned = one.safekit("cluster", "config", "/root/cluster.xml").stderr
-    return warned + one.safekit("-H", "[http],*", "-G").stderr
+    return warned + one.safekit("-H", "[http],*", "--insecure", "-G").stderr
 
 
 def texts(pair: Pair, node: Node, since: object) -> list[str]:
@@ -97,7 +97,7 @@ def test_names_with_other_addresses_are_followed_without_a_stop(lab: Lab, pair: 
             node.run(["ip", "addr", "add", f"{head}.{int(last) + moved}/24", "dev", device])
         node.run("echo 1 > /proc/sys/net/ipv4/conf/all/promote_secondaries")
     give_names(lab, moved)
-    pair.one.safekit("-H", "[http],*", "-G")
+    pair.one.safekit("-H", "[http],*", "--insecure", "-G")
     for node in pair.nodes:
         for ident, lan in (("pair", "pair"), ("flow", "repli")):
             ends = [f"{n.address(lan).rpartition('.')[0]}.{int(n.address(lan).rpartition('.')[2]) + moved}"
@@ -177,7 +177,7 @@ def test_a_server_leaves_the_cluster_and_comes_back_under_a_running_farm(lab: La
     one.safekit("cluster", "export", "/root/cluster.zip")
     farm.outside(three, "/root/cluster.zip").write_bytes(farm.outside(one, "/root/cluster.zip").read_bytes())
     three.safekit("cluster", "config", "/root/cluster.zip")
-    one.safekit("-H", "node1,node2", "-G")
+    one.safekit("-H", "node1,node2", "--insecure", "-G")
     three.safekit("start", "-m", "farm")
     farm.wait_sharing(one, two, three)
     found = figures(client)
