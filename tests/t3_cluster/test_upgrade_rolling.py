@@ -78,6 +78,7 @@ def pair(former: Path) -> Iterator[Pair]:
             install(node, "/root/former")
         lab.configure_cluster()
         pair = Pair(lab)
+        pair.same_release = False
         pair.install(userconfig())
         pair.first_start(pair.one)
         pair.wait_records(pair.one, 20)
