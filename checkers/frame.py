@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from safekit.bus.endpoint import BusError
 from safekit.bus.requests.heart import SetResource
-from safekit.process.frame import Context
+from safekit.process.frame import Context, NotConfigured
 
 HEART_TIMEOUT = 2.0
 RETRY = 0.2
@@ -25,12 +25,12 @@ Configured = TypeVar("Configured")
 def configured(context: Context, items: Iterable[Configured], ident: str) -> Configured:
     """The checker of that ident in the active configuration.
 
-    Raises KeyError when the configuration no longer has it: heart then no longer starts it either.
+    Raises NotConfigured when the configuration no longer has it: heart then no longer starts it either.
     """
     for item in items:
         if getattr(item, "ident", None) == ident:
             return item
-    raise KeyError(f"{context.name} {ident} is not in the configuration of module {context.module}")
+    raise NotConfigured(f"{context.name} {ident} is not in the configuration of module {context.module}")
 
 
 class Reporter:

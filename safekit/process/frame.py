@@ -33,6 +33,8 @@ from safekit.process import ownlog, stacks
 from safekit.process.tasks import Beside, told
 
 LATE_SECONDS = 0.5
+NOT_CONFIGURED = 2
+"""Exit status of a process that the active configuration has no place for."""
 KEPT = 1000
 """Measures in memory: a minute of them at the shortest pulse that is useful."""
 REALTIME_MEASURED, MEASURED = 1.0, 10.0
@@ -70,6 +72,11 @@ class Lateness:
         """The largest lateness of the last `seconds`, 0.0 when there is none."""
         since = time.monotonic() - seconds
         return max((late for when, late in self._samples if when >= since), default=0.0)
+
+
+class NotConfigured(Exception):
+    """The active configuration has no place for this process any more: it changed while the process was started. No
+    defect; heart is about to end it."""
 
 
 @dataclass
@@ -265,6 +272,9 @@ async def _run(
     give_back_memory()
     try:
         return await main(context) or 0
+    except NotConfigured as gone:
+        log.debug(str(gone))
+        return NOT_CONFIGURED
     finally:
         # We are leaving: a signal that meets a closed loop, or a handler that changes, would be reported as a defect.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))

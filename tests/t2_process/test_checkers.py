@@ -16,6 +16,7 @@ import pytest
 from checkers.tcpcheck import accepts
 from safekit.disk.resources import ResourceWriter
 from safekit.model.types import Check, CustomCheck, IpCheck, ModuleConfig, PingCheck, Replicated, Rfs, TcpCheck
+from safekit.process.frame import NOT_CONFIGURED
 from tests.fakes import FakeServer
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -49,6 +50,20 @@ def test_tcpcheck_follows_a_service(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.wait, 5) == 0
             again.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_checker_that_is_not_configured_any_more_is_no_defect(tmp_path: Path) -> None:
+    """A dynamic configuration takes it away while the supervisor starts it."""
+
+    async def scenario() -> None:
+        async with FakeServer(tmp_path, module(Check())) as server:
+            process = server.spawn("checkers.tcpcheck", "--ident", "web")
+            _, said = await asyncio.to_thread(process.communicate, None, 20)
+            logs = b"".join(path.read_bytes() for path in tmp_path.rglob("*.log"))
+            assert process.returncode == NOT_CONFIGURED and b"tcpcheck web is not in the configuration" in logs + said
+            assert b"Traceback" not in logs + said
 
     asyncio.run(scenario())
 

@@ -135,7 +135,11 @@ def test_a_manager_asks_the_agent_of_a_server(lab: Lab) -> None:
     for name, number in (("db", "1"), ("web", "2")):
         assert f'{PREFIX}.1.1.3.{number} "{name}"' in names
     walked = snmp(client, "snmpbulkwalk", target, f"{PREFIX}.2.1.2.1")[1]
-    shown = [line.split()[0] for line in one.safekit("state", "-v", "-m", "db").stdout.splitlines() if " by " in line]
+    shown = [
+        line.split()[0]
+        for line in one.safekit("state", "-v", "-m", "db").stdout.splitlines()
+        if re.match(r"\s*\S+\.\S+ .* by ", line)
+    ]
     assert len(shown) > 5 and all(f'"{name}"' in walked for name in shown), (shown, walked)
     code, said = snmp(client, "snmpset", target, f"{PREFIX}.1.1.4.2", "i", "2", community="private")
     assert code != 0 and "noAccess" in said, said
