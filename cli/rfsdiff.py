@@ -21,6 +21,7 @@ from safekit.log.select import select
 from safekit.model.application import ConfigureError
 from safekit.rfs import difference
 from safekit.rfs.difference import Changed, Range
+from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.journal import load
 from safekit.rfs.tree import Tree
 from safekit.view.module import read_module
@@ -75,6 +76,10 @@ class _Difference:
         self.paths = paths
         self.directories = [replicated.dir for replicated in config.rfs.replicated]
         self.trees = [Tree(os.fsencode(place + config.rfs.suffix)) for place in self.directories]
+        self.exclusions = [
+            Exclusions(replicated.notreplicated_paths, replicated.notreplicated_regex)
+            for replicated in config.rfs.replicated
+        ]
         self.loaded = load(paths.rfs)
         self.why = self.loaded.why if not self.loaded.reliable else ""
         if paths.full_required.exists():
@@ -88,7 +93,11 @@ class _Difference:
         for tree in self.trees:
             tree.open()
         try:
-            found = difference.everything(self.trees) if self.why else difference.changed(self.loaded, self.trees)
+            found = (
+                difference.everything(self.trees, self.exclusions)
+                if self.why
+                else difference.changed(self.loaded, self.trees)
+            )
             for one in found:
                 self.files += 1
                 self.copied += one.copied

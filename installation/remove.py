@@ -10,6 +10,7 @@ from installation.product import pack_module, remove_leftovers
 from installation.system import ACCOUNT, SAFEINI, remove_service, remove_settings
 from installation.target import SAFE, InstallError, Target
 from safekit.disk.files import boot_identity
+from safekit.process import crontab
 from safekit.process.confined import USER as WEB_ACCOUNT
 
 PACKAGE_LIST = "/var/lib/dpkg/info/safekit.list"
@@ -112,6 +113,8 @@ def uninstall(target: Target, *, everything: bool) -> list[str]:
             shutil.rmtree(target.safevar)
         target.at(SAFEINI).unlink(missing_ok=True)
         prefix = [] if target.is_this_system else ["--prefix", str(target.root)]
+        if target.is_this_system:
+            crontab.remove(ACCOUNT)
         for account in (ACCOUNT, WEB_ACCOUNT):
             for tool in ("userdel", "groupdel"):  # userdel removes the group too where it is the user's own
                 subprocess.run([tool, *prefix, account], capture_output=True, check=False)

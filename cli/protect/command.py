@@ -14,7 +14,7 @@ from cli.protect import look, way
 from cli.protect.facts import Server
 from cli.protect.files import files_of
 from cli.protect.plan import Plan, Wish, make
-from safekit.disk.paths import ModulePaths, cluster_dir, node_name
+from safekit.disk.paths import ModulePaths, cluster_dir, node_name, valid_module_name
 from safekit.model.codec import CodecError, from_json, to_data, to_json
 from safekit.model.types import ClusterConfig
 from safekit.view.module import read_module
@@ -70,6 +70,10 @@ def protect_command(
         service, tuple(os.path.normpath(each) for each in data), address, other, module, timeout, port, witness,
         frozenset(despite),
     )  # fmt: skip
+    if not valid_module_name(wish.name):
+        raise Failure(
+            f"{wish.name!r} is no name of a module", "--module NAME: letters, digits, '_', '-', '.', at most 64"
+        )
     if step is not None:
         return _step(step, wish, order)
     began = time.monotonic()
@@ -77,6 +81,11 @@ def protect_command(
     wish = _complete(wish, cluster, asking=on_terminal() and not as_json and not yes)
     if _protected_already(wish, as_json):
         return 0
+    if way.note_file(wish.name).exists() and not ModulePaths(wish.name).root.exists():
+        raise Failure(
+            f"an earlier safekit protect of {wish.name} was interrupted",
+            f"safekit protect --step take-back --module {wish.name}, here and on {wish.other}; then this one again",
+        )
     target = _target(wish.other)
     plan = _plan(wish, cluster, target)
     if as_json:

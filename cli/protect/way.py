@@ -15,7 +15,7 @@ from cli.base import Failure
 from cli.protect.facts import Directory
 from cli.protect.look import systemctl
 from safekit.disk.files import sync_directory, write_atomic
-from safekit.disk.paths import safevar
+from safekit.disk.paths import ModulePaths, safevar
 from safekit.model.codec import from_json, to_json
 
 STOP_SECONDS = 600.0
@@ -49,6 +49,8 @@ def note_file(module: str) -> Path:
 
 def make(order: Order) -> Done:
     """Do it. Raises Failure; what was done until then is in the note."""
+    # What an interrupted run has stopped and disabled must not be noted as what there was.
+    take_back(order.module)
     done = Done(
         tuple(unit for unit in order.units if _said("is-active", unit) in ("active", "activating", "reloading")),
         tuple(unit for unit in order.disabled if _said("is-enabled", unit) == "enabled"),
@@ -68,12 +70,17 @@ def make(order: Order) -> Done:
 
 
 def take_back(module: str) -> None:
-    """Everything as it was, as far as the note says. Raises Failure."""
+    """Everything as it was, as far as the note says. Raises Failure, also while the module has the directories."""
     path = note_file(module)
     try:
         done = from_json(Done, path.read_bytes())
     except FileNotFoundError:
         return
+    if ModulePaths(module).root.exists() or ModulePaths(module).active_json.exists():
+        raise Failure(
+            f"module {module} is still on this server, and the data is its own",
+            f"safekit stop -m {module}, safekit module uninstall -m {module}, then the same command again",
+        )
     for directory, kept in done.moved:
         if kept and os.path.isdir(kept):
             if os.path.isdir(directory) and not os.path.islink(directory):
@@ -140,10 +147,18 @@ def _place(like: Directory, kept: str) -> None:
     os.makedirs(parent, exist_ok=True)
     if not os.path.isdir(like.path):
         os.mkdir(like.path, 0o700)
-    if kept:
-        shutil.copystat(kept, like.path)
-    os.chown(like.path, like.uid, like.gid)
-    os.chmod(like.path, like.mode)
+    try:
+        # By descriptor: who owns the directory above may have put a link to another one there meanwhile.
+        descriptor = os.open(like.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(f"{like.path} is no directory of its own ({error.strerror})", f"ls -ld {like.path}") from None
+    try:
+        if kept:
+            shutil.copystat(kept, f"/proc/self/fd/{descriptor}")
+        os.fchown(descriptor, like.uid, like.gid)
+        os.fchmod(descriptor, like.mode)
+    finally:
+        os.close(descriptor)
     sync_directory(Path(parent))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 
 SECONDS = 30.0
@@ -26,6 +27,12 @@ def write(user: str, text: str) -> None:
     done = _run(user, "-", text)
     if done.returncode:
         raise CrontabError(done.stderr.strip())
+
+
+def remove(user: str) -> None:
+    """The user has no crontab any more, as where he had none, or where there is no cron."""
+    with contextlib.suppress(CrontabError):
+        _run(user, "-r")
 
 
 def _run(user: str, what: str, text: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from safekit.rfs.exclusions import is_hidden
+from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.journal import Loaded, expand
-from safekit.rfs.tree import Tree
+from safekit.rfs.tree import NOTHING, Tree
 
 Range = tuple[float, float]
 ENOUGH: Final = 1 << 20
@@ -47,9 +47,10 @@ def changed(loaded: Loaded, trees: Sequence[Tree]) -> Iterator[Changed]:
         yield Changed(root, path, status.st_size, to_copy(status.st_size, wanted, loaded.zone_size))
 
 
-def everything(trees: Sequence[Tree]) -> Iterator[Changed]:
-    """Every regular file: what is compared, and copied where it differs, when the record proves nothing."""
-    for root, tree in enumerate(trees):
+def everything(trees: Sequence[Tree], exclusions: Sequence[Exclusions]) -> Iterator[Changed]:
+    """Every regular file that is replicated: what is compared, and copied where it differs, when the record proves
+    nothing."""
+    for root, (tree, stays) in enumerate(zip(trees, exclusions, strict=True)):
         pending = [b""]
         while pending:
             directory = pending.pop()
@@ -57,12 +58,16 @@ def everything(trees: Sequence[Tree]) -> Iterator[Changed]:
                 with tree.inside(directory) as inside:
                     for entry in inside.entries():
                         path = directory + b"/" + entry.name if directory else entry.name
+                        if stays.match(path):
+                            continue
                         if entry.kind == stat.S_IFDIR:
                             pending.append(path)
-                        elif entry.kind == stat.S_IFREG and not is_hidden(path):
+                        elif entry.kind == stat.S_IFREG:
                             size = inside.lstat(entry.name).st_size
                             yield Changed(root, path, size, size)
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in NOTHING:
+                    raise
                 continue  # it is gone, and what was in it
 
 

@@ -15,6 +15,7 @@ from nfsbox.pair.tracking import Tracker
 from safekit.disk.paths import ModulePaths
 from safekit.rfs.changes import Mode
 from safekit.rfs.difference import Changed, changed, everything, rates, to_copy
+from safekit.rfs.exclusions import Exclusions
 from safekit.rfs.journal import load
 from safekit.rfs.tree import Tree
 from tests.t2_process.identities import real
@@ -59,7 +60,9 @@ def test_each_modified_file_is_counted_once_with_what_would_be_copied(tmp_path: 
         b"d/whole": Changed(0, b"d/whole", 5000, 5000),
         b"d/new": Changed(0, b"d/new", 100, 100),
     }
-    assert {one.path for one in everything([tree])} == {b"zones", b"d/whole", b"d/new", b"same"}
+    assert {one.path for one in everything([tree], [Exclusions()])} == {b"zones", b"d/whole", b"d/new", b"same"}
+    local = Exclusions(["d"], [r".*ame"])
+    assert {one.path for one in everything([tree], [local])} == {b"zones"}, "what stays local is not copied"
     tree.close()
     tracker.stop(clean=True)
 
