@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,13 +20,6 @@ from safekit.disk.paths import ModulePaths
 SCRIPT_TIMEOUT = 60.0
 DRAIN_SECONDS = 0.5
 """What a script wrote last is waited for so long; what it left running may write for ever."""
-ROLES = {
-    "start_prim": ("ALONE", "PRIM"),
-    "start_second": ("SECOND",),
-    "start_sec": ("PRIM", "SECOND"),
-    "start_both": ("ALONE", "PRIM", "SECOND", "UP"),
-}
-"""The states in which the product has run a start script."""
 
 
 def _variables(paths: ModulePaths) -> dict[str, str]:
@@ -101,12 +96,14 @@ def scripts_command(
     if not os.access(path, os.X_OK):
         raise Failure(f"{path} is not executable", f"chmod +x {path}")
     from safekit.view.module import read_module
+    from safekit.view.verdict import START_SCRIPTS
 
     state = read_module(paths.module, require_admin().get("modules", {}).get(paths.module, {})).state
-    if script in ROLES and state not in ROLES[script] and not anyway:
+    roles = START_SCRIPTS.get(script, (state,))
+    if state not in roles and not anyway:
         raise Failure(
-            f"the module is {state} here: {script} runs in {' or '.join(ROLES[script])} only, where the data may be "
-            f"written and the addresses are set",
+            f"the module is {state} here: {script} runs in {' or '.join(roles)} only, where the data may be written "
+            f"and the addresses are set",
             f"safekit start -m {paths.module}; --anyway runs it all the same",
         )
     return _try(paths, path, arguments or _usual(script, state))
@@ -146,7 +143,8 @@ def _try(paths: ModulePaths, path: Path, arguments: tuple[str, ...]) -> int:
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        os.killpg(process.pid, 15)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, signal.SIGTERM)
         status = process.wait()
     reader.join(DRAIN_SECONDS)
     status = 128 - status if status < 0 else status
@@ -157,8 +155,13 @@ def _try(paths: ModulePaths, path: Path, arguments: tuple[str, ...]) -> int:
 
 
 def _pass_on(stream: IO[bytes], last: bytearray, kept: int) -> None:
-    """Show what is written, and keep the end of it."""
+    """Show what is written, and keep the end of it. The script must not wait for whoever reads no more (`| head`)."""
+    shown = True
     while data := os.read(stream.fileno(), 65536):
-        click.echo(data.decode("utf-8", "replace"), nl=False)
+        try:
+            if shown:
+                click.echo(data.decode("utf-8", "replace"), nl=False)
+        except BrokenPipeError:
+            shown = False
         last += data
         del last[:-kept]

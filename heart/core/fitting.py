@@ -61,7 +61,12 @@ def settle(t: Turn) -> None:
     for other, found in told if changed else ():
         if forbidden := forbidding(found):
             t.log("config_conflict", peer=other.node, what=text(forbidden, f"on {s.setup.node}", f"on {other.node}"))
-            t.because(RULE, "told", peer=other.node, **{d.name: f"{d.mine}/{d.theirs}" for d in forbidden})
+            t.because(RULE, "told", peer=other.node, **{d.name: _both(d) for d in forbidden})
+
+
+def _both(difference: Difference) -> str:
+    """For people; a value may hold any sign."""
+    return f"{difference.mine or 'none'} here, {difference.theirs or 'none'} there"
 
 
 def unfit(t: Turn) -> tuple[Difference, ...]:

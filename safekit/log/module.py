@@ -20,6 +20,7 @@ from typing import Any
 from safekit.disk.paths import ModulePaths
 from safekit.log.journal import INFORMATION, NOTICE, Journal
 from safekit.log.messages import MESSAGES, Language, Level, render
+from safekit.spelling import harmless
 
 MAX_LINE = 4000
 _SEPARATOR = "|"
@@ -44,14 +45,6 @@ class Line:
         return render(self.code, self.fields, language)
 
 
-#: A name of a file may hold what ends a line, or what a terminal obeys.
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
-
-
-def _clean(text: str) -> str:
-    return text if text.isprintable() else text.translate(_CONTROLS)
-
-
 def format_line(line: Line) -> bytes:
     """Bytes of a line, cut to MAX_LINE so that one append stays one write."""
     fields = json.dumps(line.fields, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -62,7 +55,7 @@ def format_line(line: Line) -> bytes:
         english = english[: MAX_LINE // 2] + " [cut]"
     # The English text comes last: it may hold the separator; the fields may as well, so they are escaped.
     parts = (line.date, line.node, line.level, line.process, line.code, fields.replace("|", "\\u007c"), english)
-    return (_SEPARATOR.join(_clean(part) for part in parts) + "\n").encode("utf-8", "replace")
+    return (_SEPARATOR.join(harmless(part) for part in parts) + "\n").encode("utf-8", "replace")
 
 
 def parse_line(text: str) -> Line | None:
@@ -101,7 +94,7 @@ class ModuleLog:
     def event(self, code: str, **fields: Any) -> None:
         """Log a message; its level comes from the table. Raises KeyError for a code that is not there."""
         message = MESSAGES[code]
-        fields = {name: _clean(value) if isinstance(value, str) else value for name, value in fields.items()}
+        fields = {name: harmless(value) if isinstance(value, str) else value for name, value in fields.items()}
         line = Line(now(), self.node, message.level, self.process, code, fields, render(code, fields))
         self._append(line)
         if line.level != "D":

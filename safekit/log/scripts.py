@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safekit.spelling import harmless
+
 KEPT_BYTES = 256 * 1024
 """Size at which the file is renamed to .1; so twice this is kept."""
 TAIL_BYTES = 8192
 TAIL_LINES = 20
 MAX_LINE = 500
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
 _NOT_RUN = re.compile(
     r"[^:]*?(?P<name>[^/:]+): (?:(?:line|ligne) )?[0-9]+: (?P<what>.+): "
     r"(?:(?:command )?not found|commande introuvable|No such file or directory|Permission denied|"
@@ -51,7 +52,7 @@ class Run:
 def tail(data: bytes, lines: int = TAIL_LINES) -> tuple[str, ...]:
     """The last lines of an output, harmless for a terminal."""
     text = data.decode("utf-8", "replace").splitlines()[-lines:]
-    return tuple(line[:MAX_LINE].translate(_CONTROLS).rstrip() for line in text)
+    return tuple(harmless(line[:MAX_LINE]).rstrip() for line in text)
 
 
 def not_run(name: str, output: Sequence[str]) -> str:

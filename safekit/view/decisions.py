@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safekit.spelling import harmless
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -27,10 +29,17 @@ class Decision:
     text: str = ""
 
 
+def _harmless(value: Any) -> Any:
+    """Texts name files, which anybody may have made, and are shown on terminals and in mails."""
+    if isinstance(value, dict):
+        return {harmless(name): _harmless(each) for name, each in value.items()}
+    return harmless(value) if isinstance(value, str) else value
+
+
 def parse(line: str) -> Decision | None:
     """A line of the history; None when it is damaged."""
     try:
-        data = json.loads(line.lstrip("\0"))  # left by a power failure: see safekit.log.module.parse_line
+        data = _harmless(json.loads(line.lstrip("\0")))  # left by a power failure: see safekit.log.module.parse_line
         inputs = data.get("inputs") or {}
         return Decision(
             float(data["time"]),

@@ -38,12 +38,8 @@ def values(decision: Decision) -> dict[str, str]:
 
 
 def _facts(inputs: Inputs) -> str:
-    """`tcp.web is down and remote.rfs.uptodate is unknown`; what differs between servers with both values."""
-    return " and ".join(f"{name} is {value.replace('/', ' here, there ')}" if name in _AGREED else f"{name} is {value}"
-                        for name, value in inputs.items())  # fmt: skip
-
-
-_AGREED = ("id", "mode", "directories", "addresses", "replication_port", "farm_port", "balancing")
+    """`tcp.web is down and remote.rfs.uptodate is unknown`."""
+    return " and ".join(f"{name} is {value}" for name, value in inputs.items())
 
 
 def _command(action: str, i: Inputs) -> str:

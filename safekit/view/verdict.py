@@ -103,23 +103,26 @@ def _with_boot(s: Situation, verdict: Verdict) -> Verdict:
     return replace(verdict, next_step=f"{verdict.next_step}; {step}" if verdict.next_step else step)
 
 
-_SCRIPTS = {
-    "start_both": ("ALONE", "PRIM", "SECOND", "UP"),
+START_SCRIPTS = {
     "start_prim": ("ALONE", "PRIM"),
     "start_second": ("SECOND",),
     "start_sec": ("PRIM", "SECOND"),
+    "start_both": ("ALONE", "PRIM", "SECOND", "UP"),
 }
+"""The states in which the product has run a start script."""
 _WARNING = "exit status 0"
 
 
 def _with_scripts(s: Situation, verdict: Verdict) -> Verdict:
     """Whether the application runs is known by its start script: a state is green whatever it said (guide 15.1)."""
-    for name, state, where in (
+    servers = [
         ("trouble.script", s.state, "here"),
         ("remote.trouble.script", s.remote_state, "on the other server"),
-    ):
+    ]
+    # a warning of one server must not hide a failure on the other one
+    for name, state, where in sorted(servers, key=lambda server: f": {_WARNING}" in s.trouble(server[0])):
         script, _, problem = s.trouble(name).partition(": ")
-        if state not in _SCRIPTS.get(script, ()):
+        if state not in START_SCRIPTS.get(script, ()):
             continue
         there = "" if where == "here" else f" {where}"
         step = f"safekit log --scripts -m {s.module}{there} shows what {script} wrote; remove the cause, then "

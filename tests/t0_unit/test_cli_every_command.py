@@ -21,7 +21,7 @@ from cli.distributed import parse_order
 from cli.main import COMMANDS, SECTIONS, cli, run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((CHECKOUT / "cli").glob("*.py"))
+SOURCES = sorted((CHECKOUT / "cli").rglob("*.py"))
 
 
 def walk(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from cli.why import explain
 from safekit.disk.resources import Resource
 from safekit.view.decisions import history, parse
 from safekit.view.module import Progress, as_data, progress_of, view_of
+from safekit.view.story import sentence
 from safekit.view.words import duration, local_stamp, moment, progress_line, size
 
 NOW = time.mktime((2026, 1, 15, 12, 0, 0, 0, 0, -1))
@@ -178,6 +180,13 @@ def test_why_does_not_blame_a_later_setter() -> None:
 @pytest.mark.parametrize("line", ["", "[]", "1", '{"time": "x", "rule": "r"}', '{"rule": "r"}'])
 def test_why_passes_over_damaged_lines(line: str) -> None:
     assert parse(line) is None
+
+
+def test_why_shows_nothing_that_a_terminal_obeys() -> None:
+    inputs = {"text": "/data/\x1b]0;x\x07: full", "a": {"value": "\x9b2J", "since": 1.0}}
+    decision = parse(json.dumps({"time": 1, "rule": "secondary_failed", "action": "-> WAIT", "inputs": inputs}))
+    assert decision is not None and "/data/ ]0;x : full" in sentence(decision)
+    assert all(line.isprintable() for line in explain(decision, {}))
 
 
 def test_dates_of_logs_are_local_as_those_of_state_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,9 @@ def test_a_sentence_fits_a_resource(text: str) -> None:
     assert word and len(word) <= 250 and not set(word) & set(" \t\n")
     if len(text) < 60 and text:
         assert from_word(word) == " ".join(text.split())
+
+
+def test_a_name_of_a_file_tells_a_terminal_nothing() -> None:
+    """Whoever may write in a replicated directory chooses it, and root looks at the state on both servers."""
+    word = as_word("/data/\x1b]0;x\x07\x9b2J: No space left")
+    assert word.isprintable() and from_word(word) == "/data/ ]0;x 2J: No space left"

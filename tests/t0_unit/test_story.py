@@ -78,8 +78,8 @@ def test_no_sentence_fails_without_its_values() -> None:
         (decision("farm", "farm.web=50%", before="34%"), "this server takes 50% of the load of web"),
         (decision("farm", "member.node3=init", before="up"), ""),
         (
-            decision("config_differs", "told", peer="n2", addresses="10.0.0.1/10.0.0.2"),
-            "the virtual addresses differ from n2: addresses is 10.0.0.1 here, there 10.0.0.2",
+            decision("config_differs", "told", peer="n2", directories="/a here, /a/b there"),
+            "the replicated directories differ from n2: directories is /a here, /a/b there",
         ),
         (
             decision("tcp_failure", "restart()", **{"tcp.web": {"value": "down", "setter": "tcpcheck", "since": 1.0}}),

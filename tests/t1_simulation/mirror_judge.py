@@ -42,15 +42,15 @@ class Judge:
         other = self.world.servers[server.peer]
         self.acked -= set(server.data) - set(data) - set(other.data)
         self.touched = True
-        if not self._can_be_told(server, other):
+        # a copy can always be told
+        if server.kept is not None and not self._can_be_told(server.kept.disk, other):
             until = max(self.acked, default=0)
         self.blurred = max(self.blurred, until)
         self._forget_blurred(set(data))
 
-    def _can_be_told(self, server: Server, other: Server) -> bool:
+    def _can_be_told(self, kept: dict[str, str], other: Server) -> bool:
         """Whether the disks that are put back lack something that the other server has noted of the pair: an entry, or
         two marks of it. Who was set back to before a time without a whole pair looks as after a power failure."""
-        kept = server.kept.disk if server.kept is not None else other.disk
         old, now = (lineage.parse(disk.get(lineage.NAME, lineage.NONE)) for disk in (kept, other.disk))
         marks = {entry.name: entry.mark for entry in old}
         return not now or now[0].name not in marks or now[0].mark - marks[now[0].name] >= 2

@@ -17,7 +17,9 @@ from heart.core.state import State
 from heart.core.turn import Turn
 from heart.core.values import Beat, Setup
 from tests.t1_simulation import mirror_schedules as may
+from tests.t1_simulation.mirror_parts import Options
 from tests.t1_simulation.mirror_schedules import SET_BACK, Kind, found, run, seeds_of
+from tests.t1_simulation.mirror_world import World
 
 COUNT = int(os.environ.get("SAFEKIT_SET_BACK_SCHEDULES", "36"))
 PUT_BACK: tuple[Kind, ...] = (may.put_back, may.crash, may._command)
@@ -31,6 +33,19 @@ def test_schedules_keep_the_invariants(kinds: tuple[Kind, ...]) -> None:
             run(seed, kinds=kinds)
         except AssertionError as error:
             pytest.fail(f"schedule {seed}: {error}", pytrace=False)
+
+
+def test_the_judge_excuses_nothing_where_disks_are_copied() -> None:
+    """A copy can always be told: only older disks of too short a time cannot."""
+    world = World(SET_BACK, Options(mark=3.0))
+    for name, command in (("A", "prim"), ("B", "second")):
+        world.power_on(name)
+        world.order(name, command)
+        world.run_until(world.now + 7.0)
+    assert world.judge.acked
+    world.power_off("B")
+    world.clone("A", "B")
+    assert world.judge.touched and world.judge.blurred == 0
 
 
 def test_finds_a_server_that_looks_at_no_history(monkeypatch: pytest.MonkeyPatch) -> None:

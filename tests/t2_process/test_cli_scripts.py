@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
+import click
+import pytest
+
+from cli.scripts import _pass_on
 from safekit.disk.paths import ModulePaths
 from safekit.log.scripts import Run, append
 from tests.t2_process.cli_server import RUNNING, NotedAdmin, Server, make_module, put_state
@@ -72,3 +77,19 @@ def test_a_start_script_is_not_tried_where_the_data_may_not_be_written(server: S
     assert server.run("scripts", "try", "--anyway", "start_prim", "-m", "mirror").stdout == "ran\n"
     unknown = server.run("scripts", "try", "strat_prim", "-m", "mirror")
     assert unknown.returncode == 1 and "its scripts are: start_prim" in unknown.stderr
+
+
+def test_a_script_goes_on_when_nobody_reads_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scripts try ... | head -1: a script that writes on would wait for ever, and the command for it."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(click, "echo", gone)
+    reader, writer = os.pipe()
+    kept = bytearray()
+    with open(reader, "rb") as stream, open(writer, "wb") as script:
+        script.write(b"first\nlast\n")
+        script.close()
+        _pass_on(stream, kept, 5)
+    assert kept == b"last\n"
