@@ -144,7 +144,9 @@ def _place(like: Directory, kept: str) -> None:
     if kept:
         os.rename(like.path, kept)
         sync_directory(Path(parent))
-    os.makedirs(parent, exist_ok=True)
+    for above in reversed([each for each in (Path(parent), *Path(parent).parents) if not each.is_dir()]):
+        above.mkdir()
+        above.chmod(0o755)  # whatever the umask is: whoever owns the data has to reach it
     if not os.path.isdir(like.path):
         os.mkdir(like.path, 0o700)
     try:

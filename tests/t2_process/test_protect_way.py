@@ -63,6 +63,17 @@ def test_what_an_interrupted_run_left_is_not_noted_as_what_there_was(unit: Path,
     assert (data / "rows").read_text() == "one" and not (tmp_path / "data.before-shop").exists()
 
 
+def test_whoever_owns_the_data_reaches_it_where_the_directories_above_are_made(unit: Path, tmp_path: Path) -> None:
+    """The commands run with an umask that shuts others out."""
+    data = tmp_path / "srv" / "shop" / "data"
+    former = os.umask(0o007)
+    try:
+        way.make(order(data))
+    finally:
+        os.umask(former)
+    assert [each.stat().st_mode & 0o7777 for each in (data, *data.parents[:2])] == [0o750, 0o755, 0o755]
+
+
 def test_nothing_is_given_back_while_the_module_has_the_data(unit: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
