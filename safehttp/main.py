@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
-from safehttp.orders import follow, run
+from safehttp.orders import SILENT_SECONDS, follow, run
 from safekit.bus.front import (
     MAX_FRAME,
     AnswerHead,
@@ -115,17 +115,20 @@ async def answer(link: Link, request: web.BaseRequest) -> web.StreamResponse:
                 await response.prepare(request)
             elif kind is Kind.DATA and response is not None:
                 if request.method != "HEAD":
-                    await response.write(data)
+                    async with asyncio.timeout(SILENT_SECONDS):
+                        await response.write(data)
             elif kind is Kind.END and response is not None:
                 await response.write_eof()
                 return response
             else:
                 raise FrameError(f"{kind.name} is not expected")
         raise ConnectionResetError("the web service has ended the connection")
-    except (FrameError, ConnectionError):
+    except (FrameError, ConnectionError, TimeoutError) as error:
         link.close()
         if request.transport is not None:
             request.transport.abort()
+        if isinstance(error, TimeoutError):
+            raise ConnectionResetError("who asked takes nothing") from None
         raise
     finally:
         if body is not None:

@@ -18,6 +18,8 @@ MAX_MESSAGE = 4096
 MAX_DESCRIPTORS = 2
 AT_ONCE = 64
 """Orders that are taken before others have their turn."""
+SILENT_SECONDS = 60.0
+"""A client who takes nothing for so long has gone."""
 
 Taken = Callable[[Order, list[int]], None]
 """Called with descriptors, which are its own from then on."""
@@ -32,12 +34,18 @@ async def follow(orders: socket.socket, take: Taken) -> None:
     def readable() -> None:
         try:
             for _ in range(AT_ONCE):
-                data, descriptors, _flags, _address = socket.recv_fds(orders, MAX_MESSAGE, MAX_DESCRIPTORS)
+                data, descriptors, flags, _address = socket.recv_fds(orders, MAX_MESSAGE, MAX_DESCRIPTORS)
                 if not data:
                     ended.set_result(None)
                     loop.remove_reader(orders.fileno())
                     return
-                take(unpacked(Order, data), descriptors)
+                order = unpacked(Order, data)
+                if order.op == "serve" and flags & socket.MSG_CTRUNC:
+                    # No descriptor was free: that connection ends, not all of them.
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                    continue
+                take(order, descriptors)
         except BlockingIOError:
             return
         except ConnectionError:  # it has ended with something unread

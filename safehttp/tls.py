@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 
-from safehttp.orders import follow, run
+from safehttp.orders import SILENT_SECONDS, follow, run
 from safekit.bus.front import PIECE, Channel, FrameError, Order, Told, unpacked
 from safekit.process.tasks import Beside
 from safekit.wire.tls import Keys, context_of
@@ -28,8 +28,6 @@ CLOSE_SECONDS = 5.0
 END_SECONDS = 0.3
 """The same when the web service has ended."""
 MAX_KEYS = 4 << 20
-SILENT_SECONDS = 60.0
-"""A client who takes nothing for so long has gone."""
 
 
 class Tls:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import errno
 import os
 import socket
@@ -203,8 +204,9 @@ def _message(head: RequestHead) -> RawRequestMessage:
     return RawRequestMessage(head.method, head.target, HttpVersion11, headers, raw, False, None, False, False, url)
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def _nothing_to_tell(told: Told) -> None:
+    """Of safehttp: that a client has proved a certificate, safetls alone may say. Raises FrameError."""
+    raise FrameError(f"it says {told.op!r}, which it may not")
 
 
 class Front:
@@ -213,7 +215,7 @@ class Front:
     def __init__(self, server: web.Server, say: Callable[[str], None] = _say) -> None:
         self._server = server
         self._say = say
-        self._http = Worker("safehttp", "safehttp.main", self._heard, lambda: self._lost(self._http))
+        self._http = Worker("safehttp", "safehttp.main", _nothing_to_tell, lambda: self._lost(self._http))
         self._tls = Worker("safetls", "safehttp.tls", self._heard, lambda: self._lost(self._tls))
         self._keys: tls.Keys | None = None
         self._stamp: object = None
@@ -334,11 +336,13 @@ class Front:
             await asyncio.sleep(AGAIN_SECONDS)
             try:
                 await worker.start()
-                if worker is self._tls and self._keys is not None:
-                    await self._give_keys(self._keys)
-                return
             except (OSError, NotStarted) as error:
                 self._say(f"{worker.name} cannot be started: {error}")
+                continue
+            if worker is self._tls and self._keys is not None:
+                with contextlib.suppress(ConnectionError):  # it has ended again, and `_lost` begins anew
+                    await self._give_keys(self._keys)
+            return
 
     async def _give_keys(self, keys: tls.Keys) -> None:
         descriptor = os.memfd_create("keys", os.MFD_CLOEXEC)

@@ -23,6 +23,7 @@ REFUSED = tuple(
     fsconfig open_by_handle_at name_to_handle_at fanotify_init quotactl quotactl_fd swapon swapoff acct
     bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key
     init_module finit_module delete_module kexec_load kexec_file_load reboot iopl ioperm syslog lookup_dcookie
+    kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal
     setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset personality
     sched_setscheduler sched_setattr setpriority mlock mlockall shmget shmat msgget semget mq_open
     """.split()  # noqa: SIM905 - a table to read

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -25,9 +26,12 @@ from hypothesis import strategies as st
 from web_https import Pki, secure_server
 from web_server import CHECKOUT, PASSWORDS, WebServer
 
+import safehttp.main
+import safewebserver.front as front_module
 from lab.waiting import wait_until
-from safekit.bus.front import AnswerHead, FrameError, Kind, Link, RequestHead, packed, unpacked
-from safewebserver.front import Connection, Conversation
+from safekit.bus.front import AnswerHead, FrameError, Kind, Link, Order, RequestHead, Told, packed, unpacked
+from safekit.wire.tls import Keys
+from safewebserver.front import Connection, Conversation, Front
 from safewebserver.workers import NotStarted, Worker
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
@@ -58,6 +62,7 @@ tries("fork", os.fork)
 tries("run a program", lambda: os.posix_spawn("/bin/true", ["true"], {}))
 tries("connect", lambda: socket.create_connection(("127.0.0.1", port), 2))
 tries("end its parent", lambda: os.kill(parent, 15))
+tries("signal a process of its user", lambda: os.kill(os.getpid(), 0))
 tries("become root", lambda: os.setuid(0))
 tries("look into its parent", lambda: Path(f"/proc/{parent}/mem").open("rb"))
 tries("mount", lambda: os.chroot("/tmp"))
@@ -77,7 +82,7 @@ def test_a_confined_process_can_do_nothing(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     *tried, lacks = done.stdout.splitlines()
-    assert len(tried) == 13 and all(line.endswith("refused") for line in tried), done.stdout
+    assert len(tried) == 14 and all(line.endswith("refused") for line in tried), done.stdout
     assert lacks == "lacks []", "this kernel can do all of it"
 
 
@@ -217,7 +222,150 @@ def test_a_body_comes_only_when_it_is_wanted_and_whole(tmp_path: Path) -> None:
     assert "Traceback" not in said, said
 
 
+def test_who_takes_nothing_of_his_answer_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safehttp.main, "SILENT_SECONDS", 0.2)
+
+    async def run() -> None:
+        links = safehttp.main.Links()
+        server = safehttp.main.Server(links)
+        ours, theirs = socket.socketpair()
+        protocol = server()
+        links.add(protocol, await Link.of(theirs))
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listening,
+            socket.create_connection(listening.getsockname()) as c,
+        ):
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, listening.accept()[0])
+            c.sendall(b"GET /x HTTP/1.1\r\nHost: n1\r\n\r\n")
+            service = await Link.of(ours)
+            asked = await service.receive()
+            assert asked is not None and asked[0] is Kind.REQUEST
+            await service.send(Kind.ANSWER, packed(AnswerHead(200, "OK", (), False)))
+            with pytest.raises(ConnectionError):
+                async with asyncio.timeout(20):
+                    while True:
+                        await service.send(Kind.DATA, bytes(65536))
+
+    asyncio.run(run())
+
+
+FOLLOWS = """
+import asyncio, os, resource, socket, sys
+from safehttp.orders import follow
+
+orders = socket.socket(fileno=os.dup(0))
+
+def take(order, descriptors):
+    print(order.number, len(descriptors), flush=True)
+    for each in descriptors:
+        os.close(each)
+
+async def serve():
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    kept = [os.dup(0) for _ in range(used)]
+    most = max(kept) + 1
+    os.close(kept.pop())
+    if sys.argv[1] == "0":
+        most -= 1
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    await follow(orders, take)
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.parametrize("free", ["0", "1"])
+def test_a_connection_for_which_no_descriptor_is_free_ends_and_the_others_go_on(free: str) -> None:
+    orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    orders.settimeout(30)
+    with theirs:
+        command = [sys.executable, "-c", FOLLOWS, free]
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdin=theirs, stdout=subprocess.PIPE, text=True)
+
+    def give(number: int) -> None:
+        """An order with a connection; returns when the process has let go of it."""
+        ours, connection = socket.socketpair()
+        ours.settimeout(30)
+        with ours:
+            with connection:
+                both = (connection.fileno(), connection.fileno())
+                socket.send_fds(orders, [packed(Order("serve", number))], both)
+            assert ours.recv(1) == b""
+
+    try:
+        assert unpacked(Told, orders.recv(4096)).op == "ready"
+        give(1)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        give(2)
+    finally:
+        orders.close()
+        said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "2 2\n")
+
+
 # What a process that was taken over may say
+
+
+LIAR = """
+import base64, os, socket
+from safekit.bus.front import Told, packed
+
+orders = socket.socket(fileno=os.dup(0))
+for each in (Told("ready"), Told("shaken", 1, base64.b64encode(b"of somebody else").decode())):
+    orders.send(packed(each))
+orders.recv(1)
+"""
+
+
+def test_safehttp_cannot_say_which_certificate_was_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows the numbers of handshakes, which count up: it may not answer one of them before safetls does."""
+
+    async def run() -> None:
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        assert runner.server is not None
+        front = Front(runner.server)
+        monkeypatch.setattr(Worker, "_program", lambda worker: [sys.executable, "-c", LIAR])
+        shaking = front._shaking[1] = asyncio.get_running_loop().create_future()
+        lost = asyncio.Event()
+        monkeypatch.setattr(front, "_lost", lambda worker: lost.set())
+        try:
+            await front.start(secure=False)
+            waits = asyncio.ensure_future(lost.wait())
+            await asyncio.wait({waits, shaking}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert lost.is_set() and not shaking.done(), "it is not believed, and is started again"
+        finally:
+            await front.close()
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_safetls_that_ends_before_it_has_its_keys_is_started_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts at a time would take the socket of each other."""
+    monkeypatch.setattr(front_module, "AGAIN_SECONDS", 0.0)
+
+    async def run() -> None:
+        runner = web.AppRunner(web.Application())
+        await runner.setup()
+        assert runner.server is not None
+        said: list[str] = []
+        front = Front(runner.server, said.append)
+        front._keys = Keys("", "", "")
+        starts = 0
+
+        async def start() -> None:
+            nonlocal starts
+            starts += 1
+
+        monkeypatch.setattr(front._tls, "start", start)  # and it ends at once: its channel is not there
+        await asyncio.wait_for(front._again(front._tls), 20)
+        assert (starts, said) == (1, [])
+        await front.close()
+        await runner.cleanup()
+
+    asyncio.run(run())
 
 
 async def _echo(request: web.Request) -> web.StreamResponse:
