@@ -12,7 +12,7 @@ from safekit.model.types import ClusterConfig, Lan, LanNode
 from safekit.wire import remote
 from safekit.wire.targets import Credentials, Target, TargetError, default_list, parse_targets
 from safekit.wire.webclient import Ask
-from safewebserver import deploy
+from safewebserver import deploy, relay
 from safewebserver.permissions import Refusal, Role, judge
 from safewebserver.settings import SettingsError, parse_groups, parse_settings, parse_users
 
@@ -269,3 +269,25 @@ def test_the_console_seals_no_key_with_a_former_one_for_who_has_the_present_one(
     wanted = [Target(name, "http", "10.0.0.9", 9010) for name in ("n2", "n3")]
     rows = asyncio.run(deploy._all(wanted, lambda _: Ask("PUT", "/api/v1/cluster", secret=True), {}))
     assert [row["status"] for row in rows] == [0, 0] and asked == {"n2": True, "n3": False}
+
+
+def test_the_relay_seals_nothing_with_a_former_key_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody in between who has it needs only to say that the key is another one."""
+    used: list[tuple[str, bytes]] = []
+
+    async def refused(_: object, target: Target, key: bytes, *__: object) -> relay.Reply:
+        used.append((target.protocol, key))
+        raise relay.Unreachable("key", "the key is another one")
+
+    monkeypatch.setattr(relay, "asking_keys", lambda: (KEY, OTHER))
+    monkeypatch.setattr(relay.Relay, "_once", refused)
+
+    async def ask(protocol: str, *, secret: bool) -> list[tuple[str, bytes]]:
+        used.clear()
+        with pytest.raises(relay.Unreachable):
+            await relay.Relay().ask([Target("n2", protocol, "10.0.0.9", 9010)], "PUT", "/x", b"{}", secret=secret)
+        return list(used)
+
+    assert asyncio.run(ask("http", secret=True)) == [("http", KEY)]
+    assert asyncio.run(ask("http", secret=False)) == [("http", KEY), ("http", OTHER)], "nothing to keep from him"
+    assert asyncio.run(ask("https", secret=True)) == [("https", KEY), ("https", OTHER)], "his certificate was checked"
