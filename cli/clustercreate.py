@@ -19,10 +19,10 @@ import click
 
 from cli.base import Failure, ask, command, json_option, on_terminal, show_json
 from cli.clusterapply import apply_file, checked, lock_file, name_of_this_server, reload_admin
+from cli.distributed import configured_cluster
 from cli.progress import Live
 from safekit.bus.requests.safeadmin.node import GetMembers
-from safekit.disk.paths import cluster_dir, node_name, speaks_https
-from safekit.model.codec import CodecError, from_json
+from safekit.disk.paths import node_name, speaks_https
 from safekit.model.types import ClusterConfig
 from safekit.net.firewall import follow_cluster
 from safekit.view.words import duration
@@ -156,7 +156,7 @@ def _apply_here(text: str) -> ClusterConfig:
         path.write_text(text)
         config, _ = checked(path)
         name_of_this_server(config)
-        present = _present()
+        present = configured_cluster()
         if present is None:
             apply_file(path, None)
             problem = follow_cluster()
@@ -169,13 +169,6 @@ def _apply_here(text: str) -> ClusterConfig:
                 "to change it: safekit cluster config FILE.xml; to leave it: safekit cluster deconfig",
             )
     return config
-
-
-def _present() -> ClusterConfig | None:
-    try:
-        return from_json(ClusterConfig, (cluster_dir() / "cluster.json").read_bytes())
-    except (FileNotFoundError, CodecError):
-        return None
 
 
 def _bring(config: ClusterConfig, name: str, text: str, code: str) -> None:
@@ -278,7 +271,7 @@ def join_command(stop: bool, as_json: bool) -> int:
     if stop:
         invitation.withdraw()
         return 0
-    present = _present()
+    present = configured_cluster()
     if present is not None:
         raise Failure(
             f"this server is in a cluster already ({', '.join(present.node_names)})",
@@ -298,7 +291,7 @@ def join_command(stop: bool, as_json: bool) -> int:
 def _wait_for_cluster() -> int:
     try:
         with Live() as live:
-            while _present() is None:
+            while configured_cluster() is None:
                 left = invitation.left()
                 if not left:
                     raise Failure("the code has expired, or was tried too often", "safekit cluster join, again")
@@ -307,7 +300,7 @@ def _wait_for_cluster() -> int:
     except KeyboardInterrupt:
         invitation.withdraw()
         raise
-    config = _present()
+    config = configured_cluster()
     assert config is not None
     click.echo(f"this server is node {node_name()} of {', '.join(config.node_names)}")
     return 0

@@ -114,7 +114,8 @@ def _inside_command(rest: Sequence[str]) -> bool:
     return bool(rest) and not _command(rest).startswith("-")
 
 
-def _cluster() -> ClusterConfig | None:
+def configured_cluster() -> ClusterConfig | None:
+    """The cluster of this server, None while it is in none. Raises Failure for a configuration that is damaged."""
     try:
         return from_json(ClusterConfig, (cluster_dir() / "cluster.json").read_bytes())
     except FileNotFoundError:
@@ -143,7 +144,7 @@ def _credentials() -> Credentials | None:
 def servers_of(text: str) -> tuple[Target, ...]:
     """The servers of a list as after -H. Raises Failure."""
     try:
-        targets = parse_targets(text, _cluster(), node_name(), "https" if speaks_https() else "http")
+        targets = parse_targets(text, configured_cluster(), node_name(), "https" if speaks_https() else "http")
     except TargetError as error:
         raise Failure(error.text, error.next_step) from None
     if len(targets) > MAX_SERVERS:

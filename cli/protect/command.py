@@ -14,7 +14,7 @@ from cli.protect import look, way
 from cli.protect.facts import Server
 from cli.protect.files import files_of
 from cli.protect.plan import Plan, Wish, make
-from safekit.disk.paths import ModulePaths, cluster_dir, node_name, valid_module_name
+from safekit.disk.paths import ModulePaths, node_name, valid_module_name
 from safekit.model.codec import CodecError, from_json, to_data, to_json
 from safekit.model.types import ClusterConfig
 from safekit.view.module import read_module
@@ -152,10 +152,15 @@ def _facts_there(wish: Wish, target: Target) -> tuple[Server, float]:
 
 
 def _cluster() -> ClusterConfig:
-    try:
-        return from_json(ClusterConfig, (cluster_dir() / "cluster.json").read_bytes())
-    except (FileNotFoundError, CodecError):
-        raise Failure("the cluster is not configured", "safekit cluster config cluster.xml") from None
+    from cli.distributed import configured_cluster
+
+    found = configured_cluster()
+    if found is None:
+        raise Failure(
+            "the cluster is not configured",
+            "safekit cluster join there, then safekit cluster create here",
+        )
+    return found
 
 
 def _complete(wish: Wish, cluster: ClusterConfig, *, asking: bool) -> Wish:

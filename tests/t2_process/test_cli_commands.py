@@ -167,6 +167,7 @@ def test_a_refusal_is_shown_with_the_next_step(server: Server, admin: NotedAdmin
         (("stat",), "did you mean: safekit state"),
         (("state", "--nonsense"), "No such option"),
         (("-H", "*", "state"), "the cluster is not configured"),
+        (("protect", "--service", "db", "--module", "a/b"), "is no name of a module"),
         (("-G",), "default_cluster.txt does not exist"),
         (("-H", "n1", "logview", "-m", "mirror"), "cannot be used with -H"),
         (("waitstate", "-m", "mirror", "HAPPY"), "is not one of"),
@@ -496,6 +497,17 @@ def test_hostile_archives_leave_nothing(
     assert done.returncode == 1
     assert expected in done.stderr
     assert [p.name for p in (server.safe / "modules").iterdir() if p.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("words", [("protect",), ("cluster", "join"), ("-H", "*", "level")])
+def test_a_damaged_configuration_of_the_cluster_is_not_taken_for_none(
+    server: Server, admin: NotedAdmin, words: tuple[str, ...]
+) -> None:
+    (server.var / "cluster").mkdir(exist_ok=True)
+    (server.var / "cluster" / "cluster.json").write_text("{")
+    done = server.run(*words)
+    assert done.returncode == 1 and "cluster.json: " in done.stderr
+    assert "Next step: safekit cluster config" in done.stderr and not (server.var / "invitation").exists()
 
 
 def test_install_needs_a_cluster(server: Server, admin: NotedAdmin, tmp_path: Path) -> None:

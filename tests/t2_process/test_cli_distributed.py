@@ -376,7 +376,7 @@ def test_a_password_is_not_proved_to_another_server_of_the_cluster(services: dic
     assert error.value.kind == "target" and "is n3, and not n1" in error.value.text
     answer, _ = webclient.call(replace(target, others=frozenset()), webclient.Ask("GET", "/api/v1/node"), [], admin)
     assert answer["node"] == "n3", "a server that has no name in the cluster yet"
-    cluster = distributed._cluster()
+    cluster = distributed.configured_cluster()
     assert cluster is not None
     asked = targets.parse_targets("n1,http://10.99.99.99", cluster, "n1", "http")
     assert ["n3" in each.others for each in asked] == [True, False]
