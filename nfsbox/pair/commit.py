@@ -112,7 +112,8 @@ class Due:
     """Inodes that have changed since the last commit. Descriptors given by `data` and `inode` must stay open until
     then; what is given by path is opened at once, because its name may change."""
 
-    def __init__(self) -> None:
+    def __init__(self, disks: Disks) -> None:
+        self._disks = disks
         self._data: set[int] = set()
         self._inodes: set[int] = set()
         self._opened: dict[tuple[int, int], int] = {}
@@ -142,7 +143,15 @@ class Due:
             self._opened[key] = descriptor
 
     def commit(self) -> None:
-        """Put everything on disk; only then is it due no more. Raises OSError."""
+        """Put everything on disk; only then is it due no more. Raises OSError, which the disk remembers."""
+        try:
+            self._commit()
+        except OSError as error:
+            self._disks.refuse(error)
+            raise
+        self.forget()
+
+    def _commit(self) -> None:
         for descriptor in self._data - self._inodes:
             steps.commit_data(descriptor)
         for descriptor in self._inodes:
@@ -152,7 +161,6 @@ class Due:
                 steps.commit_name(descriptor)
             else:
                 syscalls.sync_filesystem(descriptor)
-        self.forget()
 
     def forget(self) -> None:
         """Free what was opened here."""

@@ -62,7 +62,7 @@ class Applier:
         self._sending = threading.Lock()
         self._files = apply.OpenFiles()
         self._trees = apply.Trees(roots, place_holders)
-        self._due = Due()
+        self._due = Due(disks)
         self._unanswered = 0  # the last operation that is applied and wants an answer, but is not on disk yet
         self._group = self._group_bytes = 0
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
@@ -155,7 +155,6 @@ class Applier:
         try:
             self._due.commit()
         except OSError as error:
-            self._disks.refuse(error)
             self._diverged(number or self.channel.received, error, late=not number, text="put on disk")
         if number:
             with self._sending:

@@ -59,6 +59,8 @@ class Bench:
     backing: Path
     events: list[Event] = field(default_factory=list)
     reason: str = ""
+    refused: bool = False
+    """The disk is remembered to have refused something."""
 
     def run(self, *groups: list[bytes], durable: bool = True, strict: bool = True) -> list[Event]:
         ended = threading.Event()
@@ -72,6 +74,7 @@ class Bench:
         disks = Disks((root.backing,))
         Applier(channel, (root,), disks, strict=strict, durable=durable, on_end=end, on_strict=lambda _: None).start()
         assert ended.wait(10)
+        self.refused = disks.refused
         return self.events
 
 

@@ -105,7 +105,28 @@ def test_what_the_disk_refuses_is_not_acknowledged(bench: Bench, monkeypatch: py
     assert [kind for kind, _ in events] == ["error"]
     number, code, late, _ = events[0][1]
     assert (number, code, late) == (3, errno.EIO, 0)
-    assert "must resynchronise" in bench.reason
+    assert "must resynchronise" in bench.reason and bench.refused
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_the_disk_refuses_is_remembered_whoever_asked_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """At a close, before the descriptor goes, and after each operation of a resynchronisation: the system tells it
+    once, and from then on memory shows what the disk lacks."""
+    (bench.backing / "f").write_bytes(b"")
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(steps, "commit_data", refuse)
+    bench.run([frame(Op.OPEN, 1, body=b"f", ack=False), write(1, 0, b"a"), frame(Op.CLOSE, 1)], strict=strict)
+    assert bench.refused
+
+
+def test_an_operation_that_fails_says_nothing_of_the_disk(bench: Bench) -> None:
+    bench.run([create(1, b"f"), frame(Op.UNLINK, body=b"missing")])
+    assert not bench.refused
 
 
 def test_an_operation_that_fails_takes_the_group_with_it(bench: Bench) -> None:
@@ -147,7 +168,8 @@ def test_a_resynchronisation_knows_what_failed(bench: Bench, monkeypatch: pytest
 
 
 def test_due_is_due_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    due = Due()
+    disks = Disks(())
+    due = Due(disks)
     due.path(Tree(os.fsencode(tmp_path)), b"")
     due.path(Tree(os.fsencode(tmp_path)), b"")
     real = steps.commit_name
@@ -158,7 +180,7 @@ def test_due_is_due_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(steps, "commit_name", refuse)
     with pytest.raises(OSError):
         due.commit()
-    assert due
+    assert due and disks.refused
     monkeypatch.setattr(steps, "commit_name", real)
     due.commit()
     assert not due
