@@ -18,6 +18,8 @@ LOOKS = 6
 """Questions within one time-out."""
 SHORTEST, LONGEST = 0.25, 1.0
 """Seconds between two questions."""
+PATIENCE = 3
+"""A question is waited for as long as this part of the time-out: who is slow, but sends heartbeats, is not silent."""
 
 
 def silence_allowed(config: ModuleConfig | None) -> float:
@@ -51,11 +53,12 @@ class Guard:
             period = min(max(allowed / LOOKS, SHORTEST), LONGEST)
             begun = loop.time()
             await asyncio.sleep(period)
-            if not allowed or await self._answers(period) or not self._serves():
+            within = max(min(allowed / PATIENCE, heard + allowed + period - loop.time()), period)
+            if not allowed or await self._answers(within) or not self._serves():
                 heard = loop.time()
                 continue
             # A safeadmin that stood still itself has missed nothing meanwhile (M4).
-            heard += max(loop.time() - begun - 2 * period, 0.0)
+            heard += max(loop.time() - begun - period - within, 0.0)
             # Its last heartbeat may be later than its last answer, but not later than the next question.
             if loop.time() - heard >= allowed + period:
                 await self._give_up(loop.time() - heard)
