@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,13 +54,20 @@ def test_a_mount_that_answers(mount: tuple[Path, subprocess.Popen[bytes]]) -> No
 
 def test_a_frozen_mount_does_not_hold_us(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
     point, process = mount
-    process.send_signal(signal.SIGSTOP)
-    begin = time.monotonic()
-    try:
-        assert probe(point, 400) == SILENT
-        assert time.monotonic() - begin < 5
-    finally:
-        process.send_signal(signal.SIGCONT)
+    checker = Checker(cast(Context, None))
+
+    async def ask() -> None:
+        process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        try:
+            assert await checker.probe(str(point), 400) == SILENT
+            assert time.monotonic() - begin < 5
+        finally:
+            process.send_signal(signal.SIGCONT)
+        for stuck in checker._stuck:
+            await stuck.communicate()  # a later loop cannot end it
+
+    asyncio.run(ask())
 
 
 def test_a_mount_whose_server_died(mount: tuple[Path, subprocess.Popen[bytes]]) -> None:
@@ -78,14 +85,17 @@ def test_a_mount_that_is_taken_away_meanwhile_has_not_failed(mount: tuple[Path, 
     process.kill()
     process.wait()
 
-    async def meanwhile() -> Failed | None:
-        asked = asyncio.create_task(Checker(cast(Context, None)).twice([str(point)], 5000, 0.5))
-        await asyncio.sleep(0.25)
-        subprocess.run(["umount", "-l", str(point)], check=True)
-        return await asked
+    class Meanwhile(Checker):
+        async def round(self, directories: Sequence[str], timeout_ms: int) -> Failed | None:
+            found = await super().round(directories, timeout_ms)
+            rounds.append(found)
+            subprocess.run(["umount", "-l", str(point)], check=True)
+            return found
 
+    rounds: list[Failed | None] = []
     try:
-        assert asyncio.run(meanwhile()) is None
+        assert asyncio.run(Meanwhile(cast(Context, None)).twice([str(point)], 5000, 0.0)) is None
+        assert rounds == [Failed(str(point), "Transport endpoint is not connected")]
     finally:
         subprocess.run(["mount", "-t", "tmpfs", "none", str(point)], check=True)  # for the end of the fixture
 

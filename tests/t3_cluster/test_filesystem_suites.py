@@ -89,9 +89,16 @@ def test_pjdfstest(pair: Pair, tmp_path: Path) -> None:
         pytest.skip("PJDFSTEST does not tell where the built sources of pjdfstest are")
     words = (program("prove"), "-r", "--failures", f"{sources}/tests")
     plain, done = run(words, tmp_path / "plain", 1800), run(words, pair.n1.dir / "pjdfstest", 1800)
+    assert ran(done.stdout) == ran(plain.stdout) > 0, done.stdout[-2000:] + done.stderr[-2000:]
     differing = failures(done.stdout) - failures(plain.stdout) - set(ACCEPTED)
     assert not differing, sorted(differing)
     equal(pair)
+
+
+def ran(told: str) -> int:
+    """How many tests `prove` has run; 0 when it does not say so: it may have found none, or have been ended."""
+    found = re.search(r"^Files=\d+, Tests=(\d+),", told, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def failures(told: str) -> set[tuple[str, int]]:
@@ -111,6 +118,7 @@ def test_what_prove_tells_is_read() -> None:
     told = (
         "/x/tests/rename/00.t (Wstat: 0 Tests: 99 Failed: 4)\n  Failed tests:  3, 7-9\n/x/tests/link/00.t (Wstat: 0)\n"
     )
+    assert ran(told) == 0 and ran(told + "Files=2, Tests=104,  1 wallclock secs\n") == 104
     assert failures(told + "  Failed test:  2\n") == {
         *(("rename/00.t", number) for number in (3, 7, 8, 9)),
         ("link/00.t", 2),
