@@ -260,8 +260,9 @@ def _not_synchronised(s: Situation) -> Verdict | None:
 
 def _waiting(s: Situation) -> Verdict:
     serving = s.remote_state in ("ALONE", "PRIM")
-    if s.color == "magenta" and serving and (failed := _not_synchronised(s)):
-        return failed
+    if s.color == "magenta" and serving:
+        begins = "the application runs on the other server; this one is starting or stopping"
+        return _not_synchronised(s) or Verdict(Kind.DEGRADED, s.since, begins, "")
     if s.color == "magenta":
         return Verdict(Kind.STOPPED, s.since, "the module is starting or stopping", "")
     if what := _set_back(s):

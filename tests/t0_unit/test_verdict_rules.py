@@ -55,6 +55,7 @@ def situation(
         ("WAIT red", "ALONE green", {"rfs.uptodate": "down", "ping.r": "down"}, Kind.DEGRADED, "safekit why"),
         ("WAIT red", "UNKNOWN grey", {**RFS, "intf.net": "down"}, Kind.STOPPED, "safekit why"),
         ("WAIT magenta", "UNKNOWN grey", RFS, Kind.STOPPED, ""),
+        ("WAIT magenta", "ALONE green", RFS, Kind.DEGRADED, ""),
         ("WAIT red", "ALONE green", {"rfs.uptodate": "down", **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
         ("WAIT red", "UNKNOWN grey", {"rfs.uptodate": "down", **MISFIT}, Kind.DEGRADED, "safekit -H SERVERS -E AM"),
         ("WAIT red", "WAIT red", {"rfs.uptodate": "down", **MISFIT}, Kind.AT_RISK, "only if its data are lost"),
