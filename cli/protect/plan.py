@@ -60,18 +60,6 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
-class Way:
-    """What is done on the other server before the module comes: its service is stopped and does not start at boot any
-    more, what stands in the place of a directory is set aside, and an empty one of the same owner and mode is made."""
-
-    units: tuple[str, ...]
-    disabled: tuple[str, ...]
-    directories: tuple[Directory, ...]
-    aside: str
-    """The end of the names of what is set aside."""
-
-
-@dataclass(frozen=True)
 class Plan:
     """What the module will be. `units` are started in this order, and stopped in the other one."""
 
@@ -93,11 +81,6 @@ class Plan:
     notes: tuple[str, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     waived: tuple[Obstacle, ...] = field(default=())
-
-    @property
-    def bytes(self) -> int:
-        """Of the data."""
-        return sum(each.bytes for each in self.directories)
 
 
 GIGABIT = 110e6
@@ -289,6 +272,10 @@ def _programs(here: Server, there: Server) -> Iterator[Obstacle]:
         yield Obstacle("package", f"{mine.name} comes from {mine.package or 'no package'} on {here.node} and from"
                        f" {other.package or 'no package'} on {there.node}",
                        "install it in the same way on both", there.node, waivable=True)  # fmt: skip
+    for part in sorted({*other.parts} - {*mine.parts}):
+        # It would be neither stopped nor disabled there, and its data may be where the module's come.
+        yield Obstacle("units", f"{part}, a part of {other.name}, runs on {there.node} and not on {here.node}",
+                       f"systemctl disable --now {part}", there.node)  # fmt: skip
     theirs = {each.path: each.digest for each in other.needs}
     for each in mine.needs:
         if each.digest and not theirs.get(each.path):

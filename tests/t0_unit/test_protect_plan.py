@@ -79,6 +79,7 @@ def test_nothing_speaks_against_two_servers_that_are_alike() -> None:
         ("inactive", unit_of(HERE, active=False), THERE),
         ("oneshot", unit_of(HERE, parts=(), main_pid=0), THERE),
         ("socket", unit_of(HERE, sockets=("postgresql.socket",)), THERE),
+        ("units", HERE, unit_of(THERE, parts=(*UNIT.parts, "postgresql@16-test.service"))),
         ("version", HERE, unit_of(THERE, version="249")),
         ("package", HERE, unit_of(THERE, package="postgresql")),
         ("program", unit_of(HERE, needs=(Needed("/opt/a", "1"),)), unit_of(THERE, needs=(Needed("/opt/a", ""),))),
