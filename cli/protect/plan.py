@@ -272,7 +272,8 @@ def _programs(here: Server, there: Server) -> Iterator[Obstacle]:
         yield Obstacle("package", f"{mine.name} comes from {mine.package or 'no package'} on {here.node} and from"
                        f" {other.package or 'no package'} on {there.node}",
                        "install it in the same way on both", there.node, waivable=True)  # fmt: skip
-    for part in sorted({*other.parts} - {*mine.parts}):
+    runs = bool(mine.parts or mine.main_pid)  # else it is told already that it does not
+    for part in sorted({*other.parts} - {*mine.parts}) if runs else ():
         # It would be neither stopped nor disabled there, and its data may be where the module's come.
         yield Obstacle("units", f"{part}, a part of {other.name}, runs on {there.node} and not on {here.node}",
                        f"systemctl disable --now {part}", there.node)  # fmt: skip
