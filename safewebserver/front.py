@@ -43,6 +43,7 @@ FULL_SECONDS = 1.0
 TELL_SECONDS = 60.0
 """Between two lines about it."""
 CLOSE_SECONDS = 2.0
+END_SECONDS = 10.0
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -379,7 +380,16 @@ class Front:
         self._say("the certificates were changed; new connections use them")
 
     async def close(self) -> None:
-        """Listen no more; what is being answered has CLOSE_SECONDS."""
+        """Listen no more; what is being answered has CLOSE_SECONDS. After END_SECONDS in all, the end of this process
+        ends what is left."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._close()
+        except TimeoutError:
+            text = f"safehttp and safetls did not end within {END_SECONDS:g} s; they end with this process"
+            print(f"safewebserver: {text}", file=sys.stderr, flush=True)
+
+    async def _close(self) -> None:
         self._closing = True
         await self._accepting.end()
         for sock in self._listening:

@@ -22,6 +22,8 @@ USER = "safekit-join"
 """The name that is proved with the code. No user of the web service has it."""
 SECONDS = 600.0
 TRIES = 5
+JUDGED_SECONDS = 15.0
+"""The last try is judged, and does its work, in this time."""
 ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
 """Without signs that look alike."""
 LENGTH = 8
@@ -29,13 +31,14 @@ LENGTH = 8
 
 @dataclass(frozen=True)
 class Invitation:
-    """What is kept of it. `hashed`: bcrypt, of the code; `until`: of the clock that no administrator sets, of that
-    boot."""
+    """What is kept of it. `hashed`: bcrypt, of the code; `until`, and `tried`, when the last try began: of the clock
+    that no administrator sets, of that boot."""
 
     hashed: str
     until: float
     boot: str
     tries: int = 0
+    tried: float = 0.0
 
 
 def path() -> Path:
@@ -60,15 +63,16 @@ def make() -> str:
 
 
 def present() -> Invitation | None:
-    """The one that is valid now."""
+    """The one that is valid now; after the last try, as long as that may take."""
     try:
         found = Invitation(**json.loads(path().read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         return None  # no file of ours
-    valid = found.until > _now() and found.boot == boot_identity() and found.tries < TRIES
-    return found if valid else None
+    now = _now()
+    open_ = found.tries < TRIES or now - found.tried < JUDGED_SECONDS
+    return found if open_ and found.until > now and found.boot == boot_identity() else None
 
 
 def spend() -> bool:
@@ -76,9 +80,9 @@ def spend() -> bool:
     right: who breaks off has had it."""
     with _lock():
         found = present()
-        if found is None:
+        if found is None or found.tries >= TRIES:
             return False
-        _write(replace(found, tries=found.tries + 1))
+        _write(replace(found, tries=found.tries + 1, tried=_now()))
         return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +66,19 @@ def test_wrong_codes_are_counted_and_then_the_right_one_is_void(server: WebServe
     code = invitation.make()
     for _ in range(invitation.TRIES):
         assert refused(server, WRONG) == "credentials"
-    assert invitation.present() is None
-    assert refused(server, code) in ("wait", "unproved"), "this address has guessed often, too"
+    assert refused(server, code) in ("wait", "no_invitation", "unproved"), "this address has guessed often, too"
+    assert not invitation.spend()
+
+
+def test_the_last_try_counts_as_the_others(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = invitation.make()
+    for _ in range(invitation.TRIES - 1):
+        assert invitation.spend()
+    assert ask(server, code)["status"] == 1, "the command that applies the cluster was run"
+    assert not invitation.spend(), "there was no try left"
+    later = time.clock_gettime(time.CLOCK_BOOTTIME) + invitation.JUDGED_SECONDS
+    monkeypatch.setattr(invitation, "_now", lambda: later)
+    assert invitation.present() is None and not invitation.left()
 
 
 def test_a_code_ends_with_its_time_with_the_boot_and_with_the_cluster(
