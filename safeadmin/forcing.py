@@ -38,6 +38,8 @@ class Forcing:
         self._watched, self._beside, self._forward = watched, beside, forward
         self._task: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
+        self.asked = 0
+        """How many have asked for a forced stop, also while one was at work."""
 
     @property
     def active(self) -> bool:
@@ -72,6 +74,7 @@ class Forcing:
 
     async def run(self, who: str, *, announce: bool) -> None:
         """Stop without heart. A second call waits for the first."""
+        self.asked += 1
         if not self.active:
             stop = forcestop.run(self._name, who, self._log, self._config(), self._bus, announce)
             self._task = self._beside.start(stop)

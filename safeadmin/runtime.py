@@ -166,7 +166,11 @@ class ModuleRuntime:
     async def _give_up(self, seconds: float) -> None:
         """M1: heart has been silent for as long as the other server waits."""
         self.log.event("heart_silent", seconds=f"{seconds:.0f}")
+        asked = self._forcing.asked
         await self._forcing.run("safeadmin", announce=True)
+        if self._forcing.asked != asked + 1:
+            self.log.event("internal", text="the module is not started again: somebody asked to stop it meanwhile")
+            return
         if self._too_often():
             return
         try:
